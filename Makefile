@@ -1,0 +1,46 @@
+# The commands of this project. Everything they make lies below target/ (see scripts/lib.sh
+# for the one exception: a clone that the unprivileged user cannot reach).
+
+SHELL := /bin/bash
+CARGO_TARGET_DIR := $(CURDIR)/target
+PGRX_HOME := $(CURDIR)/target/pgrx
+export CARGO_TARGET_DIR PGRX_HOME
+
+.DEFAULT_GOAL := help
+.PHONY: help demo psql demo-stop test bench docs install check clean-run
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## build, start a throwaway cluster, show the whole loop on a real trace
+	@scripts/demo.sh run $(ARGS)
+
+psql: ## open psql on the demo's cluster; scripts: make -s psql ARGS="-Atc 'SELECT 1'"
+	@scripts/demo.sh psql $(ARGS)
+
+demo-stop: ## stop and remove the demo's cluster
+	@scripts/demo.sh stop
+
+test: ## every test, on PostgreSQL 15 and 18; TEST_PG=15 restricts
+	@scripts/test.sh
+
+bench: ## the benches, which print ratios; ARGS="--rows 200000" for a short one
+	@scripts/bench.sh $(ARGS)
+
+docs: ## the Rust documentation, below target/doc
+	@scripts/bootstrap.sh 15
+	@cargo doc --no-deps --document-private-items --workspace
+
+install: ## install into a real server; PG_CONFIG=… names it
+	@scripts/install.sh $(PG_CONFIG)
+
+check: ## format, tidy, lints and documentation, without a server
+	@scripts/bootstrap.sh 15
+	@cargo fmt --all --check
+	@cargo test --quiet -p foreshard_core
+	@cargo clippy -p foreshard_core -p foreshard_test --all-targets -- -D warnings
+	@cargo clippy -p foreshard --no-default-features --features pg15 -- -D warnings
+	@RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items --workspace
+
+clean-run: ## stop and remove every cluster and staged installation; builds stay
+	@scripts/clean-run.sh

@@ -1,0 +1,294 @@
+//! How long a move takes against the least that copying can take, and what clients feel.
+//!
+//! One table is one slot: N rows of about 200 bytes, a primary key and two indexes, under
+//! key updates at fixed times. Measured in one run, on the same data, under the same load:
+//!
+//! * raw: `INSERT … SELECT` into a bare table, then the same indexes: what a copy costs
+//!   without any of the rest;
+//! * move: `foreshard.move_slot`, in all and up to each phase.
+//!
+//! `foreshard-bench-move [--rows N] [--rate N]` (2,000,000 rows, 500 updates/s)
+
+use foreshard_test::load::{Load, Session, Window};
+use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, wait_until};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Clients that update.
+const CLIENTS: usize = 8;
+/// How long the load is watched without a move.
+const BEFORE: Duration = Duration::from_secs(10);
+/// How long a move may take.
+const PATIENCE: Duration = Duration::from_secs(900);
+const DATABASE: &str = "bench";
+
+struct Options {
+    rows: u64,
+    rate: f64,
+}
+
+impl Options {
+    fn parse() -> Result<Options> {
+        let mut options = Options {
+            rows: 2_000_000,
+            rate: 500.0,
+        };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().and_then(|value| value.parse::<f64>().ok());
+            match (name.as_str(), value) {
+                ("--rows", Some(rows)) if rows >= 1.0 => options.rows = rows as u64,
+                ("--rate", Some(rate)) if rate > 0.0 => options.rate = rate,
+                _ => {
+                    return Err(Error::new(
+                        format!("The argument {name} is unknown or lacks a number."),
+                        "Use --rows N and --rate N.",
+                    ));
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// A client that updates random keys.
+struct Updater {
+    rows: u64,
+    state: u64,
+}
+
+impl Session for Updater {
+    fn connected(&mut self, client: &mut Client) -> std::result::Result<(), SqlError> {
+        client.prepare(
+            "u",
+            "UPDATE account SET balance = balance + 1 WHERE id = $1",
+        )
+    }
+
+    fn step(&mut self, client: &mut Client) -> std::result::Result<(), SqlError> {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        let key = (self.state % self.rows + 1).to_string();
+        client.exec_prepared("u", &[Some(&key)]).map(drop)
+    }
+}
+
+fn main() -> ExitCode {
+    match Options::parse().and_then(|options| run(&options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let cluster = Cluster::start(
+        &ClusterOptions::new("bench")
+            .set("shared_buffers", "512MB")
+            .set("max_wal_size", "8GB")
+            .set("maintenance_work_mem", "256MB"),
+    )?;
+    let mut client = prepare(&cluster, options)?;
+    let sessions = (0..CLIENTS as u64)
+        .map(|number| Updater {
+            rows: options.rows,
+            state: number * 0x9e37_79b9 + 12345,
+        })
+        .collect();
+    let load = Load::start(
+        &cluster.conninfo(DATABASE),
+        options.rate,
+        "warm-up",
+        sessions,
+    )?;
+    std::thread::sleep(Duration::from_secs(2));
+    load.mark("before");
+    std::thread::sleep(BEFORE);
+    load.mark("raw copy");
+    let (insert, index) = raw_copy(&mut client)?;
+    load.mark("pause");
+    client.exec("DROP TABLE raw; CHECKPOINT")?;
+    std::thread::sleep(Duration::from_secs(3));
+    load.mark("move");
+    let (elapsed, phases) = move_slot(&mut client)?;
+    load.mark("after");
+    std::thread::sleep(Duration::from_secs(5));
+    let errors = load.error_texts();
+    let windows = load.finish()?;
+
+    let raw = insert + index;
+    println!(
+        "raw: INSERT … SELECT {:.2} s, indexes {:.2} s, together {:.2} s ({:.0} rows/s)",
+        insert.as_secs_f64(),
+        index.as_secs_f64(),
+        raw.as_secs_f64(),
+        options.rows as f64 / raw.as_secs_f64()
+    );
+    println!(
+        "move: {:.2} s ({:.0} rows/s)",
+        elapsed.as_secs_f64(),
+        options.rows as f64 / elapsed.as_secs_f64()
+    );
+    println!("ratio move / raw: {:.2}", ratio(elapsed, raw));
+    for (event, at) in &phases {
+        println!(
+            "  up to {event}: {:.2} s, ratio {:.2}",
+            at.as_secs_f64(),
+            ratio(*at, raw)
+        );
+    }
+    print_clients(&windows, &errors);
+    verify(&mut client, &windows)
+}
+
+fn ratio(time: Duration, raw: Duration) -> f64 {
+    time.as_secs_f64() / raw.as_secs_f64()
+}
+
+fn prepare(cluster: &Cluster, options: &Options) -> Result<Client> {
+    let mut client = cluster.connect("postgres")?;
+    for shard in ["bench_a", "bench_b"] {
+        let dir = cluster.make_tablespace_dir(shard)?;
+        client.exec(&format!(
+            "CREATE TABLESPACE {shard} LOCATION '{}'",
+            dir.display()
+        ))?;
+    }
+    client.exec(&format!("CREATE DATABASE {DATABASE}"))?;
+    let mut client = cluster.connect(DATABASE)?;
+    println!("loading {} rows", options.rows);
+    client.exec(
+        "CREATE TABLE account (
+             id bigint PRIMARY KEY, owner int NOT NULL, opened timestamptz NOT NULL,
+             balance bigint NOT NULL DEFAULT 0, note text NOT NULL)",
+    )?;
+    client.exec(&format!(
+        "INSERT INTO account
+         SELECT g, hashint8(g), timestamptz '2024-01-01' + g * interval '1 second', 0,
+                repeat(md5(g::text), 5)
+         FROM generate_series(1, {}) g",
+        options.rows
+    ))?;
+    client.exec("CREATE INDEX account_owner ON account (owner)")?;
+    client.exec("CREATE INDEX account_opened ON account (opened)")?;
+    client.exec("CREATE EXTENSION foreshard")?;
+    client.exec(
+        "SELECT foreshard.add_shard('bench_a', 'bench_a'), foreshard.add_shard('bench_b', 'bench_b')",
+    )?;
+    client.exec(
+        "SELECT foreshard.distribute('account', 'id', slots => 1, shards => ARRAY['bench_a']::name[])",
+    )?;
+    client.exec("VACUUM (ANALYZE) account")?;
+    client.exec("CHECKPOINT")?;
+    let size = client.query_one("SELECT pg_size_pretty(sum(bytes)) FROM foreshard.slots")?;
+    println!(
+        "one slot of {size}, {CLIENTS} clients, {} updates/s",
+        options.rate
+    );
+    Ok(client)
+}
+
+/// The least a copy can cost: into a bare table, indexes afterwards, on the other shard.
+fn raw_copy(client: &mut Client) -> Result<(Duration, Duration)> {
+    let begin = Instant::now();
+    client.exec("CREATE TABLE raw (LIKE account) TABLESPACE bench_b")?;
+    client.exec("INSERT INTO raw SELECT * FROM account")?;
+    let insert = begin.elapsed();
+    let begin = Instant::now();
+    client.exec("ALTER TABLE raw ADD PRIMARY KEY (id) USING INDEX TABLESPACE bench_b")?;
+    client.exec("CREATE INDEX ON raw (owner) TABLESPACE bench_b")?;
+    client.exec("CREATE INDEX ON raw (opened) TABLESPACE bench_b")?;
+    Ok((insert, begin.elapsed()))
+}
+
+/// Moves the slot; the time it took, and the time of each event on the way.
+fn move_slot(client: &mut Client) -> Result<(Duration, Vec<(String, Duration)>)> {
+    let begin = Instant::now();
+    let id =
+        client.query_one("SELECT foreshard.move_slot(slot_id, 'bench_b') FROM foreshard.slots")?;
+    let mut last_error = String::new();
+    wait_until("the move ends", PATIENCE, || {
+        let rows = client.exec_params(
+            "SELECT state, coalesce(last_error, '') AS error FROM foreshard.progress_moves WHERE move_id = $1::bigint",
+            &[Some(&id)],
+        )?;
+        last_error = rows.field(0, "error").unwrap_or_default().to_string();
+        Ok(!matches!(
+            rows.field(0, "state"),
+            Some("waiting" | "running" | "cancelling")
+        ))
+    })?;
+    let elapsed = begin.elapsed();
+    let shard = client.query_one("SELECT shard FROM foreshard.slots")?;
+    if shard != "bench_b" {
+        return Err(Error::new(
+            format!("The move ended, but the slot is on {shard}. Its last error: {last_error}"),
+            "",
+        ));
+    }
+    let events = client.exec_params(
+        "SELECT event, extract(epoch FROM at - min(at) OVER ()) AS after_s, detail ->> 'to' AS to_phase
+         FROM foreshard.history WHERE move_id = $1::bigint ORDER BY event_id",
+        &[Some(&id)],
+    )?;
+    let phases = (0..events.len())
+        .filter_map(|row| {
+            let name = [events.field(row, "event"), events.field(row, "to_phase")];
+            let name = name.into_iter().flatten().collect::<Vec<_>>().join(" ");
+            let at = events.parse::<f64>(row, "after_s")?;
+            Some((name, Duration::from_secs_f64(at.max(0.0))))
+        })
+        .collect();
+    Ok((elapsed, phases))
+}
+
+fn print_clients(windows: &[Window], errors: &[String]) {
+    println!(
+        "clients        {:>8} {:>8} {:>8} {:>8} {:>9} {:>7}",
+        "updates", "p50 ms", "p99 ms", "max ms", "gap ms", "errors"
+    );
+    for window in windows {
+        if window.label == "warm-up" || window.label == "pause" {
+            continue;
+        }
+        println!(
+            "  {:<12} {:>8} {:>8.2} {:>8.2} {:>8.1} {:>9.1} {:>7}",
+            window.label,
+            window.latencies.count(),
+            window.latencies.p50_ms(),
+            window.latencies.p99_ms(),
+            window.latencies.max_ms(),
+            window.longest_gap.as_secs_f64() * 1000.0,
+            window.errors
+        );
+    }
+    errors.iter().for_each(|error| println!("error: {error}"));
+    let find = |label: &str| windows.iter().find(|window| window.label == label);
+    if let (Some(before), Some(during)) = (find("before"), find("move")) {
+        let (before, during) = (&before.latencies, &during.latencies);
+        println!(
+            "ratio during the move / before: p50 {:.2}, p99 {:.2}, max {:.2}",
+            during.p50_ms() / before.p50_ms(),
+            during.p99_ms() / before.p99_ms(),
+            during.max_ms() / before.max_ms()
+        );
+    }
+}
+
+/// Every update the clients saw committed is in the moved table, and no other.
+fn verify(client: &mut Client, windows: &[Window]) -> Result<()> {
+    let updates: u64 = windows.iter().map(|window| window.latencies.count()).sum();
+    let errors: u64 = windows.iter().map(|window| window.errors).sum();
+    let found = client.query_one("SELECT sum(balance) FROM account")?;
+    if errors == 0 && found != updates.to_string() {
+        return Err(Error::new(
+            format!("The table holds {found} updates where the clients made {updates}."),
+            "This is a bug of foreshard; please report it.",
+        ));
+    }
+    println!("verified: the table holds the clients' {updates} updates, {errors} failed");
+    Ok(())
+}

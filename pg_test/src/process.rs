@@ -1,0 +1,58 @@
+//! Processes by number: signals, children, and whether one is really gone.
+
+use crate::error::{Error, Result};
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// Sends a signal. A process that is gone already is no error.
+pub fn signal(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: kill has no memory effects.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// The state letter and parent of a process.
+fn status(pid: i32) -> Option<(char, i32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name is in parentheses and may hold anything, so start after the last one.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.next()?.parse().ok()?))
+}
+
+/// True while a process runs; a zombie does not.
+pub fn alive(pid: i32) -> bool {
+    status(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+}
+
+/// The direct children of a process.
+pub fn children(parent: i32) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&pid| status(pid).is_some_and(|(_, of)| of == parent))
+        .collect()
+}
+
+/// Asks a condition every 10 ms until it holds, or fails with `what` at the timeout.
+pub fn wait_until(
+    what: &str,
+    timeout: Duration,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    while !condition()? {
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                format!("Waited {:.1} s in vain: {what}.", timeout.as_secs_f64()),
+                "",
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

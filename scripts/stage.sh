@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Builds the extension and installs it into a private copy of PostgreSQL:
+#   stage.sh <15|16|17|18> <release|debug|bare>
+# "bare" makes the private copy only. Prints the directory of the server's programs.
+# The system's own PostgreSQL directories are never touched.
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+
+major=${1:-15}
+profile=${2:-release}
+[[ $major =~ ^(15|16|17|18)$ ]] || die "Unknown version \"$major\"." "Use 15, 16, 17 or 18."
+[[ $profile =~ ^(release|debug|bare)$ ]] || die "Unknown profile \"$profile\"." "Use release, debug or bare."
+config=$(pg_config_of "$major") ||
+  die "PostgreSQL $major with headers is not installed." "Run scripts/bootstrap.sh all."
+run=$(run_dir)
+tree=$run/pg$major
+exec 9>"$run/.stage.lock"
+flock 9
+
+# The server finds its share and library directories relative to its own executable, so a
+# copy that keeps the layout is complete.
+copy_tree() {
+  local version
+  version=$("$config" --version)@$config
+  if [[ -x $(cat "$run/pg$major.path" 2>/dev/null)/postgres && $(cat "$tree/.source" 2>/dev/null) == "$version" ]]; then
+    return
+  fi
+  say "copying PostgreSQL $major to $tree"
+  local new=$tree.new bin
+  rm -rf "$new"
+  mkdir -p "$new"
+  if [[ $config == /usr/lib/postgresql/* ]]; then
+    mkdir -p "$new/lib/postgresql/$major" "$new/share/postgresql"
+    cp -rL --preserve=mode,timestamps "/usr/lib/postgresql/$major/bin" "/usr/lib/postgresql/$major/lib" \
+      "$new/lib/postgresql/$major/"
+    cp -rL --preserve=mode,timestamps "/usr/share/postgresql/$major" "$new/share/postgresql/"
+    bin=lib/postgresql/$major/bin
+  else
+    # The wheel: the installation and the libraries it was linked with lie beside each other.
+    local install=${config%/bin/pg_config}
+    local site=${install%/*}
+    while [[ $site == *site-packages/* && ${site%/*} != *site-packages ]]; do site=${site%/*}; done
+    cp -a "$site" "$new/"
+    local libs
+    for libs in "${site%/*}"/*.libs; do
+      if [[ -d $libs ]]; then cp -a "$libs" "$new/"; fi
+    done
+    bin=${site##*/}${install#"$site"}/bin
+  fi
+  chmod -R a+rX "$new"
+  echo "$version" >"$new/.source"
+  rm -rf "$tree.old"
+  if [[ -e $tree ]]; then mv "$tree" "$tree.old"; fi
+  mv "$new" "$tree"
+  rm -rf "$tree.old"
+  echo "$tree/$bin" >"$run/pg$major.path"
+}
+
+# replace FROM TO: a running server keeps the library it has mapped, so files are never
+# written in place but renamed over.
+replace() {
+  if cmp -s "$1" "$2"; then return; fi
+  cp "$1" "$2.new"
+  chmod 0644 "$2.new"
+  mv -f "$2.new" "$2"
+}
+
+install_extension() {
+  local out=$TARGET/pkg-$major flags=() bin lib share file
+  if [[ $profile == debug ]]; then flags=(--debug); fi
+  say "building the extension for PostgreSQL $major ($profile; some minutes the first time)"
+  (cd "$ROOT" && cargo pgrx package --no-default-features --features "pg$major" --pg-config "$config" \
+    "${flags[@]}" --out-dir "$out") >"$TARGET/stage-$major.log" 2>&1 || {
+    tail -n 40 "$TARGET/stage-$major.log" >&2
+    die "The extension does not build for PostgreSQL $major." "The whole output is in $TARGET/stage-$major.log."
+  }
+  bin=$(cat "$run/pg$major.path")
+  lib=$("$bin/pg_config" --pkglibdir)
+  share=$("$bin/pg_config" --sharedir)/extension
+  file=$(find "$out" -name foreshard.so | head -n 1)
+  [[ -n $file ]] || die "The package in $out holds no foreshard.so." "Remove $out and run this again."
+  replace "$file" "$lib/foreshard.so"
+  local package
+  package=$(dirname "$(find "$out" -name foreshard.control | head -n 1)")
+  for file in "$share"/foreshard--*.sql; do
+    if [[ -e $file && ! -e $package/${file##*/} ]]; then rm -f "$file"; fi
+  done
+  for file in "$package"/foreshard*; do replace "$file" "$share/${file##*/}"; done
+}
+
+copy_tree
+if [[ $profile != bare ]]; then install_extension; fi
+cat "$run/pg$major.path"

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Every kind of test, in the order in which failures are cheapest:
+# format, core, lints, documentation, then real servers of each version.
+# TEST_PG="15" restricts the versions. The last line is "N passed, N failed".
+set -euo pipefail
+source "$(dirname "$0")/lib.sh"
+cd "$ROOT"
+
+versions=${TEST_PG:-15 18}
+for version in $versions; do
+  [[ $version =~ ^(15|18)$ ]] || die "TEST_PG names version \"$version\"." "Use 15, 18 or both."
+done
+need cargo "Install Rust 1.95 from the distribution or with rustup."
+if [[ $versions == 15 ]]; then scripts/bootstrap.sh 15; else scripts/bootstrap.sh all; fi
+
+passed=0
+failed=0
+failures=()
+
+# check NAME COMMAND...: one check that passes or fails as a whole.
+check() {
+  local name=$1
+  shift
+  say "$name"
+  if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) failures+=("$name"); fi
+}
+
+# tests NAME COMMAND...: a cargo test run, counted by its "test result:" lines.
+tests() {
+  local name=$1 output=$TARGET/test-output status=0 good bad
+  shift
+  say "$name"
+  "$@" 2>&1 | tee "$output" || status=$?
+  good=$(awk '/^test result:/ { sum += $4 } END { print sum + 0 }' "$output")
+  bad=$(awk '/^test result:/ { sum += $6 } END { print sum + 0 }' "$output")
+  # A run that does not even build has no such line.
+  if [[ $status -ne 0 && $bad -eq 0 ]]; then bad=1; fi
+  passed=$((passed + good))
+  failed=$((failed + bad))
+  if [[ $bad -gt 0 ]]; then failures+=("$name"); fi
+}
+
+document() {
+  RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items -p foreshard_core -p foreshard_test &&
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items -p foreshard
+}
+
+check 'format' cargo fmt --all --check
+tests 'core tests' cargo test --no-fail-fast -p foreshard_core
+check 'clippy, core and harness' cargo clippy -p foreshard_core -p foreshard_test --all-targets -- -D warnings
+check 'clippy, extension' cargo clippy -p foreshard --no-default-features --features pg15 -- -D warnings
+check 'rustdoc' document
+for version in $versions; do
+  check "extension for PostgreSQL $version" scripts/stage.sh "$version" release
+  FORESHARD_PG=$version tests "server tests on PostgreSQL $version" \
+    cargo test --no-fail-fast -p foreshard_test
+done
+
+for name in ${failures[@]+"${failures[@]}"}; do printf 'failed: %s\n' "$name"; done
+echo "$passed passed, $failed failed"
+[[ $failed -eq 0 ]]

@@ -1,0 +1,22 @@
+COMMENT ON TABLE foreshard.shard IS 'Places for data: a tablespace with a capacity in cost units per second.';
+COMMENT ON TABLE foreshard.colocation_group IS 'Groups of managed tables with one key type and one slot layout.';
+COMMENT ON TABLE foreshard.managed_table IS 'Tables that foreshard manages.';
+COMMENT ON TABLE foreshard.slot IS 'Slots: one hash remainder of a group each, on exactly one shard.';
+COMMENT ON TABLE foreshard.slot_partition IS 'The leaf partitions of every slot.';
+COMMENT ON TABLE foreshard.slot_heat IS 'Last reading of the counters and the current rates of every slot.';
+COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL means unknown.';
+COMMENT ON TABLE foreshard.forecast IS 'Latest forecast of every slot.';
+COMMENT ON TABLE foreshard.recommendation IS 'Latest plan: steps and refusals.';
+COMMENT ON TABLE foreshard.resharding_request IS 'Requests for moves.';
+COMMENT ON TABLE foreshard.move IS 'Moves of slots and the phase each is in.';
+COMMENT ON TABLE foreshard.move_relation IS 'Partitions of moves that are under way, with their shadows.';
+COMMENT ON TABLE foreshard.move_index IS 'Indexes of moves that are under way, with their shadows.';
+COMMENT ON TABLE foreshard.event IS 'What happened, in order.';
+
+COMMENT ON VIEW foreshard.slots IS 'Every slot of every managed table: partition, shard, size and the move it is in.';
+COMMENT ON VIEW foreshard.shards IS 'Every shard: slots, bytes, load, utilization and forecast peak (cost units per second).';
+COMMENT ON VIEW foreshard.heat_map IS 'Rates and heat of every slot; NULL means unknown.';
+COMMENT ON VIEW foreshard.forecasts IS 'Forecast load of every slot with its interval.';
+COMMENT ON VIEW foreshard.recommendations IS 'Moves that foreshard recommends, and why hot slots are left alone.';
+COMMENT ON VIEW foreshard.progress_moves IS 'Moves with phase, progress and what they wait for.';
+COMMENT ON VIEW foreshard.history IS 'What happened, in order.';

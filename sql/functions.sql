@@ -1,0 +1,45 @@
+-- Functions that are plain SQL, comments on all functions, and privileges: whoever may look, may look;
+-- nothing that changes state is executable by PUBLIC.
+
+CREATE FUNCTION foreshard.capture() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_capture';
+
+CREATE FUNCTION foreshard.monitor_resharding_progress(
+    OUT request_id bigint, OUT moves bigint, OUT done bigint, OUT running bigint, OUT waiting bigint,
+    OUT failed bigint, OUT percent numeric, OUT eta interval, OUT finished boolean)
+RETURNS SETOF record STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT r.request_id, count(p.move_id),
+           count(*) FILTER (WHERE p.state = 'done'),
+           count(*) FILTER (WHERE p.state IN ('running', 'cancelling')),
+           count(*) FILTER (WHERE p.state = 'waiting'),
+           count(*) FILTER (WHERE p.state IN ('failed', 'cancelled')),
+           round(avg(coalesce(p.percent, 0)), 1),
+           sum(p.eta),
+           bool_and(p.state IN ('done', 'failed', 'cancelled'))
+    FROM foreshard.resharding_request r JOIN foreshard.progress_moves p USING (request_id)
+    GROUP BY r.request_id ORDER BY r.request_id
+$$;
+
+COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that change while their partition moves.';
+COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of every resharding request.';
+COMMENT ON FUNCTION foreshard.add_shard(text, text, double precision) IS 'Adds a shard: a tablespace with a capacity in cost units (ms of CPU) per second.';
+COMMENT ON FUNCTION foreshard.start_keeper() IS 'Internal: asks for the keeper worker of this database.';
+COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[]) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE.';
+COMMENT ON FUNCTION foreshard.undistribute(regclass) IS 'Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.';
+COMMENT ON FUNCTION foreshard.get_shard_location(regclass, "any") IS 'Name of the shard that holds a key.';
+COMMENT ON FUNCTION foreshard.recommend() IS 'Plans now and shows every step and every refusal; changes nothing.';
+COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the moves that balance the forecast load, with its confidence, for request_resharding().';
+COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
+COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online.';
+COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cutover; the slot stays where it is.';
+
+GRANT USAGE ON SCHEMA foreshard TO PUBLIC;
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA foreshard FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION foreshard.get_shard_location(regclass, "any") TO PUBLIC;
+GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.recommend() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
+GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts,
+    foreshard.recommendations, foreshard.progress_moves, foreshard.history TO pg_monitor;
+
+SELECT foreshard.start_keeper();

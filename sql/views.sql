@@ -1,0 +1,87 @@
+-- What a DBA looks at. Views only read; every one is granted to PUBLIC unless it shows other people's work.
+
+CREATE VIEW foreshard.slots AS
+SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
+       h.shard_name AS shard,
+       pg_catalog.pg_total_relation_size(p.partition) AS bytes,
+       m.move_id, s.last_moved_at
+FROM foreshard.slot s
+JOIN foreshard.shard h USING (shard_id)
+JOIN foreshard.slot_partition p USING (slot_id)
+JOIN pg_catalog.pg_class c ON c.oid = p.partition
+LEFT JOIN foreshard.move m ON m.slot_id = s.slot_id AND NOT m.finished;
+
+CREATE VIEW foreshard.shards AS
+SELECT h.shard_id, h.shard_name AS shard, h.node_name AS node, h.tablespace_name AS tablespace, h.capacity, h.draining,
+       coalesce(l.slots, 0) AS slots,
+       coalesce(l.bytes, 0)::bigint AS bytes,
+       l.cost_units_per_s,
+       l.cost_units_per_s / h.capacity AS utilization,
+       f.forecast_peak
+FROM foreshard.shard h
+LEFT JOIN (
+    SELECT s.shard_id, count(*) AS slots, sum(b.bytes) AS bytes, sum(t.cost_units_per_s) AS cost_units_per_s
+    FROM foreshard.slot s
+    LEFT JOIN foreshard.slot_heat t USING (slot_id)
+    LEFT JOIN (
+        SELECT p.slot_id, sum(pg_catalog.pg_total_relation_size(p.partition)) AS bytes
+        FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition GROUP BY 1
+    ) b USING (slot_id)
+    GROUP BY 1
+) l USING (shard_id)
+LEFT JOIN (
+    SELECT q.shard_id, max(q.load) AS forecast_peak
+    FROM (SELECT s.shard_id, f.at, sum(f.cost_units_per_s) AS load
+          FROM foreshard.forecast f JOIN foreshard.slot s USING (slot_id) GROUP BY 1, 2) q
+    GROUP BY 1
+) f USING (shard_id);
+
+CREATE VIEW foreshard.heat_map AS
+SELECT s.slot_id, s.group_id, s.modulus, s.remainder, h.shard_name AS shard,
+       t.reads_per_s, t.writes_per_s, t.blocks_per_s, t.cost_units_per_s, t.heat,
+       t.cost_units_per_s / nullif(sum(t.cost_units_per_s) OVER (PARTITION BY s.group_id), 0) AS share,
+       t.observed_at
+FROM foreshard.slot s
+JOIN foreshard.shard h USING (shard_id)
+LEFT JOIN foreshard.slot_heat t USING (slot_id);
+
+CREATE VIEW foreshard.forecasts AS
+SELECT slot_id, at, cost_units_per_s, lower, upper, interval_level, model, history_buckets, mae, made_at
+FROM foreshard.forecast;
+
+CREATE VIEW foreshard.recommendations AS
+SELECT r.recommendation_id, r.made_at, r.action, r.slot_id, a.shard_name AS from_shard, b.shard_name AS to_shard,
+       r.confidence, r.benefit, r.bytes, r.imbalance_before, r.imbalance_after, r.reason, r.refusal, r.advice
+FROM foreshard.recommendation r
+LEFT JOIN foreshard.shard a ON a.shard_id = r.from_shard
+LEFT JOIN foreshard.shard b ON b.shard_id = r.to_shard;
+
+CREATE VIEW foreshard.progress_moves AS
+SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.state,
+       q.rows_done, q.rows_total, q.bytes_done, q.bytes_total,
+       CASE WHEN q.finished THEN 100.0
+            WHEN q.bytes_total > 0 THEN round(100.0 * q.bytes_done / q.bytes_total, 1) END AS percent,
+       q.bytes_done / nullif(extract(epoch FROM q.elapsed), 0)::float8 AS bytes_per_s,
+       CASE WHEN q.phase = 'copy' AND q.bytes_done > 0
+            THEN q.elapsed * ((q.bytes_total - q.bytes_done)::float8 / q.bytes_done) END AS eta,
+       q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed
+FROM (
+    SELECT m.move_id, m.request_id, m.slot_id, a.shard_name AS from_shard, b.shard_name AS to_shard,
+           m.phase, m.finished,
+           CASE WHEN m.finished THEN m.phase WHEN m.started_at IS NULL THEN 'waiting'
+                WHEN m.cancel_requested THEN 'cancelling' ELSE 'running' END AS state,
+           r.rows_done, r.rows_total,
+           r.blocks_done * current_setting('block_size')::bigint AS bytes_done,
+           r.blocks_total * current_setting('block_size')::bigint AS bytes_total,
+           m.pending_keys, m.lock_attempts, m.waiting_for, m.restarts, m.last_error, m.started_at,
+           coalesce(m.finished_at, clock_timestamp()) - m.started_at AS elapsed
+    FROM foreshard.move m
+    JOIN foreshard.shard a ON a.shard_id = m.from_shard
+    JOIN foreshard.shard b ON b.shard_id = m.to_shard
+    LEFT JOIN (SELECT move_id, sum(rows_done)::bigint AS rows_done, sum(rows_total)::bigint AS rows_total,
+                      sum(blocks_done)::bigint AS blocks_done, sum(blocks_total)::bigint AS blocks_total
+               FROM foreshard.move_relation GROUP BY 1) r USING (move_id)
+) q;
+
+CREATE VIEW foreshard.history AS
+SELECT event_id, at, event, move_id, slot_id, detail FROM foreshard.event;

@@ -1,0 +1,159 @@
+//! distribute and undistribute.
+
+use crate::catalog::rebuild::{Leaf, Shape, lock_with_notice, rebuild};
+use crate::catalog::{colocation, name_of, preflight, record_event, relation_bytes};
+use crate::pg::report::{PgResult, bad_argument, busy, error, unknown, unsupported, wrong_state};
+use crate::pg::types::Regclass;
+use crate::pg::{partition, security, spi};
+use foreshard_core::ring::{ShardWeight, place_slots};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde_json::json;
+
+/// Slots a table may have.
+const MAX_SLOTS: i32 = 4096;
+/// No shard gets more than this share over its fair number of slots.
+const EPSILON: f64 = 0.1;
+
+/// Turns a plain table into a managed one: hash-partitioned by `key` into `slots` partitions, placed on
+/// the shards. Runs in one transaction under ACCESS EXCLUSIVE. Returns the number of slots.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn distribute(
+    table: Regclass,
+    key: &str,
+    slots: default!(Option<i32>, "NULL"),
+    colocate_with: default!(Option<Regclass>, "NULL"),
+    shards: default!(Option<Vec<String>>, "NULL"),
+) -> PgResult<i32> {
+    let table = table.0;
+    let name = name_of(table)?;
+    security::require_owner(table, &name)?;
+    let kind = relation_kind(table)?;
+    let as_owner = security::as_extension_owner()?;
+    let managed = colocation::managed(table)?;
+    let group = colocate_with.map(|with| group_of(with.0)).transpose()?;
+    drop(as_owner);
+    if managed.is_some() {
+        return Err(wrong_state(format!("table {name} is already distributed")));
+    }
+    if kind != "r" {
+        return Err(unsupported(format!("{name} is not an ordinary table"))
+            .set_detail(if kind == "p" { "It is already partitioned." } else { "Only ordinary tables can be distributed." }));
+    }
+    if group.is_some() && (slots.is_some() || shards.is_some()) {
+        return Err(bad_argument("slots and shards cannot be given together with colocate_with")
+            .set_detail("A colocated table has the slots of its group."));
+    }
+    lock_with_notice(&name, relation_bytes(table)?)?;
+    let (attnum, key_type) = key_column(table, key, &name)?;
+    let mut reasons = preflight::against_rebuild(table)?;
+    reasons.extend(preflight::against_key(table, attnum)?);
+    refuse(&format!("table {name} cannot be distributed by \"{key}\""), reasons)?;
+
+    let as_owner = security::as_extension_owner()?;
+    let group_id = match group {
+        Some(group) if group.key_type != key_type => {
+            return Err(bad_argument(format!("key \"{key}\" has another type than the keys of the colocation group")));
+        }
+        Some(group) => group.group_id,
+        None => create_group(key_type, slots.unwrap_or(32), shards.as_deref())?,
+    };
+    let placed = colocation::slots_of(group_id)?;
+    drop(as_owner);
+    let leaves: Vec<Leaf> =
+        placed.iter().map(|(_, r, space)| Leaf { remainder: *r as u32, tablespace: space.clone() }).collect();
+    let rebuilt = rebuild(table, &Shape::Hash { key, leaves: &leaves })?;
+    let members: Vec<(i64, pg_sys::Oid)> = placed.iter().map(|(id, _, _)| *id).zip(rebuilt.leaves).collect();
+    let _owner = security::as_extension_owner()?;
+    colocation::insert_managed(rebuilt.table, group_id, key, &members)?;
+    record_event("distribute", None, None, json!({"table": name, "key": key, "slots": placed.len(), "rows": rebuilt.rows}))?;
+    Ok(placed.len() as i32)
+}
+
+/// Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn undistribute(table: Regclass) -> PgResult<()> {
+    let table = table.0;
+    let name = name_of(table)?;
+    security::require_owner(table, &name)?;
+    let as_owner = security::as_extension_owner()?;
+    let Some(managed) = colocation::managed(table)? else {
+        return Err(wrong_state(format!("table {name} is not managed by foreshard")));
+    };
+    if colocation::group_is_moving(managed.group_id)? {
+        return Err(busy(format!("slots of table {name} are being moved"))
+            .set_hint("Wait for foreshard.progress_moves to empty or call foreshard.cancel_move(move_id)."));
+    }
+    drop(as_owner);
+    lock_with_notice(&name, relation_bytes_of_tree(table)?)?;
+    refuse(&format!("table {name} cannot be undistributed"), preflight::against_rebuild(table)?)?;
+    let as_owner = security::as_extension_owner()?;
+    colocation::delete_managed(table)?;
+    drop(as_owner);
+    let rebuilt = rebuild(table, &Shape::Plain)?;
+    let _owner = security::as_extension_owner()?;
+    record_event("undistribute", None, None, json!({"table": name, "rows": rebuilt.rows}))
+}
+
+fn relation_kind(table: pg_sys::Oid) -> PgResult<String> {
+    Ok(spi::one::<String>("SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = $1", &[table.into()])?
+        .unwrap_or_default())
+}
+
+fn relation_bytes_of_tree(table: pg_sys::Oid) -> PgResult<i64> {
+    Ok(spi::one::<i64>(
+        "SELECT sum(pg_catalog.pg_total_relation_size(relid))::int8 FROM pg_catalog.pg_partition_tree($1::regclass)",
+        &[table.into()],
+    )?
+    .unwrap_or(0))
+}
+
+fn group_of(table: pg_sys::Oid) -> PgResult<colocation::ManagedRow> {
+    colocation::managed(table)?
+        .ok_or_else(|| wrong_state(format!("table {} is not managed by foreshard", name_of(table).unwrap_or_default())))
+}
+
+fn key_column(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<(i16, pg_sys::Oid)> {
+    let found = spi::rows(
+        "SELECT attnum, atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2::name AND attnum > 0 AND NOT attisdropped",
+        &[table.into(), key.into()],
+        |row| Ok((row.need::<i16>(1)?, row.need::<pg_sys::Oid>(2)?)),
+    )?;
+    let Some((attnum, key_type)) = found.into_iter().next() else {
+        return Err(error(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("column \"{key}\" of table {name} does not exist"),
+        ));
+    };
+    if !partition::is_hashable(key_type)? {
+        return Err(unsupported(format!("column \"{key}\" cannot be a key: its type has no hash operator class")));
+    }
+    Ok((attnum, key_type))
+}
+
+fn refuse(what: &str, reasons: Vec<String>) -> PgResult<()> {
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(unsupported(what.to_string())
+        .set_detail(reasons.join("\n"))
+        .set_hint("Each line names one reason; remove or change what it names and try again."))
+}
+
+/// Creates a group with its slots, placed by consistent hashing with bounded loads.
+fn create_group(key_type: pg_sys::Oid, slots: i32, shards: Option<&[String]>) -> PgResult<i32> {
+    if !(1..=MAX_SLOTS).contains(&slots) {
+        return Err(bad_argument(format!("slots must be between 1 and {MAX_SLOTS}")));
+    }
+    let shards = colocation::shards_named(shards)?;
+    let weights: Vec<ShardWeight> =
+        shards.iter().map(|s| ShardWeight { shard_id: s.shard_id, capacity: s.capacity }).collect();
+    let group_id = colocation::insert_group(key_type, slots)?;
+    let places = place_slots(group_id as u64, slots as u32, &weights, EPSILON).map_err(|e| unknown(e.to_string()))?;
+    for (remainder, shard_id) in places.into_iter().enumerate() {
+        colocation::insert_slot(group_id, slots, remainder as i32, shard_id)?;
+    }
+    Ok(group_id)
+}

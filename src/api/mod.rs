@@ -1,0 +1,7 @@
+//! The SQL functions: check arguments and privileges, call what is below, raise. One file per topic.
+
+mod distribute;
+mod locate;
+mod plan;
+mod reshard;
+mod setup;

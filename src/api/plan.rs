@@ -1,0 +1,104 @@
+//! What foreshard would do.
+
+use crate::catalog::decision::bytes_of;
+use crate::pg::report::{PgResult, bad_argument};
+use crate::pg::{guc, security};
+use crate::planner;
+use pgrx::JsonB;
+use pgrx::datum::Interval;
+use pgrx::prelude::*;
+
+const MAX_HORIZON_S: i128 = 604_800;
+
+type Recommendation = (
+    name!(action, String),
+    name!(slot_id, i64),
+    name!(from_shard, Option<String>),
+    name!(to_shard, Option<String>),
+    name!(confidence, Option<f64>),
+    name!(benefit, Option<f64>),
+    name!(bytes, i64),
+    name!(imbalance_before, Option<f64>),
+    name!(imbalance_after, Option<f64>),
+    name!(reason, Option<String>),
+    name!(refusal, Option<String>),
+    name!(advice, Option<String>),
+);
+
+/// Plans now and shows every step and every refusal; changes nothing.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn recommend() -> PgResult<TableIterator<'static, (
+    name!(action, String),
+    name!(slot_id, i64),
+    name!(from_shard, Option<String>),
+    name!(to_shard, Option<String>),
+    name!(confidence, Option<f64>),
+    name!(benefit, Option<f64>),
+    name!(bytes, i64),
+    name!(imbalance_before, Option<f64>),
+    name!(imbalance_after, Option<f64>),
+    name!(reason, Option<String>),
+    name!(refusal, Option<String>),
+    name!(advice, Option<String>),
+)>> {
+    let _owner = security::as_extension_owner()?;
+    let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
+    let mut rows: Vec<Recommendation> = Vec::new();
+    for step in &decision.plan.steps {
+        rows.push((
+            "move".to_string(),
+            step.segment,
+            Some(decision.shard_name(step.from)),
+            Some(decision.shard_name(step.to)),
+            Some(step.confidence),
+            Some(step.benefit),
+            bytes_of(step.segment, &decision.slots),
+            Some(step.peak_before),
+            Some(step.peak_after),
+            Some(step.reason.clone()),
+            None,
+            None,
+        ));
+    }
+    for refusal in &decision.plan.refusals {
+        let shard = decision.slots.iter().find(|s| s.slot_id == refusal.segment).map(|s| decision.shard_name(s.shard_id));
+        rows.push((
+            "none".to_string(),
+            refusal.segment,
+            shard,
+            None,
+            None,
+            None,
+            bytes_of(refusal.segment, &decision.slots),
+            None,
+            None,
+            None,
+            Some(refusal.reason.as_str().to_string()),
+            Some(refusal.reason.advice().to_string()),
+        ));
+    }
+    Ok(TableIterator::new(rows))
+}
+
+/// The map of moves that balances the forecast over the horizon, with the least confidence among them;
+/// an empty map and NULL when nothing is worth moving. Feeds request_resharding().
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn predict_shard_assignment(
+    horizon: default!(Option<Interval>, "NULL"),
+) -> PgResult<TableIterator<'static, (name!(shard_assignment_map, JsonB), name!(confidence, Option<f64>))>> {
+    let horizon_s = match horizon {
+        None => guc::FORECAST_HORIZON.get(),
+        Some(interval) => {
+            let seconds = interval.as_micros() / 1_000_000;
+            if !(1..=MAX_HORIZON_S).contains(&seconds) {
+                return Err(bad_argument("horizon must be between 1 second and 7 days"));
+            }
+            seconds as i32
+        }
+    };
+    let _owner = security::as_extension_owner()?;
+    let (map, confidence) = planner::decide(horizon_s)?.assignment(guc::MIN_CONFIDENCE.get());
+    Ok(TableIterator::once((JsonB(serde_json::Value::Object(map)), confidence)))
+}

@@ -1,0 +1,94 @@
+//! Moves: by map, by hand, and their end.
+
+use crate::catalog::moves;
+use crate::pg::report::{PgResult, bad_argument, unknown, wrong_state};
+use crate::pg::{guc, security, shmem};
+use pgrx::JsonB;
+use pgrx::prelude::*;
+use serde_json::{Map, Value};
+
+/// Every slot's tables must belong to the current user.
+fn require_slot_owner(slot_id: i64) -> PgResult<()> {
+    let as_owner = security::as_extension_owner()?;
+    let tables = moves::tables_of_slot(slot_id)?;
+    drop(as_owner);
+    for (table, name) in tables {
+        security::require_owner(table, &name)?;
+    }
+    Ok(())
+}
+
+fn file(map: &Map<String, Value>, confidence: Option<f64>) -> PgResult<(i64, Vec<i64>)> {
+    shmem::require_preloaded()?;
+    for key in map.keys() {
+        if let Ok(slot_id) = key.parse() {
+            require_slot_owner(slot_id)?;
+        }
+    }
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    let filed = moves::file_map(map, confidence, &user)?;
+    wake_keeper();
+    Ok(filed)
+}
+
+/// The keeper looks for work once a second; a commit need not wait for that.
+fn wake_keeper() {
+    let database = crate::pg::bgworker::database();
+    pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Commit, move || {
+        if let Some(keeper) = shmem::with_entry(database, |entry| entry.keeper) {
+            shmem::wake(keeper);
+        }
+    });
+}
+
+/// Files the moves of a whole map `{"<slot_id>": "<shard>"}`, if the confidence suffices and every entry
+/// is valid. Returns the request's id.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn request_resharding(confidence_score: f64, shard_assignment_map: JsonB) -> PgResult<i64> {
+    if !(0.0..=1.0).contains(&confidence_score) {
+        return Err(bad_argument("confidence_score must be between 0 and 1"));
+    }
+    let least = guc::MIN_CONFIDENCE.get();
+    if confidence_score < least {
+        return Err(wrong_state(format!("confidence {confidence_score} is below foreshard.min_confidence ({least})"))
+            .set_hint("Wait for more history, or move single slots with foreshard.move_slot()."));
+    }
+    let Value::Object(map) = shard_assignment_map.0 else {
+        return Err(bad_argument("shard_assignment_map must be an object")
+            .set_hint("The map has the form {\"<slot_id>\": \"<shard>\"}."));
+    };
+    Ok(file(&map, Some(confidence_score))?.0)
+}
+
+/// Moves one slot to a shard, online. Returns the move's id.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn move_slot(slot_id: i64, to_shard: &str) -> PgResult<i64> {
+    let mut map = Map::new();
+    map.insert(slot_id.to_string(), Value::String(to_shard.to_string()));
+    let (_, moves) = file(&map, None)?;
+    moves.first().copied().ok_or_else(|| crate::pg::report::internal("no move id"))
+}
+
+/// Stops a move and removes its copy; the slot stays where it is. False when it has already ended or
+/// passed the cutover.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn cancel_move(move_id: i64) -> PgResult<bool> {
+    let as_owner = security::as_extension_owner()?;
+    let found = moves::slot_of(move_id)?;
+    drop(as_owner);
+    let Some((slot_id, phase, finished)) = found else {
+        return Err(unknown(format!("move {move_id} does not exist")));
+    };
+    require_slot_owner(slot_id)?;
+    if finished || phase == "retire" {
+        return Ok(false);
+    }
+    let _owner = security::as_extension_owner()?;
+    let asked = moves::request_cancel(move_id)?;
+    wake_keeper();
+    Ok(asked)
+}

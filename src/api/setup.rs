@@ -1,0 +1,71 @@
+//! Shards, and the wake-up call of CREATE EXTENSION.
+
+use crate::catalog::{colocation, record_event};
+use crate::pg::report::{PgResult, bad_argument, error, unknown};
+use crate::pg::shmem::{self, State};
+use crate::pg::{bgworker, security, spi};
+use pgrx::prelude::*;
+use serde_json::json;
+
+const MAX_SHARDS: usize = 1024;
+
+/// Adds a shard: a place for data. Returns its id.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn add_shard(shard_name: &str, tablespace: default!(&str, "'pg_default'"), capacity: default!(f64, 1000.0)) -> PgResult<i32> {
+    if shard_name.is_empty() || shard_name.len() > 63 {
+        return Err(bad_argument("shard name must have 1 to 63 bytes"));
+    }
+    if !(capacity > 0.0 && capacity.is_finite()) {
+        return Err(bad_argument("capacity must be positive")
+            .set_detail("The unit is cost units (ms of CPU) per second."));
+    }
+    let known = spi::one::<bool>(
+        "SELECT spcname <> 'pg_global' FROM pg_catalog.pg_tablespace WHERE spcname = $1::name",
+        &[tablespace.into()],
+    )?;
+    match known {
+        Some(true) => {}
+        Some(false) => return Err(bad_argument("tablespace \"pg_global\" cannot hold user data")),
+        None => return Err(unknown(format!("tablespace \"{tablespace}\" does not exist"))),
+    }
+    let _owner = security::as_extension_owner()?;
+    let shards = colocation::shards()?;
+    if shards.iter().any(|s| s.name == shard_name) {
+        return Err(error(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("shard \"{shard_name}\" already exists")));
+    }
+    if shards.len() >= MAX_SHARDS {
+        return Err(error(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("there can be at most {MAX_SHARDS} shards"),
+        ));
+    }
+    let shard_id = colocation::insert_shard(shard_name, tablespace, capacity)?;
+    record_event("add_shard", None, None, json!({"shard": shard_name, "tablespace": tablespace, "capacity": capacity}))?;
+    Ok(shard_id)
+}
+
+/// Asks, at commit, for a keeper in this database. CREATE EXTENSION calls it.
+#[pg_extern(volatile, parallel_unsafe)]
+fn start_keeper() {
+    if !shmem::is_preloaded() {
+        pgrx::ereport!(
+            PgLogLevel::WARNING,
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "foreshard is not loaded by the server: nothing is observed and nothing can move",
+            "Set shared_preload_libraries = 'foreshard' in postgresql.conf and restart PostgreSQL."
+        );
+        return;
+    }
+    let database = bgworker::database();
+    pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Commit, move || {
+        shmem::with_entry(database, |entry| {
+            if entry.keeper == 0 {
+                entry.state = State::Probe;
+            }
+        });
+        if let Some(launcher) = shmem::with(|registry| registry.launcher) {
+            shmem::wake(launcher);
+        }
+    });
+}

@@ -1,0 +1,182 @@
+//! Shards, colocation groups, managed tables and slots.
+
+use crate::pg::report::{PgResult, bad_argument, unknown};
+use crate::pg::spi;
+use pgrx::pg_sys;
+
+/// A place for data.
+pub struct ShardRow {
+    /// Primary key.
+    pub shard_id: i32,
+    /// Name.
+    pub name: String,
+    /// Cost units per second.
+    pub capacity: f64,
+    /// Being emptied.
+    pub draining: bool,
+}
+
+/// All shards, by id.
+pub fn shards() -> PgResult<Vec<ShardRow>> {
+    spi::rows(
+        "SELECT shard_id, shard_name::text, capacity, draining FROM foreshard.shard ORDER BY shard_id",
+        &[],
+        |row| {
+            Ok(ShardRow {
+                shard_id: row.need(1)?,
+                name: row.need(2)?,
+                capacity: row.need(3)?,
+                draining: row.need(4)?,
+            })
+        },
+    )
+}
+
+/// The shards of these names, or all that are not draining.
+///
+/// # Errors
+/// 42704 for an unknown name, 22023 when none is left.
+pub fn shards_named(names: Option<&[String]>) -> PgResult<Vec<ShardRow>> {
+    let all = shards()?;
+    let chosen = match names {
+        None => all.into_iter().filter(|s| !s.draining).collect::<Vec<_>>(),
+        Some(names) => {
+            for name in names {
+                if !all.iter().any(|s| &s.name == name) {
+                    return Err(unknown(format!("shard \"{name}\" does not exist")));
+                }
+            }
+            all.into_iter().filter(|s| names.contains(&s.name)).collect()
+        }
+    };
+    if chosen.is_empty() {
+        return Err(bad_argument("there is no shard to place data on")
+            .set_hint("Create one: SELECT foreshard.add_shard('s1', 'pg_default');"));
+    }
+    Ok(chosen)
+}
+
+/// Adds a shard.
+pub fn insert_shard(name: &str, tablespace: &str, capacity: f64) -> PgResult<i32> {
+    spi::one_mut::<i32>(
+        "INSERT INTO foreshard.shard (shard_name, tablespace_name, capacity) VALUES ($1::name, $2::name, $3) RETURNING shard_id",
+        &[name.into(), tablespace.into(), capacity.into()],
+    )?
+    .ok_or_else(|| crate::pg::report::internal("no shard id"))
+}
+
+/// A managed table's group and the type of its key.
+pub struct ManagedRow {
+    /// Colocation group.
+    pub group_id: i32,
+    /// Type of the key.
+    pub key_type: pg_sys::Oid,
+}
+
+/// The managed table, None when it is not managed.
+pub fn managed(table: pg_sys::Oid) -> PgResult<Option<ManagedRow>> {
+    let found = spi::rows(
+        "SELECT g.group_id, g.key_type::oid \
+         FROM foreshard.managed_table m JOIN foreshard.colocation_group g USING (group_id) WHERE m.table_oid = $1",
+        &[table.into()],
+        |row| Ok(ManagedRow { group_id: row.need(1)?, key_type: row.need(2)? }),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Creates a group.
+pub fn insert_group(key_type: pg_sys::Oid, slots: i32) -> PgResult<i32> {
+    spi::one_mut::<i32>(
+        "INSERT INTO foreshard.colocation_group (key_type, slot_count) VALUES ($1::regtype, $2) RETURNING group_id",
+        &[key_type.into(), slots.into()],
+    )?
+    .ok_or_else(|| crate::pg::report::internal("no group id"))
+}
+
+/// Creates slot (modulus, remainder) on a shard.
+pub fn insert_slot(group_id: i32, modulus: i32, remainder: i32, shard_id: i32) -> PgResult<()> {
+    spi::run(
+        "INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id) VALUES ($1, $2, $3, $4)",
+        &[group_id.into(), modulus.into(), remainder.into(), shard_id.into()],
+    )?;
+    Ok(())
+}
+
+/// (slot id, remainder, tablespace) of a group's slots in order of remainder.
+pub fn slots_of(group_id: i32) -> PgResult<Vec<(i64, i32, String)>> {
+    spi::rows(
+        "SELECT s.slot_id, s.remainder, h.tablespace_name::text FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) \
+         WHERE s.group_id = $1 ORDER BY s.remainder",
+        &[group_id.into()],
+        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?)),
+    )
+}
+
+/// Registers a managed table and its partitions, given as (slot id, partition).
+pub fn insert_managed(table: pg_sys::Oid, group_id: i32, key: &str, leaves: &[(i64, pg_sys::Oid)]) -> PgResult<()> {
+    spi::run(
+        "INSERT INTO foreshard.managed_table (table_oid, group_id, key_column) VALUES ($1::regclass, $2, $3::name)",
+        &[table.into(), group_id.into(), key.into()],
+    )?;
+    for (slot_id, partition) in leaves {
+        spi::run(
+            "INSERT INTO foreshard.slot_partition (slot_id, table_oid, partition) VALUES ($1, $2::regclass, $3::regclass)",
+            &[(*slot_id).into(), table.into(), (*partition).into()],
+        )?;
+    }
+    Ok(())
+}
+
+/// Forgets a managed table, and its group when it was the last one.
+pub fn delete_managed(table: pg_sys::Oid) -> PgResult<()> {
+    spi::run("DELETE FROM foreshard.managed_table WHERE table_oid = $1", &[table.into()])?;
+    forget_empty_groups()
+}
+
+fn forget_empty_groups() -> PgResult<()> {
+    spi::run(
+        "DELETE FROM foreshard.colocation_group g WHERE NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.group_id = g.group_id)",
+        &[],
+    )?;
+    Ok(())
+}
+
+/// Forgets tables and partitions that somebody dropped. Returns whether anything was forgotten.
+pub fn reconcile() -> PgResult<bool> {
+    let stale = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)) \
+             OR EXISTS (SELECT FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition))",
+        &[],
+    )?;
+    if stale != Some(true) {
+        return Ok(false);
+    }
+    spi::run(
+        "DELETE FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)",
+        &[],
+    )?;
+    spi::run(
+        "DELETE FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition)",
+        &[],
+    )?;
+    forget_empty_groups()?;
+    Ok(true)
+}
+
+/// Name of the shard that holds a partition, None when the partition is not managed.
+pub fn shard_of_partition(partition: pg_sys::Oid) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT h.shard_name::text FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) \
+         JOIN foreshard.shard h USING (shard_id) WHERE p.partition = $1",
+        &[partition.into()],
+    )
+}
+
+/// Whether a slot of the group has a move that has not ended.
+pub fn group_is_moving(group_id: i32) -> PgResult<bool> {
+    Ok(spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) WHERE s.group_id = $1 AND NOT m.finished)",
+        &[group_id.into()],
+    )?
+    .unwrap_or(false))
+}

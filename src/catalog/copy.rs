@@ -1,0 +1,131 @@
+//! The statements that fill a shadow: chunks of the source without logged keys, and replay by state.
+//! They run as the table's owner under a security-restricted operation (index expressions, operators
+//! and types may be the owner's own code).
+
+use super::name_of;
+use super::shadow::RelationRow;
+use crate::pg::report::{PgResult, internal};
+use crate::pg::security;
+use crate::pg::spi;
+use pgrx::pg_sys;
+
+/// The texts both kinds of statement are made of.
+pub struct CopyPlan {
+    source: String,
+    shadow: String,
+    log: String,
+    columns: String,
+    key_names: Vec<String>,
+    operators: Vec<String>,
+    owner: pg_sys::Oid,
+    /// Attribute numbers that both copies store.
+    pub stored: Vec<i16>,
+}
+
+/// Prepares the statements for one relation.
+pub fn plan(row: &RelationRow) -> PgResult<CopyPlan> {
+    let columns = spi::rows(
+        "SELECT pg_catalog.quote_ident(attname), attnum FROM pg_catalog.pg_attribute \
+         WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' ORDER BY attnum",
+        &[row.source.into()],
+        |r| Ok((r.need::<String>(1)?, r.need::<i16>(2)?)),
+    )?;
+    // The equality of the identity index's own operator class, whatever schema it lives in.
+    let keys = spi::rows(
+        "SELECT pg_catalog.quote_ident(a.attname), format('OPERATOR(%I.%s)', n.nspname, o.oprname) \
+         FROM foreshard.move_relation r JOIN pg_catalog.pg_index i ON i.indexrelid = r.identity_index \
+         CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY k (attnum, opclass, n) \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+         JOIN pg_catalog.pg_opclass c ON c.oid = k.opclass \
+         JOIN pg_catalog.pg_amop p ON p.amopfamily = c.opcfamily AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype AND p.amopstrategy = 3 \
+         JOIN pg_catalog.pg_operator o ON o.oid = p.amopopr JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace \
+         WHERE r.source = $1 AND r.shadow = $2 AND k.n <= i.indnkeyatts ORDER BY k.n",
+        &[row.source.into(), row.shadow.into()],
+        |r| Ok((r.need::<String>(1)?, r.need::<String>(2)?)),
+    )?;
+    if keys.len() != row.key.len() || keys.is_empty() {
+        return Err(internal("the identity index of the moving partition changed"));
+    }
+    Ok(CopyPlan {
+        source: name_of(row.source)?,
+        shadow: name_of(row.shadow)?,
+        log: name_of(row.log)?,
+        columns: columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
+        stored: columns.iter().map(|(_, attnum)| *attnum).collect(),
+        key_names: keys.iter().map(|(name, _)| name.clone()).collect(),
+        operators: keys.into_iter().map(|(_, operator)| operator).collect(),
+        owner: security::relation_owner(row.source)?,
+    })
+}
+
+impl CopyPlan {
+    fn key_match(&self, log_alias: &str, row_alias: &str) -> String {
+        self.key_names
+            .iter()
+            .zip(&self.operators)
+            .enumerate()
+            .map(|(i, (name, operator))| format!("{log_alias}.k{} {operator} {row_alias}.{name}", i + 1))
+            .collect::<Vec<_>>()
+            .join(" AND ")
+    }
+
+    fn prefixed(&self, alias: &str) -> String {
+        self.columns.split(", ").map(|c| format!("{alias}.{c}")).collect::<Vec<_>>().join(", ")
+    }
+
+    fn distinct_keys(&self) -> String {
+        let columns = (1..=self.key_names.len()).map(|i| format!("k{i}")).collect::<Vec<_>>().join(", ");
+        format!("(SELECT DISTINCT {columns} FROM {}) l", self.log)
+    }
+
+    /// Copies blocks [first, last) and returns the rows. Rows whose key is logged are left to the replay:
+    /// the bare shadow then holds only versions that existed at capture, so its keys are unique.
+    pub fn chunk(&self, first: i64, last: i64) -> PgResult<u64> {
+        let _guard = security::as_restricted_owner(self.owner);
+        spi::run(
+            &format!(
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM ONLY {} s \
+                 WHERE s.ctid >= '({first},0)'::tid AND s.ctid < '({last},0)'::tid \
+                   AND NOT EXISTS (SELECT FROM {} l WHERE {})",
+                self.shadow, self.columns, self.prefixed("s"), self.source, self.log, self.key_match("l", "s")
+            ),
+            &[],
+        )
+    }
+
+    /// Makes the shadow equal to the source for every key logged by this transaction's snapshot (one
+    /// snapshot for all three statements), and forgets those log entries. Returns log entries replayed.
+    pub fn replay(&self) -> PgResult<u64> {
+        let _guard = security::as_restricted_owner(self.owner);
+        spi::run(
+            &format!("DELETE FROM {} t USING {} WHERE {}", self.shadow, self.distinct_keys(), self.key_match("l", "t")),
+            &[],
+        )?;
+        spi::run(
+            &format!(
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} JOIN ONLY {} s ON {}",
+                self.shadow, self.columns, self.prefixed("s"), self.distinct_keys(), self.source, self.key_match("l", "s")
+            ),
+            &[],
+        )?;
+        spi::run(&format!("DELETE FROM {}", self.log), &[])
+    }
+
+    /// Entries of the log now, counted up to `limit`.
+    pub fn pending(&self, limit: i64) -> PgResult<i64> {
+        Ok(spi::one::<i64>(
+            &format!("SELECT count(*) FROM (SELECT FROM {} LIMIT $1) q", self.log),
+            &[limit.into()],
+        )?
+        .unwrap_or(0))
+    }
+}
+
+/// Stores the progress of a copy, in the transaction that copied.
+pub fn set_progress(move_id: i64, source: pg_sys::Oid, blocks_done: i64, rows: u64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move_relation SET blocks_done = $3, rows_done = rows_done + $4 WHERE move_id = $1 AND source = $2",
+        &[move_id.into(), source.into(), blocks_done.into(), (rows as i64).into()],
+    )?;
+    Ok(())
+}

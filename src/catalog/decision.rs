@@ -1,0 +1,122 @@
+//! Rows of forecasts and recommendations, and the segments the planner works on.
+
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+use foreshard_core::forecast::ForecastPoint;
+use foreshard_core::placement::{Plan, Refusal, Step};
+
+/// A slot as the planner's input knows it.
+pub struct SlotRow {
+    /// Slot.
+    pub slot_id: i64,
+    /// Its shard.
+    pub shard_id: i32,
+    /// Bytes of all its tables with indexes and toast.
+    pub bytes: i64,
+    /// A move is under way or waiting.
+    pub moving: bool,
+    /// Seconds since its last move; None: never moved.
+    pub rested_s: Option<f64>,
+    /// Consecutive readings with an overloaded shard.
+    pub hot_buckets: i32,
+}
+
+/// Every slot with at least one partition.
+pub fn slots() -> PgResult<Vec<SlotRow>> {
+    spi::rows(
+        "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition))::int8, \
+                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
+                extract(epoch FROM pg_catalog.clock_timestamp() - s.last_moved_at)::float8, coalesce(max(h.hot_buckets), 0) \
+         FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) \
+         JOIN pg_catalog.pg_class c ON c.oid = p.partition LEFT JOIN foreshard.slot_heat h USING (slot_id) \
+         GROUP BY s.slot_id ORDER BY 1",
+        &[],
+        |row| {
+            Ok(SlotRow {
+                slot_id: row.need(1)?,
+                shard_id: row.need(2)?,
+                bytes: row.get(3)?.unwrap_or(0),
+                moving: row.need(4)?,
+                rested_s: row.get(5)?,
+                hot_buckets: row.need(6)?,
+            })
+        },
+    )
+}
+
+/// One slot's forecast as stored.
+pub struct SlotForecast {
+    /// Slot.
+    pub slot_id: i64,
+    /// Points, one per lead.
+    pub points: Vec<ForecastPoint>,
+    /// Model's name.
+    pub model: String,
+    /// Known buckets it was fitted on.
+    pub history_buckets: i32,
+    /// Mean absolute error of its back-test, cost units/s.
+    pub mae: f64,
+}
+
+/// Replaces all stored forecasts.
+pub fn store_forecasts(forecasts: &[SlotForecast], interval_level: f64) -> PgResult<()> {
+    spi::run("DELETE FROM foreshard.forecast", &[])?;
+    for f in forecasts {
+        let at: Vec<f64> = f.points.iter().map(|p| p.at_s as f64).collect();
+        let mean: Vec<f64> = f.points.iter().map(|p| p.mean).collect();
+        let lower: Vec<f64> = f.points.iter().map(|p| p.lower).collect();
+        let upper: Vec<f64> = f.points.iter().map(|p| p.upper).collect();
+        spi::run(
+            "INSERT INTO foreshard.forecast (slot_id, at, cost_units_per_s, lower, upper, interval_level, model, history_buckets, mae, made_at) \
+             SELECT $1, pg_catalog.to_timestamp(a), m, l, u, $6, $7, $8, $9, pg_catalog.now() \
+             FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5)) AS q (a, m, l, u)",
+            &[
+                f.slot_id.into(), at.into(), mean.into(), lower.into(), upper.into(), interval_level.into(),
+                f.model.as_str().into(), f.history_buckets.into(), f.mae.into(),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+/// Replaces the stored recommendations by a plan's steps and refusals.
+pub fn store_plan(plan: &Plan, slots: &[SlotRow]) -> PgResult<()> {
+    spi::run("DELETE FROM foreshard.recommendation", &[])?;
+    for step in &plan.steps {
+        store_step(step, slots)?;
+    }
+    for refusal in &plan.refusals {
+        store_refusal(refusal, slots)?;
+    }
+    Ok(())
+}
+
+/// Bytes of a slot, 0 when unknown.
+pub fn bytes_of(slot_id: i64, slots: &[SlotRow]) -> i64 {
+    slots.iter().find(|s| s.slot_id == slot_id).map_or(0, |s| s.bytes)
+}
+
+fn store_step(step: &Step, slots: &[SlotRow]) -> PgResult<()> {
+    spi::run(
+        "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, to_shard, confidence, benefit, bytes, imbalance_before, imbalance_after, reason) \
+         VALUES (pg_catalog.now(), 'move', $1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        &[
+            step.segment.into(), step.from.into(), step.to.into(), step.confidence.into(), step.benefit.into(),
+            bytes_of(step.segment, slots).into(), step.peak_before.into(), step.peak_after.into(), step.reason.as_str().into(),
+        ],
+    )?;
+    Ok(())
+}
+
+fn store_refusal(refusal: &Refusal, slots: &[SlotRow]) -> PgResult<()> {
+    let shard = slots.iter().find(|s| s.slot_id == refusal.segment).map(|s| s.shard_id);
+    spi::run(
+        "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, refusal, advice) \
+         VALUES (pg_catalog.now(), 'none', $1, $2, $3, $4, $5)",
+        &[
+            refusal.segment.into(), shard.into(), bytes_of(refusal.segment, slots).into(),
+            refusal.reason.as_str().into(), refusal.reason.advice().into(),
+        ],
+    )?;
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! Counters of slots, their rates, the load history and its roll-up.
+
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+use foreshard_core::heat::{Counters, Rates};
+use std::collections::HashMap;
+
+/// What is known of a slot at a reading.
+pub struct Reading {
+    /// Slot.
+    pub slot_id: i64,
+    /// Its shard.
+    pub shard_id: i32,
+    /// Cumulative counters, summed over the group's tables.
+    pub counters: Counters,
+}
+
+fn counters(row: &spi::Row, first: usize) -> PgResult<Counters> {
+    let at = |i: usize| -> PgResult<u64> { Ok(row.get::<i64>(first + i)?.unwrap_or(0).max(0) as u64) };
+    Ok(Counters {
+        scans: at(0)?,
+        rows_read: at(1)?,
+        inserted: at(2)?,
+        updated: at(3)?,
+        deleted: at(4)?,
+        blocks_read: at(5)?,
+        blocks_hit: at(6)?,
+    })
+}
+
+/// Reads the cumulative statistics of every slot now.
+pub fn read_counters() -> PgResult<Vec<Reading>> {
+    spi::rows(
+        "SELECT s.slot_id, s.shard_id, sum(q.scans)::int8, sum(q.rows)::int8, sum(q.ins)::int8, sum(q.upd)::int8, \
+                sum(q.del)::int8, sum(greatest(q.fetched - q.hit, 0))::int8, sum(q.hit)::int8 \
+         FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) CROSS JOIN LATERAL ( \
+             SELECT pg_catalog.pg_stat_get_numscans(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_numscans(i.indexrelid)), 0) AS scans, \
+                    pg_catalog.pg_stat_get_tuples_returned(p.partition) + pg_catalog.pg_stat_get_tuples_fetched(p.partition) \
+                      + coalesce(sum(pg_catalog.pg_stat_get_tuples_fetched(i.indexrelid)), 0) AS rows, \
+                    pg_catalog.pg_stat_get_tuples_inserted(p.partition) AS ins, \
+                    pg_catalog.pg_stat_get_tuples_updated(p.partition) AS upd, \
+                    pg_catalog.pg_stat_get_tuples_deleted(p.partition) AS del, \
+                    pg_catalog.pg_stat_get_blocks_fetched(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_blocks_fetched(i.indexrelid)), 0) AS fetched, \
+                    pg_catalog.pg_stat_get_blocks_hit(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_blocks_hit(i.indexrelid)), 0) AS hit \
+             FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition) q \
+         GROUP BY 1, 2 ORDER BY 1",
+        &[],
+        |row| Ok(Reading { slot_id: row.need(1)?, shard_id: row.need(2)?, counters: counters(row, 3)? }),
+    )
+}
+
+/// The previous reading of a slot.
+pub struct Previous {
+    /// Counters then.
+    pub counters: Counters,
+    /// Seconds since the epoch.
+    pub observed_at_s: f64,
+    /// Decayed cost units per second.
+    pub heat: f64,
+    /// Consecutive readings with an overloaded shard.
+    pub hot_buckets: i32,
+}
+
+/// Previous readings by slot.
+pub fn previous() -> PgResult<HashMap<i64, Previous>> {
+    let found = spi::rows(
+        "SELECT slot_id, extract(epoch FROM observed_at)::float8, coalesce(heat, 0), hot_buckets, \
+                scans, rows_read, inserted, updated, deleted, blocks_read, blocks_hit FROM foreshard.slot_heat",
+        &[],
+        |row| {
+            Ok((
+                row.need::<i64>(1)?,
+                Previous {
+                    observed_at_s: row.need(2)?,
+                    heat: row.need(3)?,
+                    hot_buckets: row.need(4)?,
+                    counters: counters(row, 5)?,
+                },
+            ))
+        },
+    )?;
+    Ok(found.into_iter().collect())
+}
+
+/// A slot's state after a reading; rates None: unknown.
+pub struct Observed {
+    /// Slot.
+    pub slot_id: i64,
+    /// Counters now.
+    pub counters: Counters,
+    /// Rates since the previous reading.
+    pub rates: Option<Rates>,
+    /// Cost units per second.
+    pub cost: Option<f64>,
+    /// Decayed cost units per second.
+    pub heat: f64,
+    /// Consecutive readings with an overloaded shard.
+    pub hot_buckets: i32,
+}
+
+/// Stores a reading made at `now_s` and adds it to the history at `bucket_s` resolution.
+pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
+    let bucket_at_s = (now_s / f64::from(bucket_s)).floor() * f64::from(bucket_s);
+    for o in observed {
+        let c = &o.counters;
+        let reads = o.rates.as_ref().map(|r| r.scans_per_s);
+        let writes = o.rates.as_ref().map(|r| r.writes_per_s);
+        let blocks = o.rates.as_ref().map(|r| r.blocks_read_per_s + r.blocks_hit_per_s);
+        spi::run(
+            "INSERT INTO foreshard.slot_heat AS h (slot_id, observed_at, scans, rows_read, inserted, updated, deleted, blocks_read, blocks_hit, \
+                 reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s, heat, hot_buckets) \
+             VALUES ($1, pg_catalog.to_timestamp($2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+             ON CONFLICT (slot_id) DO UPDATE SET observed_at = excluded.observed_at, scans = excluded.scans, rows_read = excluded.rows_read, \
+                 inserted = excluded.inserted, updated = excluded.updated, deleted = excluded.deleted, blocks_read = excluded.blocks_read, \
+                 blocks_hit = excluded.blocks_hit, reads_per_s = excluded.reads_per_s, writes_per_s = excluded.writes_per_s, \
+                 blocks_per_s = excluded.blocks_per_s, cost_units_per_s = excluded.cost_units_per_s, heat = excluded.heat, hot_buckets = excluded.hot_buckets",
+            &[
+                o.slot_id.into(), now_s.into(), (c.scans as i64).into(), (c.rows_read as i64).into(),
+                (c.inserted as i64).into(), (c.updated as i64).into(), (c.deleted as i64).into(),
+                (c.blocks_read as i64).into(), (c.blocks_hit as i64).into(), reads.into(), writes.into(),
+                blocks.into(), o.cost.into(), o.heat.into(), o.hot_buckets.into(),
+            ],
+        )?;
+    }
+    spi::run(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s) \
+         SELECT $1, slot_id, pg_catalog.to_timestamp($2), reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s \
+         FROM foreshard.slot_heat WHERE observed_at = pg_catalog.to_timestamp($3) ON CONFLICT DO NOTHING",
+        &[bucket_s.into(), bucket_at_s.into(), now_s.into()],
+    )?;
+    Ok(())
+}
+
+/// Coarser resolutions of the history, seconds.
+pub const ROLL_UPS_S: [i32; 3] = [60, 300, 3600];
+
+/// Averages finished coarse buckets out of the next finer resolution. Unknown stays unknown.
+pub fn roll_up(now_s: f64, bucket_s: i32) -> PgResult<()> {
+    let mut finer = bucket_s;
+    for coarse in ROLL_UPS_S {
+        if coarse <= bucket_s {
+            continue;
+        }
+        let until_s = (now_s / f64::from(coarse)).floor() * f64::from(coarse);
+        spi::run(
+            "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s) \
+             SELECT $1, slot_id, pg_catalog.date_bin(pg_catalog.make_interval(secs => $1), bucket_at, 'epoch'), \
+                    avg(reads_per_s), avg(writes_per_s), avg(blocks_per_s), avg(cost_units_per_s) \
+             FROM foreshard.heat_history WHERE resolution_s = $2 AND bucket_at < pg_catalog.to_timestamp($3) \
+               AND bucket_at >= coalesce((SELECT max(bucket_at) FROM foreshard.heat_history WHERE resolution_s = $1) \
+                                         + pg_catalog.make_interval(secs => $1), '-infinity') \
+             GROUP BY 2, 3 ON CONFLICT DO NOTHING",
+            &[coarse.into(), finer.into(), until_s.into()],
+        )?;
+        finer = coarse;
+    }
+    Ok(())
+}
+
+/// Deletes history older than its retention, given as (resolution, keep), both in seconds; resolutions
+/// that are not listed go by `other_keep_s`.
+pub fn expire(keep_s: &[(i32, i32)], other_keep_s: i32, events_keep_s: i32) -> PgResult<()> {
+    for (resolution, keep) in keep_s {
+        spi::run(
+            "DELETE FROM foreshard.heat_history WHERE resolution_s = $1 AND bucket_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2)",
+            &[(*resolution).into(), (*keep).into()],
+        )?;
+    }
+    let listed: Vec<i32> = keep_s.iter().map(|(r, _)| *r).collect();
+    spi::run(
+        "DELETE FROM foreshard.heat_history WHERE resolution_s <> ALL ($1) AND bucket_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2)",
+        &[listed.into(), other_keep_s.into()],
+    )?;
+    spi::run(
+        "DELETE FROM foreshard.event WHERE at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)",
+        &[events_keep_s.into()],
+    )?;
+    spi::run(
+        "DELETE FROM foreshard.resharding_request r WHERE requested_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
+           AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.request_id = r.request_id AND NOT m.finished)",
+        &[events_keep_s.into()],
+    )?;
+    Ok(())
+}
+
+/// Load history of every slot at one resolution since `since_s`: (slot, bucket start s, cost units/s).
+pub fn history(resolution_s: i32, since_s: f64) -> PgResult<Vec<(i64, i64, Option<f64>)>> {
+    spi::rows(
+        "SELECT h.slot_id, extract(epoch FROM h.bucket_at)::int8, h.cost_units_per_s FROM foreshard.heat_history h \
+         JOIN foreshard.slot s USING (slot_id) \
+         WHERE h.resolution_s = $1 AND h.bucket_at >= pg_catalog.to_timestamp($2) ORDER BY 1, 2",
+        &[resolution_s.into(), since_s.into()],
+        |row| Ok((row.need(1)?, row.need(2)?, row.get(3)?)),
+    )
+}

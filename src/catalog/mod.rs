@@ -1,0 +1,48 @@
+//! Rows ↔ core values: the only home of SQL text outside `sql/`.
+
+pub mod colocation;
+pub mod copy;
+pub mod decision;
+pub mod definition;
+pub mod heat;
+pub mod moves;
+pub mod preflight;
+pub mod rebuild;
+pub mod session;
+pub mod shadow;
+
+use crate::pg::report::{PgResult, internal};
+use crate::pg::spi;
+use pgrx::{JsonB, pg_sys};
+
+/// A relation's schema-qualified, quoted name; with the pinned search_path always qualified.
+pub fn name_of(relation: pg_sys::Oid) -> PgResult<String> {
+    spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+        &[relation.into()],
+    )?
+    .ok_or_else(|| internal(format!("relation {} does not exist", relation.to_u32())))
+}
+
+/// Appends to the history.
+pub fn record_event(event: &str, move_id: Option<i64>, slot_id: Option<i64>, detail: serde_json::Value) -> PgResult<()> {
+    spi::run(
+        "INSERT INTO foreshard.event (event, move_id, slot_id, detail) VALUES ($1, $2, $3, $4)",
+        &[event.into(), move_id.into(), slot_id.into(), JsonB(detail).into()],
+    )?;
+    Ok(())
+}
+
+/// Bytes of a relation with indexes and toast.
+pub fn relation_bytes(relation: pg_sys::Oid) -> PgResult<i64> {
+    Ok(spi::one::<i64>("SELECT pg_catalog.pg_total_relation_size($1::regclass)", &[relation.into()])?.unwrap_or(0))
+}
+
+/// Forbids plans that read a whole table, for replays of a few keys under a lock.
+pub fn prefer_index_plans() -> PgResult<()> {
+    for setting in ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"] {
+        spi::set_local(setting, "off")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,303 @@
+//! Requests and moves.
+
+use super::record_event;
+use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, busy, error, internal, unknown};
+use crate::pg::spi;
+use foreshard_core::phase::{Capabilities, Event, Phase, next};
+use pgrx::{JsonB, pg_sys};
+use serde_json::json;
+use std::str::FromStr;
+
+/// First half of the advisory lock a carrier holds on its move ("FSHD").
+pub const LOCK_CLASS: i32 = 0x4653_4844;
+
+/// Most slots one request may move.
+const MAX_ASSIGNMENTS: usize = 4096;
+
+
+/// A move as its carrier sees it.
+pub struct MoveRow {
+    /// Primary key.
+    pub move_id: i64,
+    /// Slot that moves.
+    pub slot_id: i64,
+    /// Target shard.
+    pub to_shard: i32,
+    /// Tablespace of the target shard.
+    pub tablespace: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Somebody called cancel_move.
+    pub cancel_requested: bool,
+    /// Nothing more to do.
+    pub finished: bool,
+    /// Seconds since the last verification; None: never.
+    pub verified_age_s: Option<f64>,
+}
+
+/// Reads a move; None when it is gone.
+pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
+    let found = spi::rows(
+        "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested, m.finished, \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8 \
+         FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
+        &[move_id.into()],
+        |row| {
+            Ok(MoveRow {
+                move_id: row.need(1)?,
+                slot_id: row.need(2)?,
+                to_shard: row.need(3)?,
+                tablespace: row.need(4)?,
+                phase: Phase::from_str(&row.need::<String>(5)?).map_err(internal)?,
+                cancel_requested: row.need(6)?,
+                finished: row.need(7)?,
+                verified_age_s: row.get(8)?,
+            })
+        },
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Moves that should have a carrier and have none, at most `limit`; those under way first.
+pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
+    spi::rows(
+        "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
+             WHERE l.locktype = 'advisory' AND l.classid = $1::int8::oid AND l.objid = m.move_id::int8::oid AND l.objsubid = 2 \
+               AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \
+         ORDER BY m.started_at NULLS LAST, m.move_id LIMIT $2",
+        &[i64::from(LOCK_CLASS).into(), limit.into()],
+        |row| row.need::<i64>(1),
+    )
+}
+
+/// Takes the carrier's session lock on a move; false when another carrier has it.
+pub fn claim(move_id: i64) -> PgResult<bool> {
+    Ok(spi::one_mut::<bool>(
+        "SELECT pg_catalog.pg_try_advisory_lock($1, $2)",
+        &[LOCK_CLASS.into(), (move_id as i32).into()],
+    )?
+    .unwrap_or(false))
+}
+
+/// One wanted assignment, validated.
+pub struct Assignment {
+    /// Slot to move.
+    pub slot_id: i64,
+    /// Where it is.
+    pub from_shard: i32,
+    /// Where it shall be.
+    pub to_shard: i32,
+}
+
+/// Checks one (slot, shard name) pair.
+///
+/// # Errors
+/// 42704 unknown slot or shard, 22023 already there or target draining, 55006 already moving.
+pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
+    let slot = spi::rows(
+        "SELECT s.shard_id, h.shard_name::text, EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished) \
+         FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) WHERE s.slot_id = $1",
+        &[slot_id.into()],
+        |row| Ok((row.need::<i32>(1)?, row.need::<String>(2)?, row.need::<bool>(3)?)),
+    )?;
+    let Some((from_shard, from_name, moving)) = slot.into_iter().next() else {
+        return Err(unknown(format!("slot {slot_id} does not exist")).set_hint("See the view foreshard.slots."));
+    };
+    let target = spi::rows(
+        "SELECT shard_id, draining FROM foreshard.shard WHERE shard_name = $1::name",
+        &[shard.into()],
+        |row| Ok((row.need::<i32>(1)?, row.need::<bool>(2)?)),
+    )?;
+    let Some((to_shard, draining)) = target.into_iter().next() else {
+        return Err(unknown(format!("shard \"{shard}\" does not exist")).set_hint("See the view foreshard.shards."));
+    };
+    if draining {
+        return Err(bad_argument(format!("shard \"{shard}\" is being drained")));
+    }
+    if moving {
+        return Err(busy(format!("slot {slot_id} is already being moved"))
+            .set_hint("See foreshard.progress_moves; foreshard.cancel_move(move_id) ends a move."));
+    }
+    if from_shard == to_shard {
+        return Err(bad_argument(format!("slot {slot_id} is already on shard \"{from_name}\"")));
+    }
+    Ok(Assignment { slot_id, from_shard, to_shard })
+}
+
+/// Tables of a slot's group, for privilege checks: (oid, name).
+pub fn tables_of_slot(slot_id: i64) -> PgResult<Vec<(pg_sys::Oid, String)>> {
+    spi::rows(
+        "SELECT p.table_oid::oid, p.table_oid::text FROM foreshard.slot_partition p WHERE p.slot_id = $1",
+        &[slot_id.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
+/// Files a request with its moves; returns (request id, move ids).
+pub fn file_request(
+    assignments: &[Assignment],
+    confidence: Option<f64>,
+    user: &str,
+    map: serde_json::Value,
+) -> PgResult<(i64, Vec<i64>)> {
+    let request_id = spi::one_mut::<i64>(
+        "INSERT INTO foreshard.resharding_request (requested_by, confidence, assignment) VALUES ($1::name, $2, $3) RETURNING request_id",
+        &[user.into(), confidence.into(), JsonB(map.clone()).into()],
+    )?
+    .ok_or_else(|| internal("no request id"))?;
+    let mut moves = Vec::with_capacity(assignments.len());
+    for a in assignments {
+        let move_id = spi::one_mut::<i64>(
+            "INSERT INTO foreshard.move (request_id, slot_id, from_shard, to_shard) VALUES ($1, $2, $3, $4) RETURNING move_id",
+            &[request_id.into(), a.slot_id.into(), a.from_shard.into(), a.to_shard.into()],
+        )?
+        .ok_or_else(|| internal("no move id"))?;
+        moves.push(move_id);
+    }
+    record_event("request", None, None, json!({"request_id": request_id, "requested_by": user, "confidence": confidence, "assignment": map}))?;
+    Ok((request_id, moves))
+}
+
+/// Validates a whole `{"slot": "shard"}` map, then files it; nothing is filed when one entry is wrong.
+///
+/// # Errors
+/// 22023 for an empty or malformed map, and those of [`validate`].
+pub fn file_map(
+    map: &serde_json::Map<String, serde_json::Value>,
+    confidence: Option<f64>,
+    user: &str,
+) -> PgResult<(i64, Vec<i64>)> {
+    let assignments = validate_map(map)?;
+    file_request(&assignments, confidence, user, serde_json::Value::Object(map.clone()))
+}
+
+/// The validated assignments of a map.
+pub fn validate_map(map: &serde_json::Map<String, serde_json::Value>) -> PgResult<Vec<Assignment>> {
+    if map.is_empty() {
+        return Err(bad_argument("shard assignment map is empty")
+            .set_hint("The map has the form {\"<slot_id>\": \"<shard>\"}; foreshard.predict_shard_assignment() makes one."));
+    }
+    if map.len() > MAX_ASSIGNMENTS {
+        return Err(error(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("shard assignment map has {} entries, at most {MAX_ASSIGNMENTS} are allowed", map.len()),
+        ));
+    }
+    let mut assignments = Vec::with_capacity(map.len());
+    for (key, value) in map {
+        let slot_id: i64 = key.parse().map_err(|_| bad_argument(format!("\"{key}\" is not a slot id")))?;
+        let shard = value.as_str().ok_or_else(|| bad_argument(format!("the shard of slot {key} is not a string")))?;
+        assignments.push(validate(slot_id, shard)?);
+    }
+    Ok(assignments)
+}
+
+/// Moves the state machine on, in the transaction that did the phase's work. Returns the new phase.
+pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgResult<Phase> {
+    let transition = next(row.phase, event, capabilities).map_err(internal)?;
+    let to = transition.to;
+    spi::run(
+        "UPDATE foreshard.move SET phase = $2, finished = $3, waiting_for = NULL, \
+                started_at = coalesce(started_at, pg_catalog.clock_timestamp()), \
+                finished_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() END, \
+                restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END WHERE move_id = $1",
+        &[row.move_id.into(), to.as_str().into(), to.is_terminal().into(), (event == Event::SourceChanged).into()],
+    )?;
+    record_event("phase", Some(row.move_id), Some(row.slot_id), json!({"from": row.phase.as_str(), "to": to.as_str()}))?;
+    Ok(to)
+}
+
+/// Notes what a move waits for, or an error it will retry after.
+pub fn note(move_id: i64, waiting_for: Option<&str>, last_error: Option<&str>, pending_keys: Option<i64>) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move SET waiting_for = $2, last_error = coalesce($3, last_error), pending_keys = coalesce($4, pending_keys) WHERE move_id = $1",
+        &[move_id.into(), waiting_for.into(), last_error.into(), pending_keys.into()],
+    )?;
+    Ok(())
+}
+
+/// Counts an attempt at a short lock.
+pub fn count_lock_attempt(move_id: i64) -> PgResult<()> {
+    spi::run("UPDATE foreshard.move SET lock_attempts = lock_attempts + 1 WHERE move_id = $1", &[move_id.into()])?;
+    Ok(())
+}
+
+/// Remembers the transaction whose rows a cutover must not show to older snapshots.
+pub fn set_last_replay(move_id: i64, pending_keys: i64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move SET last_replay_xid = pg_catalog.pg_current_xact_id(), pending_keys = $2 WHERE move_id = $1",
+        &[move_id.into(), pending_keys.into()],
+    )?;
+    Ok(())
+}
+
+/// The low 32 bits of that transaction id.
+pub fn last_replay(move_id: i64) -> PgResult<Option<i64>> {
+    spi::one::<i64>(
+        "SELECT (last_replay_xid::text::numeric % 4294967296)::int8 FROM foreshard.move WHERE move_id = $1",
+        &[move_id.into()],
+    )
+}
+
+/// Marks both copies as compared equal now.
+pub fn set_verified(move_id: i64) -> PgResult<()> {
+    spi::run("UPDATE foreshard.move SET verified_at = pg_catalog.clock_timestamp() WHERE move_id = $1", &[move_id.into()])?;
+    Ok(())
+}
+
+/// The placement changes: the slot is on its new shard.
+pub fn place_slot(row: &MoveRow) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.slot SET shard_id = $2, last_moved_at = pg_catalog.clock_timestamp() WHERE slot_id = $1",
+        &[row.slot_id.into(), row.to_shard.into()],
+    )?;
+    Ok(())
+}
+
+/// Asks a move to stop; false when it does not exist or has ended.
+pub fn request_cancel(move_id: i64) -> PgResult<bool> {
+    Ok(spi::run("UPDATE foreshard.move SET cancel_requested = true WHERE move_id = $1 AND NOT finished", &[move_id.into()])? > 0)
+}
+
+/// Slot of a move.
+pub fn slot_of(move_id: i64) -> PgResult<Option<(i64, String, bool)>> {
+    let found = spi::rows(
+        "SELECT slot_id, phase, finished FROM foreshard.move WHERE move_id = $1",
+        &[move_id.into()],
+        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?)),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Who holds locks on these relations or old snapshots, in words; None when nobody.
+pub fn blockers(relations: &[pg_sys::Oid]) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT pg_catalog.string_agg(DISTINCT format('pid %s (%s, transaction %s s old)', a.pid, coalesce(a.state, a.backend_type), \
+                round(extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start))), ', ') \
+         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+         WHERE l.granted AND l.relation = ANY ($1) AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
+           AND a.pid <> pg_catalog.pg_backend_pid()",
+        &[relations.to_vec().into()],
+    )
+}
+
+/// The backends that hold the oldest snapshots of this database, in words.
+pub fn oldest_snapshots() -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT pg_catalog.string_agg(format('snapshot of pid %s (%s s old)', pid, round(extract(epoch FROM pg_catalog.clock_timestamp() - xact_start))), ', ') \
+         FROM (SELECT pid, xact_start FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND backend_xmin IS NOT NULL \
+                 AND pid <> pg_catalog.pg_backend_pid() ORDER BY pg_catalog.age(backend_xmin) DESC LIMIT 3) q",
+        &[],
+    )
+}
+
+/// Age in ms of the oldest transaction that holds a lock on these relations, autovacuum aside.
+pub fn oldest_holder_ms(relations: &[pg_sys::Oid]) -> PgResult<Option<f64>> {
+    spi::one::<f64>(
+        "SELECT max(extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start) * 1000)::float8 \
+         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+         WHERE l.relation = ANY ($1) AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
+           AND a.pid <> pg_catalog.pg_backend_pid() AND a.backend_type <> 'autovacuum worker'",
+        &[relations.to_vec().into()],
+    )
+}

@@ -1,0 +1,92 @@
+//! Reasons why a table cannot be distributed or moved, all of them at once, each with a machine-readable
+//! word in front.
+
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+use pgrx::pg_sys;
+
+fn reasons(sql: &str, table: pg_sys::Oid) -> PgResult<Vec<String>> {
+    spi::rows(sql, &[table.into()], |row| row.need::<String>(1))
+}
+
+/// Reasons that stand against rebuilding `table` under a new oid (distribute and undistribute).
+pub fn against_rebuild(table: pg_sys::Oid) -> PgResult<Vec<String>> {
+    reasons(
+        "SELECT 'not_permanent: the table is temporary or unlogged' FROM pg_catalog.pg_class WHERE oid = $1 AND relpersistence <> 'p' \
+         UNION ALL SELECT 'inheritance: the table inherits from or is inherited by ' || CASE WHEN inhrelid = $1 THEN inhparent ELSE inhrelid END::regclass \
+           FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhparent \
+           WHERE (inhrelid = $1 OR inhparent = $1) AND c.relkind <> 'p' \
+         UNION ALL SELECT 'is_partition: the table is a partition of another table' FROM pg_catalog.pg_class WHERE oid = $1 AND relispartition \
+         UNION ALL SELECT 'typed_table: the table is of a composite type' FROM pg_catalog.pg_class WHERE oid = $1 AND reloftype <> 0 \
+         UNION ALL SELECT 'exclusion_constraint: ' || pg_catalog.quote_ident(conname) FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'x' \
+         UNION ALL SELECT 'rule: ' || pg_catalog.quote_ident(rulename) FROM pg_catalog.pg_rewrite WHERE ev_class = $1 \
+         UNION ALL SELECT DISTINCT 'materialized_view: ' || v.oid::regclass FROM pg_catalog.pg_depend d \
+             JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid JOIN pg_catalog.pg_class v ON v.oid = r.ev_class \
+             WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND v.relkind = 'm' \
+         UNION ALL SELECT 'row_type_used: ' || pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) \
+             FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_type t ON t.oid = d.refobjid \
+             WHERE d.refclassid = 'pg_type'::regclass AND d.deptype = 'n' AND (t.typrelid = $1 \
+               OR t.typelem IN (SELECT oid FROM pg_catalog.pg_type WHERE typrelid = $1)) \
+         UNION ALL SELECT 'function_body: ' || p.oid::regprocedure FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_proc p ON p.oid = d.objid \
+             WHERE d.classid = 'pg_proc'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.deptype = 'n' \
+         UNION ALL SELECT 'transition_table: row trigger ' || pg_catalog.quote_ident(tgname) FROM pg_catalog.pg_trigger \
+             WHERE tgrelid = $1 AND NOT tgisinternal AND (tgtype & 1) = 1 AND (tgoldtable IS NOT NULL OR tgnewtable IS NOT NULL) \
+         UNION ALL SELECT 'publication_filter: ' || pg_catalog.quote_ident(p.pubname) FROM pg_catalog.pg_publication_rel r \
+             JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+             WHERE r.prrelid = $1 AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AND NOT p.pubviaroot \
+         UNION ALL SELECT 'publication_filter: ' || pg_catalog.quote_ident(p.pubname) || ' (filter or column list)' FROM pg_catalog.pg_publication_rel r \
+             JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+             WHERE r.prrelid = $1 AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL) AND p.pubviaroot \
+         UNION ALL SELECT 'replica_identity_index: the replica identity is an index' FROM pg_catalog.pg_class WHERE oid = $1 AND relreplident = 'i' \
+         UNION ALL SELECT 'security_label: ' || provider FROM pg_catalog.pg_seclabel WHERE classoid = 'pg_class'::regclass AND objoid = $1 \
+         UNION ALL SELECT 'extension_member: the table belongs to an extension' FROM pg_catalog.pg_depend \
+             WHERE classid = 'pg_class'::regclass AND objid = $1 AND deptype = 'e' \
+         UNION ALL SELECT 'invalid_index: ' || indexrelid::regclass FROM pg_catalog.pg_index WHERE indrelid = $1 AND NOT indisvalid",
+        table,
+    )
+}
+
+/// Reasons that stand against hash partitioning `table` by column number `key`.
+pub fn against_key(table: pg_sys::Oid, key: i16) -> PgResult<Vec<String>> {
+    spi::rows(
+        "SELECT 'unique_without_key: ' || i.indexrelid::regclass FROM pg_catalog.pg_index i \
+         WHERE i.indrelid = $1 AND i.indisunique \
+           AND NOT $2 = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
+         UNION ALL SELECT 'generated_key: the key column is generated' FROM pg_catalog.pg_attribute \
+         WHERE attrelid = $1 AND attnum = $2 AND attgenerated <> ''",
+        &[table.into(), key.into()],
+        |row| row.need::<String>(1),
+    )
+}
+
+/// The identity index of a partition (primary key, else a unique, immediate, plain index over NOT NULL
+/// columns) with its key's attribute numbers; None when there is none.
+pub fn identity_index(partition: pg_sys::Oid) -> PgResult<Option<(pg_sys::Oid, Vec<i16>)>> {
+    let found = spi::rows(
+        "SELECT i.indexrelid, (i.indkey::int2[])[0:i.indnkeyatts - 1] FROM pg_catalog.pg_index i \
+         WHERE i.indrelid = $1 AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 \
+                           AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AND NOT a.attnotnull) \
+         ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1",
+        &[partition.into()],
+        |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<Vec<i16>>(2)?)),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Reasons that stand against moving a leaf partition online.
+pub fn against_move(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
+    let mut found = reasons(
+        "SELECT 'not_permanent: the partition is unlogged' FROM pg_catalog.pg_class WHERE oid = $1 AND relpersistence <> 'p' \
+         UNION ALL SELECT 'not_a_table: the partition is itself partitioned or foreign' FROM pg_catalog.pg_class WHERE oid = $1 AND relkind <> 'r' \
+         UNION ALL SELECT 'access_method: ' || a.amname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam WHERE c.oid = $1 AND a.amname <> 'heap' \
+         UNION ALL SELECT 'exclusion_constraint: ' || pg_catalog.quote_ident(conname) FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'x' \
+         UNION ALL SELECT 'forced_row_security: row level security is forced on the partition itself' FROM pg_catalog.pg_class WHERE oid = $1 AND relforcerowsecurity \
+         UNION ALL SELECT 'invalid_index: ' || indexrelid::regclass FROM pg_catalog.pg_index WHERE indrelid = $1 AND NOT (indisvalid AND indisready AND indislive)",
+        partition,
+    )?;
+    if found.is_empty() && identity_index(partition)?.is_none() {
+        found.push("no_identity_index: no primary key and no unique index over NOT NULL columns".to_string());
+    }
+    Ok(found)
+}

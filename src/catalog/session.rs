@@ -1,0 +1,23 @@
+//! Session settings of our workers: nothing a database or role sets as its default may stop them.
+
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+
+/// Pins search_path and switches off timeouts, for the whole session.
+pub fn prepare_worker() -> PgResult<()> {
+    for (name, value) in [
+        ("search_path", "pg_catalog, pg_temp"),
+        ("statement_timeout", "0"),
+        ("lock_timeout", "0"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("row_security", "off"),
+        ("session_replication_role", "origin"),
+        ("default_transaction_read_only", "off"),
+        ("default_transaction_isolation", "read committed"),
+        ("DateStyle", "ISO"),
+        ("extra_float_digits", "1"),
+    ] {
+        let _ = spi::one_mut::<String>("SELECT pg_catalog.set_config($1, $2, false)", &[name.into(), value.into()])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! Shadow copies: their catalog rows, and the checks that source and shadow still fit together.
+
+use super::name_of;
+use super::preflight::identity_index;
+use crate::pg::report::{PgResult, internal, wrong_state};
+use crate::pg::spi::{self, Arg};
+use crate::pg::{security, storage};
+use pgrx::pg_sys;
+
+/// One partition of a move with its shadow.
+pub struct RelationRow {
+    /// Leaf partition that moves.
+    pub source: pg_sys::Oid,
+    /// Its shadow heap.
+    pub shadow: pg_sys::Oid,
+    /// Log of changed keys.
+    pub log: pg_sys::Oid,
+    /// Capture trigger.
+    pub trigger: pg_sys::Oid,
+    /// State of the source's definition at capture.
+    pub fingerprint: String,
+    /// Blocks to copy.
+    pub blocks_total: i64,
+    /// Blocks copied.
+    pub blocks_done: i64,
+    /// Attribute numbers of the identity key.
+    pub key: Vec<i16>,
+}
+
+/// Leaf partitions of a slot, ascending.
+pub fn partitions_of_slot(slot_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition WHERE p.slot_id = $1 ORDER BY 1",
+        &[slot_id.into()],
+        |row| row.need(1),
+    )
+}
+
+/// Relations of a move, ascending by source.
+pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
+    spi::rows(
+        "SELECT r.source, r.shadow, r.capture_log, r.capture_trigger, r.fingerprint, r.blocks_total, r.blocks_done, \
+                coalesce((SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] FROM pg_catalog.pg_index i WHERE i.indexrelid = r.identity_index), '{}') \
+         FROM foreshard.move_relation r WHERE r.move_id = $1 ORDER BY r.source",
+        &[move_id.into()],
+        |row| {
+            Ok(RelationRow {
+                source: row.need(1)?,
+                shadow: row.need(2)?,
+                log: row.need(3)?,
+                trigger: row.need(4)?,
+                fingerprint: row.need(5)?,
+                blocks_total: row.need(6)?,
+                blocks_done: row.need(7)?,
+                key: row.need(8)?,
+            })
+        },
+    )
+}
+
+/// Everything about a partition that must not change while it moves, as one text: storage identity,
+/// columns, indexes and the capture trigger (its row version, so that disabling and enabling shows).
+pub fn fingerprint(source: pg_sys::Oid, trigger: pg_sys::Oid) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT pg_catalog.hashtextextended(pg_catalog.string_agg(x, E'\\n' ORDER BY x), 0)::text FROM ( \
+           SELECT format('c %s %s %s %s', relfilenode, relam, relpersistence, relkind) AS x FROM pg_catalog.pg_class WHERE oid = $1 \
+           UNION ALL SELECT format('a %s %s %s %s %s %s %s %s %s', attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped, attnotnull, attgenerated) \
+             FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 \
+           UNION ALL SELECT format('i %s %s %s', indexrelid, pg_catalog.pg_get_indexdef(indexrelid), indisvalid) FROM pg_catalog.pg_index WHERE indrelid = $1 \
+           UNION ALL SELECT format('t %s %s %s', oid, tgenabled, xmin) FROM pg_catalog.pg_trigger WHERE oid = $2) q",
+        &[source.into(), trigger.into()],
+    )
+}
+
+/// Creates shadow heap, shadow indexes (empty), capture log and capture trigger of one partition, all
+/// members of the extension. The caller's transaction holds SHARE ROW EXCLUSIVE on the source.
+pub fn create(move_id: i64, source: pg_sys::Oid, tablespace: &str) -> PgResult<()> {
+    let (identity, key) = identity_index(source)?.ok_or_else(|| {
+        wrong_state("the partition has lost its identity index").set_hint("Add a primary key to the table.")
+    })?;
+    let space = tablespace_oid(tablespace)?;
+    let shadow = storage::create_heap_like(source, space)?;
+    let tag = format!("{move_id}_{}", source.to_u32());
+    adopt_shadow(shadow, source, &format!("shadow_{tag}"))?;
+    let log = create_log(source, &key, &format!("capture_{tag}"))?;
+    let function = spi::one::<pg_sys::Oid>("SELECT 'foreshard.capture()'::regprocedure::oid", &[])?
+        .ok_or_else(|| internal("function foreshard.capture() is missing"))?;
+    let mut arguments = vec![log.to_u32()];
+    arguments.extend(key.iter().map(|k| *k as u32));
+    let trigger = storage::install_capture(source, function, &arguments);
+    let print = fingerprint(source, trigger)?.ok_or_else(|| internal("no fingerprint"))?;
+    spi::run(
+        "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, blocks_total, rows_total) \
+         SELECT $1, $2, $3, $4, $5, $6, $7, pg_catalog.pg_relation_size($2::regclass) / pg_catalog.current_setting('block_size')::int8, \
+                greatest(reltuples, 0)::int8 FROM pg_catalog.pg_class WHERE oid = $2",
+        &[
+            move_id.into(), source.into(), shadow.into(), log.into(), trigger.into(), identity.into(), print.as_str().into(),
+        ],
+    )?;
+    create_indexes(move_id, source, shadow, space)
+}
+
+fn create_indexes(move_id: i64, source: pg_sys::Oid, shadow: pg_sys::Oid, space: pg_sys::Oid) -> PgResult<()> {
+    let indexes = spi::rows(
+        "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 ORDER BY 1",
+        &[source.into()],
+        |row| row.need::<pg_sys::Oid>(1),
+    )?;
+    for index in indexes {
+        let name = format!("shadow_{move_id}_{}", index.to_u32());
+        let copy = storage::create_index_like(shadow, index, space, &name);
+        spi::run(
+            "INSERT INTO foreshard.move_index (move_id, source, source_index, shadow_index) VALUES ($1, $2, $3, $4)",
+            &[move_id.into(), source.into(), index.into(), copy.into()],
+        )?;
+    }
+    Ok(())
+}
+
+fn tablespace_oid(name: &str) -> PgResult<pg_sys::Oid> {
+    spi::one::<pg_sys::Oid>("SELECT oid FROM pg_catalog.pg_tablespace WHERE spcname = $1::name", &[name.into()])?
+        .ok_or_else(|| wrong_state(format!("tablespace \"{name}\" of the target shard does not exist")))
+}
+
+/// Moves a new shadow out of the user's schema into ours. relrewrite stays set: logical decoding then
+/// ignores the shadow. Generated columns become plain ones: the copy stores what the source stores.
+fn adopt_shadow(shadow: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
+    let old = name_of(shadow)?;
+    spi::run(&format!("ALTER TABLE {old} SET SCHEMA foreshard"), &[])?;
+    let moved = name_of(shadow)?;
+    spi::run(&format!("ALTER TABLE {moved} RENAME TO {name}"), &[])?;
+    spi::run(
+        "UPDATE pg_catalog.pg_attribute SET attgenerated = '', attnotnull = attnotnull AND attgenerated <> 'v' WHERE attrelid = $1 AND attgenerated <> ''",
+        &[shadow.into()],
+    )?;
+    own(shadow, source, name)
+}
+
+/// Makes a table of ours a member of the extension, publishable without a key and ignored by decoding.
+fn own(relation: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
+    spi::run(&format!("ALTER TABLE foreshard.{name} REPLICA IDENTITY FULL"), &[])?;
+    spi::run(&format!("ALTER EXTENSION foreshard ADD TABLE foreshard.{name}"), &[])?;
+    spi::run("UPDATE pg_catalog.pg_class SET relrewrite = $2 WHERE oid = $1", &[relation.into(), source.into()])?;
+    Ok(())
+}
+
+fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResult<pg_sys::Oid> {
+    let columns = spi::one::<String>(
+        "SELECT pg_catalog.string_agg(format('%I AS k%s', a.attname, k.n), ', ' ORDER BY k.n) \
+         FROM pg_catalog.unnest($2::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = k.attnum",
+        &[source.into(), key.to_vec().into()],
+    )?
+    .unwrap_or_default();
+    let table = name_of(source)?;
+    spi::run(&format!("CREATE TABLE foreshard.{name} AS SELECT {columns} FROM ONLY {table} WITH NO DATA"), &[])?;
+    let owner = security::relation_owner(source)?;
+    let owner_name =
+        spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?.unwrap_or_default();
+    spi::run(&format!("ALTER TABLE foreshard.{name} OWNER TO {owner_name}"), &[])?;
+    let log = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
+        .ok_or_else(|| internal("no capture log"))?;
+    own(log, source, name)?;
+    Ok(log)
+}
+
+/// The next index of a move that is not built: (shadow, shadow index).
+pub fn next_unbuilt(move_id: i64) -> PgResult<Option<(pg_sys::Oid, pg_sys::Oid)>> {
+    let found = spi::rows(
+        "SELECT r.shadow, i.shadow_index FROM foreshard.move_index i JOIN foreshard.move_relation r USING (move_id, source) \
+         WHERE i.move_id = $1 AND NOT i.built ORDER BY i.source_index LIMIT 1",
+        &[move_id.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Marks an index as built.
+pub fn set_built(move_id: i64, shadow_index: pg_sys::Oid) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move_index SET built = true WHERE move_id = $1 AND shadow_index = $2",
+        &[move_id.into(), shadow_index.into()],
+    )?;
+    Ok(())
+}
+
+/// (source index, shadow index) pairs of one relation.
+pub fn index_pairs(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid)>> {
+    spi::rows(
+        "SELECT source_index, shadow_index FROM foreshard.move_index WHERE move_id = $1 AND source = $2 ORDER BY 1",
+        &[move_id.into(), source.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
+/// Whether source and shadow have the same physical columns and pairwise the same indexes, all built:
+/// the last check before storage changes hands.
+pub fn fits(move_id: i64, row: &RelationRow) -> PgResult<bool> {
+    let args: [Arg; 3] = [move_id.into(), row.source.into(), row.shadow.into()];
+    Ok(spi::one::<bool>(
+        "SELECT NOT EXISTS (SELECT FROM \
+             (SELECT attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped FROM pg_catalog.pg_attribute WHERE attrelid = $2 AND attnum > 0) a \
+             FULL JOIN (SELECT attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped FROM pg_catalog.pg_attribute WHERE attrelid = $3 AND attnum > 0) b \
+             USING (attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped) WHERE a.* IS NULL OR b.* IS NULL) \
+         AND (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $2) = (SELECT count(*) FROM foreshard.move_index WHERE move_id = $1 AND source = $2 AND built) \
+         AND (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $2) = (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $3) \
+         AND NOT EXISTS (SELECT FROM foreshard.move_index m LEFT JOIN pg_catalog.pg_index a ON a.indexrelid = m.source_index AND a.indrelid = $2 \
+             LEFT JOIN pg_catalog.pg_index b ON b.indexrelid = m.shadow_index AND b.indrelid = $3 WHERE m.move_id = $1 AND m.source = $2 \
+               AND (a.indnatts, a.indnkeyatts, a.indisunique, a.indkey::text, a.indclass::text, a.indcollation::text, a.indoption::text, \
+                    coalesce(pg_catalog.pg_get_expr(a.indexprs, $2), ''), coalesce(pg_catalog.pg_get_expr(a.indpred, $2), ''), true) IS DISTINCT FROM \
+                   (b.indnatts, b.indnkeyatts, b.indisunique, b.indkey::text, b.indclass::text, b.indcollation::text, b.indoption::text, \
+                    coalesce(pg_catalog.pg_get_expr(b.indexprs, $3), ''), coalesce(pg_catalog.pg_get_expr(b.indpred, $3), ''), b.indisvalid))",
+        &args,
+    )?
+    .unwrap_or(false))
+}
+
+/// Whether a relation still exists.
+pub fn exists(relation: pg_sys::Oid) -> PgResult<bool> {
+    Ok(spi::one::<bool>("SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1)", &[relation.into()])?.unwrap_or(false))
+}
+
+/// Whether a trigger still exists.
+pub fn trigger_exists(trigger: pg_sys::Oid) -> PgResult<bool> {
+    Ok(spi::one::<bool>("SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE oid = $1)", &[trigger.into()])?.unwrap_or(false))
+}
+
+/// Drops shadows and logs of a move and forgets its relations; what is gone already is fine.
+pub fn drop_all(move_id: i64) -> PgResult<()> {
+    for row in relations(move_id)? {
+        for relation in [row.shadow, row.log] {
+            if exists(relation)? {
+                storage::drop_own_table(relation);
+            }
+        }
+        restore_toast_name(row.source)?;
+    }
+    spi::run("DELETE FROM foreshard.move_relation WHERE move_id = $1", &[move_id.into()])?;
+    Ok(())
+}
+
+/// After a swap the toast table carries the shadow's number in its name; give it back its own.
+fn restore_toast_name(source: pg_sys::Oid) -> PgResult<()> {
+    let toast = spi::rows(
+        "SELECT t.oid, i.indexrelid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid \
+         JOIN pg_catalog.pg_index i ON i.indrelid = t.oid WHERE c.oid = $1 AND t.relname <> 'pg_toast_' || $1::text",
+        &[source.into()],
+        |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<pg_sys::Oid>(2)?)),
+    )?;
+    for (table, index) in toast {
+        storage::rename_toast(source, table, index);
+    }
+    Ok(())
+}

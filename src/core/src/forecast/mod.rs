@@ -1,0 +1,131 @@
+//! Load forecasts per slot, with intervals and sampled futures.
+//!
+//! A model is fitted to a bounded history of buckets and answers for the leads after its end. Its
+//! intervals and futures come from a rolling back-test, not from an assumed distribution. Unknown
+//! buckets are `None` and are skipped; they are never read as 0.
+
+mod backtest;
+mod level_season;
+mod season;
+
+use std::fmt;
+
+/// The most leads a forecast answers for; longer requests are cut.
+pub const MAX_LEADS: usize = 4_096;
+
+/// A series of equally spaced buckets.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// Start of the first bucket, unix seconds.
+    pub start_s: i64,
+    /// Length of a bucket, seconds, above 0.
+    pub step_s: u32,
+    /// One value per bucket, in the unit to be forecast (cost units per second); `None` is unknown.
+    /// Negative and non-finite values count as unknown.
+    pub values: Vec<Option<f64>>,
+}
+
+/// How to fit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForecastOptions {
+    /// Length of the season, seconds; default one day. 0 or a length that is not a multiple of the
+    /// step fits no season.
+    pub season_s: u32,
+    /// Nominal coverage of the interval, in (0, 1); default 0.9.
+    pub interval_level: f64,
+    /// The fewest known buckets worth a forecast; default 6, never below 3.
+    pub min_buckets: usize,
+    /// The most buckets looked at, counted from the end; default 4032 (two weeks of 5 minutes).
+    pub max_history: usize,
+}
+
+impl Default for ForecastOptions {
+    fn default() -> Self {
+        Self {
+            season_s: 86_400,
+            interval_level: 0.9,
+            min_buckets: 6,
+            max_history: 4_032,
+        }
+    }
+}
+
+/// The forecast of one bucket, in the unit of the series.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ForecastPoint {
+    /// Start of the bucket, unix seconds.
+    pub at_s: i64,
+    /// Expected value, at least 0.
+    pub mean: f64,
+    /// Lower end of the interval, `0 <= lower <= mean`.
+    pub lower: f64,
+    /// Upper end of the interval, at least `mean`.
+    pub upper: f64,
+}
+
+/// A fitted model.
+pub trait Forecaster {
+    /// The model's name, for the catalog.
+    fn name(&self) -> &'static str;
+
+    /// The next `leads` buckets after the end of the series (at most [`MAX_LEADS`]).
+    fn forecast(&self, leads: usize) -> Vec<ForecastPoint>;
+
+    /// One sampled future of `leads` buckets (at most [`MAX_LEADS`]), never below 0.
+    ///
+    /// The same seed gives the same future. Slots with equally long histories asked with the same
+    /// seed replay the same moments of the past, so what they did together they do together in
+    /// that future; use one seed per future, for all slots.
+    fn sample_path(&self, leads: usize, seed: u64) -> Vec<f64>;
+
+    /// Number of known buckets the model was fitted on.
+    fn history_buckets(&self) -> usize;
+
+    /// Mean absolute error of the rolling back-test over its leads, in the unit of the series.
+    fn mae(&self) -> f64;
+}
+
+/// Why there is no forecast.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForecastError {
+    /// Too few known buckets: the load is unknown, not 0.
+    InsufficientHistory {
+        /// Known buckets.
+        have: usize,
+        /// Known buckets needed.
+        need: usize,
+    },
+    /// The step is 0.
+    BadStep,
+}
+
+impl fmt::Display for ForecastError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InsufficientHistory { have, need } => {
+                write!(
+                    f,
+                    "{have} known buckets are too few for a forecast ({need} needed)"
+                )
+            }
+            Self::BadStep => write!(f, "the bucket length must be above 0 s"),
+        }
+    }
+}
+
+impl std::error::Error for ForecastError {}
+
+/// Fits the candidate models and returns the one with the smallest back-test error.
+///
+/// Candidates: `level`, and from two full seasons of history on `level+season` (see
+/// `level_season`).
+///
+/// # Errors
+/// [`ForecastError::BadStep`] when `step_s` is 0; [`ForecastError::InsufficientHistory`] when fewer
+/// than `min_buckets` buckets are known.
+pub fn fit(
+    series: &Series,
+    options: &ForecastOptions,
+) -> Result<Box<dyn Forecaster>, ForecastError> {
+    level_season::fit(series, options)
+}

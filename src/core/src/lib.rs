@@ -1,0 +1,26 @@
+//! The pure algorithms of foreshard: no PostgreSQL, no clock, no global randomness.
+//!
+//! Time and seeds are arguments, so every result can be reproduced from its inputs. Modules, from
+//! the raw observation to the act:
+//!
+//! | module | question it answers |
+//! |---|---|
+//! | [`ring`] | where does a slot live when nothing is known yet? |
+//! | [`heat`] | how busy is a slot now? |
+//! | [`forecast`] | how busy will it be? |
+//! | [`placement`] | which moves pay, in which order, and why not the others? |
+//! | [`phase`] | what does a move do next, whatever happens? |
+//! | [`digest`] | are two copies of a table equal? |
+//! | [`sim`] | does all of that converge on a cluster, without thrashing? |
+//!
+//! Deliberately absent: SQL, I/O, threads, logging, `unsafe`, and panics outside tests.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod digest;
+pub mod forecast;
+pub mod heat;
+pub mod phase;
+pub mod placement;
+pub mod ring;
+pub mod sim;

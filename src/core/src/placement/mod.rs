@@ -1,0 +1,336 @@
+//! The planner: which segments to move, in which order, and why not the others.
+//!
+//! It works on load *curves*, so that segments whose peaks complement each other may share a shard.
+//! Words: the **peak** of a shard is the maximum over the leads of its summed curves; its
+//! **utilisation** is load / capacity; the **fair** utilisation is the peak of the whole cluster's
+//! summed curve / the capacity of all shards that are not draining: no placement can have a lower
+//! peak, and it does not depend on the placement. **Imbalance** is the highest utilisation peak of
+//! any shard / the fair utilisation: 1 is perfect.
+//!
+//! The objective, in cost units/s: the sum over the shards of what their peak exceeds their fair
+//! share by, plus, for every segment left on a draining shard, twice its peak plus one.
+
+mod check;
+mod confidence;
+mod greedy;
+mod state;
+mod yardstick;
+
+use std::fmt;
+
+pub use yardstick::{Yardstick, best_assignment};
+
+/// The most shards of a problem.
+pub const MAX_SHARDS: usize = 1_024;
+/// The most segments of a problem.
+pub const MAX_SEGMENTS: usize = 131_072;
+/// The most leads of a curve.
+pub const MAX_LEADS: usize = 1_024;
+/// The most sampled futures that are looked at; more are ignored.
+pub const MAX_FUTURES: usize = 256;
+
+/// A place for segments.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shard {
+    /// Identifier.
+    pub id: i32,
+    /// What it can carry, cost units per second, above 0.
+    pub capacity: f64,
+    /// Whether it is to be emptied; nothing moves to it.
+    pub draining: bool,
+}
+
+/// Why a segment must stay where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hold {
+    /// It may move.
+    Free,
+    /// It moved a short while ago (a drain moves it all the same).
+    Cooldown,
+    /// It is moving: its load counts where `shard` says.
+    InFlight,
+    /// Its load is not known well enough (a drain moves it all the same).
+    InsufficientHistory,
+    /// It is one hot key, known to be unsplittable (a drain moves it all the same).
+    Unsplittable,
+    /// A person pinned it.
+    Pinned,
+}
+
+/// What is placed: a slot, an isolated key, or a graph node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segment {
+    /// Identifier.
+    pub id: i64,
+    /// The shard it is on.
+    pub shard: i32,
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// Forecast mean load per lead, cost units per second; the same length for all segments.
+    pub curve: Vec<f64>,
+    /// Sampled futures, each as long as `curve`; may be empty. Future `k` of all segments is one
+    /// joint future.
+    pub futures: Vec<Vec<f64>>,
+    /// Whether it may move.
+    pub hold: Hold,
+    /// Consecutive buckets in which its shard was overloaded.
+    pub hot_buckets: u32,
+}
+
+/// The planner's restraint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanOptions {
+    /// Act when the imbalance exceeds 1 + this; default 0.20.
+    pub imbalance_high: f64,
+    /// Stop when the imbalance is below 1 + this; default 0.10, at most `imbalance_high`.
+    pub imbalance_low: f64,
+    /// Move a segment only if its shard was overloaded for so many buckets; default 3.
+    pub min_hot_buckets: u32,
+    /// The smallest benefit of a step, as a fraction of the fair load of a mean shard; default 0.02.
+    pub min_benefit_fraction: f64,
+    /// What moving one MiB costs, cost units; default 10.
+    pub move_cost_per_mib: f64,
+    /// The time in which a step's benefit must pay its cost, seconds; default 3600.
+    pub payback_s: f64,
+    /// The most steps of a plan; default 64.
+    pub max_steps: usize,
+    /// Below this total load (peak of the cluster, cost units/s) nothing is worth moving; default
+    /// 10.
+    pub min_load: f64,
+    /// A segment whose peak is above this share of the fair load of a mean shard is not moved but
+    /// reported, to be split or isolated first; default 0.8.
+    pub unmovable_share: f64,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self {
+            imbalance_high: 0.20,
+            imbalance_low: 0.10,
+            min_hot_buckets: 3,
+            min_benefit_fraction: 0.02,
+            move_cost_per_mib: 10.0,
+            payback_s: 3_600.0,
+            max_steps: 64,
+            min_load: 10.0,
+            unmovable_share: 0.8,
+        }
+    }
+}
+
+/// One recommended move. It improves on its own, given the steps before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The segment to move.
+    pub segment: i64,
+    /// The shard it leaves.
+    pub from: i32,
+    /// The shard it goes to.
+    pub to: i32,
+    /// Reduction of the objective, cost units/s, above 0.
+    pub benefit: f64,
+    /// Share of the sampled futures in which the step pays, 0..=1; 0 when there are none.
+    pub confidence: f64,
+    /// Imbalance before the step.
+    pub peak_before: f64,
+    /// Imbalance after the step.
+    pub peak_after: f64,
+    /// Why, in words for a person.
+    pub reason: String,
+}
+
+/// Why a hot segment is not moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefusalReason {
+    /// Too hot to be moved whole: wherever it goes is the next hot shard.
+    UnsplittableKey,
+    /// Its load is not known well enough.
+    InsufficientHistory,
+    /// No shard could take it and be better off than the shard it is on.
+    NoTargetCapacity,
+    /// It moved a short while ago.
+    Cooldown,
+    /// It is moving.
+    InFlight,
+    /// Moving it would help, but less than it costs or less than the minimum.
+    LowBenefit,
+    /// Its shard has not been overloaded for long enough.
+    NotHotLongEnough,
+    /// A person pinned it.
+    Pinned,
+}
+
+impl RefusalReason {
+    /// The machine-readable name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::UnsplittableKey => "unsplittable_key",
+            Self::InsufficientHistory => "insufficient_history",
+            Self::NoTargetCapacity => "no_target_capacity",
+            Self::Cooldown => "cooldown",
+            Self::InFlight => "in_flight",
+            Self::LowBenefit => "low_benefit",
+            Self::NotHotLongEnough => "not_hot_long_enough",
+            Self::Pinned => "pinned",
+        }
+    }
+
+    /// What a person can do about it.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::UnsplittableKey => {
+                "Split the slot or isolate its hot keys first; if one key makes all the load, \
+                 cache it or spread it in the application."
+            }
+            Self::InsufficientHistory => "Wait until enough buckets of its load are known.",
+            Self::NoTargetCapacity => "Add a shard, or raise the capacity of an existing one.",
+            Self::Cooldown => "Wait until the cool-down after its last move is over.",
+            Self::InFlight => "Wait until its current move is over.",
+            Self::LowBenefit => {
+                "Nothing needs to be done; lower the minimum benefit or the move cost to act anyway."
+            }
+            Self::NotHotLongEnough => "Wait: the overload may pass by itself.",
+            Self::Pinned => "Remove the pin if the segment may move.",
+        }
+    }
+}
+
+impl fmt::Display for RefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A hot segment that is not moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The segment.
+    pub segment: i64,
+    /// Why.
+    pub reason: RefusalReason,
+}
+
+/// What to do, in order, and what not to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The moves; any prefix may be applied alone and is never worse than none.
+    pub steps: Vec<Step>,
+    /// Segments that matter on shards that stay overloaded or undrained, ordered by identifier.
+    pub refusals: Vec<Refusal>,
+    /// Imbalance before the plan; 1 is perfect, and is also what a cluster without load has.
+    pub imbalance_before: f64,
+    /// Imbalance after all steps.
+    pub imbalance_after: f64,
+}
+
+/// Why a problem is not one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PlacementError {
+    /// There is no shard.
+    NoShards,
+    /// The capacity of a shard is not a finite number above 0.
+    BadCapacity {
+        /// The shard.
+        shard: i32,
+    },
+    /// A shard is listed twice.
+    DuplicateShard {
+        /// The shard.
+        shard: i32,
+    },
+    /// A segment is listed twice.
+    DuplicateSegment {
+        /// The segment.
+        segment: i64,
+    },
+    /// A segment is on a shard that is not listed.
+    UnknownShard {
+        /// The segment.
+        segment: i64,
+        /// The shard.
+        shard: i32,
+    },
+    /// A curve or future has another length than the others, is empty, or has a value that is not
+    /// a finite number of at least 0.
+    BadCurve {
+        /// The segment.
+        segment: i64,
+    },
+    /// An option is out of its range.
+    BadOption {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The problem exceeds a limit of this module.
+    TooLarge {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
+}
+
+impl fmt::Display for PlacementError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoShards => write!(f, "there is no shard"),
+            Self::BadCapacity { shard } => {
+                write!(f, "capacity of shard {shard} must be a positive number")
+            }
+            Self::DuplicateShard { shard } => write!(f, "shard {shard} is listed twice"),
+            Self::DuplicateSegment { segment } => write!(f, "segment {segment} is listed twice"),
+            Self::UnknownShard { segment, shard } => {
+                write!(f, "segment {segment} is on unknown shard {shard}")
+            }
+            Self::BadCurve { segment } => write!(f, "load curve of segment {segment} is bad"),
+            Self::BadOption { name } => write!(f, "option {name} is out of range"),
+            Self::TooLarge { what, limit } => write!(f, "more than {limit} {what}"),
+        }
+    }
+}
+
+impl std::error::Error for PlacementError {}
+
+/// Plans moves: drains first, then greedily the move with the highest net benefit; the best of a few
+/// differently restrained greedy runs is the plan.
+///
+/// Balancing starts when the imbalance exceeds `1 + imbalance_high` and stops below
+/// `1 + imbalance_low`. Every step lowers the objective (see the module) on its own, never raises
+/// the higher utilisation of the two shards involved, and pays for its bytes within `payback_s`;
+/// drain steps must only fit the target's capacity, and need no history, heat or benefit.
+///
+/// The confidence of a step is the share of the joint futures in which it, applied after the steps
+/// before it, lowers what the peaks of the two shards exceed their fair share (of that future) by,
+/// by enough to pay its cost; for a drain step, in which the target stays within its capacity. It
+/// is 0 when a segment on either shard has no
+/// futures.
+///
+/// # Errors
+/// [`PlacementError`] when the problem is malformed or too large.
+pub fn plan(
+    shards: &[Shard],
+    segments: &[Segment],
+    options: &PlanOptions,
+) -> Result<Plan, PlacementError> {
+    check::problem(shards, segments)?;
+    check::options(options)?;
+    Ok(greedy::plan(shards, segments, options))
+}
+
+/// The objective of the present placement, cost units/s; see the module.
+///
+/// # Errors
+/// [`PlacementError`] when the problem is malformed or too large.
+pub fn objective(shards: &[Shard], segments: &[Segment]) -> Result<f64, PlacementError> {
+    check::problem(shards, segments)?;
+    Ok(state::State::new(shards, segments).objective())
+}
+
+/// The imbalance of the present placement; 1 is perfect.
+///
+/// # Errors
+/// [`PlacementError`] when the problem is malformed or too large.
+pub fn imbalance(shards: &[Shard], segments: &[Segment]) -> Result<f64, PlacementError> {
+    check::problem(shards, segments)?;
+    Ok(state::State::new(shards, segments).imbalance())
+}

@@ -1,0 +1,29 @@
+//! foreshard lets a PostgreSQL database place its own data. ARCHITECTURE.md has the map.
+
+mod api;
+mod catalog;
+mod engine;
+mod mover;
+mod pg;
+mod planner;
+mod worker;
+
+use pgrx::prelude::*;
+
+pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/schema.sql", bootstrap);
+extension_sql_file!("../sql/views.sql", name = "views");
+extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["views"]);
+extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["comments"], finalize);
+
+/// Order matters: settings first, then what needs `shared_preload_libraries`.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    pg::guc::register();
+    if pg::is_preloading() {
+        pg::shmem::register();
+        pg::hooks::register();
+        worker::launcher::register();
+    }
+}

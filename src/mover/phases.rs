@@ -1,0 +1,243 @@
+//! The work of every phase but the cutover.
+
+use super::{Outcome, cutover, short_lock, transaction};
+use crate::catalog::copy::{self, CopyPlan};
+use crate::catalog::moves::{self, MoveRow};
+use crate::catalog::shadow::{self, RelationRow};
+use crate::engine::Engine;
+use crate::pg::report::{PgResult, error, unsupported};
+use crate::pg::bgworker::WorkResult;
+use crate::pg::{bgworker, digest, guc, lock, spi};
+use foreshard_core::phase::{Event, Phase};
+use pgrx::prelude::PgSqlErrorCode;
+use std::time::Instant;
+
+/// Log entries that may be pending when catch-up hands over to verification.
+const CAUGHT_UP_KEYS: i64 = 2_000;
+/// Keys a verification may leave out because they changed while it began.
+const MAX_SKIPPED_KEYS: usize = 200_000;
+/// A PostgreSQL block, as all packaged servers are built.
+const BLOCK_KIB: i32 = (pgrx::pg_sys::BLCKSZ / 1024) as i32;
+
+/// Does one piece of the row's phase.
+pub fn perform(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    match row.phase {
+        Phase::Preflight => preflight(engine, row, attempt),
+        Phase::Capture => capture(engine, row, attempt),
+        Phase::Copy => copy_chunk(engine, row),
+        Phase::Index => index(engine, row),
+        Phase::CatchUp => catch_up(engine, row),
+        Phase::Verify => verify(engine, row),
+        Phase::Cutover => cutover::attempt(engine, row, attempt),
+        Phase::Retire => retire(engine, row),
+        Phase::Revert | Phase::RevertFailed => clean(engine, row, attempt, Some(Event::Completed)),
+        Phase::Mirror | Phase::Canary | Phase::Watch => {
+            transaction(|| Err(unsupported(format!("the engine has no phase {}", row.phase.as_str()))))
+        }
+        Phase::Done | Phase::Cancelled | Phase::Failed => Ok(Outcome::Again(0)),
+    }
+}
+
+/// Cleans up what an earlier attempt left, then checks whether the slot can be moved at all.
+fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    if !transaction(|| shadow::relations(row.move_id))?.is_empty() {
+        return clean(engine, row, attempt, None);
+    }
+    transaction(|| {
+        let partitions = shadow::partitions_of_slot(row.slot_id)?;
+        let reasons = engine.preflight(row, &partitions)?;
+        if !reasons.is_empty() {
+            return Err(unsupported(format!("slot {} cannot be moved", row.slot_id)).set_detail(reasons.join("; ")));
+        }
+        moves::advance(row, Event::Completed, engine.capabilities())?;
+        Ok(Outcome::Advanced)
+    })
+}
+
+/// Installs capture and shadows under SHARE ROW EXCLUSIVE: when it is granted, no writer is under way,
+/// and every later one is logged.
+fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    let partitions = transaction(|| shadow::partitions_of_slot(row.slot_id))?;
+    let done = transaction(|| {
+        if !short_lock::try_lock(&partitions, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
+            return Ok(false);
+        }
+        engine.install(row, &partitions)?;
+        moves::advance(row, Event::Completed, engine.capabilities())?;
+        Ok(true)
+    })?;
+    if done {
+        return Ok(Outcome::Advanced);
+    }
+    short_lock::report_blocked(row.move_id, &partitions, attempt)?;
+    Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
+}
+
+/// Whether a source is still what it was at capture; holds ACCESS SHARE from then on, so that it stays
+/// so for this transaction.
+pub fn is_unchanged(relation: &RelationRow) -> PgResult<bool> {
+    if !shadow::exists(relation.source)? {
+        return Err(error(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+            format!("partition {} was dropped while it moved", relation.source.to_u32()),
+        ));
+    }
+    lock::lock_all(&[relation.source], lock::ACCESS_SHARE);
+    Ok(shadow::fingerprint(relation.source, relation.trigger)?.as_deref() == Some(relation.fingerprint.as_str()))
+}
+
+/// Copies the next chunk of blocks, throttled, with its progress.
+fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+    let begun = Instant::now();
+    let chunk_blocks = i64::from(guc::COPY_CHUNK.get() / BLOCK_KIB).max(1);
+    let mut copied_blocks = 0;
+    let outcome = transaction(|| {
+        // A lost chunk is copied again; no need to wait for the disk at every one.
+        spi::set_local("synchronous_commit", "off")?;
+        let relations = shadow::relations(row.move_id)?;
+        let Some(relation) = relations.iter().find(|r| r.blocks_done < r.blocks_total) else {
+            moves::advance(row, Event::Completed, engine.capabilities())?;
+            return Ok(Outcome::Advanced);
+        };
+        if !is_unchanged(relation)? {
+            return Ok(Outcome::Leave(Event::SourceChanged));
+        }
+        spi::set_local("track_counts", "off")?;
+        let last = (relation.blocks_done + chunk_blocks).min(relation.blocks_total);
+        let rows = copy::plan(relation)?.chunk(relation.blocks_done, last)?;
+        copy::set_progress(row.move_id, relation.source, last, rows)?;
+        copied_blocks = last - relation.blocks_done;
+        Ok(Outcome::Again(0))
+    })?;
+    let rate_kib_s = i64::from(guc::COPY_RATE.get());
+    if rate_kib_s > 0 && copied_blocks > 0 {
+        let due_ms = copied_blocks * i64::from(BLOCK_KIB) * 1000 / rate_kib_s;
+        return Ok(Outcome::Again((due_ms - begun.elapsed().as_millis() as i64).max(0)));
+    }
+    Ok(outcome)
+}
+
+/// Builds the next index, or ends the phase.
+fn index(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+    transaction(|| {
+        for relation in shadow::relations(row.move_id)? {
+            if !is_unchanged(&relation)? {
+                return Ok(Outcome::Leave(Event::SourceChanged));
+            }
+        }
+        if engine.build_next_index(row)? {
+            return Ok(Outcome::Again(0));
+        }
+        moves::advance(row, Event::Completed, engine.capabilities())?;
+        Ok(Outcome::Advanced)
+    })
+}
+
+/// One replay of everything logged by now, under one snapshot. None: the source changed.
+pub fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
+    bgworker::transaction_repeatable_read(|| {
+        let mut replayed = 0;
+        for relation in shadow::relations(row.move_id)? {
+            if !is_unchanged(&relation)? {
+                return Ok(None);
+            }
+            spi::set_local("track_counts", "off")?;
+            replayed += copy::plan(&relation)?.replay()? as i64;
+        }
+        moves::set_last_replay(row.move_id, replayed)?;
+        Ok(Some(replayed))
+    })
+}
+
+fn catch_up(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+    let Some(replayed) = replay(row)? else {
+        return Ok(Outcome::Leave(Event::SourceChanged));
+    };
+    if replayed > CAUGHT_UP_KEYS {
+        return Ok(Outcome::Again(0));
+    }
+    transaction(|| {
+        moves::advance(row, Event::Completed, engine.capabilities())?;
+        Ok(Outcome::Advanced)
+    })
+}
+
+/// Compares both copies under one snapshot: count and hash of every row, by key bucket. A key that the
+/// snapshot sees in the log is left out on both sides; every other row must be equal.
+fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+    let begun = Instant::now();
+    bgworker::transaction_repeatable_read(|| {
+        let mut rows = 0;
+        let mut skipped = 0;
+        for relation in shadow::relations(row.move_id)? {
+            if !is_unchanged(&relation)? {
+                return Ok(Outcome::Leave(Event::SourceChanged));
+            }
+            spi::set_local("track_counts", "off")?;
+            let plan: CopyPlan = copy::plan(&relation)?;
+            let Some(skip) = digest::logged_keys(relation.log, relation.key.len(), MAX_SKIPPED_KEYS) else {
+                return Ok(Outcome::Leave(Event::BacklogTooLarge));
+            };
+            let source = digest::digest(relation.source, &relation.key, &plan.stored, &skip)?;
+            let copy = digest::digest(relation.shadow, &relation.key, &plan.stored, &skip)?;
+            let differing = source.differing_buckets(&copy);
+            if !differing.is_empty() {
+                let what = format!(
+                    "verification found {} differing key buckets ({} rows in the source, {} in the copy)",
+                    differing.len(),
+                    source.rows(),
+                    copy.rows()
+                );
+                moves::note(row.move_id, None, Some(&what), None)?;
+                crate::catalog::record_event("mismatch", Some(row.move_id), Some(row.slot_id), serde_json::json!({"detail": what}))?;
+                moves::advance(row, Event::Mismatch, engine.capabilities())?;
+                return Ok(Outcome::Advanced);
+            }
+            rows += source.rows();
+            skipped += skip.len();
+        }
+        moves::set_verified(row.move_id)?;
+        let detail = serde_json::json!({"rows": rows, "skipped_keys": skipped, "ms": begun.elapsed().as_millis() as u64});
+        crate::catalog::record_event("verified", Some(row.move_id), Some(row.slot_id), detail)?;
+        moves::advance(row, Event::Completed, engine.capabilities())?;
+        Ok(Outcome::Advanced)
+    })
+}
+
+/// Drops the old copy.
+fn retire(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+    transaction(|| {
+        engine.drop_shadows(row)?;
+        moves::advance(row, Event::Completed, engine.capabilities())?;
+        Ok(Outcome::Advanced)
+    })
+}
+
+/// Ends capture and drops the shadows; with `then`, moves on in the same transaction.
+fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) -> WorkResult<Outcome> {
+    let mut sources = Vec::new();
+    let done = transaction(|| {
+        let relations = shadow::relations(row.move_id)?;
+        for relation in &relations {
+            if shadow::trigger_exists(relation.trigger)? {
+                sources.push(relation.source);
+            }
+        }
+        if !sources.is_empty() && !short_lock::try_lock(&sources, lock::ACCESS_EXCLUSIVE, attempt)? {
+            return Ok(false);
+        }
+        for relation in &relations {
+            engine.remove_capture(relation)?;
+        }
+        engine.drop_shadows(row)?;
+        if let Some(event) = then {
+            moves::advance(row, event, engine.capabilities())?;
+        }
+        Ok(true)
+    })?;
+    if done {
+        return Ok(Outcome::Advanced);
+    }
+    short_lock::report_blocked(row.move_id, &sources, attempt)?;
+    Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
+}

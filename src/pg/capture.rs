@@ -1,0 +1,128 @@
+//! The capture trigger: AFTER ROW, internal, ENABLE ALWAYS. It writes the identity key of every
+//! changed row to the move's log, in the user's own transaction and without permission checks, and
+//! does nothing else: no SPI, no user code.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+/// Version-1 record of [`foreshard_capture`].
+#[unsafe(no_mangle)]
+#[doc(hidden)]
+pub extern "C" fn pg_finfo_foreshard_capture() -> &'static pg_sys::Pg_finfo_record {
+    const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+const OP_MASK: u32 = 3;
+const OP_INSERT: u32 = 0;
+const OP_UPDATE: u32 = 2;
+
+/// `tgargs`: the log's oid, then the key's attribute numbers in the order of the log's columns.
+///
+/// # Safety
+/// Called by PostgreSQL's function manager only; anything but a row trigger is refused with 39P01.
+#[unsafe(no_mangle)]
+#[pg_guard]
+// SAFETY: see above.
+pub unsafe extern "C-unwind" fn foreshard_capture(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: when the context node is TriggerData, PostgreSQL filled it for this call; tuples and
+    // relation live until we return.
+    unsafe {
+        let context = (*fcinfo).context;
+        if context.is_null() || (*context).type_ != pg_sys::NodeTag::T_TriggerData {
+            ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "foreshard.capture() can only be called as a trigger"
+            );
+        }
+        let data = context.cast::<pg_sys::TriggerData>();
+        let trigger = (*data).tg_trigger;
+        let count = (*trigger).tgnargs.max(0) as usize;
+        let args: Vec<u32> = (0..count)
+            .filter_map(|i| std::ffi::CStr::from_ptr(*(*trigger).tgargs.add(i)).to_str().ok()?.parse().ok())
+            .collect();
+        let Some((log, key)) = args.split_first() else {
+            return pg_sys::Datum::from(0usize);
+        };
+        // A log that is gone means that the move is gone; the user's statement must not suffer.
+        let log = pg_sys::try_relation_open(pg_sys::Oid::from(*log), pg_sys::RowExclusiveLock as i32);
+        if log.is_null() {
+            return pg_sys::Datum::from(0usize);
+        }
+        let descriptor = (*(*data).tg_relation).rd_att;
+        let operation = (*data).tg_event & OP_MASK;
+        let old = (operation != OP_INSERT).then_some((*data).tg_trigtuple);
+        let new = match operation {
+            OP_INSERT => Some((*data).tg_trigtuple),
+            OP_UPDATE => Some((*data).tg_newtuple),
+            _ => None,
+        };
+        let same = match (old, new) {
+            (Some(a), Some(b)) => same_key(a, b, key, descriptor),
+            _ => false,
+        };
+        if let Some(tuple) = old {
+            append(log, tuple, key, descriptor);
+        }
+        if let (Some(tuple), false) = (new, same) {
+            append(log, tuple, key, descriptor);
+        }
+        pg_sys::relation_close(log, pg_sys::RowExclusiveLock as i32);
+        pg_sys::Datum::from(0usize)
+    }
+}
+
+/// # Safety
+/// `tuple` must have the shape of `descriptor`.
+unsafe fn value(tuple: pg_sys::HeapTuple, attnum: u32, descriptor: pg_sys::TupleDesc) -> Option<pg_sys::Datum> {
+    let number = std::num::NonZeroUsize::new(attnum as usize)?;
+    // SAFETY: as promised by the caller.
+    unsafe { pgrx::htup::heap_getattr_raw(tuple, number, descriptor) }
+}
+
+/// Whether both tuples have bitwise equal keys.
+///
+/// # Safety
+/// Both tuples must have the shape of `descriptor`.
+unsafe fn same_key(
+    a: pg_sys::HeapTuple,
+    b: pg_sys::HeapTuple,
+    key: &[u32],
+    descriptor: pg_sys::TupleDesc,
+) -> bool {
+    key.iter().all(|attnum| {
+        // SAFETY: as promised by the caller; attnum came from the index definition.
+        unsafe {
+            let attribute = super::compat::attribute(descriptor, (*attnum as usize).saturating_sub(1));
+            match (value(a, *attnum, descriptor), value(b, *attnum, descriptor)) {
+                (Some(x), Some(y)) => {
+                    super::compat::datum_is_equal(x, y, (*attribute).attbyval, (*attribute).attlen as i32)
+                }
+                (None, None) => true,
+                _ => false,
+            }
+        }
+    })
+}
+
+/// # Safety
+/// `log` must be open with ROW EXCLUSIVE and have one column per key column.
+unsafe fn append(log: pg_sys::Relation, tuple: pg_sys::HeapTuple, key: &[u32], descriptor: pg_sys::TupleDesc) {
+    // SAFETY: as promised by the caller; the formed tuple is freed after the insert copied it.
+    unsafe {
+        let mut values: Vec<pg_sys::Datum> = Vec::with_capacity(key.len());
+        let mut nulls: Vec<bool> = Vec::with_capacity(key.len());
+        for attnum in key {
+            let datum = value(tuple, *attnum, descriptor);
+            nulls.push(datum.is_none());
+            values.push(datum.unwrap_or(pg_sys::Datum::from(0usize)));
+        }
+        if values.len() != (*(*log).rd_att).natts.max(0) as usize {
+            return;
+        }
+        let logged = pg_sys::heap_form_tuple((*log).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::simple_heap_insert(log, logged);
+        pg_sys::heap_freetuple(logged);
+    }
+}

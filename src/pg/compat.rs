@@ -1,0 +1,163 @@
+//! Every difference between PostgreSQL 15, 16, 17 and 18. No other file mentions a version.
+
+use pgrx::pg_sys;
+
+// Server functions that pgrx does not bind (`commands/cluster.h`, `storage/predicate.h`,
+// `utils/datum.h`), and signal handlers, which pgrx binds in a form that is no function pointer.
+mod raw {
+    use pgrx::pg_sys;
+    // SAFETY: declarations follow the server headers of 15 to 18, which agree.
+    unsafe extern "C-unwind" {
+        pub fn make_new_heap(
+            old_heap: pg_sys::Oid,
+            new_tablespace: pg_sys::Oid,
+            new_access_method: pg_sys::Oid,
+            relpersistence: std::ffi::c_char,
+            lockmode: pg_sys::LOCKMODE,
+        ) -> pg_sys::Oid;
+        pub fn TransferPredicateLocksToHeapRelation(relation: pg_sys::Relation);
+        pub fn datumIsEqual(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool;
+        pub fn die(signal: i32);
+        pub fn SignalHandlerForConfigReload(signal: i32);
+    }
+}
+
+/// A heap of the same shape as `old_heap` (dropped columns included), with its toast table.
+///
+/// # Safety
+/// Inside a transaction, with `old_heap` locked.
+pub unsafe fn make_new_heap(
+    old_heap: pg_sys::Oid,
+    tablespace: pg_sys::Oid,
+    access_method: pg_sys::Oid,
+    persistence: std::ffi::c_char,
+    lockmode: pg_sys::LOCKMODE,
+) -> pg_sys::Oid {
+    // SAFETY: as promised by the caller; the guard turns an ERROR into a Rust unwind.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            raw::make_new_heap(old_heap, tablespace, access_method, persistence, lockmode)
+        })
+    }
+}
+
+/// Promotes SSI predicate locks of a relation whose tuples are about to move.
+///
+/// # Safety
+/// `relation` must be open.
+pub unsafe fn promote_predicate_locks(relation: pg_sys::Relation) {
+    // SAFETY: as promised by the caller.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::TransferPredicateLocksToHeapRelation(relation)) }
+}
+
+/// Bitwise equality of two values of one type.
+///
+/// # Safety
+/// Both must be non-NULL values with this passing convention and length.
+pub unsafe fn datum_is_equal(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool {
+    // SAFETY: as promised by the caller; raises only for corrupt varlena headers.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::datumIsEqual(a, b, by_value, length)) }
+}
+
+/// Attribute `index` (from 0) of a tuple descriptor.
+///
+/// # Safety
+/// `index` must be below `natts`; the pointer lives as long as the descriptor.
+pub unsafe fn attribute(descriptor: pg_sys::TupleDesc, index: usize) -> *const pg_sys::FormData_pg_attribute {
+    #[cfg(feature = "pg18")]
+    // SAFETY: since 18 the full attributes follow the array of compact ones.
+    unsafe {
+        let natts = (*descriptor).natts.max(0) as usize;
+        (*descriptor).compact_attrs.as_ptr().add(natts).cast::<pg_sys::FormData_pg_attribute>().add(index)
+    }
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        (*descriptor).attrs.as_ptr().add(index)
+    }
+}
+
+/// Swaps `relallfrozen` (18 and later) between two pg_class rows.
+#[allow(unused_variables)]
+pub fn swap_relallfrozen(a: &mut pg_sys::FormData_pg_class, b: &mut pg_sys::FormData_pg_class) {
+    #[cfg(feature = "pg18")]
+    std::mem::swap(&mut a.relallfrozen, &mut b.relallfrozen);
+}
+
+/// Forgets open file handles of a relation whose storage changed (15 and 16; later versions do it on
+/// relcache invalidation).
+#[allow(unused_variables)]
+pub fn close_smgr(relation: pg_sys::Oid) {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: takes any oid; does nothing when the relation is not open.
+    unsafe {
+        pg_sys::RelationCloseSmgrByOid(relation)
+    };
+}
+
+/// Whether `role` owns relation `relation` (superusers and members of the owner included).
+pub fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: catalog look-up by oid, errors for unknown ones.
+    return unsafe { pg_sys::pg_class_ownercheck(relation, role) };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: catalog look-up by oid, errors for unknown ones.
+    return unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, role) };
+}
+
+/// Whether `role` owns database `database`.
+pub fn owns_database(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: catalog look-up by oid, errors for unknown ones.
+    return unsafe { pg_sys::pg_database_ownercheck(database, role) };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: catalog look-up by oid, errors for unknown ones.
+    return unsafe { pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role) };
+}
+
+/// The text pg_locks shows for a virtual transaction id.
+pub fn vxid_text(vxid: &pg_sys::VirtualTransactionId) -> String {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    return format!("{}/{}", vxid.backendId, vxid.localTransactionId);
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    return format!("{}/{}", vxid.procNumber, vxid.localTransactionId);
+}
+
+/// PostgreSQL's own handlers for the signals a worker gets.
+pub fn install_signal_handlers() {
+    // SAFETY: handlers are async-signal-safe functions of the server; called before signals are unblocked.
+    unsafe {
+        #[cfg(feature = "pg18")]
+        {
+            pg_sys::pqsignal_be(libc::SIGTERM, Some(raw::die));
+            pg_sys::pqsignal_be(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
+        }
+        #[cfg(not(feature = "pg18"))]
+        {
+            pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
+            pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
+        }
+    }
+}
+
+/// The template named in CREATE DATABASE … TEMPLATE, if any.
+///
+/// # Safety
+/// `statement` must be a CreatedbStmt.
+pub unsafe fn template_of(statement: *mut pg_sys::CreatedbStmt) -> Vec<*const std::ffi::c_char> {
+    let mut names = Vec::new();
+    // SAFETY: options is a list of DefElem; defGetString returns the option's text.
+    unsafe {
+        let options = (*statement).options;
+        if options.is_null() {
+            return names;
+        }
+        for i in 0..(*options).length {
+            let option = (*(*options).elements.add(i as usize)).ptr_value.cast::<pg_sys::DefElem>();
+            if std::ffi::CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
+                names.push(pg_sys::defGetString(option).cast_const());
+            }
+        }
+    }
+    names
+}

@@ -1,0 +1,83 @@
+//! Short locks: tried without queueing, so that nobody ever waits behind a move that waits.
+
+use super::compat;
+use super::report::PgResult;
+use super::spi;
+use pgrx::pg_sys;
+
+/// ACCESS SHARE.
+pub const ACCESS_SHARE: i32 = pg_sys::AccessShareLock as i32;
+/// SHARE ROW EXCLUSIVE: blocks writers, not readers.
+pub const SHARE_ROW_EXCLUSIVE: i32 = pg_sys::ShareRowExclusiveLock as i32;
+/// ACCESS EXCLUSIVE: blocks everybody.
+pub const ACCESS_EXCLUSIVE: i32 = pg_sys::AccessExclusiveLock as i32;
+
+/// Takes `mode` on every relation at once or on none; held to the end of the transaction. The caller
+/// passes relations in ascending order, as every move does.
+pub fn try_lock_all(relations: &[pg_sys::Oid], mode: i32) -> bool {
+    for (taken, relation) in relations.iter().enumerate() {
+        // SAFETY: any oid may be locked; the transaction owns the lock.
+        if !unsafe { pg_sys::ConditionalLockRelationOid(*relation, mode) } {
+            for held in &relations[..taken] {
+                // SAFETY: releases what this loop took.
+                unsafe { pg_sys::UnlockRelationOid(*held, mode) };
+            }
+            return false;
+        }
+    }
+    true
+}
+
+/// Takes `mode` on every relation, queueing; the session's `lock_timeout` bounds each wait and raises
+/// 55P03 when it passes.
+pub fn lock_all(relations: &[pg_sys::Oid], mode: i32) {
+    for relation in relations {
+        // SAFETY: any oid may be locked; an ERROR unwinds the transaction.
+        unsafe { pg_sys::LockRelationOid(*relation, mode) };
+    }
+}
+
+/// Virtual transactions of this database whose snapshot may not see what transaction `xid` did.
+pub fn older_snapshots(xid: u32) -> Vec<pg_sys::VirtualTransactionId> {
+    let mut count: i32 = 0;
+    let vacuum = (pg_sys::PROC_IS_AUTOVACUUM | pg_sys::PROC_IN_VACUUM) as i32;
+    // SAFETY: returns a palloc'd array of `count` entries, copied here.
+    unsafe {
+        let xid = pg_sys::TransactionId::from_inner(xid);
+        let list = pg_sys::GetCurrentVirtualXIDs(xid, true, false, vacuum, &mut count);
+        let mut out = Vec::with_capacity(count.max(0) as usize);
+        for i in 0..count.max(0) as usize {
+            out.push(*list.add(i));
+        }
+        if !list.is_null() {
+            pg_sys::pfree(list.cast());
+        }
+        out
+    }
+}
+
+/// Whether a virtual transaction has ended.
+pub fn has_ended(vxid: &pg_sys::VirtualTransactionId) -> bool {
+    // SAFETY: with wait = false this only looks.
+    unsafe { pg_sys::VirtualXactLock(*vxid, false) }
+}
+
+/// Keeps the virtual transactions that do not wait for a lock on `relations` themselves: those that
+/// do take their execution snapshot after we let go (READ COMMITTED plans under an earlier one).
+pub fn not_waiting_for(
+    vxids: Vec<pg_sys::VirtualTransactionId>,
+    relations: &[pg_sys::Oid],
+) -> PgResult<Vec<pg_sys::VirtualTransactionId>> {
+    let waiting: Vec<String> = spi::rows(
+        "SELECT virtualtransaction FROM pg_catalog.pg_locks WHERE NOT granted AND relation = ANY ($1)",
+        &[relations.to_vec().into()],
+        |row| row.need::<String>(1),
+    )?;
+    Ok(vxids.into_iter().filter(|v| !waiting.contains(&compat::vxid_text(v))).collect())
+}
+
+/// The current transaction's id, assigned if it has none yet.
+pub fn current_xid() -> u32 {
+    // SAFETY: only called inside a transaction.
+    unsafe { pg_sys::GetCurrentTransactionId() }.into_inner()
+}

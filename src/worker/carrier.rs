@@ -1,0 +1,51 @@
+//! The carrier of one move.
+
+
+use crate::catalog::{moves, session};
+use crate::mover;
+use crate::pg::{bgworker, shmem};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+/// Entry point; the argument is the database's oid, the extra number the move's id.
+///
+/// # Safety
+/// Called by PostgreSQL in a fresh background worker only.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn foreshard_carrier_main(argument: pg_sys::Datum) {
+    let database = argument.value() as u32;
+    let move_id = bgworker::extra();
+    bgworker::on_exit(leave);
+    bgworker::begin(database);
+    let held = shmem::with_entry(database, |entry| {
+        if let Some(slot) = entry.carriers.iter_mut().find(|pid| **pid == 0) {
+            *slot = bgworker::pid();
+        }
+        entry.held_until_us > bgworker::now_us()
+    });
+    if held == Some(true) {
+        return;
+    }
+    let claimed = bgworker::transaction(|| {
+        session::prepare_worker()?;
+        moves::claim(move_id)
+    });
+    match claimed {
+        Ok(true) => mover::drive(move_id),
+        Ok(false) => {}
+        Err(report) => pgrx::log!("foreshard carrier: {}", report.line),
+    }
+}
+
+/// # Safety
+/// An exit callback of PostgreSQL.
+#[pg_guard]
+extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
+    let pid = bgworker::pid();
+    shmem::with_entry(bgworker::database(), |entry| {
+        for slot in entry.carriers.iter_mut().filter(|slot| **slot == pid) {
+            *slot = 0;
+        }
+    });
+}

@@ -1,0 +1,97 @@
+//! The launcher: finds databases that have the extension and keeps a keeper in each. It is connected to
+//! no database; whether the extension is there is found out by a keeper that looks once and leaves.
+
+use crate::pg::bgworker::{self, Handle, Spec};
+use crate::pg::shmem::{self, State};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::collections::HashMap;
+
+/// Pause between two looks at pg_database, ms.
+const SCAN_MS: i64 = 2_000;
+
+/// Registers the launcher with the postmaster.
+pub fn register() {
+    bgworker::register_launcher(&Spec {
+        name: "foreshard launcher",
+        kind: "foreshard launcher",
+        function: "foreshard_launcher_main",
+        database: 0,
+        extra: 0,
+    });
+}
+
+/// Entry point.
+///
+/// # Safety
+/// Called by PostgreSQL in a fresh background worker only.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn foreshard_launcher_main(_argument: pg_sys::Datum) {
+    bgworker::begin(0);
+    shmem::with(|registry| registry.launcher = bgworker::pid());
+    let mut keepers: HashMap<u32, Handle> = HashMap::new();
+    loop {
+        match bgworker::transaction(bgworker::databases) {
+            Ok(databases) => {
+                let known: Vec<u32> = databases.iter().map(|(oid, _)| *oid).collect();
+                sync_registry(&known);
+                start_keepers(&databases, &mut keepers);
+            }
+            Err(report) => pgrx::log!("foreshard launcher: {}", report.line),
+        }
+        bgworker::show_activity(None);
+        bgworker::wait(SCAN_MS);
+    }
+}
+
+/// New databases are to be probed; vanished ones are forgotten.
+fn sync_registry(databases: &[u32]) {
+    shmem::with(|registry| {
+        for entry in registry.entries.iter_mut() {
+            if entry.state != State::Free && !databases.contains(&entry.database) && entry.keeper == 0 {
+                *entry = shmem::Entry::default();
+            }
+        }
+    });
+    for database in databases {
+        shmem::with_entry(*database, |_| ());
+    }
+}
+
+fn start_keepers(databases: &[(u32, String)], keepers: &mut HashMap<u32, Handle>) {
+    keepers.retain(|_, handle| handle.is_alive());
+    for (database, name) in databases {
+        if keepers.contains_key(database) {
+            continue;
+        }
+        let wanted = shmem::with_entry(*database, |entry| {
+            let due = entry.keeper == 0
+                && matches!(entry.state, State::Probe | State::Running)
+                && entry.held_until_us <= bgworker::now_us();
+            if due {
+                entry.state = State::Running;
+            }
+            due
+        });
+        if wanted != Some(true) {
+            continue;
+        }
+        let started = bgworker::start(&Spec {
+            name: &format!("foreshard keeper {name}"),
+            kind: "foreshard keeper",
+            function: "foreshard_keeper_main",
+            database: *database,
+            extra: 0,
+        });
+        match started {
+            Some(handle) => {
+                keepers.insert(*database, handle);
+            }
+            None => {
+                pgrx::log!("foreshard launcher: no free background worker; raise max_worker_processes");
+                shmem::with_entry(*database, |entry| entry.state = State::Probe);
+            }
+        }
+    }
+}
