@@ -29,10 +29,7 @@ struct Options {
 
 impl Options {
     fn parse() -> Result<Options> {
-        let mut options = Options {
-            rows: 2_000_000,
-            rate: 500.0,
-        };
+        let mut options = Options { rows: 2_000_000, rate: 500.0 };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             let value = arguments.next().and_then(|value| value.parse::<f64>().ok());
@@ -59,10 +56,7 @@ struct Updater {
 
 impl Session for Updater {
     fn connected(&mut self, client: &mut Client) -> std::result::Result<(), SqlError> {
-        client.prepare(
-            "u",
-            "UPDATE account SET balance = balance + 1 WHERE id = $1",
-        )
+        client.prepare("u", "UPDATE account SET balance = balance + 1 WHERE id = $1")
     }
 
     fn step(&mut self, client: &mut Client) -> std::result::Result<(), SqlError> {
@@ -93,17 +87,9 @@ fn run(options: &Options) -> Result<()> {
     )?;
     let mut client = prepare(&cluster, options)?;
     let sessions = (0..CLIENTS as u64)
-        .map(|number| Updater {
-            rows: options.rows,
-            state: number * 0x9e37_79b9 + 12345,
-        })
+        .map(|number| Updater { rows: options.rows, state: number * 0x9e37_79b9 + 12345 })
         .collect();
-    let load = Load::start(
-        &cluster.conninfo(DATABASE),
-        options.rate,
-        "warm-up",
-        sessions,
-    )?;
+    let load = Load::start(&cluster.conninfo(DATABASE), options.rate, "warm-up", sessions)?;
     std::thread::sleep(Duration::from_secs(2));
     load.mark("before");
     std::thread::sleep(BEFORE);
@@ -134,11 +120,7 @@ fn run(options: &Options) -> Result<()> {
     );
     println!("ratio move / raw: {:.2}", ratio(elapsed, raw));
     for (event, at) in &phases {
-        println!(
-            "  up to {event}: {:.2} s, ratio {:.2}",
-            at.as_secs_f64(),
-            ratio(*at, raw)
-        );
+        println!("  up to {event}: {:.2} s, ratio {:.2}", at.as_secs_f64(), ratio(*at, raw));
     }
     print_clients(&windows, &errors);
     verify(&mut client, &windows)
@@ -152,10 +134,7 @@ fn prepare(cluster: &Cluster, options: &Options) -> Result<Client> {
     let mut client = cluster.connect("postgres")?;
     for shard in ["bench_a", "bench_b"] {
         let dir = cluster.make_tablespace_dir(shard)?;
-        client.exec(&format!(
-            "CREATE TABLESPACE {shard} LOCATION '{}'",
-            dir.display()
-        ))?;
+        client.exec(&format!("CREATE TABLESPACE {shard} LOCATION '{}'", dir.display()))?;
     }
     client.exec(&format!("CREATE DATABASE {DATABASE}"))?;
     let mut client = cluster.connect(DATABASE)?;
@@ -184,10 +163,7 @@ fn prepare(cluster: &Cluster, options: &Options) -> Result<Client> {
     client.exec("VACUUM (ANALYZE) account")?;
     client.exec("CHECKPOINT")?;
     let size = client.query_one("SELECT pg_size_pretty(sum(bytes)) FROM foreshard.slots")?;
-    println!(
-        "one slot of {size}, {CLIENTS} clients, {} updates/s",
-        options.rate
-    );
+    println!("one slot of {size}, {CLIENTS} clients, {} updates/s", options.rate);
     Ok(client)
 }
 
@@ -207,8 +183,7 @@ fn raw_copy(client: &mut Client) -> Result<(Duration, Duration)> {
 /// Moves the slot; the time it took, and the time of each event on the way.
 fn move_slot(client: &mut Client) -> Result<(Duration, Vec<(String, Duration)>)> {
     let begin = Instant::now();
-    let id =
-        client.query_one("SELECT foreshard.move_slot(slot_id, 'bench_b') FROM foreshard.slots")?;
+    let id = client.query_one("SELECT foreshard.move_slot(slot_id, 'bench_b') FROM foreshard.slots")?;
     let mut last_error = String::new();
     wait_until("the move ends", PATIENCE, || {
         let rows = client.exec_params(
@@ -216,10 +191,7 @@ fn move_slot(client: &mut Client) -> Result<(Duration, Vec<(String, Duration)>)>
             &[Some(&id)],
         )?;
         last_error = rows.field(0, "error").unwrap_or_default().to_string();
-        Ok(!matches!(
-            rows.field(0, "state"),
-            Some("waiting" | "running" | "cancelling")
-        ))
+        Ok(!matches!(rows.field(0, "state"), Some("waiting" | "running" | "cancelling")))
     })?;
     let elapsed = begin.elapsed();
     let shard = client.query_one("SELECT shard FROM foreshard.slots")?;

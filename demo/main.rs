@@ -39,10 +39,7 @@ struct Options {
 
 impl Options {
     fn parse() -> Result<Options> {
-        let mut options = Options {
-            quick: false,
-            rate: None,
-        };
+        let mut options = Options { quick: false, rate: None };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
@@ -91,12 +88,7 @@ fn run(options: &Options) -> Result<()> {
     println!(
         "{CLIENTS} clients replay the trace, {rate:.0} accesses/s, 1 in {UPDATE_EVERY} an update, due at fixed times"
     );
-    let load = Load::start(
-        &cluster.conninfo(DATABASE),
-        rate,
-        "warm-up",
-        replay.shoppers(CLIENTS),
-    )?;
+    let load = Load::start(&cluster.conninfo(DATABASE), rate, "warm-up", replay.shoppers(CLIENTS))?;
     let before = observe(&mut client, &load, options, "before")?;
     screen.heat_map(&before.loads(), &before.shard_of, &SHARDS);
 
@@ -138,11 +130,7 @@ fn run(options: &Options) -> Result<()> {
 fn prepare(screen: &mut Screen) -> Result<(Cluster, Trace)> {
     screen.heading("Set up");
     let trace = Trace::load()?;
-    println!(
-        "trace: {} accesses to {} objects",
-        trace.accesses.len(),
-        trace.keys.len()
-    );
+    println!("trace: {} accesses to {} objects", trace.accesses.len(), trace.keys.len());
     let cluster = setup::start_cluster()?;
     println!(
         "cluster: PostgreSQL {}, {} tablespaces, socket {}",
@@ -176,12 +164,8 @@ fn prepare(screen: &mut Screen) -> Result<(Cluster, Trace)> {
 
 /// What the machine carries, from a short closed loop.
 fn measure_rate(cluster: &Cluster, replay: &std::sync::Arc<Replay>) -> Result<f64> {
-    let load = Load::start(
-        &cluster.conninfo(DATABASE),
-        f64::INFINITY,
-        "closed loop",
-        replay.shoppers(CLIENTS),
-    )?;
+    let load =
+        Load::start(&cluster.conninfo(DATABASE), f64::INFINITY, "closed loop", replay.shoppers(CLIENTS))?;
     std::thread::sleep(Duration::from_secs(3));
     let windows = load.finish()?;
     let carried = windows.first().map_or(MAX_RATE, Window::rate_per_s);
@@ -197,10 +181,7 @@ fn observe(client: &mut Client, load: &Load, options: &Options, label: &str) -> 
 
 /// Rounds of recommendation and request until nothing more is recommended.
 fn move_slots(client: &mut Client, screen: &mut Screen, load: &Load) -> Result<Outcome> {
-    let mut total = Outcome {
-        confidence: f64::INFINITY,
-        ..Outcome::default()
-    };
+    let mut total = Outcome { confidence: f64::INFINITY, ..Outcome::default() };
     for round in 1..=ROUNDS {
         screen.heading(&format!("Recommendations, round {round}"));
         if !show_recommendations(client, round == 1)? {
@@ -266,12 +247,7 @@ fn show_balance(screen: &mut Screen, before: &Observed, after: &Observed) -> Bal
     }
 }
 
-fn verify(
-    screen: &mut Screen,
-    client: &mut Client,
-    replay: &Replay,
-    print_before: &str,
-) -> Result<usize> {
+fn verify(screen: &mut Screen, client: &mut Client, replay: &Replay, print_before: &str) -> Result<usize> {
     screen.heading("Verify");
     let rows = replay.verify(client)?;
     println!(
@@ -300,9 +276,7 @@ fn conclude(
     let percent = |imbalance: f64| (imbalance - 1.0) * 100.0;
     let worst = |prefix: &str, of: fn(&Latencies) -> f64| {
         let these = windows.iter().filter(|w| w.label.starts_with(prefix));
-        these
-            .map(|window| of(&window.latencies))
-            .fold(0.0, f64::max)
+        these.map(|window| of(&window.latencies)).fold(0.0, f64::max)
     };
     let p99 = |prefix| worst(prefix, Latencies::p99_ms);
     let max = |prefix| worst(prefix, Latencies::max_ms);

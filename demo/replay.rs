@@ -26,18 +26,12 @@ impl Replay {
     /// A replay from the trace's begin.
     pub fn new(trace: Trace) -> Arc<Replay> {
         let updates = trace.keys.iter().map(|_| AtomicU32::new(0)).collect();
-        Arc::new(Replay {
-            trace,
-            next: AtomicUsize::new(0),
-            updates,
-        })
+        Arc::new(Replay { trace, next: AtomicUsize::new(0), updates })
     }
 
     /// Clients that take turns at the trace.
     pub fn shoppers(self: &Arc<Replay>, count: usize) -> Vec<Shopper> {
-        let shopper = || Shopper {
-            replay: Arc::clone(self),
-        };
+        let shopper = || Shopper { replay: Arc::clone(self) };
         std::iter::repeat_with(shopper).take(count).collect()
     }
 
@@ -57,11 +51,7 @@ impl Replay {
         let rows = client.exec("SELECT id, stock, version FROM object ORDER BY id")?;
         if rows.len() != self.trace.keys.len() {
             return Err(Error::new(
-                format!(
-                    "The table has {} rows instead of {}.",
-                    rows.len(),
-                    self.trace.keys.len()
-                ),
+                format!("The table has {} rows instead of {}.", rows.len(), self.trace.keys.len()),
                 "",
             ));
         }
@@ -79,10 +69,7 @@ impl Replay {
         let audited = client.query_one("SELECT count(*) FROM object_audit")?;
         if audited != self.updates().to_string() {
             return Err(Error::new(
-                format!(
-                    "The audit trigger wrote {audited} rows for {} updates.",
-                    self.updates()
-                ),
+                format!("The audit trigger wrote {audited} rows for {} updates.", self.updates()),
                 "",
             ));
         }
@@ -99,10 +86,8 @@ pub fn fingerprint(client: &mut Client) -> Result<String> {
 
 impl Session for Shopper {
     fn connected(&mut self, client: &mut Client) -> std::result::Result<(), SqlError> {
-        client.prepare(
-            "look",
-            "SELECT kind, name, price, stock, attributes, body FROM object WHERE id = $1",
-        )?;
+        client
+            .prepare("look", "SELECT kind, name, price, stock, attributes, body FROM object WHERE id = $1")?;
         client.prepare(
             "sell",
             "UPDATE object SET stock = stock - 1, version = version + 1, updated_at = clock_timestamp() WHERE id = $1",

@@ -41,10 +41,7 @@ pub fn show_forecasts(client: &mut Client) -> Result<()> {
         println!("  no forecast yet: the history is too short");
     }
     for row in 0..rows.len() {
-        let number = |name| {
-            rows.parse::<f64>(row, name)
-                .map_or("?".into(), |v| format!("{v:.3}"))
-        };
+        let number = |name| rows.parse::<f64>(row, name).map_or("?".into(), |v| format!("{v:.3}"));
         println!(
             "  slot {:>4} on {}: now {}, next {HORIZON_S} s {} with {:.0} % between {} and {} (model {}, {} buckets, mean error {})",
             rows.field(row, "slot_id").unwrap_or("?"),
@@ -65,12 +62,7 @@ pub fn show_forecasts(client: &mut Client) -> Result<()> {
 /// Asks for recommendations and shows them; true when there is a move among them. A
 /// patient caller waits for the first.
 pub fn show_recommendations(client: &mut Client, patient: bool) -> Result<bool> {
-    let deadline = Instant::now()
-        + if patient {
-            PLAN_PATIENCE
-        } else {
-            Duration::ZERO
-        };
+    let deadline = Instant::now() + if patient { PLAN_PATIENCE } else { Duration::ZERO };
     loop {
         let rows = client.exec("SELECT * FROM foreshard.recommend()")?;
         let moves = (0..rows.len()).filter(|&row| is_move(&rows, row)).count();
@@ -98,10 +90,8 @@ fn print_recommendations(rows: &Rows, moves: usize) {
             text(row, "to_shard"),
             rows.parse::<f64>(row, "confidence").unwrap_or(f64::NAN),
             rows.parse::<u64>(row, "bytes").unwrap_or(0) / 1024,
-            rows.parse::<f64>(row, "imbalance_before")
-                .unwrap_or(f64::NAN),
-            rows.parse::<f64>(row, "imbalance_after")
-                .unwrap_or(f64::NAN),
+            rows.parse::<f64>(row, "imbalance_before").unwrap_or(f64::NAN),
+            rows.parse::<f64>(row, "imbalance_after").unwrap_or(f64::NAN),
             text(row, "reason"),
         );
     }
@@ -138,18 +128,12 @@ pub fn reshard(client: &mut Client, screen: &mut Screen) -> Result<Outcome> {
         &[Some(confidence), Some(map)],
     )?;
     let request = request.get(0, 0).unwrap_or("0").to_string();
-    let mut outcome = Outcome {
-        confidence: confidence.parse().unwrap_or(0.0),
-        ..Outcome::default()
-    };
+    let mut outcome = Outcome { confidence: confidence.parse().unwrap_or(0.0), ..Outcome::default() };
     let mut ended = HashSet::new();
     while !show_progress(client, screen, &request, &mut ended)? {
         if begin.elapsed() > MOVE_PATIENCE {
             return Err(Error::new(
-                format!(
-                    "The moves did not end within {} s.",
-                    MOVE_PATIENCE.as_secs()
-                ),
+                format!("The moves did not end within {} s.", MOVE_PATIENCE.as_secs()),
                 "Look at foreshard.progress_moves: make psql.",
             ));
         }
@@ -213,9 +197,7 @@ fn show_progress(
 
 fn move_line(moves: &Rows, row: usize) -> String {
     let text = |name| moves.field(row, name).unwrap_or("-");
-    let error = moves
-        .field(row, "last_error")
-        .map_or(String::new(), |e| format!("  last error: {e}"));
+    let error = moves.field(row, "last_error").map_or(String::new(), |e| format!("  last error: {e}"));
     format!(
         "  move {:>3}  slot {:>4}  {} → {}  {:<10} {:<9} {:>6} rows  {:>6} %  {}{error}",
         text("move_id"),

@@ -68,10 +68,7 @@ pub fn start_cluster() -> Result<Cluster> {
     let mut client = cluster.connect("postgres")?;
     for shard in SHARDS {
         let dir = cluster.make_tablespace_dir(shard)?;
-        client.exec(&format!(
-            "CREATE TABLESPACE {shard} LOCATION '{}'",
-            dir.display()
-        ))?;
+        client.exec(&format!("CREATE TABLESPACE {shard} LOCATION '{}'", dir.display()))?;
     }
     client.exec(&format!("CREATE DATABASE {DATABASE}"))?;
     Ok(cluster)
@@ -100,9 +97,7 @@ pub fn load_objects(client: &mut Client, trace: &Trace) -> Result<u64> {
 pub fn distribute(client: &mut Client) -> Result<Vec<String>> {
     client.exec("CREATE EXTENSION foreshard")?;
     for shard in SHARDS {
-        client.exec(&format!(
-            "SELECT foreshard.add_shard('{shard}', '{shard}', capacity => {CAPACITY})"
-        ))?;
+        client.exec(&format!("SELECT foreshard.add_shard('{shard}', '{shard}', capacity => {CAPACITY})"))?;
     }
     client.take_notices();
     client.exec(&format!(
@@ -127,9 +122,9 @@ impl Dice {
 
     fn word(&mut self) -> &'static str {
         const WORDS: [&str; 24] = [
-            "steel", "cotton", "blue", "garden", "compact", "silent", "winter", "double", "light",
-            "kitchen", "leather", "outdoor", "classic", "wide", "folding", "oak", "safe", "travel",
-            "quick", "solid", "glass", "studio", "heavy", "slim",
+            "steel", "cotton", "blue", "garden", "compact", "silent", "winter", "double", "light", "kitchen",
+            "leather", "outdoor", "classic", "wide", "folding", "oak", "safe", "travel", "quick", "solid",
+            "glass", "studio", "heavy", "slim",
         ];
         WORDS[self.roll(WORDS.len() as u64) as usize]
     }
@@ -142,20 +137,10 @@ fn object_line(key: u32) -> String {
         dice.roll(2);
     }
     let mut line = String::with_capacity(2048);
-    let name = format!(
-        "{} {} {}-{}",
-        dice.word(),
-        dice.word(),
-        number(key),
-        part(key)
-    );
+    let name = format!("{} {} {}-{}", dice.word(), dice.word(), number(key), part(key));
     let (euros, cents) = (1 + dice.roll(499), dice.roll(100));
     // Writing to a String cannot fail.
-    let _ = write!(
-        line,
-        "{key}\t{}\t{name}\t{euros}.{cents:02}\t{INITIAL_STOCK}\t",
-        kind(key)
-    );
+    let _ = write!(line, "{key}\t{}\t{name}\t{euros}.{cents:02}\t{INITIAL_STOCK}\t", kind(key));
     let _ = write!(
         line,
         "{{\"colour\":\"{}\",\"weight_g\":{},\"tags\":[\"{}\",\"{}\"],\"supplier\":{}}}\t",

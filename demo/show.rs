@@ -59,12 +59,7 @@ impl Screen {
     }
 
     /// The heat of every slot, one shard after the other.
-    pub fn heat_map(
-        &self,
-        loads: &BTreeMap<i64, f64>,
-        shard_of: &BTreeMap<i64, String>,
-        shards: &[&str],
-    ) {
+    pub fn heat_map(&self, loads: &BTreeMap<i64, f64>, shard_of: &BTreeMap<i64, String>, shards: &[&str]) {
         let mean = loads.values().sum::<f64>() / loads.len().max(1) as f64;
         for shard in shards {
             let ratios: Vec<f64> = loads
@@ -77,23 +72,14 @@ impl Screen {
                 println!("{:>9} {cells}", if number == 0 { shard } else { "" });
             }
         }
-        let scale: String = (0..10)
-            .map(|step| self.cell(f64::from(step) / 2.0))
-            .collect();
-        println!(
-            "{:>9} {scale}  0 … 4.5 times the mean slot and more",
-            "scale"
-        );
+        let scale: String = (0..10).map(|step| self.cell(f64::from(step) / 2.0)).collect();
+        println!("{:>9} {scale}  0 … 4.5 times the mean slot and more", "scale");
     }
 
     fn cell(&self, ratio: f64) -> String {
         const COLOURS: [u8; 10] = [17, 19, 28, 70, 142, 178, 208, 202, 196, 199];
         let step = ((ratio * 2.0) as usize).min(9);
-        if self.terminal {
-            format!("\x1b[48;5;{}m  \x1b[0m", COLOURS[step])
-        } else {
-            step.to_string()
-        }
+        if self.terminal { format!("\x1b[48;5;{}m  \x1b[0m", COLOURS[step]) } else { step.to_string() }
     }
 }
 
@@ -108,10 +94,7 @@ pub fn shard_bars(shards: &[&str], loads: &[f64], scale: f64) {
     let mean = loads.iter().sum::<f64>() / loads.len().max(1) as f64;
     for (shard, load) in shards.iter().zip(loads) {
         let ratio = if mean > 0.0 { load / mean } else { 0.0 };
-        println!(
-            "  {shard:<8} {} {load:6.1}  {ratio:.3} × mean",
-            bar(ratio / scale)
-        );
+        println!("  {shard:<8} {} {load:6.1}  {ratio:.3} × mean", bar(ratio / scale));
     }
 }
 

@@ -16,8 +16,8 @@ pub struct Observed {
 impl Observed {
     /// Reads the heat map once; readings already seen are not counted twice.
     pub fn read(&mut self, client: &mut Client) -> Result<()> {
-        let rows = client
-            .exec("SELECT slot_id, shard, cost_units_per_s, observed_at FROM foreshard.heat_map")?;
+        let rows =
+            client.exec("SELECT slot_id, shard, cost_units_per_s, observed_at FROM foreshard.heat_map")?;
         for row in 0..rows.len() {
             let Some(slot) = rows.parse::<i64>(row, "slot_id") else {
                 continue;
@@ -62,11 +62,7 @@ impl Observed {
 }
 
 /// Load of each shard, in the order of `shards`.
-pub fn per_shard(
-    loads: &BTreeMap<i64, f64>,
-    shard_of: &BTreeMap<i64, String>,
-    shards: &[&str],
-) -> Vec<f64> {
+pub fn per_shard(loads: &BTreeMap<i64, f64>, shard_of: &BTreeMap<i64, String>, shards: &[&str]) -> Vec<f64> {
     let mut sums = vec![0.0; shards.len()];
     for (slot, load) in loads {
         let place = shard_of.get(slot).map(String::as_str);
@@ -80,9 +76,5 @@ pub fn per_shard(
 /// The busiest shard's load as a multiple of the mean, 1 when nothing is loaded.
 pub fn imbalance(shards: &[f64]) -> f64 {
     let mean = shards.iter().sum::<f64>() / shards.len().max(1) as f64;
-    if mean > 0.0 {
-        shards.iter().copied().fold(0.0, f64::max) / mean
-    } else {
-        1.0
-    }
+    if mean > 0.0 { shards.iter().copied().fold(0.0, f64::max) / mean } else { 1.0 }
 }

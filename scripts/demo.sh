@@ -44,7 +44,7 @@ run_demo() {
   cargo build --quiet --release -p foreshard_test --bin foreshard-demo ||
     die "The demo does not build." "Cargo's words are above."
   trap 'trap - INT TERM; stop_demo; exit 130' INT TERM
-  FORESHARD_PG=15 "$TARGET/release/foreshard-demo" "$@"
+  FORESHARD_PG=15 "$TARGET/release/foreshard-demo" "$@" || exit $?
 }
 
 command=${1:-run}

@@ -13,6 +13,9 @@ export PATH=$TARGET/tools/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
 # A caller's server settings must not leak into clusters of our own.
 unset PGHOST PGPORT PGUSER PGDATABASE PGOPTIONS PGDATA PGSERVICE PGPASSFILE PG_CONFIG 2>/dev/null || true
 
+# Nothing may end without a word.
+trap 'printf "error: %s stopped in line %s (status %s).\n" "${0##*/}" "$LINENO" "$?" >&2' ERR
+
 # say TEXT: what happens now, one line.
 say() { printf '==> %s\n' "$*" >&2; }
 

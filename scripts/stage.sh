@@ -65,10 +65,23 @@ replace() {
   mv -f "$2.new" "$2"
 }
 
+# build_key: what the installed files depend on. Cargo alone would rebuild the extension
+# whenever another version was staged in between.
+build_key() {
+  (cd "$ROOT" && {
+    echo "$major $profile" "$(rustc --version)" "$("$config" --version)" "${RUSTFLAGS:-}"
+    find . -path ./target -prune -o -path ./.git -prune -o \( -path './src/*' -o -path './sql/*' -o -path './Cargo.*' -o -path ./foreshard.control \) -type f -print0 | sort -z | xargs -0 sha256sum
+  } | sha256sum)
+}
+
 install_extension() {
+  local key
+  key=$(build_key)
+  [[ $(cat "$tree/.extension" 2>/dev/null || true) == "$key" ]] && return
   local out=$TARGET/pkg-$major flags=() bin lib share file
   if [[ $profile == debug ]]; then flags=(--debug); fi
   say "building the extension for PostgreSQL $major ($profile; some minutes the first time)"
+  rm -rf "$out"
   (cd "$ROOT" && cargo pgrx package --no-default-features --features "pg$major" --pg-config "$config" \
     "${flags[@]}" --out-dir "$out") >"$TARGET/stage-$major.log" 2>&1 || {
     tail -n 40 "$TARGET/stage-$major.log" >&2
@@ -86,6 +99,7 @@ install_extension() {
     if [[ -e $file && ! -e $package/${file##*/} ]]; then rm -f "$file"; fi
   done
   for file in "$package"/foreshard*; do replace "$file" "$share/${file##*/}"; done
+  echo "$key" >"$tree/.extension"
 }
 
 copy_tree

@@ -58,4 +58,4 @@ done
 
 for name in ${failures[@]+"${failures[@]}"}; do printf 'failed: %s\n' "$name"; done
 echo "$passed passed, $failed failed"
-[[ $failed -eq 0 ]]
+if [[ $failed -gt 0 ]]; then exit 1; fi

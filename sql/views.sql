@@ -59,7 +59,7 @@ LEFT JOIN foreshard.shard b ON b.shard_id = r.to_shard;
 CREATE VIEW foreshard.progress_moves AS
 SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.state,
        q.rows_done, q.rows_total, q.bytes_done, q.bytes_total,
-       CASE WHEN q.finished THEN 100.0
+       CASE WHEN q.phase = 'done' THEN 100.0
             WHEN q.bytes_total > 0 THEN round(100.0 * q.bytes_done / q.bytes_total, 1) END AS percent,
        q.bytes_done / nullif(extract(epoch FROM q.elapsed), 0)::float8 AS bytes_per_s,
        CASE WHEN q.phase = 'copy' AND q.bytes_done > 0

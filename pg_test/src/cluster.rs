@@ -7,6 +7,7 @@ use crate::install::{Install, run};
 use crate::process::{alive, children, signal, wait_until};
 use crate::template::{SETTINGS_FILE, create_data_dir};
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -32,11 +33,7 @@ pub struct ClusterOptions {
 impl ClusterOptions {
     /// Options with a name and nothing else special.
     pub fn new(name: &str) -> ClusterOptions {
-        ClusterOptions {
-            name: name.into(),
-            settings: Vec::new(),
-            data_checksums: true,
-        }
+        ClusterOptions { name: name.into(), settings: Vec::new(), data_checksums: true }
     }
 
     /// Adds a setting.
@@ -92,16 +89,9 @@ impl Cluster {
             kept: false,
             install,
         };
-        fs::write(
-            cluster.dir.join("socket_dir"),
-            cluster.socket_dir.as_os_str().as_encoded_bytes(),
-        )?;
+        fs::write(cluster.dir.join("socket_dir"), cluster.socket_dir.as_os_str().as_encoded_bytes())?;
         create_private_dir(&cluster.install, &cluster.dir.join("tablespaces"))?;
-        create_data_dir(
-            &cluster.install,
-            options.data_checksums,
-            &cluster.data_dir(),
-        )?;
+        create_data_dir(&cluster.install, options.data_checksums, &cluster.data_dir())?;
         cluster.settings = cluster.base_settings();
         cluster.change_settings(&options.settings)?;
         cluster.start_again()?;
@@ -146,10 +136,8 @@ impl Cluster {
 
     /// Changes settings and reloads; those that need a restart take effect at the next one.
     pub fn set_and_reload(&mut self, changes: &[(&str, &str)]) -> Result<()> {
-        let changes: Vec<(String, String)> = changes
-            .iter()
-            .map(|&(name, value)| (name.into(), value.into()))
-            .collect();
+        let changes: Vec<(String, String)> =
+            changes.iter().map(|&(name, value)| (name.into(), value.into())).collect();
         self.change_settings(&changes)?;
         let mut client = self.connect("postgres")?;
         // The configuration's load time tells when the postmaster has read the file; the
@@ -164,10 +152,7 @@ impl Cluster {
 
     /// Starts the server of a stopped or crashed cluster and waits until it accepts clients.
     pub fn start_again(&mut self) -> Result<()> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_path())?;
+        let log = File::options().create(true).append(true).open(self.log_path())?;
         let child = self
             .install
             .user
@@ -216,9 +201,7 @@ impl Cluster {
                 StopMode::Immediate => libc::SIGQUIT,
             },
         );
-        let stopped = wait_until("the server stops", PATIENCE, || {
-            Ok(child.try_wait()?.is_some())
-        });
+        let stopped = wait_until("the server stops", PATIENCE, || Ok(child.try_wait()?.is_some()));
         if stopped.is_err() {
             kill_all(&mut child)?;
         }
@@ -242,10 +225,7 @@ impl Cluster {
     /// Kills one server process with SIGKILL; the postmaster then restarts the others.
     pub fn kill9(&self, pid: i32) -> Result<()> {
         if !children(self.postmaster_pid()).contains(&pid) {
-            return Err(Error::new(
-                format!("Process {pid} is not one of this server."),
-                "",
-            ));
+            return Err(Error::new(format!("Process {pid} is not one of this server."), ""));
         }
         signal(pid, libc::SIGKILL);
         wait_until("a killed process is gone", PATIENCE, || Ok(!alive(pid)))
@@ -253,9 +233,7 @@ impl Cluster {
 
     /// The postmaster's process id, 0 when stopped.
     pub fn postmaster_pid(&self) -> i32 {
-        self.postmaster
-            .as_ref()
-            .map_or(0, |child| child.id().cast_signed())
+        self.postmaster.as_ref().map_or(0, |child| child.id().cast_signed())
     }
 
     /// Connects as superuser `postgres`.
@@ -265,11 +243,7 @@ impl Cluster {
 
     /// The libpq connection string of a database.
     pub fn conninfo(&self, database: &str) -> String {
-        format!(
-            "host={} port={} user=postgres dbname={database}",
-            self.socket_dir.display(),
-            self.port
-        )
+        format!("host={} port={} user=postgres dbname={database}", self.socket_dir.display(), self.port)
     }
 
     /// The port number, which names the socket.
@@ -339,12 +313,9 @@ impl Cluster {
 
     /// `pg_dump --schema-only`, without the lines that differ from run to run.
     pub fn pg_dump_schema(&self, database: &str) -> Result<String> {
-        let output = run(self
-            .client_command("pg_dump", database)
-            .arg("--schema-only"))?;
+        let output = run(self.client_command("pg_dump", database).arg("--schema-only"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let same =
-            |line: &&str| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
+        let same = |line: &&str| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
         Ok(text.lines().filter(same).collect::<Vec<_>>().join("\n"))
     }
 
@@ -375,9 +346,8 @@ impl Drop for Cluster {
         }
         if let Some(mut child) = self.postmaster.take() {
             signal(child.id().cast_signed(), libc::SIGQUIT);
-            let ended = wait_until("the server stops", Duration::from_secs(10), || {
-                Ok(child.try_wait()?.is_some())
-            });
+            let ended =
+                wait_until("the server stops", Duration::from_secs(10), || Ok(child.try_wait()?.is_some()));
             if ended.is_err() {
                 // Nothing more can be done for a process that survives this.
                 let _ = kill_all(&mut child);
@@ -414,25 +384,22 @@ fn create_private_dir(install: &Install, dir: &Path) -> Result<()> {
 
 /// A short path, since a socket's path is limited to 107 bytes.
 fn create_socket_dir(install: &Install) -> Result<PathBuf> {
-    let mut template = *b"/tmp/foreshard-XXXXXX\0";
-    // SAFETY: a writable, zero-terminated template, changed in place.
-    if unsafe { libc::mkdtemp(template.as_mut_ptr().cast()) }.is_null() {
-        return Err(Error::new(
-            "No directory for a socket can be made in /tmp.",
+    // Random per process and call; the directory is new or the creation fails.
+    let random = RandomState::new().build_hasher().finish();
+    let path = PathBuf::from(format!("/tmp/foreshard-{:010x}", random >> 24));
+    create_private_dir(install, &path).map_err(|error| {
+        Error::new(
+            format!("No directory for a socket can be made in /tmp. {error}"),
             "Is /tmp writable and not full?",
-        ));
-    }
-    let path = PathBuf::from(String::from_utf8_lossy(&template[..template.len() - 1]).into_owned());
-    install.user.give(&path)?;
+        )
+    })?;
     Ok(path)
 }
 
 /// A port number nobody listens on. Only the socket's name uses it, since the server does
 /// not listen on TCP.
 fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port())
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Removes clusters whose harness process died without cleaning up.
@@ -450,9 +417,7 @@ fn sweep(all: &Path) {
             // The number may have been reused: only a server of this very directory.
             if command.contains(&*dir.to_string_lossy()) {
                 signal(pid, libc::SIGQUIT);
-                let _ = wait_until("a leftover ends", Duration::from_secs(5), || {
-                    Ok(!alive(pid))
-                });
+                let _ = wait_until("a leftover ends", Duration::from_secs(5), || Ok(!alive(pid)));
             }
         }
         if let Ok(socket_dir) = fs::read_to_string(dir.join("socket_dir"))

@@ -42,11 +42,7 @@ impl SqlError {
 impl fmt::Display for SqlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", self.severity, self.sqlstate, self.message)?;
-        let more = [
-            ("detail", &self.detail),
-            ("hint", &self.hint),
-            ("context", &self.context),
-        ];
+        let more = [("detail", &self.detail), ("hint", &self.hint), ("context", &self.context)];
         for (label, text) in more {
             if let Some(text) = text {
                 write!(f, "\n{label}: {text}")?;
@@ -80,10 +76,7 @@ pub enum Error {
 impl Error {
     /// An error with a hint.
     pub fn new(what: impl Into<String>, hint: impl Into<String>) -> Error {
-        Error::Harness {
-            what: what.into(),
-            hint: hint.into(),
-        }
+        Error::Harness { what: what.into(), hint: hint.into() }
     }
 
     /// The server's error, if it is one.

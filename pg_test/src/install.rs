@@ -1,9 +1,8 @@
 //! Where a staged PostgreSQL lies and which operating-system user runs it.
 
 use crate::error::{Error, Result};
-use std::ffi::CString;
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -18,8 +17,8 @@ pub struct OsUser {
 impl OsUser {
     /// `postgres`, else `foreshard`, when run as root; otherwise the caller.
     pub fn find() -> Result<OsUser> {
-        // SAFETY: no arguments, cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
+        // The owner of one's own process is its effective user.
+        if fs::metadata("/proc/self")?.uid() != 0 {
             return Ok(OsUser { drop_to: None });
         }
         for name in ["postgres", "foreshard"] {
@@ -57,13 +56,14 @@ impl OsUser {
     }
 }
 
+/// The uid and gid of a user of this machine.
 fn look_up(name: &str) -> Option<(u32, u32)> {
-    let name = CString::new(name).ok()?;
-    // SAFETY: a valid name; the entry is read before anything else asks for one.
-    unsafe {
-        let entry = libc::getpwnam(name.as_ptr());
-        (!entry.is_null()).then(|| ((*entry).pw_uid, (*entry).pw_gid))
-    }
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let entry = users
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&name))?;
+    Some((entry.get(2)?.parse().ok()?, entry.get(3)?.parse().ok()?))
 }
 
 /// A staged installation of one major version, made by `scripts/stage.sh`.
@@ -84,10 +84,7 @@ impl Install {
     pub fn from_env() -> Result<Install> {
         let text = std::env::var("FORESHARD_PG").unwrap_or_else(|_| "15".into());
         let major = text.parse().map_err(|_| {
-            Error::new(
-                format!("FORESHARD_PG is \"{text}\"."),
-                "It is a major version: 15 to 18.",
-            )
+            Error::new(format!("FORESHARD_PG is \"{text}\"."), "It is a major version: 15 to 18.")
         })?;
         Install::of(major)
     }
@@ -102,12 +99,7 @@ impl Install {
                 format!("Run scripts/stage.sh {major} release."),
             )
         })?;
-        Ok(Install {
-            major,
-            bin_dir: PathBuf::from(bin_dir.trim()),
-            run_dir,
-            user: OsUser::find()?,
-        })
+        Ok(Install { major, bin_dir: PathBuf::from(bin_dir.trim()), run_dir, user: OsUser::find()? })
     }
 
     /// The path of a program of this installation.
@@ -144,15 +136,11 @@ pub fn repository() -> PathBuf {
 /// Runs a command to its end; its output when it succeeded.
 pub fn run(command: &mut Command) -> Result<Output> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .map_err(|error| Error::new(format!("{program} cannot be run: {error}."), ""))?;
+    let output =
+        command.output().map_err(|error| Error::new(format!("{program} cannot be run: {error}."), ""))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
-        return Err(Error::new(
-            format!("{program} failed ({}): {said}", output.status),
-            "",
-        ));
+        return Err(Error::new(format!("{program} failed ({}): {said}", output.status), ""));
     }
     Ok(output)
 }

@@ -18,18 +18,19 @@
 //! # }
 //! ```
 
-pub mod client;
 pub mod cluster;
 pub mod error;
+mod ffi;
 pub mod install;
 pub mod latency;
 pub mod load;
 pub mod process;
 mod template;
 
-pub use client::{Client, Rows};
 pub use cluster::{Cluster, ClusterOptions, StopMode};
 pub use error::{Error, Result, SqlError};
+pub use ffi::client;
+pub use ffi::client::{Client, Rows};
 pub use install::Install;
 pub use latency::Latencies;
 pub use process::wait_until;

@@ -4,6 +4,7 @@
 
 use crate::client::Client;
 use crate::error::{Error, Result, SqlError};
+use crate::ffi::sys::sleep_precisely;
 use crate::latency::Latencies;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -71,9 +72,7 @@ struct Shared {
 impl Shared {
     fn record(&self) -> MutexGuard<'_, Record> {
         // A client that panicked while it held the lock left at worst one count short.
-        self.record
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.record.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn completed(&self, due: Instant, outcome: std::result::Result<(), &SqlError>) {
@@ -107,18 +106,10 @@ pub struct Load {
 impl Load {
     /// Starts one thread and connection per session. `rate_per_s` is of all together;
     /// infinite makes a closed loop, where each step begins when the last one ended.
-    pub fn start<S: Session>(
-        conninfo: &str,
-        rate_per_s: f64,
-        label: &str,
-        sessions: Vec<S>,
-    ) -> Result<Load> {
+    pub fn start<S: Session>(conninfo: &str, rate_per_s: f64, label: &str, sessions: Vec<S>) -> Result<Load> {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
-            record: Mutex::new(Record {
-                windows: vec![Window::new(label)],
-                error_texts: Vec::new(),
-            }),
+            record: Mutex::new(Record { windows: vec![Window::new(label)], error_texts: Vec::new() }),
         });
         let count = sessions.len().max(1);
         let interval = Duration::from_secs_f64(if rate_per_s.is_finite() {
@@ -129,17 +120,11 @@ impl Load {
         let begin = Instant::now() + Duration::from_millis(50);
         let mut threads = Vec::new();
         for (index, session) in sessions.into_iter().enumerate() {
-            let mut runner = Runner {
-                conninfo: conninfo.to_string(),
-                session,
-                shared: Arc::clone(&shared),
-            };
+            let mut runner = Runner { conninfo: conninfo.to_string(), session, shared: Arc::clone(&shared) };
             // Spread over the interval, so that clients do not march in step.
             let first = begin + interval.mul_f64(index as f64 / count as f64);
             let client = runner.connect()?;
-            threads.push(std::thread::spawn(move || {
-                runner.run(client, first, interval)
-            }));
+            threads.push(std::thread::spawn(move || runner.run(client, first, interval)));
         }
         Ok(Load { shared, threads })
     }
@@ -169,9 +154,7 @@ impl Load {
     pub fn finish(mut self) -> Result<Vec<Window>> {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            thread
-                .join()
-                .map_err(|_| Error::new("A client thread panicked.", ""))?;
+            thread.join().map_err(|_| Error::new("A client thread panicked.", ""))?;
         }
         let mut record = self.shared.record();
         close_last(&mut record);
@@ -210,8 +193,7 @@ impl<S: Session> Runner<S> {
     }
 
     fn run(&mut self, mut client: Client, first: Instant, interval: Duration) {
-        // SAFETY: asks for precise sleeping in this thread; no memory effects.
-        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+        sleep_precisely();
         let mut due = first;
         while !self.shared.stop.load(Ordering::Relaxed) {
             let now = Instant::now();

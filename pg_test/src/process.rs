@@ -1,16 +1,9 @@
 //! Processes by number: signals, children, and whether one is really gone.
 
 use crate::error::{Error, Result};
+pub use crate::ffi::sys::signal;
 use std::fs;
 use std::time::{Duration, Instant};
-
-/// Sends a signal. A process that is gone already is no error.
-pub fn signal(pid: i32, signal: i32) {
-    if pid > 1 {
-        // SAFETY: kill has no memory effects.
-        unsafe { libc::kill(pid, signal) };
-    }
-}
 
 /// The state letter and parent of a process.
 fn status(pid: i32) -> Option<(char, i32)> {
@@ -39,18 +32,11 @@ pub fn children(parent: i32) -> Vec<i32> {
 }
 
 /// Asks a condition every 10 ms until it holds, or fails with `what` at the timeout.
-pub fn wait_until(
-    what: &str,
-    timeout: Duration,
-    mut condition: impl FnMut() -> Result<bool>,
-) -> Result<()> {
+pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + timeout;
     while !condition()? {
         if Instant::now() >= deadline {
-            return Err(Error::new(
-                format!("Waited {:.1} s in vain: {what}.", timeout.as_secs_f64()),
-                "",
-            ));
+            return Err(Error::new(format!("Waited {:.1} s in vain: {what}.", timeout.as_secs_f64()), ""));
         }
         std::thread::sleep(Duration::from_millis(10));
     }

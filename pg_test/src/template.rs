@@ -3,7 +3,6 @@
 use crate::error::Result;
 use crate::install::{Install, run};
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -13,12 +12,7 @@ pub const SETTINGS_FILE: &str = "harness.conf";
 /// Makes `data` a fresh data directory.
 pub fn create_data_dir(install: &Install, data_checksums: bool, data: &Path) -> Result<()> {
     let template = template(install, data_checksums)?;
-    run(install
-        .user
-        .command(Path::new("cp"))
-        .arg("-a")
-        .arg(&template)
-        .arg(data))?;
+    run(install.user.command(Path::new("cp")).arg("-a").arg(&template).arg(data))?;
     Ok(())
 }
 
@@ -29,14 +23,10 @@ fn template(install: &Install, data_checksums: bool) -> Result<PathBuf> {
     fs::set_permissions(&all, fs::Permissions::from_mode(0o755))?;
     install.user.give(&all)?;
     let lock = File::create(install.run_dir.join(".templates.lock"))?;
-    // SAFETY: a file descriptor of ours; released when `lock` is dropped.
-    unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) };
+    lock.lock()?;
     let version = run(std::process::Command::new(install.program("postgres")).arg("--version"))?;
-    let version = String::from_utf8_lossy(&version.stdout)
-        .split_whitespace()
-        .nth(2)
-        .unwrap_or("unknown")
-        .to_string();
+    let version =
+        String::from_utf8_lossy(&version.stdout).split_whitespace().nth(2).unwrap_or("unknown").to_string();
     let template = all.join(format!("{version}-{}", u8::from(data_checksums)));
     if !template.exists() {
         let fresh = all.join("new");

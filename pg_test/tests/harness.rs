@@ -28,10 +28,7 @@ fn starts_restarts_and_recovers() -> Result<()> {
 
     cluster.kill9(client.backend_pid())?;
     cluster.wait_ready(Duration::from_secs(30))?;
-    assert_eq!(
-        cluster.psql("postgres", "SELECT sum(g) FROM t")?,
-        "501501\n"
-    );
+    assert_eq!(cluster.psql("postgres", "SELECT sum(g) FROM t")?, "501501\n");
     cluster.stop(StopMode::Fast)
 }
 
@@ -48,10 +45,7 @@ fn settings_tablespaces_and_dumps() -> Result<()> {
     assert_eq!(client.query_one("SHOW cluster_name")?, "a 'quoted' one");
 
     let dir = cluster.make_tablespace_dir("s1")?;
-    client.exec(&format!(
-        "CREATE TABLESPACE s1 LOCATION '{}'",
-        dir.display()
-    ))?;
+    client.exec(&format!("CREATE TABLESPACE s1 LOCATION '{}'", dir.display()))?;
     client.exec("CREATE TABLE t (a int PRIMARY KEY) TABLESPACE s1")?;
     let dump = cluster.pg_dump_schema("postgres")?;
     assert!(dump.contains("CREATE TABLE public.t"));
@@ -71,25 +65,15 @@ fn clients_report_errors_notices_and_waits() -> Result<()> {
     })?;
     assert_eq!(copied, 2);
     let rows = one.exec_params("SELECT a, b FROM t WHERE a >= $1 ORDER BY a", &[Some("1")])?;
-    assert_eq!(
-        (rows.len(), rows.field(0, "b"), rows.field(1, "b")),
-        (2, Some("x"), None)
-    );
+    assert_eq!((rows.len(), rows.field(0, "b"), rows.field(1, "b")), (2, Some("x"), None));
     assert_eq!(rows.parse::<i64>(1, "a"), Some(2));
     one.prepare("p", "UPDATE t SET b = $2 WHERE a = $1")?;
-    assert_eq!(
-        one.exec_prepared("p", &[Some("2"), Some("y")])?.affected(),
-        1
-    );
+    assert_eq!(one.exec_prepared("p", &[Some("2"), Some("y")])?.affected(), 1);
 
     let error = one.exec("INSERT INTO t VALUES (1)").err();
     let error = error.ok_or("a duplicate was accepted")?;
     assert_eq!(error.sqlstate, "23505");
-    assert!(
-        error
-            .detail
-            .is_some_and(|detail| detail.contains("(a)=(1)"))
-    );
+    assert!(error.detail.is_some_and(|detail| detail.contains("(a)=(1)")));
     one.exec("DO $$ BEGIN RAISE NOTICE 'hello' USING HINT = 'there'; END $$")?;
     assert_eq!(one.take_notices(), ["NOTICE: hello\nHINT: there"]);
 

@@ -21,12 +21,8 @@ struct Suite {
     driver: &'static str,
 }
 
-const REGRESS: Suite = Suite {
-    folder: "regress",
-    sources: "sql",
-    extension: "sql",
-    driver: "regress/pg_regress",
-};
+const REGRESS: Suite =
+    Suite { folder: "regress", sources: "sql", extension: "sql", driver: "regress/pg_regress" };
 
 const ISOLATION: Suite = Suite {
     folder: "isolation",
@@ -77,10 +73,7 @@ fn run_suite(suite: &Suite) -> Result<()> {
     let mut client = cluster.connect("postgres")?;
     for name in ["ts_a", "ts_b", "ts_c"] {
         let dir = cluster.make_tablespace_dir(name)?;
-        client.exec(&format!(
-            "CREATE TABLESPACE {name} LOCATION '{}'",
-            dir.display()
-        ))?;
+        client.exec(&format!("CREATE TABLESPACE {name} LOCATION '{}'", dir.display()))?;
     }
     let work = work_dir(cluster.install(), suite)?;
     let mut failures = String::new();
@@ -103,12 +96,7 @@ fn run_suite(suite: &Suite) -> Result<()> {
 
 /// A copy of the suite's files that the servers' user can read and write.
 fn work_dir(install: &Install, suite: &Suite) -> Result<PathBuf> {
-    let work = install.run_dir.join(format!(
-        "{}-{}-{}",
-        suite.folder,
-        install.major,
-        std::process::id()
-    ));
+    let work = install.run_dir.join(format!("{}-{}-{}", suite.folder, install.major, std::process::id()));
     let _ = fs::remove_dir_all(&work);
     copy_dir(install, &suite.home(), &work)?;
     Ok(work)
@@ -133,9 +121,7 @@ fn run_file(cluster: &Cluster, suite: &Suite, work: &Path, name: &str) -> Result
     let install = cluster.install();
     let database = format!("{}_{}", suite.folder, name.replace('-', "_"));
     let mut client = cluster.connect("postgres")?;
-    client.exec(&format!(
-        "CREATE DATABASE \"{database}\" TEMPLATE template0"
-    ))?;
+    client.exec(&format!("CREATE DATABASE \"{database}\" TEMPLATE template0"))?;
     // A file without expected output differs by all of it.
     let expected = work.join("expected").join(format!("{name}.out"));
     if !expected.exists() {

@@ -1,7 +1,8 @@
 //! What foreshard would do.
 
 use crate::catalog::decision::bytes_of;
-use crate::pg::report::{PgResult, bad_argument};
+use crate::pg::report::bad_argument;
+use pgrx::pg_sys::panic::ErrorReport;
 use crate::pg::{guc, security};
 use crate::planner;
 use pgrx::JsonB;
@@ -28,7 +29,7 @@ type Recommendation = (
 /// Plans now and shows every step and every refusal; changes nothing.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn recommend() -> PgResult<TableIterator<'static, (
+fn recommend() -> Result<TableIterator<'static, (
     name!(action, String),
     name!(slot_id, i64),
     name!(from_shard, Option<String>),
@@ -41,7 +42,7 @@ fn recommend() -> PgResult<TableIterator<'static, (
     name!(reason, Option<String>),
     name!(refusal, Option<String>),
     name!(advice, Option<String>),
-)>> {
+)>, ErrorReport> {
     let _owner = security::as_extension_owner()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     let mut rows: Vec<Recommendation> = Vec::new();
@@ -87,7 +88,7 @@ fn recommend() -> PgResult<TableIterator<'static, (
 #[search_path(pg_catalog, pg_temp)]
 fn predict_shard_assignment(
     horizon: default!(Option<Interval>, "NULL"),
-) -> PgResult<TableIterator<'static, (name!(shard_assignment_map, JsonB), name!(confidence, Option<f64>))>> {
+) -> Result<TableIterator<'static, (name!(shard_assignment_map, JsonB), name!(confidence, Option<f64>))>, ErrorReport> {
     let horizon_s = match horizon {
         None => guc::FORECAST_HORIZON.get(),
         Some(interval) => {

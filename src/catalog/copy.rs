@@ -34,7 +34,7 @@ pub fn plan(row: &RelationRow) -> PgResult<CopyPlan> {
     let keys = spi::rows(
         "SELECT pg_catalog.quote_ident(a.attname), format('OPERATOR(%I.%s)', n.nspname, o.oprname) \
          FROM foreshard.move_relation r JOIN pg_catalog.pg_index i ON i.indexrelid = r.identity_index \
-         CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY k (attnum, opclass, n) \
+         CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(i.indkey::int2[]), pg_catalog.unnest(i.indclass::oid[])) WITH ORDINALITY k (attnum, opclass, n) \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
          JOIN pg_catalog.pg_opclass c ON c.oid = k.opclass \
          JOIN pg_catalog.pg_amop p ON p.amopfamily = c.opcfamily AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype AND p.amopstrategy = 3 \

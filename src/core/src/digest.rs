@@ -68,9 +68,7 @@ impl Default for TableDigest {
 impl TableDigest {
     /// The digest of no rows.
     pub fn new() -> Self {
-        Self {
-            buckets: vec![Bucket::default(); BUCKETS],
-        }
+        Self { buckets: vec![Bucket::default(); BUCKETS] }
     }
 
     /// The bucket of a key, `0..BUCKETS`.
@@ -98,18 +96,13 @@ impl TableDigest {
 
     /// Number of rows added.
     pub fn rows(&self) -> u64 {
-        self.buckets
-            .iter()
-            .fold(0, |sum: u64, bucket| sum.wrapping_add(bucket.rows))
+        self.buckets.iter().fold(0, |sum: u64, bucket| sum.wrapping_add(bucket.rows))
     }
 
     /// The buckets in which the two digests differ, ascending; empty when the tables are equal.
     pub fn differing_buckets(&self, other: &Self) -> Vec<usize> {
         let pairs = self.buckets.iter().zip(&other.buckets).enumerate();
-        pairs
-            .filter(|(_, (mine, theirs))| mine != theirs)
-            .map(|(index, _)| index)
-            .collect()
+        pairs.filter(|(_, (mine, theirs))| mine != theirs).map(|(index, _)| index).collect()
     }
 
     /// One hash of the whole digest, to be shown or stored.

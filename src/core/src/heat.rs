@@ -55,13 +55,7 @@ pub struct UnitCosts {
 impl Default for UnitCosts {
     /// Guesses for a machine nothing has been measured on yet.
     fn default() -> Self {
-        Self {
-            scan: 0.02,
-            row_read: 0.001,
-            write: 0.05,
-            block_read: 0.1,
-            block_hit: 0.001,
-        }
+        Self { scan: 0.02, row_read: 0.001, write: 0.05, block_read: 0.1, block_hit: 0.001 }
     }
 }
 
@@ -118,12 +112,7 @@ mod tests {
 
     #[test]
     fn rates_and_costs() {
-        let previous = Counters {
-            scans: 10,
-            rows_read: 100,
-            inserted: 1,
-            ..Counters::default()
-        };
+        let previous = Counters { scans: 10, rows_read: 100, inserted: 1, ..Counters::default() };
         let current = Counters {
             scans: 30,
             rows_read: 1_100,
@@ -148,10 +137,7 @@ mod tests {
 
     #[test]
     fn a_reset_is_unknown() {
-        let previous = Counters {
-            deleted: 1,
-            ..Counters::default()
-        };
+        let previous = Counters { deleted: 1, ..Counters::default() };
         assert_eq!(rates(&previous, &Counters::default(), 10.0), None);
         for elapsed_s in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert_eq!(rates(&previous, &previous, elapsed_s), None);

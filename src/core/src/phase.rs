@@ -146,9 +146,7 @@ impl FromStr for Phase {
 
     fn from_str(name: &str) -> Result<Self, UnknownPhase> {
         let found = Self::ALL.into_iter().find(|phase| phase.as_str() == name);
-        found.ok_or_else(|| UnknownPhase {
-            name: name.to_owned(),
-        })
+        found.ok_or_else(|| UnknownPhase { name: name.to_owned() })
     }
 }
 
@@ -234,11 +232,7 @@ pub enum PhaseError {
 impl fmt::Display for PhaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Illegal { phase, event } = self;
-        write!(
-            f,
-            "event {} is not possible in phase {phase}",
-            event.as_str()
-        )
+        write!(f, "event {} is not possible in phase {phase}", event.as_str())
     }
 }
 
@@ -252,9 +246,6 @@ pub fn next(phase: Phase, event: Event, caps: Capabilities) -> Result<Transition
     matrix()
         .iter()
         .find(|row| row.from == phase && row.event == event && row.applies(caps))
-        .map(|row| Transition {
-            to: row.to,
-            effects: row.effects,
-        })
+        .map(|row| Transition { to: row.to, effects: row.effects })
         .ok_or(PhaseError::Illegal { phase, event })
 }

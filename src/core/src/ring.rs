@@ -113,19 +113,16 @@ pub fn place_slots(
 
     // Slots choose in a hashed order: whoever is displaced by a full shard is then arbitrary, not
     // always the highest remainders.
-    let mut order: Vec<(u64, u32)> = (0..slots)
-        .map(|slot| (hash(ORDER_SEED, layout_key, slot, 0), slot))
-        .collect();
+    let mut order: Vec<(u64, u32)> =
+        (0..slots).map(|slot| (hash(ORDER_SEED, layout_key, slot, 0), slot)).collect();
     order.sort_unstable();
 
     let mut layout = vec![0_i32; slots as usize];
     for (_, slot) in order {
         let chosen = choose(layout_key, slot, &shards, &room);
-        if let (Some(place), Some(left), Some(shard)) = (
-            layout.get_mut(slot as usize),
-            room.get_mut(chosen),
-            shards.get(chosen),
-        ) {
+        if let (Some(place), Some(left), Some(shard)) =
+            (layout.get_mut(slot as usize), room.get_mut(chosen), shards.get(chosen))
+        {
             *place = shard.shard_id;
             *left = left.saturating_sub(1);
         }
@@ -138,16 +135,10 @@ fn check(slots: u32, shards: &[ShardWeight], epsilon: f64) -> Result<(), RingErr
         return Err(RingError::NoShards);
     }
     if slots > MAX_SLOTS {
-        return Err(RingError::TooManySlots {
-            slots,
-            limit: MAX_SLOTS,
-        });
+        return Err(RingError::TooManySlots { slots, limit: MAX_SLOTS });
     }
     if shards.len() > MAX_SHARDS {
-        return Err(RingError::TooManyShards {
-            shards: shards.len(),
-            limit: MAX_SHARDS,
-        });
+        return Err(RingError::TooManyShards { shards: shards.len(), limit: MAX_SHARDS });
     }
     if !epsilon.is_finite() || epsilon < 0.0 {
         return Err(RingError::BadEpsilon);
@@ -155,14 +146,10 @@ fn check(slots: u32, shards: &[ShardWeight], epsilon: f64) -> Result<(), RingErr
     let mut seen = std::collections::BTreeSet::new();
     for shard in shards {
         if !shard.capacity.is_finite() || shard.capacity <= 0.0 {
-            return Err(RingError::BadCapacity {
-                shard_id: shard.shard_id,
-            });
+            return Err(RingError::BadCapacity { shard_id: shard.shard_id });
         }
         if !seen.insert(shard.shard_id) {
-            return Err(RingError::DuplicateShard {
-                shard_id: shard.shard_id,
-            });
+            return Err(RingError::DuplicateShard { shard_id: shard.shard_id });
         }
     }
     Ok(())
@@ -171,21 +158,14 @@ fn check(slots: u32, shards: &[ShardWeight], epsilon: f64) -> Result<(), RingErr
 /// How many slots each shard may take.
 fn rooms(slots: u32, shards: &[ShardWeight], epsilon: f64) -> Vec<u32> {
     // Divided by the largest first: a sum of huge capacities must not overflow to infinity.
-    let largest = shards
-        .iter()
-        .map(|shard| shard.capacity)
-        .fold(0.0, f64::max);
+    let largest = shards.iter().map(|shard| shard.capacity).fold(0.0, f64::max);
     let total: f64 = shards.iter().map(|shard| shard.capacity / largest).sum();
     shards
         .iter()
         .map(|shard| {
             let share = (shard.capacity / largest) / total;
             let bound = ((1.0 + epsilon) * f64::from(slots) * share).ceil();
-            if bound >= f64::from(slots) {
-                slots
-            } else {
-                bound as u32
-            }
+            if bound >= f64::from(slots) { slots } else { bound as u32 }
         })
         .collect()
 }
@@ -203,11 +183,7 @@ fn choose(layout_key: u64, slot: u32, shards: &[ShardWeight], room: &[u32]) -> u
         }
     }
     // All full can only be a rounding error of `rooms` (the bounds add up to at least `slots`).
-    if best.1 == usize::MAX {
-        shards.len() - 1
-    } else {
-        best.1
-    }
+    if best.1 == usize::MAX { shards.len() - 1 } else { best.1 }
 }
 
 fn hash(seed: u64, layout_key: u64, slot: u32, shard_id: i32) -> u64 {
@@ -253,43 +229,24 @@ mod tests {
 
     #[test]
     fn refuses_bad_arguments() {
-        let one = |capacity| {
-            [ShardWeight {
-                shard_id: 7,
-                capacity,
-            }]
-        };
+        let one = |capacity| [ShardWeight { shard_id: 7, capacity }];
         assert_eq!(place_slots(1, 4, &[], 0.1), Err(RingError::NoShards));
         for capacity in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let got = place_slots(1, 4, &one(capacity), 0.1);
             assert_eq!(got, Err(RingError::BadCapacity { shard_id: 7 }));
         }
         for epsilon in [-0.1, f64::NAN, f64::INFINITY] {
-            assert_eq!(
-                place_slots(1, 4, &one(1.0), epsilon),
-                Err(RingError::BadEpsilon)
-            );
+            assert_eq!(place_slots(1, 4, &one(1.0), epsilon), Err(RingError::BadEpsilon));
         }
         let twice = [one(1.0)[0], one(2.0)[0]];
-        assert_eq!(
-            place_slots(1, 4, &twice, 0.1),
-            Err(RingError::DuplicateShard { shard_id: 7 })
-        );
+        assert_eq!(place_slots(1, 4, &twice, 0.1), Err(RingError::DuplicateShard { shard_id: 7 }));
         assert!(place_slots(1, MAX_SLOTS + 1, &one(1.0), 0.1).is_err());
         assert_eq!(place_slots(1, 0, &one(1.0), 0.1), Ok(vec![]));
     }
 
     #[test]
     fn layouts_spread_differently() {
-        let shards: Vec<_> = (1..=4)
-            .map(|shard_id| ShardWeight {
-                shard_id,
-                capacity: 1.0,
-            })
-            .collect();
-        assert_ne!(
-            place_slots(1, 64, &shards, 0.1),
-            place_slots(2, 64, &shards, 0.1)
-        );
+        let shards: Vec<_> = (1..=4).map(|shard_id| ShardWeight { shard_id, capacity: 1.0 }).collect();
+        assert_ne!(place_slots(1, 64, &shards, 0.1), place_slots(2, 64, &shards, 0.1));
     }
 }

@@ -128,24 +128,16 @@ impl Sim {
         let capacity: f64 = self.options.capacities.iter().sum();
         let fair = loads.iter().sum::<f64>() / capacity;
         let limit = fair * (1.0 + self.options.plan.imbalance_high);
-        let each = self
-            .hot_ticks
-            .iter_mut()
-            .zip(loads.iter().zip(&self.options.capacities));
+        let each = self.hot_ticks.iter_mut().zip(loads.iter().zip(&self.options.capacities));
         for (hot, (load, capacity)) in each {
-            *hot = if load / capacity > limit {
-                hot.saturating_add(1)
-            } else {
-                0
-            };
+            *hot = if load / capacity > limit { hot.saturating_add(1) } else { 0 };
         }
     }
 
     fn plan(&mut self) -> Result<usize, PlacementError> {
         if self.pending.is_empty() && self.tick >= self.options.warm_up_ticks {
-            let segments: Vec<Segment> = (0..self.options.curves.len())
-                .map(|slot| self.segment(slot))
-                .collect();
+            let segments: Vec<Segment> =
+                (0..self.options.curves.len()).map(|slot| self.segment(slot)).collect();
             let plan = placement::plan(&self.shards(), &segments, &self.options.plan)?;
             // A later step counts on the earlier ones, so the first that is not approved ends it.
             let sure = |step: &Step| step.confidence >= self.options.min_confidence;
@@ -164,25 +156,13 @@ impl Sim {
     fn segment(&self, slot: usize) -> Segment {
         let values = self.history.get(slot).cloned().unwrap_or_default();
         let last = values.iter().rev().flatten().next().copied().unwrap_or(0.0);
-        let series = Series {
-            start_s: 0,
-            step_s: STEP_S,
-            values,
-        };
+        let series = Series { start_s: 0, step_s: STEP_S, values };
         let leads = self.options.leads;
         let (curve, futures, known) = match forecast::fit(&series, &ForecastOptions::default()) {
             Ok(model) => {
-                let curve = model
-                    .forecast(leads)
-                    .iter()
-                    .map(|point| point.mean)
-                    .collect();
+                let curve = model.forecast(leads).iter().map(|point| point.mean).collect();
                 let seeds = (0..self.options.futures as u64).map(|k| self.tick << 16 | k);
-                (
-                    curve,
-                    seeds.map(|seed| model.sample_path(leads, seed)).collect(),
-                    true,
-                )
+                (curve, seeds.map(|seed| model.sample_path(leads, seed)).collect(), true)
             }
             Err(_) => (vec![last; leads], Vec::new(), false),
         };
@@ -206,13 +186,7 @@ impl Sim {
 
     fn shards(&self) -> Vec<Shard> {
         let capacities = (0..).zip(&self.options.capacities);
-        capacities
-            .map(|(id, capacity)| Shard {
-                id,
-                capacity: *capacity,
-                draining: false,
-            })
-            .collect()
+        capacities.map(|(id, capacity)| Shard { id, capacity: *capacity, draining: false }).collect()
     }
 
     fn truth(&self) -> Vec<Segment> {
@@ -240,10 +214,7 @@ impl Sim {
                 *share += load;
             }
         }
-        shares
-            .iter()
-            .map(|share| if total > 0.0 { share / total } else { 0.0 })
-            .collect()
+        shares.iter().map(|share| if total > 0.0 { share / total } else { 0.0 }).collect()
     }
 }
 

@@ -9,13 +9,7 @@ use foreshard_core::ring::{ShardWeight, place_slots};
 use proptest::prelude::*;
 
 fn shards(capacities: &[f64]) -> Vec<ShardWeight> {
-    (1..)
-        .zip(capacities)
-        .map(|(shard_id, capacity)| ShardWeight {
-            shard_id,
-            capacity: *capacity,
-        })
-        .collect()
+    (1..).zip(capacities).map(|(shard_id, capacity)| ShardWeight { shard_id, capacity: *capacity }).collect()
 }
 
 fn counts(layout: &[i32]) -> BTreeMap<i32, usize> {
@@ -186,18 +180,10 @@ fn ring_golden() {
     let weights = [(1, 1.0), (2, 2.0), (7, 1.5)];
     let shards = weights.map(|(shard_id, capacity)| ShardWeight { shard_id, capacity });
     let layout = place_slots(42, 32, &shards, 0.1).unwrap();
-    let want = [
-        2, 2, 2, 7, 1, 1, 7, 2, 7, 1, 1, 1, 2, 2, 2, 7, 7, 2, 7, 1, 2, 7, 7, 7, 2, 1, 2, 1, 2, 7,
-        2, 7,
-    ];
+    let want =
+        [2, 2, 2, 7, 1, 1, 7, 2, 7, 1, 1, 1, 2, 2, 2, 7, 7, 2, 7, 1, 2, 7, 7, 7, 2, 1, 2, 1, 2, 7, 2, 7];
     assert_eq!(layout, want);
-    let all: Vec<u8> = place_slots(u64::MAX, 1_024, &shards, 0.05)
-        .unwrap()
-        .into_iter()
-        .flat_map(i32::to_le_bytes)
-        .collect();
-    assert_eq!(
-        format!("{:032x}", hash(&all)),
-        "b38af2110c343b1c06094df9a3da8117"
-    );
+    let all: Vec<u8> =
+        place_slots(u64::MAX, 1_024, &shards, 0.05).unwrap().into_iter().flat_map(i32::to_le_bytes).collect();
+    assert_eq!(format!("{:032x}", hash(&all)), "b38af2110c343b1c06094df9a3da8117");
 }

@@ -1,9 +1,7 @@
 //! The move machine on a toy move: a crash after every effect leaves no trace.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-use foreshard_core::phase::{
-    Capabilities, Effect, Event, Phase, PhaseError, matrix, next, resume_effects,
-};
+use foreshard_core::phase::{Capabilities, Effect, Event, Phase, PhaseError, matrix, next, resume_effects};
 
 /// What a move has built so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,10 +23,7 @@ impl World {
             Effect::InstallCapture => self.capture = true,
             Effect::CreateShadow => self.shadow = true,
             Effect::CopyChunks => {
-                assert!(
-                    self.shadow && self.capture,
-                    "copied without shadow or capture"
-                );
+                assert!(self.shadow && self.capture, "copied without shadow or capture");
                 self.copied = true;
             }
             Effect::BuildIndexes => {
@@ -36,10 +31,7 @@ impl World {
                 self.indexes = true;
             }
             Effect::InstallMirror => {
-                assert!(
-                    self.capture && self.indexes,
-                    "mirror without capture or indexes"
-                );
+                assert!(self.capture && self.indexes, "mirror without capture or indexes");
                 self.mirror = true;
             }
             Effect::DemoteMirror => self.mirror = false,
@@ -49,10 +41,7 @@ impl World {
             }
             Effect::ClearRoutes => self.route = false,
             Effect::SwapStorage => {
-                assert!(
-                    self.indexes && self.capture,
-                    "swapped to an unfinished copy"
-                );
+                assert!(self.indexes && self.capture, "swapped to an unfinished copy");
                 self.swapped = true;
             }
             Effect::SwapBack => {
@@ -74,21 +63,13 @@ impl World {
     }
 
     fn check_terminal(&self, phase: Phase) {
-        let clean = World {
-            swapped: phase == Phase::Done,
-            outcome: true,
-            ..World::default()
-        };
+        let clean = World { swapped: phase == Phase::Done, outcome: true, ..World::default() };
         assert_eq!(*self, clean, "left behind in {phase}");
     }
 }
 
 fn all_capabilities() -> impl Iterator<Item = Capabilities> {
-    (0..8).map(|bits| Capabilities {
-        mirror: bits & 1 != 0,
-        canary: bits & 2 != 0,
-        watch: bits & 4 != 0,
-    })
+    (0..8).map(|bits| Capabilities { mirror: bits & 1 != 0, canary: bits & 2 != 0, watch: bits & 4 != 0 })
 }
 
 /// Every (phase, world) that can be reached, found by trying every event everywhere.
@@ -100,10 +81,7 @@ fn reachable(caps: Capabilities) -> Vec<(Phase, World)> {
         for event in Event::ALL {
             if let Ok(transition) = next(phase, event, caps) {
                 let mut after = world;
-                transition
-                    .effects
-                    .iter()
-                    .for_each(|effect| after.perform(*effect));
+                transition.effects.iter().for_each(|effect| after.perform(*effect));
                 if !found.contains(&(transition.to, after)) {
                     found.push((transition.to, after));
                 }
@@ -128,10 +106,7 @@ fn terminal_phases_leave_nothing_behind() {
             );
         }
         for phase in [Phase::Done, Phase::Cancelled, Phase::Failed] {
-            assert!(
-                found.iter().any(|(at, _)| *at == phase),
-                "{phase} not reached"
-            );
+            assert!(found.iter().any(|(at, _)| *at == phase), "{phase} not reached");
         }
     }
 }
@@ -145,26 +120,17 @@ fn a_crash_after_any_effect_before_the_phase_is_stored() {
                     continue;
                 };
                 let mut want = world;
-                transition
-                    .effects
-                    .iter()
-                    .for_each(|effect| want.perform(*effect));
+                transition.effects.iter().for_each(|effect| want.perform(*effect));
                 for done in 0..=transition.effects.len() {
                     // Effects that commit with the phase are rolled back by the crash.
                     let mut got = world;
-                    let lasting = transition.effects[..done]
-                        .iter()
-                        .filter(|effect| !effect.commits_with_phase());
-                    let lost = transition.effects[..done]
-                        .iter()
-                        .any(|e| e.commits_with_phase());
+                    let lasting =
+                        transition.effects[..done].iter().filter(|effect| !effect.commits_with_phase());
+                    let lost = transition.effects[..done].iter().any(|e| e.commits_with_phase());
                     if !lost {
                         lasting.for_each(|effect| got.perform(*effect));
                     }
-                    transition
-                        .effects
-                        .iter()
-                        .for_each(|effect| got.perform(*effect));
+                    transition.effects.iter().for_each(|effect| got.perform(*effect));
                     assert_eq!(got, want, "{phase} {event:?} crashed after {done} effects");
                 }
             }
@@ -181,33 +147,18 @@ fn a_crash_after_the_phase_is_stored_is_resumed() {
                     continue;
                 };
                 let mut want = world;
-                transition
-                    .effects
-                    .iter()
-                    .for_each(|effect| want.perform(*effect));
+                transition.effects.iter().for_each(|effect| want.perform(*effect));
                 // Only what commits with the phase is sure to have happened, then any number of
                 // the others.
-                let others = || {
-                    transition
-                        .effects
-                        .iter()
-                        .filter(|e| !e.commits_with_phase())
-                };
+                let others = || transition.effects.iter().filter(|e| !e.commits_with_phase());
                 for done in 0..=others().count() {
                     let mut got = world;
                     let sure = transition.effects.iter().filter(|e| e.commits_with_phase());
-                    sure.chain(others().take(done))
-                        .for_each(|effect| got.perform(*effect));
+                    sure.chain(others().take(done)).for_each(|effect| got.perform(*effect));
                     for _ in 0..2 {
-                        resume_effects(transition.to)
-                            .iter()
-                            .for_each(|e| got.perform(*e));
+                        resume_effects(transition.to).iter().for_each(|e| got.perform(*e));
                     }
-                    assert_eq!(
-                        got, want,
-                        "{phase} {event:?}: {} not resumed",
-                        transition.to
-                    );
+                    assert_eq!(got, want, "{phase} {event:?}: {} not resumed", transition.to);
                 }
             }
         }
@@ -237,19 +188,10 @@ fn cancelling_ends_in_cancelled_without_a_swap() {
             assert_eq!(cancelled.is_ok(), phase.is_reversible(), "{phase}");
             let Ok(first) = cancelled else { continue };
             let mut world = world;
-            first
-                .effects
-                .iter()
-                .for_each(|effect| world.perform(*effect));
+            first.effects.iter().for_each(|effect| world.perform(*effect));
             let last = next(first.to, Event::Completed, caps).unwrap();
-            last.effects
-                .iter()
-                .for_each(|effect| world.perform(*effect));
-            assert_eq!(
-                (last.to, world.swapped),
-                (Phase::Cancelled, false),
-                "from {phase}"
-            );
+            last.effects.iter().for_each(|effect| world.perform(*effect));
+            assert_eq!((last.to, world.swapped), (Phase::Cancelled, false), "from {phase}");
         }
     }
 }
@@ -261,10 +203,7 @@ fn failing_before_the_swap_ends_in_failed() {
             if phase.is_reversible() || phase == Phase::Revert {
                 let failed = next(phase, Event::FatalError, caps).unwrap();
                 assert_eq!(failed.to, Phase::RevertFailed);
-                assert_eq!(
-                    next(failed.to, Event::Completed, caps).unwrap().to,
-                    Phase::Failed
-                );
+                assert_eq!(next(failed.to, Event::Completed, caps).unwrap().to, Phase::Failed);
             }
         }
     }
@@ -284,34 +223,20 @@ fn phases_an_engine_lacks_are_skipped() {
 #[test]
 fn the_matrix_is_unambiguous() {
     for caps in all_capabilities() {
-        for (index, row) in matrix()
-            .iter()
-            .enumerate()
-            .filter(|(_, row)| row.applies(caps))
-        {
+        for (index, row) in matrix().iter().enumerate().filter(|(_, row)| row.applies(caps)) {
             let same = |other: &&_| {
                 let other: &foreshard_core::phase::Row = other;
                 other.applies(caps) && (other.from, other.event) == (row.from, row.event)
             };
-            assert!(
-                !matrix()[index + 1..].iter().any(|other| same(&other)),
-                "{row:?}"
-            );
+            assert!(!matrix()[index + 1..].iter().any(|other| same(&other)), "{row:?}");
             assert!(!row.from.is_terminal(), "{row:?}");
             let mut later = row.effects.iter().skip(1);
             assert!(!later.any(|effect| effect.commits_with_phase()), "{row:?}");
         }
     }
-    let caps = Capabilities {
-        mirror: true,
-        canary: true,
-        watch: true,
-    };
+    let caps = Capabilities { mirror: true, canary: true, watch: true };
     let (phase, event) = (Phase::Done, Event::Completed);
-    assert_eq!(
-        next(phase, event, caps),
-        Err(PhaseError::Illegal { phase, event })
-    );
+    assert_eq!(next(phase, event, caps), Err(PhaseError::Illegal { phase, event }));
 }
 
 #[test]

@@ -2,41 +2,24 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use foreshard_core::placement::{
-    Hold, PlacementError, Plan, PlanOptions, RefusalReason, Segment, Shard, best_assignment,
-    imbalance, objective, plan,
+    Hold, PlacementError, Plan, PlanOptions, RefusalReason, Segment, Shard, best_assignment, imbalance,
+    objective, plan,
 };
 use proptest::prelude::*;
 
 fn shards(count: i32) -> Vec<Shard> {
-    (0..count)
-        .map(|id| Shard {
-            id,
-            capacity: 1_000.0,
-            draining: false,
-        })
-        .collect()
+    (0..count).map(|id| Shard { id, capacity: 1_000.0, draining: false }).collect()
 }
 
 fn segment(id: i64, shard: i32, curve: Vec<f64>) -> Segment {
     let futures = vec![curve.clone(); 4];
-    Segment {
-        id,
-        shard,
-        bytes: 1 << 20,
-        curve,
-        futures,
-        hold: Hold::Free,
-        hot_buckets: 5,
-    }
+    Segment { id, shard, bytes: 1 << 20, curve, futures, hold: Hold::Free, hot_buckets: 5 }
 }
 
 fn apply(segments: &[Segment], plan: &Plan, steps: usize) -> Vec<Segment> {
     let mut segments = segments.to_vec();
     for step in &plan.steps[..steps] {
-        let moved = segments
-            .iter_mut()
-            .find(|segment| segment.id == step.segment)
-            .unwrap();
+        let moved = segments.iter_mut().find(|segment| segment.id == step.segment).unwrap();
         assert_eq!(moved.shard, step.from);
         moved.shard = step.to;
     }
@@ -163,16 +146,11 @@ fn yardstick_finds_a_perfect_partition() {
 #[test]
 fn greedy_comes_near_the_yardstick() {
     let loads: Vec<f64> = (0..64).map(|i| 400.0 / (i as f64 + 4.0)).collect();
-    let segments: Vec<_> = (0..)
-        .zip(&loads)
-        .map(|(id, load)| segment(id, (id / 16) as i32, vec![*load; 4]))
-        .collect();
+    let segments: Vec<_> =
+        (0..).zip(&loads).map(|(id, load)| segment(id, (id / 16) as i32, vec![*load; 4])).collect();
     let plan = plan(&shards(4), &segments, &defaults()).unwrap();
     let best = best_assignment(&loads, &[1_000.0; 4]);
-    println!(
-        "{:.3} -> {:.3}, best {:.3}",
-        plan.imbalance_before, plan.imbalance_after, best.imbalance
-    );
+    println!("{:.3} -> {:.3}, best {:.3}", plan.imbalance_before, plan.imbalance_after, best.imbalance);
     assert!(plan.imbalance_after <= 1.1 && best.imbalance < 1.01);
     assert!(plan.refusals.is_empty());
     assert!(plan.steps.iter().all(|step| step.confidence > 0.9));
@@ -182,18 +160,11 @@ fn greedy_comes_near_the_yardstick() {
 fn complementary_peaks_share_a_shard() {
     let day = || vec![100.0, 0.0];
     let night = || vec![0.0, 100.0];
-    let segments: Vec<_> = [
-        (0, day()),
-        (0, day()),
-        (0, day()),
-        (1, night()),
-        (1, night()),
-        (1, night()),
-    ]
-    .into_iter()
-    .zip(0..)
-    .map(|((shard, curve), id)| segment(id, shard, curve))
-    .collect();
+    let segments: Vec<_> = [(0, day()), (0, day()), (0, day()), (1, night()), (1, night()), (1, night())]
+        .into_iter()
+        .zip(0..)
+        .map(|((shard, curve), id)| segment(id, shard, curve))
+        .collect();
     // By daily totals the shards are equal; by their peaks they are not.
     let plan = plan(&shards(2), &segments, &defaults()).unwrap();
     assert_eq!(plan.imbalance_before, 2.0);
@@ -204,20 +175,14 @@ fn complementary_peaks_share_a_shard() {
 fn a_drain_empties_its_shard() {
     let mut shards = shards(3);
     shards[0].draining = true;
-    let mut segments: Vec<_> = (0..9)
-        .map(|id| segment(id, (id % 3) as i32, vec![50.0]))
-        .collect();
+    let mut segments: Vec<_> = (0..9).map(|id| segment(id, (id % 3) as i32, vec![50.0])).collect();
     segments.push(segment(9, 0, vec![0.0]));
     segments[3].hold = Hold::Pinned;
     segments[6].hold = Hold::Cooldown;
     let plan = plan(&shards, &segments, &defaults()).unwrap();
     let moved: Vec<_> = plan.steps.iter().map(|step| step.segment).collect();
     assert_eq!(moved, [0, 6, 9]);
-    assert!(
-        plan.steps
-            .iter()
-            .all(|step| step.from == 0 && step.to != 0 && step.confidence == 1.0)
-    );
+    assert!(plan.steps.iter().all(|step| step.from == 0 && step.to != 0 && step.confidence == 1.0));
     assert_eq!(plan.refusals.len(), 1);
     assert_eq!(plan.refusals[0].reason, RefusalReason::Pinned);
 }
@@ -232,10 +197,7 @@ fn a_drain_without_room_says_so() {
     assert_eq!(plan_one.steps.len(), 1);
     assert_eq!(plan_one.refusals[0].reason, RefusalReason::NoTargetCapacity);
     two[1].draining = true;
-    assert_eq!(
-        plan(&two, &segments, &defaults()).unwrap().refusals.len(),
-        2
-    );
+    assert_eq!(plan(&two, &segments, &defaults()).unwrap().refusals.len(), 2);
 }
 
 fn refusal(change: impl Fn(&mut Segment), options: &PlanOptions) -> Vec<RefusalReason> {
@@ -257,15 +219,9 @@ fn refusals_are_typed() {
     assert_eq!(held(Hold::InsufficientHistory), [R::InsufficientHistory]);
     assert_eq!(held(Hold::Pinned), [R::Pinned]);
     assert_eq!(held(Hold::Unsplittable), [R::UnsplittableKey]);
-    assert_eq!(
-        refusal(|s| s.hot_buckets = 2, &defaults()),
-        [R::NotHotLongEnough]
-    );
+    assert_eq!(refusal(|s| s.hot_buckets = 2, &defaults()), [R::NotHotLongEnough]);
     assert_eq!(refusal(|s| s.bytes = 1 << 50, &defaults()), [R::LowBenefit]);
-    let small = PlanOptions {
-        unmovable_share: 0.1,
-        ..defaults()
-    };
+    let small = PlanOptions { unmovable_share: 0.1, ..defaults() };
     assert_eq!(refusal(|_| (), &small), [R::UnsplittableKey]);
     assert_eq!(refusal(|s| s.curve = vec![0.1], &defaults()), []);
     assert_eq!(R::UnsplittableKey.as_str(), "unsplittable_key");
@@ -279,10 +235,7 @@ fn over_hot_segments_stay_while_others_leave() {
     let plan = plan(&shards(2), &segments, &defaults()).unwrap();
     assert_eq!(plan.steps.len(), 4);
     assert_eq!(plan.refusals.len(), 1);
-    assert_eq!(
-        (plan.refusals[0].segment, plan.refusals[0].reason),
-        (0, RefusalReason::UnsplittableKey)
-    );
+    assert_eq!((plan.refusals[0].segment, plan.refusals[0].reason), (0, RefusalReason::UnsplittableKey));
 }
 
 #[test]
@@ -293,10 +246,7 @@ fn confidence_is_the_share_of_futures_that_pay() {
         segment.futures = vec![vec![20.0], vec![0.0]];
     }
     let half = plan(&shards(2), &segments, &defaults()).unwrap();
-    assert!(
-        half.steps.iter().all(|step| step.confidence == 0.5),
-        "{half:?}"
-    );
+    assert!(half.steps.iter().all(|step| step.confidence == 0.5), "{half:?}");
     segments[7].futures.clear();
     let none = plan(&shards(2), &segments, &defaults()).unwrap();
     assert!(none.steps.iter().all(|step| step.confidence == 0.0));
@@ -307,30 +257,16 @@ fn malformed_problems_are_refused() {
     let error = |shards: &[Shard], segments: &[Segment]| plan(shards, segments, &defaults()).err();
     assert_eq!(error(&[], &[]), Some(PlacementError::NoShards));
     let far = segment(1, 9, vec![1.0]);
-    let unknown = PlacementError::UnknownShard {
-        segment: 1,
-        shard: 9,
-    };
+    let unknown = PlacementError::UnknownShard { segment: 1, shard: 9 };
     assert_eq!(error(&shards(2), &[far]), Some(unknown));
     for curve in [vec![], vec![f64::NAN], vec![-1.0], vec![f64::INFINITY]] {
         let bad = PlacementError::BadCurve { segment: 1 };
         assert_eq!(error(&shards(2), &[segment(1, 0, curve)]), Some(bad));
     }
     let twice = [segment(1, 0, vec![1.0]), segment(1, 0, vec![1.0])];
-    assert_eq!(
-        error(&shards(2), &twice),
-        Some(PlacementError::DuplicateSegment { segment: 1 })
-    );
-    let options = PlanOptions {
-        imbalance_low: 0.5,
-        ..defaults()
-    };
-    let bad = PlacementError::BadOption {
-        name: "imbalance_low",
-    };
+    assert_eq!(error(&shards(2), &twice), Some(PlacementError::DuplicateSegment { segment: 1 }));
+    let options = PlanOptions { imbalance_low: 0.5, ..defaults() };
+    let bad = PlacementError::BadOption { name: "imbalance_low" };
     assert_eq!(plan(&shards(1), &[], &options), Err(bad));
-    assert_eq!(
-        plan(&shards(1), &[], &defaults()).unwrap().imbalance_before,
-        1.0
-    );
+    assert_eq!(plan(&shards(1), &[], &defaults()).unwrap().imbalance_before, 1.0);
 }

@@ -7,9 +7,7 @@ use foreshard_core::sim::{Sim, SimOptions, TickReport, thrash};
 /// A day with its peak at `peak_hour`, `mean` on average.
 fn day(mean: f64, swing: f64, peak_hour: usize) -> Vec<f64> {
     let angle = |hour: usize| (hour as f64 - peak_hour as f64) / 24.0 * std::f64::consts::TAU;
-    (0..24)
-        .map(|hour| mean * (1.0 + swing * angle(hour).cos()))
-        .collect()
+    (0..24).map(|hour| mean * (1.0 + swing * angle(hour).cos())).collect()
 }
 
 fn options(curves: Vec<Vec<f64>>, start: Vec<usize>) -> SimOptions {
@@ -39,14 +37,7 @@ fn run(options: SimOptions, ticks: usize) -> Vec<TickReport> {
 fn worst_thrash(reports: &[TickReport]) -> f64 {
     let shards = reports[0].shares.len();
     (0..shards)
-        .map(|shard| {
-            thrash(
-                &reports
-                    .iter()
-                    .map(|report| report.shares[shard])
-                    .collect::<Vec<_>>(),
-            )
-        })
+        .map(|shard| thrash(&reports.iter().map(|report| report.shares[shard]).collect::<Vec<_>>()))
         .fold(0.0, f64::max)
 }
 
@@ -56,9 +47,7 @@ fn moves(reports: &[TickReport]) -> usize {
 
 /// Zipf-like slots, the hottest all on the first shard.
 fn zipf() -> SimOptions {
-    let curves = (0..32)
-        .map(|slot| day(400.0 / (slot as f64 + 4.0), 0.5, 14))
-        .collect();
+    let curves = (0..32).map(|slot| day(400.0 / (slot as f64 + 4.0), 0.5, 14)).collect();
     options(curves, (0..32).map(|slot| slot / 8).collect())
 }
 
@@ -66,21 +55,9 @@ fn zipf() -> SimOptions {
 fn converges_on_a_skew_and_then_keeps_still() {
     let limit = 1.0 + PlanOptions::default().imbalance_low;
     for (seed, noise) in [(1, 0.05), (3, 0.05), (7, 0.1)] {
-        let reports = run(
-            SimOptions {
-                seed,
-                noise,
-                ..zipf()
-            },
-            120,
-        );
+        let reports = run(SimOptions { seed, noise, ..zipf() }, 120);
         let (first, last) = (&reports[0], &reports[119]);
-        println!(
-            "{:.3} -> {:.3}, {} moves",
-            first.imbalance,
-            last.imbalance,
-            moves(&reports)
-        );
+        println!("{:.3} -> {:.3}, {} moves", first.imbalance, last.imbalance, moves(&reports));
         assert!(first.imbalance > 1.5, "{}", first.imbalance);
         // The planner sees forecasts; two days of noisy hours know a shard's peak to about 2 %.
         assert!(last.imbalance < limit + 0.02, "{}", last.imbalance);

@@ -21,9 +21,7 @@ impl Source {
     /// Lines (from 1) of which `bad` holds, given their code, as `path:line: why`.
     fn find(&self, why: &str, bad: impl Fn(&str) -> bool) -> Vec<String> {
         let numbered = self.code.iter().enumerate().filter(|(_, line)| bad(line));
-        numbered
-            .map(|(index, _)| format!("{}:{}: {why}", self.path, index + 1))
-            .collect()
+        numbered.map(|(index, _)| format!("{}:{}: {why}", self.path, index + 1)).collect()
     }
 }
 
@@ -37,9 +35,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
     };
     for entry in entries.flatten() {
         let (path, name) = (entry.path(), entry.file_name());
-        let skipped = ["target", ".git", "expected", "results"]
-            .iter()
-            .any(|skip| name == *skip);
+        let skipped = ["target", ".git", "expected", "results"].iter().any(|skip| name == *skip);
         match entry.file_type() {
             Ok(kind) if kind.is_dir() && !skipped => walk(&path, files),
             Ok(kind) if kind.is_file() => files.push(path),
@@ -56,16 +52,10 @@ fn files(extensions: &[&str]) -> Vec<(String, String)> {
     }
     found.push(root.join("Cargo.toml"));
     found.sort();
-    let wanted = |path: &PathBuf| {
-        path.extension()
-            .is_some_and(|own| extensions.iter().any(|wanted| own == *wanted))
-    };
+    let wanted =
+        |path: &PathBuf| path.extension().is_some_and(|own| extensions.iter().any(|wanted| own == *wanted));
     let named = |path: PathBuf| {
-        let name = path
-            .strip_prefix(&root)
-            .unwrap()
-            .to_string_lossy()
-            .replace('\\', "/");
+        let name = path.strip_prefix(&root).unwrap().to_string_lossy().replace('\\', "/");
         (name, fs::read_to_string(&path).unwrap())
     };
     found.into_iter().filter(wanted).map(named).collect()
@@ -91,9 +81,7 @@ fn code_of(text: &str) -> String {
             code.push(chars[at]);
             at += 1;
         } else {
-            chars[at..end]
-                .iter()
-                .for_each(|c| code.push(if *c == '\n' { '\n' } else { ' ' }));
+            chars[at..end].iter().for_each(|c| code.push(if *c == '\n' { '\n' } else { ' ' }));
             at = end;
         }
     }
@@ -102,20 +90,12 @@ fn code_of(text: &str) -> String {
 
 /// Where the comment or literal that begins at `at` ends; `at` when none begins there.
 fn skip(chars: &[char], at: usize) -> usize {
-    let is = |at: usize, text: &str| {
-        text.chars()
-            .enumerate()
-            .all(|(i, c)| chars.get(at + i) == Some(&c))
-    };
+    let is = |at: usize, text: &str| text.chars().enumerate().all(|(i, c)| chars.get(at + i) == Some(&c));
     let until = |from: usize, text: &str| {
-        (from..chars.len())
-            .find(|at| is(*at, text))
-            .map_or(chars.len(), |at| at + text.len())
+        (from..chars.len()).find(|at| is(*at, text)).map_or(chars.len(), |at| at + text.len())
     };
     if is(at, "//") {
-        return (at..chars.len())
-            .find(|at| chars[*at] == '\n')
-            .unwrap_or(chars.len());
+        return (at..chars.len()).find(|at| chars[*at] == '\n').unwrap_or(chars.len());
     }
     if is(at, "/*") {
         return until(at + 2, "*/");
@@ -160,11 +140,7 @@ fn without_tests(code: &[String]) -> Vec<String> {
         if attribute && !skipping {
             (depth, open, skipping) = (0, false, true);
         }
-        kept.push(if skipping {
-            String::new()
-        } else {
-            line.clone()
-        });
+        kept.push(if skipping { String::new() } else { line.clone() });
         for c in line.chars().filter(|_| skipping) {
             match c {
                 '{' => (depth, open) = (depth + 1, true),
@@ -180,12 +156,7 @@ fn without_tests(code: &[String]) -> Vec<String> {
 }
 
 fn assert_none(violations: Vec<String>) {
-    assert!(
-        violations.is_empty(),
-        "{} violations:\n{}",
-        violations.len(),
-        violations.join("\n")
-    );
+    assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), violations.join("\n"));
 }
 
 #[test]
@@ -226,15 +197,9 @@ fn every_unsafe_says_why() {
         for (index, line) in source.code.iter().enumerate() {
             let kinds = ["unsafe {", "unsafe impl", "unsafe fn", "unsafe extern"];
             let near = &source.lines[index.saturating_sub(4)..=index];
-            let said = near
-                .iter()
-                .any(|l| l.contains("SAFETY:") || l.contains("# Safety"));
+            let said = near.iter().any(|l| l.contains("SAFETY:") || l.contains("# Safety"));
             if kinds.iter().any(|kind| line.contains(kind)) && is_unsafe_item(line) && !said {
-                found.push(format!(
-                    "{}:{}: unsafe without SAFETY:",
-                    source.path,
-                    index + 1
-                ));
+                found.push(format!("{}:{}: unsafe without SAFETY:", source.path, index + 1));
             }
         }
     }
@@ -252,22 +217,11 @@ fn is_unsafe_item(line: &str) -> bool {
 #[test]
 fn layers_are_kept() {
     let rules: [(&str, &[&str]); 5] = [
-        (
-            "src/pg/",
-            &["catalog", "observe", "engine", "mover", "worker", "api"],
-        ),
-        (
-            "src/observe/",
-            &["catalog", "engine", "mover", "worker", "api"],
-        ),
+        ("src/pg/", &["catalog", "observe", "engine", "mover", "worker", "api"]),
+        ("src/observe/", &["catalog", "engine", "mover", "worker", "api"]),
         ("src/catalog/", &["engine", "mover", "worker", "api"]),
         ("src/api/", &["worker"]),
-        (
-            "src/core/src/",
-            &[
-                "pg", "catalog", "observe", "engine", "mover", "worker", "api",
-            ],
-        ),
+        ("src/core/src/", &["pg", "catalog", "observe", "engine", "mover", "worker", "api"]),
     ];
     let mut found = Vec::new();
     for source in sources() {
@@ -285,10 +239,7 @@ fn layers_are_kept() {
 #[test]
 fn core_knows_no_server() {
     let mut found = Vec::new();
-    for source in sources()
-        .iter()
-        .filter(|source| source.under("src/core/src/"))
-    {
+    for source in sources().iter().filter(|source| source.under("src/core/src/")) {
         for word in ["pgrx", "libc", "SystemTime", "Instant", "thread_rng"] {
             found.extend(source.find(&format!("{word} in core"), |line| has_word(line, word)));
         }
@@ -305,11 +256,7 @@ fn versions_differ_in_compat_only() {
         }
         for (index, line) in source.lines.iter().enumerate() {
             if line.contains("feature = \"pg1") && has_word(&source.code[index], "cfg") {
-                found.push(format!(
-                    "{}:{}: cfg(pgNN) outside compat",
-                    source.path,
-                    index + 1
-                ));
+                found.push(format!("{}:{}: cfg(pgNN) outside compat", source.path, index + 1));
             }
         }
     }
@@ -318,13 +265,7 @@ fn versions_differ_in_compat_only() {
 
 #[test]
 fn nothing_panics_outside_tests() {
-    let calls = [
-        ".unwrap()",
-        ".expect(",
-        "panic!(",
-        "todo!(",
-        "unimplemented!(",
-    ];
+    let calls = [".unwrap()", ".expect(", "panic!(", "todo!(", "unimplemented!("];
     let mut found = Vec::new();
     for source in sources().iter().filter(|source| source.under("src/")) {
         if source.under("src/core/tests/") || source.under("src/core/benches/") {
@@ -344,10 +285,7 @@ fn sql_text_stays_below_the_edge() {
     let verbs = ["\"SELECT ", "\"INSERT INTO ", "\"UPDATE ", "\"DELETE FROM "];
     let mut found = Vec::new();
     for source in sources() {
-        if !["src/api/", "src/observe/", "src/worker/"]
-            .iter()
-            .any(|edge| source.under(edge))
-        {
+        if !["src/api/", "src/observe/", "src/worker/"].iter().any(|edge| source.under(edge)) {
             continue;
         }
         let end = without_tests(&source.code);
@@ -363,19 +301,14 @@ fn sql_text_stays_below_the_edge() {
 
 #[test]
 fn the_checks_see_what_they_should() {
-    let code =
-        code_of("a // unsafe\nlet x = \"un\\\"safe\"; /* b\n */ 'q' r#\"unsafe\"# &'a unsafe");
+    let code = code_of("a // unsafe\nlet x = \"un\\\"safe\"; /* b\n */ 'q' r#\"unsafe\"# &'a unsafe");
     let lines: Vec<&str> = code.lines().collect();
     assert!(!has_word(lines[0], "unsafe") && !has_word(lines[1], "unsafe"));
     assert!(has_word(lines[2], "unsafe") && lines[2].matches("unsafe").count() == 1);
     assert!(!has_word("forbid(unsafe_code)", "unsafe"));
     let text = "a()\n#[cfg(test)]\nmod t {\n x.unwrap()\n}\nb()\n#[cfg(test)]\nmod u;\nc()";
     let kept = without_tests(&text.lines().map(str::to_owned).collect::<Vec<_>>());
-    let kept: Vec<&str> = kept
-        .iter()
-        .map(String::as_str)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let kept: Vec<&str> = kept.iter().map(String::as_str).filter(|line| !line.is_empty()).collect();
     assert_eq!(kept, ["a()", "b()", "c()"]);
     assert!(sources().len() > 10);
 }

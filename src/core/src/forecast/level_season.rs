@@ -11,7 +11,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::backtest::{Backtest, Offsets};
+use super::backtest::{Backtest, Offsets, levels};
 use super::season::{Clock, season_of};
 use super::{ForecastError, ForecastOptions, ForecastPoint, Forecaster, MAX_LEADS, Series};
 
@@ -24,7 +24,7 @@ const CAP_FACTOR: f64 = 4.0;
 
 /// Prefer the season unless the level alone is better by this factor: the season knows the leads
 /// beyond the back-test, the level does not.
-const SEASON_BONUS: f64 = 1.05;
+const SEASON_BONUS: f64 = 1.3;
 
 struct LevelSeason {
     name: &'static str,
@@ -33,7 +33,9 @@ struct LevelSeason {
     end: usize,
     /// Per phase; empty without a season.
     season: Vec<f64>,
+    /// Smoothed level and mean at the end, without the season.
     level: f64,
+    mean: f64,
     backtest: Backtest,
     offsets: Offsets,
     /// Highest exponent a forecast may have.
@@ -42,22 +44,14 @@ struct LevelSeason {
 }
 
 /// See [`super::fit`].
-pub(super) fn fit(
-    series: &Series,
-    options: &ForecastOptions,
-) -> Result<Box<dyn Forecaster>, ForecastError> {
+pub(super) fn fit(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecaster>, ForecastError> {
     if series.step_s == 0 {
         return Err(ForecastError::BadStep);
     }
     let need = options.min_buckets.max(3);
     let keep = options.max_history.clamp(need, MAX_HISTORY.max(need));
     let skip = series.values.len().saturating_sub(keep);
-    let logs: Vec<Option<f64>> = series
-        .values
-        .iter()
-        .skip(skip)
-        .map(|value| to_log(*value))
-        .collect();
+    let logs: Vec<Option<f64>> = series.values.iter().skip(skip).map(|value| to_log(*value)).collect();
     let have = logs.iter().flatten().count();
     if have < need {
         return Err(ForecastError::InsufficientHistory { have, need });
@@ -83,9 +77,7 @@ pub(super) fn fit(
 }
 
 fn to_log(value: Option<f64>) -> Option<f64> {
-    value
-        .filter(|value| value.is_finite() && *value >= 0.0)
-        .map(f64::ln_1p)
+    value.filter(|value| value.is_finite() && *value >= 0.0).map(f64::ln_1p)
 }
 
 /// Fits one candidate, back-tested on the buckets from `cut` on.
@@ -98,38 +90,21 @@ fn candidate(
 ) -> LevelSeason {
     let learnt = period.map(|period| season_of(logs.get(..cut).unwrap_or(logs), clock, period));
     let backtest = Backtest::new(remove(logs, clock, learnt.as_deref()), cut);
-    let season = period
-        .map(|period| season_of(logs, clock, period))
-        .unwrap_or_default();
-    let rest = remove(
-        logs,
-        clock,
-        Some(&season)
-            .filter(|season| !season.is_empty())
-            .map(Vec::as_slice),
-    );
-    let level = super::backtest::levels(&rest, backtest.alpha())
-        .last()
-        .copied()
-        .unwrap_or(0.0);
+    let season = period.map(|period| season_of(logs, clock, period)).unwrap_or_default();
+    let rest = remove(logs, clock, Some(&season).filter(|season| !season.is_empty()).map(Vec::as_slice));
+    let at_end = |alpha| levels(&rest, alpha).last().copied().unwrap_or(0.0);
     let highest = logs.iter().flatten().copied().fold(0.0, f64::max);
     let fitted = |index: usize| {
-        learnt
-            .as_ref()
-            .and_then(|season| season.get(clock.phase(index)).copied())
-            .unwrap_or(0.0)
+        learnt.as_ref().and_then(|season| season.get(clock.phase(index)).copied()).unwrap_or(0.0)
     };
     let offsets = backtest.offsets(options.interval_level, fitted);
     LevelSeason {
-        name: if period.is_some() {
-            "level+season"
-        } else {
-            "level"
-        },
+        name: if period.is_some() { "level+season" } else { "level" },
         clock: clock.clone(),
         end: logs.len(),
         season,
-        level,
+        level: at_end(backtest.alpha()),
+        mean: at_end(0.0),
         backtest,
         offsets,
         cap_log: (highest.exp_m1() * CAP_FACTOR).ln_1p(),
@@ -143,17 +118,15 @@ fn remove(logs: &[Option<f64>], clock: &Clock, season: Option<&[f64]>) -> Vec<Op
         return logs.to_vec();
     };
     let of = |index| season.get(clock.phase(index)).copied().unwrap_or(0.0);
-    logs.iter()
-        .enumerate()
-        .map(|(index, log)| log.map(|log| log - of(index)))
-        .collect()
+    logs.iter().enumerate().map(|(index, log)| log.map(|log| log - of(index))).collect()
 }
 
 impl LevelSeason {
     /// The median path on the log scale, at lead `lead` (from 1).
     fn median_log(&self, lead: usize) -> f64 {
         let phase = self.clock.phase(self.end + lead - 1);
-        self.level + self.season.get(phase).copied().unwrap_or(0.0)
+        let rest = self.backtest.expect(lead, self.level, self.mean);
+        rest + self.season.get(phase).copied().unwrap_or(0.0)
     }
 
     fn value(&self, log: f64) -> f64 {

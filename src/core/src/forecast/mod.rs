@@ -41,12 +41,7 @@ pub struct ForecastOptions {
 
 impl Default for ForecastOptions {
     fn default() -> Self {
-        Self {
-            season_s: 86_400,
-            interval_level: 0.9,
-            min_buckets: 6,
-            max_history: 4_032,
-        }
+        Self { season_s: 86_400, interval_level: 0.9, min_buckets: 6, max_history: 4_032 }
     }
 }
 
@@ -103,10 +98,7 @@ impl fmt::Display for ForecastError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InsufficientHistory { have, need } => {
-                write!(
-                    f,
-                    "{have} known buckets are too few for a forecast ({need} needed)"
-                )
+                write!(f, "{have} known buckets are too few for a forecast ({need} needed)")
             }
             Self::BadStep => write!(f, "the bucket length must be above 0 s"),
         }
@@ -123,9 +115,6 @@ impl std::error::Error for ForecastError {}
 /// # Errors
 /// [`ForecastError::BadStep`] when `step_s` is 0; [`ForecastError::InsufficientHistory`] when fewer
 /// than `min_buckets` buckets are known.
-pub fn fit(
-    series: &Series,
-    options: &ForecastOptions,
-) -> Result<Box<dyn Forecaster>, ForecastError> {
+pub fn fit(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecaster>, ForecastError> {
     level_season::fit(series, options)
 }

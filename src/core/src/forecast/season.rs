@@ -16,8 +16,7 @@ impl Clock {
     /// The clock of `series` without its first `skip` buckets.
     pub(super) fn new(series: &Series, skip: usize, season_s: u32) -> Self {
         let step_s = i64::from(series.step_s);
-        let whole =
-            season_s.is_multiple_of(series.step_s.max(1)) && season_s / series.step_s.max(1) >= 2;
+        let whole = season_s.is_multiple_of(series.step_s.max(1)) && season_s / series.step_s.max(1) >= 2;
         let skipped_s = step_s.saturating_mul(i64::try_from(skip).unwrap_or(i64::MAX));
         Self {
             start_s: series.start_s.saturating_add(skipped_s),
@@ -30,8 +29,7 @@ impl Clock {
     /// Start of bucket `index`, unix seconds.
     pub(super) fn at_s(&self, index: usize) -> i64 {
         let index = i64::try_from(index).unwrap_or(i64::MAX);
-        self.start_s
-            .saturating_add(self.step_s.saturating_mul(index))
+        self.start_s.saturating_add(self.step_s.saturating_mul(index))
     }
 
     /// Phase of bucket `index` in the season, 0 without one.
@@ -63,10 +61,8 @@ pub(super) fn season_of(logs: &[Option<f64>], clock: &Clock, period: usize) -> V
         }
         end = start;
     }
-    let means: Vec<Option<f64>> = sums
-        .iter()
-        .map(|(sum, count)| (*count > 0).then(|| sum / f64::from(*count)))
-        .collect();
+    let means: Vec<Option<f64>> =
+        sums.iter().map(|(sum, count)| (*count > 0).then(|| sum / f64::from(*count))).collect();
     let smooth = smooth(&fill(&means), period / 96);
     let mean = smooth.iter().sum::<f64>() / period as f64;
     smooth.iter().map(|value| value - mean).collect()
@@ -75,17 +71,11 @@ pub(super) fn season_of(logs: &[Option<f64>], clock: &Clock, period: usize) -> V
 /// Fills unknown phases by interpolation around the circle; all unknown is no season.
 fn fill(means: &[Option<f64>]) -> Vec<f64> {
     let period = means.len();
-    let known: Vec<(usize, f64)> = means
-        .iter()
-        .enumerate()
-        .filter_map(|(phase, mean)| mean.map(|mean| (phase, mean)))
-        .collect();
+    let known: Vec<(usize, f64)> =
+        means.iter().enumerate().filter_map(|(phase, mean)| mean.map(|mean| (phase, mean))).collect();
     let mut filled: Vec<f64> = means.iter().map(|mean| mean.unwrap_or(0.0)).collect();
     for (index, (phase, mean)) in known.iter().enumerate() {
-        let next = known
-            .get((index + 1) % known.len())
-            .copied()
-            .unwrap_or((*phase, *mean));
+        let next = known.get((index + 1) % known.len()).copied().unwrap_or((*phase, *mean));
         let gap = (next.0 + period - phase - 1) % period;
         for step in 1..=gap {
             let share = step as f64 / (gap + 1) as f64;

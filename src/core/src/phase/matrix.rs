@@ -78,29 +78,12 @@ use Phase as P;
 
 /// Routes first: no read may be sent to a copy that is no longer kept equal.
 const CLEAN: &[E] = &[E::ClearRoutes, E::RemoveCapture, E::DropShadow];
-const RESTART: &[E] = &[
-    E::ClearRoutes,
-    E::RemoveCapture,
-    E::DropShadow,
-    E::CheckPreconditions,
-];
+const RESTART: &[E] = &[E::ClearRoutes, E::RemoveCapture, E::DropShadow, E::CheckPreconditions];
 const STEP_BACK: &[E] = &[E::ClearRoutes, E::DemoteMirror, E::ReplayLog];
 const SWAP_BACK: &[E] = &[E::SwapBack, E::ClearRoutes, E::RemoveCapture, E::DropShadow];
 
-const fn row(
-    from: Phase,
-    event: Event,
-    to: Phase,
-    needs: Needs,
-    effects: &'static [Effect],
-) -> Row {
-    Row {
-        from,
-        event,
-        to,
-        effects,
-        needs,
-    }
+const fn row(from: Phase, event: Event, to: Phase, needs: Needs, effects: &'static [Effect]) -> Row {
+    Row { from, event, to, effects, needs }
 }
 
 const fn any(from: Phase, event: Event, to: Phase, effects: &'static [Effect]) -> Row {
@@ -110,45 +93,16 @@ const fn any(from: Phase, event: Event, to: Phase, effects: &'static [Effect]) -
 const MATRIX: &[Row] = &[
     // The way forward.
     any(P::Preflight, V::Completed, P::Capture, &[E::InstallCapture]),
-    any(
-        P::Capture,
-        V::Completed,
-        P::Copy,
-        &[E::CreateShadow, E::CopyChunks],
-    ),
+    any(P::Capture, V::Completed, P::Copy, &[E::CreateShadow, E::CopyChunks]),
     any(P::Copy, V::Completed, P::Index, &[E::BuildIndexes]),
     any(P::Index, V::Completed, P::CatchUp, &[E::ReplayLog]),
-    row(
-        P::CatchUp,
-        V::Completed,
-        P::Mirror,
-        Needs::Mirror,
-        &[E::InstallMirror],
-    ),
-    row(
-        P::CatchUp,
-        V::Completed,
-        P::Verify,
-        Needs::NoMirror,
-        &[E::VerifyCopies],
-    ),
+    row(P::CatchUp, V::Completed, P::Mirror, Needs::Mirror, &[E::InstallMirror]),
+    row(P::CatchUp, V::Completed, P::Verify, Needs::NoMirror, &[E::VerifyCopies]),
     any(P::Mirror, V::Completed, P::Verify, &[E::VerifyCopies]),
-    row(
-        P::Verify,
-        V::Completed,
-        P::Canary,
-        Needs::Canary,
-        &[E::StepRoute],
-    ),
+    row(P::Verify, V::Completed, P::Canary, Needs::Canary, &[E::StepRoute]),
     row(P::Verify, V::Completed, P::Cutover, Needs::NoCanary, &[]),
     any(P::Canary, V::Completed, P::Cutover, &[]),
-    row(
-        P::Cutover,
-        V::Completed,
-        P::Watch,
-        Needs::Watch,
-        &[E::SwapStorage, E::ClearRoutes],
-    ),
+    row(P::Cutover, V::Completed, P::Watch, Needs::Watch, &[E::SwapStorage, E::ClearRoutes]),
     row(
         P::Cutover,
         V::Completed,
@@ -156,18 +110,8 @@ const MATRIX: &[Row] = &[
         Needs::NoWatch,
         &[E::SwapStorage, E::ClearRoutes, E::RemoveCapture],
     ),
-    any(
-        P::Watch,
-        V::Completed,
-        P::Retire,
-        &[E::ClearRoutes, E::RemoveCapture],
-    ),
-    any(
-        P::Retire,
-        V::Completed,
-        P::Done,
-        &[E::DropShadow, E::RecordOutcome],
-    ),
+    any(P::Watch, V::Completed, P::Retire, &[E::ClearRoutes, E::RemoveCapture]),
+    any(P::Retire, V::Completed, P::Done, &[E::DropShadow, E::RecordOutcome]),
     // Steps back to the log: a lock that would be held too long, or a mirror that gave up.
     any(P::Mirror, V::BacklogTooLarge, P::CatchUp, STEP_BACK),
     any(P::Verify, V::BacklogTooLarge, P::CatchUp, STEP_BACK),
@@ -207,25 +151,10 @@ const MATRIX: &[Row] = &[
     any(P::Canary, V::FatalError, P::RevertFailed, CLEAN),
     any(P::Cutover, V::FatalError, P::RevertFailed, CLEAN),
     any(P::Revert, V::FatalError, P::RevertFailed, CLEAN),
-    any(
-        P::RevertFailed,
-        V::Completed,
-        P::Failed,
-        &[E::RecordOutcome],
-    ),
+    any(P::RevertFailed, V::Completed, P::Failed, &[E::RecordOutcome]),
     // After the swap there is one way back, while the old copy is kept equal; when it no longer
     // can be (new DDL, a broken mirror), the only way is forward.
     any(P::Watch, V::RollbackRequested, P::Revert, SWAP_BACK),
-    any(
-        P::Watch,
-        V::SourceChanged,
-        P::Retire,
-        &[E::ClearRoutes, E::RemoveCapture],
-    ),
-    any(
-        P::Watch,
-        V::FatalError,
-        P::Retire,
-        &[E::ClearRoutes, E::RemoveCapture],
-    ),
+    any(P::Watch, V::SourceChanged, P::Retire, &[E::ClearRoutes, E::RemoveCapture]),
+    any(P::Watch, V::FatalError, P::Retire, &[E::ClearRoutes, E::RemoveCapture]),
 ];

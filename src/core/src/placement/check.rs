@@ -25,9 +25,7 @@ pub(super) fn problem(shards: &[Shard], segments: &[Segment]) -> Result<(), Plac
     let mut seen = BTreeSet::new();
     for segment in segments {
         if !seen.insert(segment.id) {
-            return Err(PlacementError::DuplicateSegment {
-                segment: segment.id,
-            });
+            return Err(PlacementError::DuplicateSegment { segment: segment.id });
         }
         if !known.contains(&segment.shard) {
             let (segment, shard) = (segment.id, segment.shard);
@@ -35,9 +33,7 @@ pub(super) fn problem(shards: &[Shard], segments: &[Segment]) -> Result<(), Plac
         }
         let mut curves = std::iter::once(&segment.curve).chain(&segment.futures);
         if leads == 0 || !curves.all(|curve| curve.len() == leads && is_load(curve)) {
-            return Err(PlacementError::BadCurve {
-                segment: segment.id,
-            });
+            return Err(PlacementError::BadCurve { segment: segment.id });
         }
     }
     Ok(())
@@ -49,11 +45,7 @@ fn is_load(curve: &[f64]) -> bool {
 }
 
 fn limit(what: &'static str, have: usize, limit: usize) -> Result<(), PlacementError> {
-    if have > limit {
-        Err(PlacementError::TooLarge { what, limit })
-    } else {
-        Ok(())
-    }
+    if have > limit { Err(PlacementError::TooLarge { what, limit }) } else { Ok(()) }
 }
 
 /// Checks the options.

@@ -10,17 +10,10 @@ pub(super) fn confidence(state: &State, segment: usize, to: usize, least_gain: f
     let Some(moved) = state.segments.get(segment) else {
         return 0.0;
     };
-    let stay: Vec<&Segment> = state
-        .members(from)
-        .filter(|member| member.id != moved.id)
-        .collect();
+    let stay: Vec<&Segment> = state.members(from).filter(|member| member.id != moved.id).collect();
     let there: Vec<&Segment> = state.members(to).collect();
     let all = stay.iter().chain(&there).copied().chain([moved]);
-    let futures = all
-        .map(|member| member.futures.len())
-        .min()
-        .unwrap_or(0)
-        .min(MAX_FUTURES);
+    let futures = all.map(|member| member.futures.len()).min().unwrap_or(0).min(MAX_FUTURES);
     if futures == 0 {
         return 0.0;
     }
@@ -31,9 +24,8 @@ pub(super) fn confidence(state: &State, segment: usize, to: usize, least_gain: f
             return to_after <= state.capacity(to);
         }
         let (from_after, from_before) = peaks_in(*k, &stay, moving);
-        let excess = |from_peak, to_peak| {
-            state.excess_in(*k, from, from_peak) + state.excess_in(*k, to, to_peak)
-        };
+        let excess =
+            |from_peak, to_peak| state.excess_in(*k, from, from_peak) + state.excess_in(*k, to, to_peak);
         let gain = excess(from_before, to_before) - excess(from_after, to_after);
         gain > 0.0 && gain >= least_gain
     });

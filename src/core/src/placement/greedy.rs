@@ -29,8 +29,8 @@ pub(super) fn plan(shards: &[Shard], segments: &[Segment], options: &PlanOptions
     let imbalance_before = state.imbalance();
     let mut steps = Vec::new();
     drain(&mut state, options, &mut steps);
-    let acts = state.total_peak >= options.min_load
-        && state.active_imbalance() > 1.0 + options.imbalance_high;
+    let acts =
+        state.total_peak >= options.min_load && state.active_imbalance() > 1.0 + options.imbalance_high;
     if acts {
         balance(&mut state, options, &mut steps);
     }
@@ -57,17 +57,7 @@ fn drain(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
             let peak = state.peak_with(to, segment);
             let growth = state.excess(to, peak) - state.excess(to, state.peak(to));
             let benefit = state.drain_penalty(segment) - growth;
-            push(
-                state,
-                options,
-                Candidate {
-                    segment,
-                    to,
-                    benefit,
-                    net: benefit,
-                },
-                steps,
-            );
+            push(state, options, Candidate { segment, to, benefit, net: benefit }, steps);
         }
     }
 }
@@ -119,30 +109,12 @@ struct Style {
 }
 
 const STYLES: [Style; 6] = [
-    Style {
-        max_share: f64::INFINITY,
-        tight: false,
-    },
-    Style {
-        max_share: f64::INFINITY,
-        tight: true,
-    },
-    Style {
-        max_share: 0.4,
-        tight: false,
-    },
-    Style {
-        max_share: 0.4,
-        tight: true,
-    },
-    Style {
-        max_share: 0.15,
-        tight: false,
-    },
-    Style {
-        max_share: 0.15,
-        tight: true,
-    },
+    Style { max_share: f64::INFINITY, tight: false },
+    Style { max_share: f64::INFINITY, tight: true },
+    Style { max_share: 0.4, tight: false },
+    Style { max_share: 0.4, tight: true },
+    Style { max_share: 0.15, tight: false },
+    Style { max_share: 0.15, tight: true },
 ];
 
 /// A greedy run.
@@ -156,11 +128,7 @@ struct Trial {
 impl Trial {
     /// Moves the segment with the highest net benefit until balanced or nothing pays.
     fn run(mut state: State, options: &PlanOptions, style: Style, room: usize) -> Self {
-        let mut trial = Self {
-            moves: Vec::new(),
-            reached: 0.0,
-            cost: 0.0,
-        };
+        let mut trial = Self { moves: Vec::new(), reached: 0.0, cost: 0.0 };
         let goal = 1.0 + options.imbalance_low;
         while trial.moves.len() < room && state.active_imbalance() > goal {
             let Some(candidate) = pick(&state, options, style) else {
@@ -176,10 +144,7 @@ impl Trial {
 
     /// Balance first, then bytes.
     fn is_better(&self, other: &Self) -> bool {
-        self.reached
-            .total_cmp(&other.reached)
-            .then(self.cost.total_cmp(&other.cost))
-            .is_lt()
+        self.reached.total_cmp(&other.reached).then(self.cost.total_cmp(&other.cost)).is_lt()
     }
 }
 
@@ -218,9 +183,7 @@ fn blocked(state: &State, options: &PlanOptions, index: usize) -> Option<Refusal
         Hold::Free if state.height(index) > options.unmovable_share * state.mean_load => {
             Some(RefusalReason::UnsplittableKey)
         }
-        Hold::Free if segment.hot_buckets < options.min_hot_buckets => {
-            Some(RefusalReason::NotHotLongEnough)
-        }
+        Hold::Free if segment.hot_buckets < options.min_hot_buckets => Some(RefusalReason::NotHotLongEnough),
         Hold::Free => None,
     }
 }
@@ -254,12 +217,7 @@ fn verdict(state: &State, options: &PlanOptions, segment: usize, tight: bool) ->
             net > best.net || (net == best.net && state.relative(to) < state.relative(best.to))
         });
         if benefit >= least && better {
-            best = Some(Candidate {
-                segment,
-                to,
-                benefit,
-                net,
-            });
+            best = Some(Candidate { segment, to, benefit, net });
         }
     }
     match best {
@@ -271,10 +229,7 @@ fn verdict(state: &State, options: &PlanOptions, segment: usize, tight: bool) ->
 
 /// Cost of moving a segment, cost units.
 fn cost(state: &State, options: &PlanOptions, segment: usize) -> f64 {
-    let bytes = state
-        .segments
-        .get(segment)
-        .map_or(0, |segment| segment.bytes);
+    let bytes = state.segments.get(segment).map_or(0, |segment| segment.bytes);
     bytes as f64 / MIB * options.move_cost_per_mib
 }
 
@@ -286,12 +241,7 @@ fn least_benefit(state: &State, options: &PlanOptions, segment: usize) -> f64 {
 
 /// Applies a move and records it.
 fn push(state: &mut State, options: &PlanOptions, chosen: Candidate, steps: &mut Vec<Step>) {
-    let Candidate {
-        segment,
-        to,
-        benefit,
-        ..
-    } = chosen;
+    let Candidate { segment, to, benefit, .. } = chosen;
     let from = state.shard_of(segment);
     let pays = cost(state, options, segment) / options.payback_s;
     let confidence = confidence(state, segment, to, pays);
@@ -300,11 +250,7 @@ fn push(state: &mut State, options: &PlanOptions, chosen: Candidate, steps: &mut
     state.apply(segment, to);
     let id = |shard: usize| state.shards.get(shard).map_or(0, |shard| shard.id);
     let percent = |relative: f64| (relative * 100.0).round();
-    let why = if state.is_draining(from) {
-        "is draining"
-    } else {
-        "is above its fair share"
-    };
+    let why = if state.is_draining(from) { "is draining" } else { "is above its fair share" };
     let reason = format!(
         "shard {} {why}: its peak goes from {} % to {} % of the fair share, that of shard {} to {} %",
         id(from),
@@ -341,10 +287,7 @@ fn refusals(state: &State, options: &PlanOptions, acts: bool) -> Vec<Refusal> {
             None
         };
         if let Some(reason) = reason {
-            refusals.push(Refusal {
-                segment: segment.id,
-                reason,
-            });
+            refusals.push(Refusal { segment: segment.id, reason });
         }
     }
     refusals.sort_by_key(|refusal| refusal.segment);

@@ -307,11 +307,7 @@ impl std::error::Error for PlacementError {}
 ///
 /// # Errors
 /// [`PlacementError`] when the problem is malformed or too large.
-pub fn plan(
-    shards: &[Shard],
-    segments: &[Segment],
-    options: &PlanOptions,
-) -> Result<Plan, PlacementError> {
+pub fn plan(shards: &[Shard], segments: &[Segment], options: &PlanOptions) -> Result<Plan, PlacementError> {
     check::problem(shards, segments)?;
     check::options(options)?;
     Ok(greedy::plan(shards, segments, options))

@@ -40,11 +40,8 @@ pub(super) fn add(sum: &mut [f64], curve: &[f64]) {
 impl<'a> State<'a> {
     /// The present placement of a checked problem.
     pub(super) fn new(shards: &'a [Shard], segments: &'a [Segment]) -> Self {
-        let index: std::collections::BTreeMap<i32, usize> = shards
-            .iter()
-            .enumerate()
-            .map(|(index, shard)| (shard.id, index))
-            .collect();
+        let index: std::collections::BTreeMap<i32, usize> =
+            shards.iter().enumerate().map(|(index, shard)| (shard.id, index)).collect();
         let leads = segments.first().map_or(0, |segment| segment.curve.len());
         let mut total = vec![0.0; leads];
         let mut loads = vec![vec![0.0; leads]; shards.len()];
@@ -57,11 +54,8 @@ impl<'a> State<'a> {
                 add(load, &segment.curve);
             }
         }
-        let active: Vec<f64> = shards
-            .iter()
-            .filter(|shard| !shard.draining)
-            .map(|shard| shard.capacity)
-            .collect();
+        let active: Vec<f64> =
+            shards.iter().filter(|shard| !shard.draining).map(|shard| shard.capacity).collect();
         // With every shard draining there is no target; any positive capacity keeps ratios finite.
         let capacity = if active.is_empty() {
             shards.iter().map(|shard| shard.capacity).sum()
@@ -73,22 +67,13 @@ impl<'a> State<'a> {
             shards,
             segments,
             place,
-            peaks: loads
-                .iter()
-                .map(|load| peak(load.iter().copied()))
-                .collect(),
+            peaks: loads.iter().map(|load| peak(load.iter().copied())).collect(),
             loads,
-            heights: segments
-                .iter()
-                .map(|segment| peak(segment.curve.iter().copied()))
-                .collect(),
+            heights: segments.iter().map(|segment| peak(segment.curve.iter().copied())).collect(),
             total_peak,
             fair: total_peak / capacity,
             mean_load: total_peak / active.len().max(1) as f64,
-            fair_in: total_peaks_in(segments, leads)
-                .iter()
-                .map(|peak| peak / capacity)
-                .collect(),
+            fair_in: total_peaks_in(segments, leads).iter().map(|peak| peak / capacity).collect(),
         }
     }
 
@@ -121,11 +106,7 @@ impl<'a> State<'a> {
 
     /// The same if the shard's peak were `peak`.
     pub(super) fn relative_of(&self, shard: usize, peak: f64) -> f64 {
-        if self.fair > 0.0 {
-            peak / self.capacity(shard) / self.fair
-        } else {
-            1.0
-        }
+        if self.fair > 0.0 { peak / self.capacity(shard) / self.fair } else { 1.0 }
     }
 
     /// What `peak` on `shard` exceeds the shard's fair share by, cost units/s.
@@ -148,9 +129,7 @@ impl<'a> State<'a> {
     /// See the module [`super`].
     pub(super) fn objective(&self) -> f64 {
         let active = (0..self.shards.len()).filter(|shard| !self.is_draining(*shard));
-        let excess: f64 = active
-            .map(|shard| self.excess(shard, self.peak(shard)))
-            .sum();
+        let excess: f64 = active.map(|shard| self.excess(shard, self.peak(shard))).sum();
         let left = (0..self.segments.len()).filter(|s| self.is_draining(self.shard_of(*s)));
         excess + left.map(|segment| self.drain_penalty(segment)).sum::<f64>()
     }
@@ -178,11 +157,9 @@ impl<'a> State<'a> {
 
     fn combined_peak(&self, shard: usize, segment: usize, op: impl Fn(f64, f64) -> f64) -> f64 {
         match (self.loads.get(shard), self.segments.get(segment)) {
-            (Some(load), Some(segment)) => peak(
-                load.iter()
-                    .zip(&segment.curve)
-                    .map(|(load, value)| op(*load, *value)),
-            ),
+            (Some(load), Some(segment)) => {
+                peak(load.iter().zip(&segment.curve).map(|(load, value)| op(*load, *value)))
+            }
             _ => 0.0,
         }
     }
@@ -199,8 +176,7 @@ impl<'a> State<'a> {
             for member in self.members(shard) {
                 add(&mut sum, &member.curve);
             }
-            if let (Some(load), Some(top)) = (self.loads.get_mut(shard), self.peaks.get_mut(shard))
-            {
+            if let (Some(load), Some(top)) = (self.loads.get_mut(shard), self.peaks.get_mut(shard)) {
                 *top = peak(sum.iter().copied());
                 *load = sum;
             }
@@ -210,19 +186,13 @@ impl<'a> State<'a> {
     /// The segments on a shard.
     pub(super) fn members(&self, shard: usize) -> impl Iterator<Item = &'a Segment> {
         let placed = self.segments.iter().zip(&self.place);
-        placed
-            .filter(move |(_, place)| **place == shard)
-            .map(|(segment, _)| segment)
+        placed.filter(move |(_, place)| **place == shard).map(|(segment, _)| segment)
     }
 }
 
 /// Peak of the cluster in each joint future; a segment without that future counts with its mean.
 fn total_peaks_in(segments: &[Segment], leads: usize) -> Vec<f64> {
-    let most = segments
-        .iter()
-        .map(|segment| segment.futures.len())
-        .max()
-        .unwrap_or(0);
+    let most = segments.iter().map(|segment| segment.futures.len()).max().unwrap_or(0);
     let total = |k: usize| {
         let mut sum = vec![0.0; leads];
         for segment in segments {

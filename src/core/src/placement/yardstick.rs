@@ -33,32 +33,20 @@ pub struct Yardstick {
 /// shard 0).
 pub fn best_assignment(loads: &[f64], capacities: &[f64]) -> Yardstick {
     let clean = |value: &f64| {
-        if value.is_finite() && *value > 0.0 {
-            *value
-        } else {
-            0.0
-        }
+        if value.is_finite() && *value > 0.0 { *value } else { 0.0 }
     };
     let loads: Vec<f64> = loads.iter().map(clean).collect();
     let capacities: Vec<f64> = capacities.iter().map(clean).collect();
     let mean = loads.iter().sum::<f64>() / capacities.iter().sum::<f64>();
     if !mean.is_finite() || mean <= 0.0 {
-        return Yardstick {
-            assignment: vec![0; loads.len()],
-            imbalance: 1.0,
-            lower_bound: 1.0,
-        };
+        return Yardstick { assignment: vec![0; loads.len()], imbalance: 1.0, lower_bound: 1.0 };
     }
     let hottest = loads.iter().copied().fold(0.0, f64::max);
     let largest = capacities.iter().copied().fold(0.0, f64::max);
     let lower_bound = (hottest / largest / mean).max(1.0);
     let search = search(&loads, &capacities, lower_bound * mean * CLOSE);
     let imbalance = search.hottest().1 / mean;
-    Yardstick {
-        assignment: search.assignment,
-        imbalance,
-        lower_bound,
-    }
+    Yardstick { assignment: search.assignment, imbalance, lower_bound }
 }
 
 /// The best of several local searches; the first starts from longest-processing-time order.
@@ -91,20 +79,11 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     /// Each load, highest `rank` first, to the shard least utilised with it.
     fn lpt(loads: &'a [f64], capacities: &'a [f64], mut rank: impl FnMut(f64) -> f64) -> Self {
-        let ranked = loads
-            .iter()
-            .copied()
-            .enumerate()
-            .map(|(index, load)| (index, load, rank(load)));
+        let ranked = loads.iter().copied().enumerate().map(|(index, load)| (index, load, rank(load)));
         let mut order: Vec<(usize, f64, f64)> = ranked.collect();
         order.sort_by(|a, b| b.2.total_cmp(&a.2).then(a.0.cmp(&b.0)));
         let sums = vec![0.0; capacities.len()];
-        let mut search = Self {
-            loads,
-            capacities,
-            assignment: vec![0; loads.len()],
-            sums,
-        };
+        let mut search = Self { loads, capacities, assignment: vec![0; loads.len()], sums };
         for (segment, load, _) in order {
             let mut best = (f64::INFINITY, 0);
             for shard in 0..capacities.len() {
@@ -140,12 +119,7 @@ impl<'a> Search<'a> {
         let usable = (0..self.sums.len()).filter(|s| self.utilisation(*s, 0.0).is_finite());
         usable
             .map(|shard| (shard, self.utilisation(shard, 0.0)))
-            .fold(
-                (0, 0.0),
-                |best, next| {
-                    if next.1 > best.1 { next } else { best }
-                },
-            )
+            .fold((0, 0.0), |best, next| if next.1 > best.1 { next } else { best })
     }
 
     fn place_of(&self, segment: usize) -> usize {
@@ -178,9 +152,7 @@ impl<'a> Search<'a> {
         for mine in (0..self.loads.len()).filter(|s| self.place_of(*s) == hot) {
             let load = self.load_of(mine);
             let mut consider = |to: usize, delta: f64, swap: Option<usize>| {
-                let after = self
-                    .utilisation(hot, -delta)
-                    .max(self.utilisation(to, delta));
+                let after = self.utilisation(hot, -delta).max(self.utilisation(to, delta));
                 if delta > 0.0 && after < best.0 {
                     best = (after, Some((mine, to, swap)));
                 }
@@ -189,11 +161,7 @@ impl<'a> Search<'a> {
                 consider(to, load, None);
             }
             for theirs in (0..self.loads.len()).filter(|s| self.place_of(*s) != hot) {
-                consider(
-                    self.place_of(theirs),
-                    load - self.load_of(theirs),
-                    Some(theirs),
-                );
+                consider(self.place_of(theirs), load - self.load_of(theirs), Some(theirs));
             }
         }
         let Some((mine, to, swap)) = best.1 else {

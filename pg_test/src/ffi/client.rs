@@ -1,5 +1,6 @@
 //! A PostgreSQL client over libpq: blocking calls, one asynchronous query, COPY in, notices.
 
+use super::sys::wait_readable;
 use crate::error::SqlError;
 use pq_sys as pq;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -38,11 +39,7 @@ unsafe fn owned(text: *const c_char) -> Option<String> {
         return None;
     }
     // SAFETY: not null, and the caller vouches for the rest.
-    Some(
-        unsafe { CStr::from_ptr(text) }
-            .to_string_lossy()
-            .into_owned(),
-    )
+    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 
 /// # Safety
@@ -63,11 +60,7 @@ extern "C" fn collect_notice(arg: *mut c_void, result: *const pq::PGresult) {
             error_field(result, pq::PG_DIAG_MESSAGE_HINT),
         )
     };
-    let mut text = format!(
-        "{}: {}",
-        severity.unwrap_or_default(),
-        message.unwrap_or_default()
-    );
+    let mut text = format!("{}: {}", severity.unwrap_or_default(), message.unwrap_or_default());
     if let Some(hint) = hint {
         text.push_str("\nHINT: ");
         text.push_str(&hint);
@@ -83,10 +76,7 @@ impl Client {
         let conninfo = c_string(conninfo)?;
         // SAFETY: a valid C string; libpq returns null only when out of memory.
         let conn = unsafe { pq::PQconnectdb(conninfo.as_ptr()) };
-        let client = Client {
-            conn,
-            notices: Box::default(),
-        };
+        let client = Client { conn, notices: Box::default() };
         // SAFETY: `conn` may be null, which PQstatus reports as bad.
         if unsafe { pq::PQstatus(conn) } != pq::ConnStatusType::CONNECTION_OK {
             return Err(client.connection_error());
@@ -126,9 +116,7 @@ impl Client {
         SqlError {
             sqlstate,
             message: field(pq::PG_DIAG_MESSAGE_PRIMARY).unwrap_or_default(),
-            severity: field(pq::PG_DIAG_SEVERITY_NONLOCALIZED)
-                .unwrap_or_default()
-                .into(),
+            severity: field(pq::PG_DIAG_SEVERITY_NONLOCALIZED).unwrap_or_default().into(),
             detail: field(pq::PG_DIAG_MESSAGE_DETAIL).map(Into::into),
             hint: field(pq::PG_DIAG_MESSAGE_HINT).map(Into::into),
             context: field(pq::PG_DIAG_CONTEXT).map(Into::into),
@@ -173,8 +161,7 @@ impl Client {
     pub fn prepare(&mut self, name: &str, sql: &str) -> Result<(), SqlError> {
         let (name, sql) = (c_string(name)?, c_string(sql)?);
         // SAFETY: valid texts, no parameter types.
-        let result =
-            unsafe { pq::PQprepare(self.conn, name.as_ptr(), sql.as_ptr(), 0, ptr::null()) };
+        let result = unsafe { pq::PQprepare(self.conn, name.as_ptr(), sql.as_ptr(), 0, ptr::null()) };
         self.check(result).map(drop)
     }
 
@@ -245,15 +232,8 @@ impl Client {
         if left.is_zero() {
             return false;
         }
-        let mut poll = libc::pollfd {
-            // SAFETY: the connection is ours.
-            fd: unsafe { pq::PQsocket(self.conn) },
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let wait_ms = c_int::try_from(left.as_millis().max(1)).unwrap_or(c_int::MAX);
-        // SAFETY: one valid pollfd.
-        unsafe { libc::poll(&mut poll, 1, wait_ms) };
+        // SAFETY: the connection is ours.
+        wait_readable(unsafe { pq::PQsocket(self.conn) }, left);
         true
     }
 
@@ -334,18 +314,11 @@ struct Params {
 
 impl Params {
     fn new(values: &[Option<&str>]) -> Result<Params, SqlError> {
-        let texts = values
-            .iter()
-            .map(|value| value.map(c_string).transpose())
-            .collect::<Result<Vec<_>, _>>()?;
-        let pointers = texts
-            .iter()
-            .map(|text| text.as_ref().map_or(ptr::null(), |text| text.as_ptr()))
-            .collect();
-        Ok(Params {
-            _texts: texts,
-            pointers,
-        })
+        let texts =
+            values.iter().map(|value| value.map(c_string).transpose()).collect::<Result<Vec<_>, _>>()?;
+        let pointers =
+            texts.iter().map(|text| text.as_ref().map_or(ptr::null(), |text| text.as_ptr())).collect();
+        Ok(Params { _texts: texts, pointers })
     }
 
     fn len(&self) -> c_int {
@@ -386,9 +359,7 @@ impl Rows {
             if pq::PQgetisnull(self.result, row, column) == 1 {
                 return None;
             }
-            CStr::from_ptr(pq::PQgetvalue(self.result, row, column))
-                .to_str()
-                .ok()
+            CStr::from_ptr(pq::PQgetvalue(self.result, row, column)).to_str().ok()
         }
     }
 
@@ -419,9 +390,8 @@ impl Rows {
     /// All rows, one line each, values separated by `|`, NULL as nothing (as `psql -At`).
     pub fn to_text(&self) -> String {
         let line = |row| {
-            let values: Vec<&str> = (0..self.width())
-                .map(|column| self.get(row, column).unwrap_or_default())
-                .collect();
+            let values: Vec<&str> =
+                (0..self.width()).map(|column| self.get(row, column).unwrap_or_default()).collect();
             values.join("|")
         };
         (0..self.len()).map(line).collect::<Vec<_>>().join("\n")

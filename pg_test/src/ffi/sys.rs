@@ -1,0 +1,26 @@
+//! System calls the standard library has no safe form of.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// Sends a signal. A process that is gone already is no error.
+pub fn signal(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: kill has no memory effects.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Lets this thread's sleeps end on time instead of up to 50 µs late.
+pub fn sleep_precisely() {
+    // SAFETY: sets a number of this thread; no memory effects.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+}
+
+/// Waits until a descriptor has something to read or the time is over.
+pub fn wait_readable(fd: RawFd, timeout: Duration) {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let wait_ms = i32::try_from(timeout.as_millis().max(1)).unwrap_or(i32::MAX);
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&mut poll, 1, wait_ms) };
+}
