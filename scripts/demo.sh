@@ -8,7 +8,13 @@ cd "$ROOT"
 load_env() {
   local file
   file=$(cat "$TARGET/run.path" 2>/dev/null || true)/demo.env
-  [[ -f $file ]] && source "$file"
+  [[ -f $file ]] || return 1
+  source "$file"
+  # A demo that failed has removed its cluster itself.
+  if [[ ! -d $CLUSTER_DIR ]]; then
+    rm -f "$file"
+    return 1
+  fi
 }
 
 stop_demo() {

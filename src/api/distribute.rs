@@ -38,8 +38,11 @@ fn distribute(
         return Err(wrong_state(format!("table {name} is already distributed")));
     }
     if kind != "r" {
-        return Err(unsupported(format!("{name} is not an ordinary table"))
-            .set_detail(if kind == "p" { "It is already partitioned." } else { "Only ordinary tables can be distributed." }));
+        return Err(unsupported(format!("{name} is not an ordinary table")).set_detail(if kind == "p" {
+            "It is already partitioned."
+        } else {
+            "Only ordinary tables can be distributed."
+        }));
     }
     if group.is_some() && (slots.is_some() || shards.is_some()) {
         return Err(bad_argument("slots and shards cannot be given together with colocate_with")
@@ -54,7 +57,9 @@ fn distribute(
     let as_owner = security::as_extension_owner()?;
     let group_id = match group {
         Some(group) if group.key_type != key_type => {
-            return Err(bad_argument(format!("key \"{key}\" has another type than the keys of the colocation group")));
+            return Err(bad_argument(format!(
+                "key \"{key}\" has another type than the keys of the colocation group"
+            )));
         }
         Some(group) => group.group_id,
         None => create_group(key_type, slots.unwrap_or(32), shards.as_deref())?,
@@ -67,7 +72,12 @@ fn distribute(
     let members: Vec<(i64, pg_sys::Oid)> = placed.iter().map(|(id, _, _)| *id).zip(rebuilt.leaves).collect();
     let _owner = security::as_extension_owner()?;
     colocation::insert_managed(rebuilt.table, group_id, key, &members)?;
-    record_event("distribute", None, None, json!({"table": name, "key": key, "slots": placed.len(), "rows": rebuilt.rows}))?;
+    record_event(
+        "distribute",
+        None,
+        None,
+        json!({"table": name, "key": key, "slots": placed.len(), "rows": rebuilt.rows}),
+    )?;
     Ok(placed.len() as i32)
 }
 
@@ -111,8 +121,9 @@ fn relation_bytes_of_tree(table: pg_sys::Oid) -> PgResult<i64> {
 }
 
 fn group_of(table: pg_sys::Oid) -> PgResult<colocation::ManagedRow> {
-    colocation::managed(table)?
-        .ok_or_else(|| wrong_state(format!("table {} is not managed by foreshard", name_of(table).unwrap_or_default())))
+    colocation::managed(table)?.ok_or_else(|| {
+        wrong_state(format!("table {} is not managed by foreshard", name_of(table).unwrap_or_default()))
+    })
 }
 
 fn key_column(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<(i16, pg_sys::Oid)> {
@@ -128,7 +139,9 @@ fn key_column(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<(i16, pg_sy
         ));
     };
     if !partition::is_hashable(key_type)? {
-        return Err(unsupported(format!("column \"{key}\" cannot be a key: its type has no hash operator class")));
+        return Err(unsupported(format!(
+            "column \"{key}\" cannot be a key: its type has no hash operator class"
+        )));
     }
     Ok((attnum, key_type))
 }
@@ -151,7 +164,8 @@ fn create_group(key_type: pg_sys::Oid, slots: i32, shards: Option<&[String]>) ->
     let weights: Vec<ShardWeight> =
         shards.iter().map(|s| ShardWeight { shard_id: s.shard_id, capacity: s.capacity }).collect();
     let group_id = colocation::insert_group(key_type, slots)?;
-    let places = place_slots(group_id as u64, slots as u32, &weights, EPSILON).map_err(|e| unknown(e.to_string()))?;
+    let places =
+        place_slots(group_id as u64, slots as u32, &weights, EPSILON).map_err(|e| unknown(e.to_string()))?;
     for (remainder, shard_id) in places.into_iter().enumerate() {
         colocation::insert_slot(group_id, slots, remainder as i32, shard_id)?;
     }

@@ -2,11 +2,11 @@
 
 use crate::catalog::decision::bytes_of;
 use crate::pg::report::bad_argument;
-use pgrx::pg_sys::panic::ErrorReport;
 use crate::pg::{guc, security};
 use crate::planner;
 use pgrx::JsonB;
 use pgrx::datum::Interval;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 const MAX_HORIZON_S: i128 = 604_800;
@@ -29,20 +29,26 @@ type Recommendation = (
 /// Plans now and shows every step and every refusal; changes nothing.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn recommend() -> Result<TableIterator<'static, (
-    name!(action, String),
-    name!(slot_id, i64),
-    name!(from_shard, Option<String>),
-    name!(to_shard, Option<String>),
-    name!(confidence, Option<f64>),
-    name!(benefit, Option<f64>),
-    name!(bytes, i64),
-    name!(imbalance_before, Option<f64>),
-    name!(imbalance_after, Option<f64>),
-    name!(reason, Option<String>),
-    name!(refusal, Option<String>),
-    name!(advice, Option<String>),
-)>, ErrorReport> {
+fn recommend() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(action, String),
+            name!(slot_id, i64),
+            name!(from_shard, Option<String>),
+            name!(to_shard, Option<String>),
+            name!(confidence, Option<f64>),
+            name!(benefit, Option<f64>),
+            name!(bytes, i64),
+            name!(imbalance_before, Option<f64>),
+            name!(imbalance_after, Option<f64>),
+            name!(reason, Option<String>),
+            name!(refusal, Option<String>),
+            name!(advice, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
     let _owner = security::as_extension_owner()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     let mut rows: Vec<Recommendation> = Vec::new();
@@ -63,7 +69,11 @@ fn recommend() -> Result<TableIterator<'static, (
         ));
     }
     for refusal in &decision.plan.refusals {
-        let shard = decision.slots.iter().find(|s| s.slot_id == refusal.segment).map(|s| decision.shard_name(s.shard_id));
+        let shard = decision
+            .slots
+            .iter()
+            .find(|s| s.slot_id == refusal.segment)
+            .map(|s| decision.shard_name(s.shard_id));
         rows.push((
             "none".to_string(),
             refusal.segment,
@@ -88,7 +98,10 @@ fn recommend() -> Result<TableIterator<'static, (
 #[search_path(pg_catalog, pg_temp)]
 fn predict_shard_assignment(
     horizon: default!(Option<Interval>, "NULL"),
-) -> Result<TableIterator<'static, (name!(shard_assignment_map, JsonB), name!(confidence, Option<f64>))>, ErrorReport> {
+) -> Result<
+    TableIterator<'static, (name!(shard_assignment_map, JsonB), name!(confidence, Option<f64>))>,
+    ErrorReport,
+> {
     let horizon_s = match horizon {
         None => guc::FORECAST_HORIZON.get(),
         Some(interval) => {

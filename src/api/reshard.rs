@@ -52,8 +52,10 @@ fn request_resharding(confidence_score: f64, shard_assignment_map: JsonB) -> PgR
     }
     let least = guc::MIN_CONFIDENCE.get();
     if confidence_score < least {
-        return Err(wrong_state(format!("confidence {confidence_score} is below foreshard.min_confidence ({least})"))
-            .set_hint("Wait for more history, or move single slots with foreshard.move_slot()."));
+        return Err(wrong_state(format!(
+            "confidence {confidence_score} is below foreshard.min_confidence ({least})"
+        ))
+        .set_hint("Wait for more history, or move single slots with foreshard.move_slot()."));
     }
     let Value::Object(map) = shard_assignment_map.0 else {
         return Err(bad_argument("shard_assignment_map must be an object")

@@ -12,7 +12,11 @@ const MAX_SHARDS: usize = 1024;
 /// Adds a shard: a place for data. Returns its id.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn add_shard(shard_name: &str, tablespace: default!(&str, "'pg_default'"), capacity: default!(f64, 1000.0)) -> PgResult<i32> {
+fn add_shard(
+    shard_name: &str,
+    tablespace: default!(&str, "'pg_default'"),
+    capacity: default!(f64, 1000.0),
+) -> PgResult<i32> {
     if shard_name.is_empty() || shard_name.len() > 63 {
         return Err(bad_argument("shard name must have 1 to 63 bytes"));
     }
@@ -32,7 +36,10 @@ fn add_shard(shard_name: &str, tablespace: default!(&str, "'pg_default'"), capac
     let _owner = security::as_extension_owner()?;
     let shards = colocation::shards()?;
     if shards.iter().any(|s| s.name == shard_name) {
-        return Err(error(PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT, format!("shard \"{shard_name}\" already exists")));
+        return Err(error(
+            PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
+            format!("shard \"{shard_name}\" already exists"),
+        ));
     }
     if shards.len() >= MAX_SHARDS {
         return Err(error(
@@ -41,7 +48,12 @@ fn add_shard(shard_name: &str, tablespace: default!(&str, "'pg_default'"), capac
         ));
     }
     let shard_id = colocation::insert_shard(shard_name, tablespace, capacity)?;
-    record_event("add_shard", None, None, json!({"shard": shard_name, "tablespace": tablespace, "capacity": capacity}))?;
+    record_event(
+        "add_shard",
+        None,
+        None,
+        json!({"shard": shard_name, "tablespace": tablespace, "capacity": capacity}),
+    )?;
     Ok(shard_id)
 }
 

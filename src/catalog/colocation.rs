@@ -113,7 +113,12 @@ pub fn slots_of(group_id: i32) -> PgResult<Vec<(i64, i32, String)>> {
 }
 
 /// Registers a managed table and its partitions, given as (slot id, partition).
-pub fn insert_managed(table: pg_sys::Oid, group_id: i32, key: &str, leaves: &[(i64, pg_sys::Oid)]) -> PgResult<()> {
+pub fn insert_managed(
+    table: pg_sys::Oid,
+    group_id: i32,
+    key: &str,
+    leaves: &[(i64, pg_sys::Oid)],
+) -> PgResult<()> {
     spi::run(
         "INSERT INTO foreshard.managed_table (table_oid, group_id, key_column) VALUES ($1::regclass, $2, $3::name)",
         &[table.into(), group_id.into(), key.into()],

@@ -87,7 +87,12 @@ impl CopyPlan {
                 "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM ONLY {} s \
                  WHERE s.ctid >= '({first},0)'::tid AND s.ctid < '({last},0)'::tid \
                    AND NOT EXISTS (SELECT FROM {} l WHERE {})",
-                self.shadow, self.columns, self.prefixed("s"), self.source, self.log, self.key_match("l", "s")
+                self.shadow,
+                self.columns,
+                self.prefixed("s"),
+                self.source,
+                self.log,
+                self.key_match("l", "s")
             ),
             &[],
         )
@@ -98,13 +103,23 @@ impl CopyPlan {
     pub fn replay(&self) -> PgResult<u64> {
         let _guard = security::as_restricted_owner(self.owner);
         spi::run(
-            &format!("DELETE FROM {} t USING {} WHERE {}", self.shadow, self.distinct_keys(), self.key_match("l", "t")),
+            &format!(
+                "DELETE FROM {} t USING {} WHERE {}",
+                self.shadow,
+                self.distinct_keys(),
+                self.key_match("l", "t")
+            ),
             &[],
         )?;
         spi::run(
             &format!(
                 "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} JOIN ONLY {} s ON {}",
-                self.shadow, self.columns, self.prefixed("s"), self.distinct_keys(), self.source, self.key_match("l", "s")
+                self.shadow,
+                self.columns,
+                self.prefixed("s"),
+                self.distinct_keys(),
+                self.source,
+                self.key_match("l", "s")
             ),
             &[],
         )?;

@@ -71,8 +71,15 @@ pub fn store_forecasts(forecasts: &[SlotForecast], interval_level: f64) -> PgRes
              SELECT $1, pg_catalog.to_timestamp(a), m, l, u, $6, $7, $8, $9, pg_catalog.now() \
              FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5)) AS q (a, m, l, u)",
             &[
-                f.slot_id.into(), at.into(), mean.into(), lower.into(), upper.into(), interval_level.into(),
-                f.model.as_str().into(), f.history_buckets.into(), f.mae.into(),
+                f.slot_id.into(),
+                at.into(),
+                mean.into(),
+                lower.into(),
+                upper.into(),
+                interval_level.into(),
+                f.model.as_str().into(),
+                f.history_buckets.into(),
+                f.mae.into(),
             ],
         )?;
     }
@@ -101,8 +108,15 @@ fn store_step(step: &Step, slots: &[SlotRow]) -> PgResult<()> {
         "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, to_shard, confidence, benefit, bytes, imbalance_before, imbalance_after, reason) \
          VALUES (pg_catalog.now(), 'move', $1, $2, $3, $4, $5, $6, $7, $8, $9)",
         &[
-            step.segment.into(), step.from.into(), step.to.into(), step.confidence.into(), step.benefit.into(),
-            bytes_of(step.segment, slots).into(), step.peak_before.into(), step.peak_after.into(), step.reason.as_str().into(),
+            step.segment.into(),
+            step.from.into(),
+            step.to.into(),
+            step.confidence.into(),
+            step.benefit.into(),
+            bytes_of(step.segment, slots).into(),
+            step.peak_before.into(),
+            step.peak_after.into(),
+            step.reason.as_str().into(),
         ],
     )?;
     Ok(())
@@ -114,8 +128,11 @@ fn store_refusal(refusal: &Refusal, slots: &[SlotRow]) -> PgResult<()> {
         "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, refusal, advice) \
          VALUES (pg_catalog.now(), 'none', $1, $2, $3, $4, $5)",
         &[
-            refusal.segment.into(), shard.into(), bytes_of(refusal.segment, slots).into(),
-            refusal.reason.as_str().into(), refusal.reason.advice().into(),
+            refusal.segment.into(),
+            shard.into(),
+            bytes_of(refusal.segment, slots).into(),
+            refusal.reason.as_str().into(),
+            refusal.reason.advice().into(),
         ],
     )?;
     Ok(())

@@ -196,7 +196,12 @@ fn triggers(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
          FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal ORDER BY oid",
         &[table.into()],
         |row| {
-            Ok((row.need::<String>(1)?, row.need::<String>(2)?, row.need::<String>(3)?, row.get::<String>(4)?))
+            Ok((
+                row.need::<String>(1)?,
+                row.need::<String>(2)?,
+                row.need::<String>(3)?,
+                row.get::<String>(4)?,
+            ))
         },
     )?;
     for (create, name, enabled, comment) in found {
@@ -318,7 +323,9 @@ fn column_settings(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<
     )?;
     for (column, target) in targets {
         let column = quote_identifier(&column);
-        definition.after.push(format!("ALTER TABLE {} ALTER COLUMN {column} SET STATISTICS {target}", definition.name));
+        definition
+            .after
+            .push(format!("ALTER TABLE {} ALTER COLUMN {column} SET STATISTICS {target}", definition.name));
     }
     Ok(())
 }

@@ -115,10 +115,21 @@ pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
                  blocks_hit = excluded.blocks_hit, reads_per_s = excluded.reads_per_s, writes_per_s = excluded.writes_per_s, \
                  blocks_per_s = excluded.blocks_per_s, cost_units_per_s = excluded.cost_units_per_s, heat = excluded.heat, hot_buckets = excluded.hot_buckets",
             &[
-                o.slot_id.into(), now_s.into(), (c.scans as i64).into(), (c.rows_read as i64).into(),
-                (c.inserted as i64).into(), (c.updated as i64).into(), (c.deleted as i64).into(),
-                (c.blocks_read as i64).into(), (c.blocks_hit as i64).into(), reads.into(), writes.into(),
-                blocks.into(), o.cost.into(), o.heat.into(), o.hot_buckets.into(),
+                o.slot_id.into(),
+                now_s.into(),
+                (c.scans as i64).into(),
+                (c.rows_read as i64).into(),
+                (c.inserted as i64).into(),
+                (c.updated as i64).into(),
+                (c.deleted as i64).into(),
+                (c.blocks_read as i64).into(),
+                (c.blocks_hit as i64).into(),
+                reads.into(),
+                writes.into(),
+                blocks.into(),
+                o.cost.into(),
+                o.heat.into(),
+                o.hot_buckets.into(),
             ],
         )?;
     }

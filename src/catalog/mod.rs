@@ -26,7 +26,12 @@ pub fn name_of(relation: pg_sys::Oid) -> PgResult<String> {
 }
 
 /// Appends to the history.
-pub fn record_event(event: &str, move_id: Option<i64>, slot_id: Option<i64>, detail: serde_json::Value) -> PgResult<()> {
+pub fn record_event(
+    event: &str,
+    move_id: Option<i64>,
+    slot_id: Option<i64>,
+    detail: serde_json::Value,
+) -> PgResult<()> {
     spi::run(
         "INSERT INTO foreshard.event (event, move_id, slot_id, detail) VALUES ($1, $2, $3, $4)",
         &[event.into(), move_id.into(), slot_id.into(), JsonB(detail).into()],
@@ -36,7 +41,8 @@ pub fn record_event(event: &str, move_id: Option<i64>, slot_id: Option<i64>, det
 
 /// Bytes of a relation with indexes and toast.
 pub fn relation_bytes(relation: pg_sys::Oid) -> PgResult<i64> {
-    Ok(spi::one::<i64>("SELECT pg_catalog.pg_total_relation_size($1::regclass)", &[relation.into()])?.unwrap_or(0))
+    Ok(spi::one::<i64>("SELECT pg_catalog.pg_total_relation_size($1::regclass)", &[relation.into()])?
+        .unwrap_or(0))
 }
 
 /// Forbids plans that read a whole table, for replays of a few keys under a lock.

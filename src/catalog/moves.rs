@@ -14,7 +14,6 @@ pub const LOCK_CLASS: i32 = 0x4653_4844;
 /// Most slots one request may move.
 const MAX_ASSIGNMENTS: usize = 4096;
 
-
 /// A move as its carrier sees it.
 pub struct MoveRow {
     /// Primary key.
@@ -101,7 +100,9 @@ pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
         |row| Ok((row.need::<i32>(1)?, row.need::<String>(2)?, row.need::<bool>(3)?)),
     )?;
     let Some((from_shard, from_name, moving)) = slot.into_iter().next() else {
-        return Err(unknown(format!("slot {slot_id} does not exist")).set_hint("See the view foreshard.slots."));
+        return Err(
+            unknown(format!("slot {slot_id} does not exist")).set_hint("See the view foreshard.slots.")
+        );
     };
     let target = spi::rows(
         "SELECT shard_id, draining FROM foreshard.shard WHERE shard_name = $1::name",
@@ -109,7 +110,9 @@ pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
         |row| Ok((row.need::<i32>(1)?, row.need::<bool>(2)?)),
     )?;
     let Some((to_shard, draining)) = target.into_iter().next() else {
-        return Err(unknown(format!("shard \"{shard}\" does not exist")).set_hint("See the view foreshard.shards."));
+        return Err(
+            unknown(format!("shard \"{shard}\" does not exist")).set_hint("See the view foreshard.shards.")
+        );
     };
     if draining {
         return Err(bad_argument(format!("shard \"{shard}\" is being drained")));
@@ -154,7 +157,12 @@ pub fn file_request(
         .ok_or_else(|| internal("no move id"))?;
         moves.push(move_id);
     }
-    record_event("request", None, None, json!({"request_id": request_id, "requested_by": user, "confidence": confidence, "assignment": map}))?;
+    record_event(
+        "request",
+        None,
+        None,
+        json!({"request_id": request_id, "requested_by": user, "confidence": confidence, "assignment": map}),
+    )?;
     Ok((request_id, moves))
 }
 
@@ -186,7 +194,8 @@ pub fn validate_map(map: &serde_json::Map<String, serde_json::Value>) -> PgResul
     let mut assignments = Vec::with_capacity(map.len());
     for (key, value) in map {
         let slot_id: i64 = key.parse().map_err(|_| bad_argument(format!("\"{key}\" is not a slot id")))?;
-        let shard = value.as_str().ok_or_else(|| bad_argument(format!("the shard of slot {key} is not a string")))?;
+        let shard =
+            value.as_str().ok_or_else(|| bad_argument(format!("the shard of slot {key} is not a string")))?;
         assignments.push(validate(slot_id, shard)?);
     }
     Ok(assignments)
@@ -201,14 +210,29 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
                 started_at = coalesce(started_at, pg_catalog.clock_timestamp()), \
                 finished_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() END, \
                 restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END WHERE move_id = $1",
-        &[row.move_id.into(), to.as_str().into(), to.is_terminal().into(), (event == Event::SourceChanged).into()],
+        &[
+            row.move_id.into(),
+            to.as_str().into(),
+            to.is_terminal().into(),
+            (event == Event::SourceChanged).into(),
+        ],
     )?;
-    record_event("phase", Some(row.move_id), Some(row.slot_id), json!({"from": row.phase.as_str(), "to": to.as_str()}))?;
+    record_event(
+        "phase",
+        Some(row.move_id),
+        Some(row.slot_id),
+        json!({"from": row.phase.as_str(), "to": to.as_str()}),
+    )?;
     Ok(to)
 }
 
 /// Notes what a move waits for, or an error it will retry after.
-pub fn note(move_id: i64, waiting_for: Option<&str>, last_error: Option<&str>, pending_keys: Option<i64>) -> PgResult<()> {
+pub fn note(
+    move_id: i64,
+    waiting_for: Option<&str>,
+    last_error: Option<&str>,
+    pending_keys: Option<i64>,
+) -> PgResult<()> {
     spi::run(
         "UPDATE foreshard.move SET waiting_for = $2, last_error = coalesce($3, last_error), pending_keys = coalesce($4, pending_keys) WHERE move_id = $1",
         &[move_id.into(), waiting_for.into(), last_error.into(), pending_keys.into()],
@@ -218,7 +242,10 @@ pub fn note(move_id: i64, waiting_for: Option<&str>, last_error: Option<&str>, p
 
 /// Counts an attempt at a short lock.
 pub fn count_lock_attempt(move_id: i64) -> PgResult<()> {
-    spi::run("UPDATE foreshard.move SET lock_attempts = lock_attempts + 1 WHERE move_id = $1", &[move_id.into()])?;
+    spi::run(
+        "UPDATE foreshard.move SET lock_attempts = lock_attempts + 1 WHERE move_id = $1",
+        &[move_id.into()],
+    )?;
     Ok(())
 }
 
@@ -241,7 +268,10 @@ pub fn last_replay(move_id: i64) -> PgResult<Option<i64>> {
 
 /// Marks both copies as compared equal now.
 pub fn set_verified(move_id: i64) -> PgResult<()> {
-    spi::run("UPDATE foreshard.move SET verified_at = pg_catalog.clock_timestamp() WHERE move_id = $1", &[move_id.into()])?;
+    spi::run(
+        "UPDATE foreshard.move SET verified_at = pg_catalog.clock_timestamp() WHERE move_id = $1",
+        &[move_id.into()],
+    )?;
     Ok(())
 }
 
@@ -256,7 +286,10 @@ pub fn place_slot(row: &MoveRow) -> PgResult<()> {
 
 /// Asks a move to stop; false when it does not exist or has ended.
 pub fn request_cancel(move_id: i64) -> PgResult<bool> {
-    Ok(spi::run("UPDATE foreshard.move SET cancel_requested = true WHERE move_id = $1 AND NOT finished", &[move_id.into()])? > 0)
+    Ok(spi::run(
+        "UPDATE foreshard.move SET cancel_requested = true WHERE move_id = $1 AND NOT finished",
+        &[move_id.into()],
+    )? > 0)
 }
 
 /// Slot of a move.

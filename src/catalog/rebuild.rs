@@ -171,7 +171,12 @@ fn build_indexes(definition: &Definition, leaves: &[String], shape: &Shape) -> P
             run(&format!("COMMENT ON INDEX {schema}.{} IS {}", index.name, quote_literal(text)))?;
         }
         if let Some(text) = &index.constraint_comment {
-            run(&format!("COMMENT ON CONSTRAINT {} ON {} IS {}", index.name, definition.name, quote_literal(text)))?;
+            run(&format!(
+                "COMMENT ON CONSTRAINT {} ON {} IS {}",
+                index.name,
+                definition.name,
+                quote_literal(text)
+            ))?;
         }
     }
     spi::set_local("default_tablespace", before.as_deref().unwrap_or(""))
@@ -202,7 +207,10 @@ fn hand_over_sequences(definition: &Definition, aside: &str) -> PgResult<()> {
         |row| Ok((row.need::<String>(2)?, row.need::<String>(3)?)),
     )?;
     for (old, new) in identities {
-        run(&format!("SELECT pg_catalog.setval('{}', last_value, is_called) FROM {old}", new.replace('\'', "''")))?;
+        run(&format!(
+            "SELECT pg_catalog.setval('{}', last_value, is_called) FROM {old}",
+            new.replace('\'', "''")
+        ))?;
     }
     Ok(())
 }

@@ -17,7 +17,10 @@ pub fn prepare_worker() -> PgResult<()> {
         ("DateStyle", "ISO"),
         ("extra_float_digits", "1"),
     ] {
-        let _ = spi::one_mut::<String>("SELECT pg_catalog.set_config($1, $2, false)", &[name.into(), value.into()])?;
+        let _ = spi::one_mut::<String>(
+            "SELECT pg_catalog.set_config($1, $2, false)",
+            &[name.into(), value.into()],
+        )?;
     }
     Ok(())
 }

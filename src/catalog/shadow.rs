@@ -94,13 +94,24 @@ pub fn create(move_id: i64, source: pg_sys::Oid, tablespace: &str) -> PgResult<(
          SELECT $1, $2, $3, $4, $5, $6, $7, pg_catalog.pg_relation_size($2::regclass) / pg_catalog.current_setting('block_size')::int8, \
                 greatest(reltuples, 0)::int8 FROM pg_catalog.pg_class WHERE oid = $2",
         &[
-            move_id.into(), source.into(), shadow.into(), log.into(), trigger.into(), identity.into(), print.as_str().into(),
+            move_id.into(),
+            source.into(),
+            shadow.into(),
+            log.into(),
+            trigger.into(),
+            identity.into(),
+            print.as_str().into(),
         ],
     )?;
     create_indexes(move_id, source, shadow, space)
 }
 
-fn create_indexes(move_id: i64, source: pg_sys::Oid, shadow: pg_sys::Oid, space: pg_sys::Oid) -> PgResult<()> {
+fn create_indexes(
+    move_id: i64,
+    source: pg_sys::Oid,
+    shadow: pg_sys::Oid,
+    space: pg_sys::Oid,
+) -> PgResult<()> {
     let indexes = spi::rows(
         "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 ORDER BY 1",
         &[source.into()],
@@ -118,8 +129,11 @@ fn create_indexes(move_id: i64, source: pg_sys::Oid, shadow: pg_sys::Oid, space:
 }
 
 fn tablespace_oid(name: &str) -> PgResult<pg_sys::Oid> {
-    spi::one::<pg_sys::Oid>("SELECT oid FROM pg_catalog.pg_tablespace WHERE spcname = $1::name", &[name.into()])?
-        .ok_or_else(|| wrong_state(format!("tablespace \"{name}\" of the target shard does not exist")))
+    spi::one::<pg_sys::Oid>(
+        "SELECT oid FROM pg_catalog.pg_tablespace WHERE spcname = $1::name",
+        &[name.into()],
+    )?
+    .ok_or_else(|| wrong_state(format!("tablespace \"{name}\" of the target shard does not exist")))
 }
 
 /// Moves a new shadow out of the user's schema into ours. relrewrite stays set: logical decoding then
@@ -140,7 +154,10 @@ fn adopt_shadow(shadow: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResul
 fn own(relation: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
     spi::run(&format!("ALTER TABLE foreshard.{name} REPLICA IDENTITY FULL"), &[])?;
     spi::run(&format!("ALTER EXTENSION foreshard ADD TABLE foreshard.{name}"), &[])?;
-    spi::run("UPDATE pg_catalog.pg_class SET relrewrite = $2 WHERE oid = $1", &[relation.into(), source.into()])?;
+    spi::run(
+        "UPDATE pg_catalog.pg_class SET relrewrite = $2 WHERE oid = $1",
+        &[relation.into(), source.into()],
+    )?;
     Ok(())
 }
 
@@ -152,10 +169,14 @@ fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResult<pg_sys::
     )?
     .unwrap_or_default();
     let table = name_of(source)?;
-    spi::run(&format!("CREATE TABLE foreshard.{name} AS SELECT {columns} FROM ONLY {table} WITH NO DATA"), &[])?;
+    spi::run(
+        &format!("CREATE TABLE foreshard.{name} AS SELECT {columns} FROM ONLY {table} WITH NO DATA"),
+        &[],
+    )?;
     let owner = security::relation_owner(source)?;
     let owner_name =
-        spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?.unwrap_or_default();
+        spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?
+            .unwrap_or_default();
     spi::run(&format!("ALTER TABLE foreshard.{name} OWNER TO {owner_name}"), &[])?;
     let log = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
         .ok_or_else(|| internal("no capture log"))?;
@@ -216,12 +237,20 @@ pub fn fits(move_id: i64, row: &RelationRow) -> PgResult<bool> {
 
 /// Whether a relation still exists.
 pub fn exists(relation: pg_sys::Oid) -> PgResult<bool> {
-    Ok(spi::one::<bool>("SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1)", &[relation.into()])?.unwrap_or(false))
+    Ok(spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1)",
+        &[relation.into()],
+    )?
+    .unwrap_or(false))
 }
 
 /// Whether a trigger still exists.
 pub fn trigger_exists(trigger: pg_sys::Oid) -> PgResult<bool> {
-    Ok(spi::one::<bool>("SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE oid = $1)", &[trigger.into()])?.unwrap_or(false))
+    Ok(spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE oid = $1)",
+        &[trigger.into()],
+    )?
+    .unwrap_or(false))
 }
 
 /// Drops shadows and logs of a move and forgets its relations; what is gone already is fine.

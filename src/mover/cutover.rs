@@ -12,8 +12,8 @@ use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{copy, prefer_index_plans, record_event};
 use crate::engine::Engine;
-use crate::pg::report::{PgResult, busy};
 use crate::pg::bgworker::WorkResult;
+use crate::pg::report::{PgResult, busy};
 use crate::pg::{bgworker, guc, lock, spi};
 use foreshard_core::phase::Event;
 use pgrx::pg_sys;
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// A verification older than this is made again, s.
 const FRESH_S: f64 = 60.0;
 /// Attempts that insist on an empty log.
-const EMPTY_LOG_ATTEMPTS: u32 = 40;
+const EMPTY_LOG_ATTEMPTS: u32 = 12;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 1_000;
 
@@ -83,7 +83,9 @@ fn old_snapshots_are_gone(row: &MoveRow) -> WorkResult<bool> {
         }
         bgworker::wait(2);
         let now = lock::older_snapshots(xid as u32);
-        waiting.retain(|old| now.iter().any(|new| crate::pg::compat::vxid_text(new) == crate::pg::compat::vxid_text(old)));
+        waiting.retain(|old| {
+            now.iter().any(|new| crate::pg::compat::vxid_text(new) == crate::pg::compat::vxid_text(old))
+        });
     }
     Ok(true)
 }
@@ -134,7 +136,8 @@ fn swap_locked(
     }
     engine.swap(row, relations)?;
     moves::place_slot(row)?;
-    let detail = json!({"held_us": held.elapsed().as_micros() as u64, "replayed": replayed, "attempts": attempt + 1});
+    let detail =
+        json!({"held_us": held.elapsed().as_micros() as u64, "replayed": replayed, "attempts": attempt + 1});
     record_event("cutover", Some(row.move_id), Some(row.slot_id), detail)?;
     moves::advance(row, Event::Completed, engine.capabilities())?;
     Ok(Swap::Done)

@@ -7,8 +7,8 @@ mod short_lock;
 
 use crate::catalog::moves::{self, MoveRow};
 use crate::engine::{Engine, Local};
-use crate::pg::report::PgResult;
 use crate::pg::bgworker::{Failure, WorkResult};
+use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc};
 use foreshard_core::phase::{Event, Phase};
 use pgrx::prelude::*;
@@ -48,7 +48,11 @@ pub fn drive(move_id: i64) {
             bgworker::wait(100);
             continue;
         }
-        bgworker::show_activity(Some(&format!("move {move_id} of slot {}: {}", row.slot_id, row.phase.as_str())));
+        bgworker::show_activity(Some(&format!(
+            "move {move_id} of slot {}: {}",
+            row.slot_id,
+            row.phase.as_str()
+        )));
         let step = if row.cancel_requested && row.phase.is_reversible() && !is_cleanup(row.phase) {
             Ok(Outcome::Leave(Event::CancelRequested))
         } else {

@@ -5,8 +5,8 @@ use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::engine::Engine;
-use crate::pg::report::{PgResult, error, unsupported};
 use crate::pg::bgworker::WorkResult;
+use crate::pg::report::{PgResult, error, unsupported};
 use crate::pg::{bgworker, digest, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
 use pgrx::prelude::PgSqlErrorCode;
@@ -47,7 +47,9 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
         let partitions = shadow::partitions_of_slot(row.slot_id)?;
         let reasons = engine.preflight(row, &partitions)?;
         if !reasons.is_empty() {
-            return Err(unsupported(format!("slot {} cannot be moved", row.slot_id)).set_detail(reasons.join("; ")));
+            return Err(
+                unsupported(format!("slot {} cannot be moved", row.slot_id)).set_detail(reasons.join("; "))
+            );
         }
         moves::advance(row, Event::Completed, engine.capabilities())?;
         Ok(Outcome::Advanced)
@@ -83,7 +85,8 @@ pub fn is_unchanged(relation: &RelationRow) -> PgResult<bool> {
         ));
     }
     lock::lock_all(&[relation.source], lock::ACCESS_SHARE);
-    Ok(shadow::fingerprint(relation.source, relation.trigger)?.as_deref() == Some(relation.fingerprint.as_str()))
+    Ok(shadow::fingerprint(relation.source, relation.trigger)?.as_deref()
+        == Some(relation.fingerprint.as_str()))
 }
 
 /// Copies the next chunk of blocks, throttled, with its progress.
@@ -189,7 +192,12 @@ fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
                     copy.rows()
                 );
                 moves::note(row.move_id, None, Some(&what), None)?;
-                crate::catalog::record_event("mismatch", Some(row.move_id), Some(row.slot_id), serde_json::json!({"detail": what}))?;
+                crate::catalog::record_event(
+                    "mismatch",
+                    Some(row.move_id),
+                    Some(row.slot_id),
+                    serde_json::json!({"detail": what}),
+                )?;
                 moves::advance(row, Event::Mismatch, engine.capabilities())?;
                 return Ok(Outcome::Advanced);
             }

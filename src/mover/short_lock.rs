@@ -2,13 +2,13 @@
 //! than half of `foreshard.max_lock_time`, and never behind a holder that is already older than that.
 
 use crate::catalog::moves;
-use crate::pg::report::PgResult;
 use crate::pg::bgworker::WorkResult;
+use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc, lock, spi};
 use pgrx::pg_sys;
 
 /// Attempts without queueing before one that queues.
-const POLITE_ATTEMPTS: u32 = 8;
+const POLITE_ATTEMPTS: u32 = 4;
 
 /// Takes `mode` on all relations in the current transaction; false: not now, end the transaction.
 /// A queued attempt may also raise 55P03.
@@ -44,7 +44,12 @@ pub fn report_blocked(move_id: i64, relations: &[pg_sys::Oid], attempt: u32) -> 
     })
 }
 
-/// Pause before the next attempt, ms: short at first, then up to a second.
+/// Pause before the next attempt, ms: short at first, because on a busy table the gap between two
+/// writers is short; longer when somebody sits on the table.
 pub fn backoff_ms(attempt: u32) -> i64 {
-    (5_i64 << attempt.min(8)).min(1_000)
+    match attempt {
+        0..=31 => 5 + i64::from(attempt),
+        32..=127 => 100,
+        _ => 500,
+    }
 }

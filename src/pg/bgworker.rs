@@ -1,7 +1,7 @@
 //! Background workers: start, signals, waits, and a transaction that turns errors into values.
 
-use super::report::{PgResult, cstring, internal};
 use super::compat;
+use super::report::{PgResult, cstring, internal};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
@@ -254,7 +254,8 @@ pub fn databases() -> PgResult<Vec<(u32, String)>> {
                 break;
             }
             let header = (*tuple).t_data;
-            let row = header.cast::<u8>().add((*header).t_hoff as usize).cast::<pg_sys::FormData_pg_database>();
+            let row =
+                header.cast::<u8>().add((*header).t_hoff as usize).cast::<pg_sys::FormData_pg_database>();
             if (*row).datallowconn && !(*row).datistemplate {
                 let name = std::ffi::CStr::from_ptr((*row).datname.data.as_ptr());
                 let name = name.to_str().map_err(internal)?.to_string();

@@ -75,7 +75,11 @@ pub unsafe extern "C-unwind" fn foreshard_capture(fcinfo: pg_sys::FunctionCallIn
 
 /// # Safety
 /// `tuple` must have the shape of `descriptor`.
-unsafe fn value(tuple: pg_sys::HeapTuple, attnum: u32, descriptor: pg_sys::TupleDesc) -> Option<pg_sys::Datum> {
+unsafe fn value(
+    tuple: pg_sys::HeapTuple,
+    attnum: u32,
+    descriptor: pg_sys::TupleDesc,
+) -> Option<pg_sys::Datum> {
     let number = std::num::NonZeroUsize::new(attnum as usize)?;
     // SAFETY: as promised by the caller.
     unsafe { pgrx::htup::heap_getattr_raw(tuple, number, descriptor) }
@@ -108,7 +112,12 @@ unsafe fn same_key(
 
 /// # Safety
 /// `log` must be open with ROW EXCLUSIVE and have one column per key column.
-unsafe fn append(log: pg_sys::Relation, tuple: pg_sys::HeapTuple, key: &[u32], descriptor: pg_sys::TupleDesc) {
+unsafe fn append(
+    log: pg_sys::Relation,
+    tuple: pg_sys::HeapTuple,
+    key: &[u32],
+    descriptor: pg_sys::TupleDesc,
+) {
     // SAFETY: as promised by the caller; the formed tuple is freed after the insert copied it.
     unsafe {
         let mut values: Vec<pg_sys::Datum> = Vec::with_capacity(key.len());

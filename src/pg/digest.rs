@@ -46,7 +46,10 @@ unsafe fn encode(
 }
 
 /// Visits every row of a heap that the active snapshot sees; values live until the next row.
-fn scan(relation: pg_sys::Oid, mut visit: impl FnMut(&[&pg_sys::FormData_pg_attribute], &[pg_sys::Datum], &[bool])) {
+fn scan(
+    relation: pg_sys::Oid,
+    mut visit: impl FnMut(&[&pg_sys::FormData_pg_attribute], &[pg_sys::Datum], &[bool]),
+) {
     // SAFETY: the relation is opened and locked for the scan, the slot belongs to it, its arrays hold
     // natts entries after slot_getallattrs, and per-row memory is reset only between rows.
     unsafe {

@@ -29,7 +29,9 @@ unsafe fn databases_of(statement: *mut pg_sys::Node) -> Vec<*const std::ffi::c_c
     // SAFETY: each node is read as the struct its tag names.
     unsafe {
         match (*statement).type_ {
-            pg_sys::NodeTag::T_DropdbStmt => vec![(*statement.cast::<pg_sys::DropdbStmt>()).dbname.cast_const()],
+            pg_sys::NodeTag::T_DropdbStmt => {
+                vec![(*statement.cast::<pg_sys::DropdbStmt>()).dbname.cast_const()]
+            }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = statement.cast::<pg_sys::RenameStmt>();
                 if (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE {
@@ -73,7 +75,14 @@ unsafe extern "C-unwind" fn utility(
                 previous(pstmt, query, read_only, context, params, environment, dest, completion)
             }),
             None => pg_sys::standard_ProcessUtility(
-                pstmt, query, read_only, context, params, environment, dest, completion,
+                pstmt,
+                query,
+                read_only,
+                context,
+                params,
+                environment,
+                dest,
+                completion,
             ),
         }
     }

@@ -24,7 +24,8 @@ fn hash_key(table: pg_sys::Oid) -> PgResult<HashKey> {
         let cache = pg_sys::SysCacheIdentifier::PARTRELID as i32;
         let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(table));
         if tuple.is_null() {
-            return Err(bad_argument("table is not partitioned").set_hint("Distribute it first: SELECT foreshard.distribute(...)."));
+            return Err(bad_argument("table is not partitioned")
+                .set_hint("Distribute it first: SELECT foreshard.distribute(...)."));
         }
         let mut isnull = false;
         let attrs = pg_sys::SysCacheGetAttr(cache, tuple, PARTATTRS, &mut isnull);

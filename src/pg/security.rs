@@ -49,7 +49,12 @@ pub fn as_restricted_owner(owner: pg_sys::Oid) -> UserGuard {
 /// The owner of a relation.
 pub fn relation_owner(relation: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
     spi::one::<pg_sys::Oid>("SELECT relowner FROM pg_catalog.pg_class WHERE oid = $1", &[relation.into()])?
-        .ok_or_else(|| error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("relation {} does not exist", relation.to_u32())))
+        .ok_or_else(|| {
+            error(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+                format!("relation {} does not exist", relation.to_u32()),
+            )
+        })
 }
 
 /// 42501 unless the current user owns the table.

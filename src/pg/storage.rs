@@ -77,7 +77,8 @@ pub fn install_capture(source: pg_sys::Oid, function: pg_sys::Oid, arguments: &[
             let text = cstring(&argument.to_string());
             args = pg_sys::lappend(args, pg_sys::makeString(pg_sys::pstrdup(text.as_ptr())).cast());
         }
-        let mut statement = pgrx::PgBox::<pg_sys::CreateTrigStmt>::alloc_node(pg_sys::NodeTag::T_CreateTrigStmt);
+        let mut statement =
+            pgrx::PgBox::<pg_sys::CreateTrigStmt>::alloc_node(pg_sys::NodeTag::T_CreateTrigStmt);
         statement.trigname = pg_sys::pstrdup(c"foreshard_capture".as_ptr());
         statement.args = args;
         statement.row = true;
@@ -202,7 +203,11 @@ unsafe fn class_tuple(relation: pg_sys::Oid) -> PgResult<pg_sys::HeapTuple> {
             zero,
         )
     };
-    if tuple.is_null() { Err(internal(format!("relation {} vanished", relation.to_u32()))) } else { Ok(tuple) }
+    if tuple.is_null() {
+        Err(internal(format!("relation {} vanished", relation.to_u32())))
+    } else {
+        Ok(tuple)
+    }
 }
 
 /// # Safety

@@ -34,7 +34,8 @@ unsafe impl SqlTranslatable for Regclass {
     const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(Regclass);
     const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
     const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("regclass"));
-    const RETURN_SQL: Result<ReturnsRef, ReturnsError> = Ok(ReturnsRef::One(SqlMappingRef::literal("regclass")));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::literal("regclass")));
 }
 
 // SAFETY: unboxed as the oid it is; NULL only reaches the nullable form because pgrx marks the

@@ -57,9 +57,11 @@ fn series(resolution_s: i32, now_s: f64) -> PgResult<BTreeMap<i64, Series>> {
         if at_s >= end {
             continue;
         }
-        let entry = all
-            .entry(slot_id)
-            .or_insert_with(|| Series { start_s: at_s, step_s: resolution_s as u32, values: Vec::new() });
+        let entry = all.entry(slot_id).or_insert_with(|| Series {
+            start_s: at_s,
+            step_s: resolution_s as u32,
+            values: Vec::new(),
+        });
         let index = ((at_s - entry.start_s) / step).max(0) as usize;
         if index < MAX_HISTORY + 1 {
             entry.values.resize(index + 1, None);
@@ -161,10 +163,8 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     let slots = decision::slots()?;
     let shards = colocation::shards()?;
     let (forecasts, curves, _resolution_s) = forecast_all(horizon_s, &options)?;
-    let places: Vec<Shard> = shards
-        .iter()
-        .map(|s| Shard { id: s.shard_id, capacity: s.capacity, draining: s.draining })
-        .collect();
+    let places: Vec<Shard> =
+        shards.iter().map(|s| Shard { id: s.shard_id, capacity: s.capacity, draining: s.draining }).collect();
     let plan = plan(&places, &segments(&slots, curves), &plan_options(horizon_s)).map_err(internal)?;
     Ok(Decision { forecasts, interval_level, slots, shards, plan })
 }
@@ -177,7 +177,10 @@ impl Decision {
 
     /// The steps as `{"slot": "shard"}` with the least confidence among them, restricted to steps of at
     /// least `min_confidence`. Steps build on each other, so the list ends at the first that falls short.
-    pub fn assignment(&self, min_confidence: f64) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
+    pub fn assignment(
+        &self,
+        min_confidence: f64,
+    ) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
         let mut map = serde_json::Map::new();
         let mut least: Option<f64> = None;
         for step in self.plan.steps.iter().take_while(|s| s.confidence >= min_confidence) {

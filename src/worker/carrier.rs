@@ -1,6 +1,5 @@
 //! The carrier of one move.
 
-
 use crate::catalog::{moves, session};
 use crate::mover;
 use crate::pg::{bgworker, shmem};

@@ -1,7 +1,6 @@
 //! The keeper of one database: reads the counters every bucket, forecasts and plans, starts carriers,
 //! rolls history up. Leaves when the extension is gone.
 
-
 use crate::catalog::{colocation, decision, heat, moves, session};
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::report::PgResult;
@@ -55,8 +54,10 @@ extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
 }
 
 fn has_extension() -> PgResult<bool> {
-    let installed =
-        spi::one::<bool>("SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'foreshard')", &[])?;
+    let installed = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'foreshard')",
+        &[],
+    )?;
     Ok(installed.unwrap_or(false))
 }
 
@@ -211,7 +212,8 @@ fn plan() -> PgResult<()> {
 
 fn expire() -> PgResult<()> {
     let bucket = guc::BUCKET.get();
-    let mut keep = vec![(60, guc::RETAIN_1MIN.get()), (300, guc::RETAIN_5MIN.get()), (3600, guc::RETAIN_1H.get())];
+    let mut keep =
+        vec![(60, guc::RETAIN_1MIN.get()), (300, guc::RETAIN_5MIN.get()), (3600, guc::RETAIN_1H.get())];
     if !keep.iter().any(|(r, _)| *r == bucket) {
         keep.push((bucket, guc::RETAIN_BUCKET.get()));
     }

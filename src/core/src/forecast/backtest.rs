@@ -96,7 +96,7 @@ impl Backtest {
 
     /// Forecast without the season, on the log scale, at `lead` (from 1), of one who knows this
     /// level and mean.
-    pub(super) fn expect(&self, lead: usize, level: f64, mean: f64) -> f64 {
+    pub(super) fn expected(&self, lead: usize, level: f64, mean: f64) -> f64 {
         let index = lead.clamp(1, self.horizon) - 1;
         mean + self.weights.get(index).copied().unwrap_or(1.0) * (level - mean)
     }
@@ -124,7 +124,7 @@ impl Backtest {
 
     fn error_from(&self, origin: usize, lead: usize) -> Option<f64> {
         let actual = self.rest.get(origin + lead).copied().flatten()?;
-        Some(actual - self.expect(lead, *self.levels.get(origin)?, *self.means.get(origin)?))
+        Some(actual - self.expected(lead, *self.levels.get(origin)?, *self.means.get(origin)?))
     }
 
     fn origins(&self) -> impl Iterator<Item = usize> + use<> {

@@ -1,12 +1,15 @@
 //! Level and level + season: the first models.
 //!
 //! Both live in `ln(1 + value)`, where loads of every size have comparable errors. The level is
-//! exponentially smoothed (Brown 1956); its `alpha` is the best of a small grid on the leads 1, 2,
-//! 4, 8, … (smoothing fitted on one step only was 20 % worse at a day's leads, see `facts.md` of
-//! the project). The season is additive: the mean, per time of day, of what differs from the mean
-//! of its own day. Intervals and futures are the errors of a rolling back-test per lead, whose
-//! season was learnt only from buckets before the tested ones. The mean is corrected from the log
-//! scale by Duan's smearing (1983).
+//! exponentially smoothed (Brown 1956), its `alpha` the best of a small grid; a lead is forecast
+//! between the level and the long-run mean, with a weight per lead from least squares, because what
+//! the last hours say fades with the lead. The season is additive: the mean, per time of day, of
+//! what differs from the mean of its own day. Intervals and futures are the errors of a rolling
+//! back-test per lead, whose season was learnt only from buckets before the tested ones (level,
+//! weights and `alpha` were chosen on the tested ones). The mean is corrected from the log scale by
+//! Duan's smearing (1983).
+//!
+//! It knows no week: where days differ, a seasonal naive forecast can be better.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -22,8 +25,8 @@ const MAX_HISTORY: usize = 100_000;
 /// error must not invent loads nobody has seen.
 const CAP_FACTOR: f64 = 4.0;
 
-/// Prefer the season unless the level alone is better by this factor: the season knows the leads
-/// beyond the back-test, the level does not.
+/// Prefer the season unless the level alone is better by this factor: the back-test's season was
+/// learnt from half of the history only, the final one from all of it.
 const SEASON_BONUS: f64 = 1.3;
 
 struct LevelSeason {
@@ -125,7 +128,7 @@ impl LevelSeason {
     /// The median path on the log scale, at lead `lead` (from 1).
     fn median_log(&self, lead: usize) -> f64 {
         let phase = self.clock.phase(self.end + lead - 1);
-        let rest = self.backtest.expect(lead, self.level, self.mean);
+        let rest = self.backtest.expected(lead, self.level, self.mean);
         rest + self.season.get(phase).copied().unwrap_or(0.0)
     }
 
