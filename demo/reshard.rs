@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 /// Recommendations shown one by one; the rest is summed up.
 const SHOWN: usize = 12;
 /// How long to wait for the planner's first recommendation.
-const PLAN_PATIENCE: Duration = Duration::from_secs(40);
+const FIRST_PATIENCE: Duration = Duration::from_secs(40);
+/// How long to wait for more after a round of moves.
+const MORE_PATIENCE: Duration = Duration::from_secs(15);
 /// How long the moves of one request may take.
 const MOVE_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -59,10 +61,11 @@ pub fn show_forecasts(client: &mut Client) -> Result<()> {
     Ok(())
 }
 
-/// Asks for recommendations and shows them; true when there is a move among them. A
-/// patient caller waits for the first.
-pub fn show_recommendations(client: &mut Client, patient: bool) -> Result<bool> {
-    let deadline = Instant::now() + if patient { PLAN_PATIENCE } else { Duration::ZERO };
+/// Asks for recommendations until there is a move among them or patience ends, and shows
+/// them; true when there is one.
+pub fn show_recommendations(client: &mut Client, first: bool) -> Result<bool> {
+    let patience = if first { FIRST_PATIENCE } else { MORE_PATIENCE };
+    let deadline = Instant::now() + patience;
     loop {
         let rows = client.exec("SELECT * FROM foreshard.recommend()")?;
         let moves = (0..rows.len()).filter(|&row| is_move(&rows, row)).count();
@@ -142,7 +145,9 @@ pub fn reshard(client: &mut Client, screen: &mut Screen) -> Result<Outcome> {
     screen.settle();
     outcome.elapsed = begin.elapsed();
     let totals = client.exec_params(
-        "SELECT p.done, p.failed, (SELECT sum(bytes_total)::bigint FROM foreshard.progress_moves WHERE request_id = $1::bigint) AS bytes
+        "SELECT p.done, p.failed,
+                (SELECT sum(s.bytes) FROM foreshard.slots s
+                 WHERE s.slot_id IN (SELECT m.slot_id FROM foreshard.progress_moves m WHERE m.request_id = $1::bigint)) AS bytes
          FROM foreshard.monitor_resharding_progress() p WHERE p.request_id = $1::bigint",
         &[Some(&request)],
     )?;

@@ -105,7 +105,9 @@ pub fn distribute(client: &mut Client) -> Result<Vec<String>> {
         SHARDS.join("','")
     ))?;
     let notices = client.take_notices();
-    client.exec("ANALYZE object")?;
+    // Settles hint bits and dirty pages now, so that they do not look like load later.
+    client.exec("VACUUM (ANALYZE) object")?;
+    client.exec("CHECKPOINT")?;
     Ok(notices)
 }
 

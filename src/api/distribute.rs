@@ -1,10 +1,11 @@
 //! distribute and undistribute.
 
 use crate::catalog::rebuild::{Leaf, Shape, lock_with_notice, rebuild};
-use crate::catalog::{colocation, name_of, preflight, record_event, relation_bytes};
+use crate::catalog::relation::{bytes_of_tree, column, kind};
+use crate::catalog::{colocation, name_of, preflight, record_event};
 use crate::pg::report::{PgResult, bad_argument, busy, error, unknown, unsupported, wrong_state};
 use crate::pg::types::Regclass;
-use crate::pg::{partition, security, spi};
+use crate::pg::{partition, security};
 use foreshard_core::ring::{ShardWeight, place_slots};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -29,7 +30,7 @@ fn distribute(
     let table = table.0;
     let name = name_of(table)?;
     security::require_owner(table, &name)?;
-    let kind = relation_kind(table)?;
+    let kind = kind(table)?;
     let as_owner = security::as_extension_owner()?;
     let managed = colocation::managed(table)?;
     let group = colocate_with.map(|with| group_of(with.0)).transpose()?;
@@ -48,7 +49,7 @@ fn distribute(
         return Err(bad_argument("slots and shards cannot be given together with colocate_with")
             .set_detail("A colocated table has the slots of its group."));
     }
-    lock_with_notice(&name, relation_bytes(table)?)?;
+    lock_with_notice(&name, bytes_of_tree(table)?)?;
     let (attnum, key_type) = key_column(table, key, &name)?;
     let mut reasons = preflight::against_rebuild(table)?;
     reasons.extend(preflight::against_key(table, attnum)?);
@@ -97,7 +98,7 @@ fn undistribute(table: Regclass) -> PgResult<()> {
             .set_hint("Wait for foreshard.progress_moves to empty or call foreshard.cancel_move(move_id)."));
     }
     drop(as_owner);
-    lock_with_notice(&name, relation_bytes_of_tree(table)?)?;
+    lock_with_notice(&name, bytes_of_tree(table)?)?;
     refuse(&format!("table {name} cannot be undistributed"), preflight::against_rebuild(table)?)?;
     let as_owner = security::as_extension_owner()?;
     colocation::delete_managed(table)?;
@@ -107,19 +108,6 @@ fn undistribute(table: Regclass) -> PgResult<()> {
     record_event("undistribute", None, None, json!({"table": name, "rows": rebuilt.rows}))
 }
 
-fn relation_kind(table: pg_sys::Oid) -> PgResult<String> {
-    Ok(spi::one::<String>("SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = $1", &[table.into()])?
-        .unwrap_or_default())
-}
-
-fn relation_bytes_of_tree(table: pg_sys::Oid) -> PgResult<i64> {
-    Ok(spi::one::<i64>(
-        "SELECT sum(pg_catalog.pg_total_relation_size(relid))::int8 FROM pg_catalog.pg_partition_tree($1::regclass)",
-        &[table.into()],
-    )?
-    .unwrap_or(0))
-}
-
 fn group_of(table: pg_sys::Oid) -> PgResult<colocation::ManagedRow> {
     colocation::managed(table)?.ok_or_else(|| {
         wrong_state(format!("table {} is not managed by foreshard", name_of(table).unwrap_or_default()))
@@ -127,12 +115,7 @@ fn group_of(table: pg_sys::Oid) -> PgResult<colocation::ManagedRow> {
 }
 
 fn key_column(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<(i16, pg_sys::Oid)> {
-    let found = spi::rows(
-        "SELECT attnum, atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2::name AND attnum > 0 AND NOT attisdropped",
-        &[table.into(), key.into()],
-        |row| Ok((row.need::<i16>(1)?, row.need::<pg_sys::Oid>(2)?)),
-    )?;
-    let Some((attnum, key_type)) = found.into_iter().next() else {
+    let Some((attnum, key_type)) = column(table, key)? else {
         return Err(error(
             PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
             format!("column \"{key}\" of table {name} does not exist"),

@@ -29,6 +29,7 @@ type Recommendation = (
 /// Plans now and shows every step and every refusal; changes nothing.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity)]
 fn recommend() -> Result<
     TableIterator<
         'static,

@@ -1,9 +1,10 @@
 //! Shards, and the wake-up call of CREATE EXTENSION.
 
+use crate::catalog::relation::usable_tablespace;
 use crate::catalog::{colocation, record_event};
 use crate::pg::report::{PgResult, bad_argument, error, unknown};
 use crate::pg::shmem::{self, State};
-use crate::pg::{bgworker, security, spi};
+use crate::pg::{bgworker, security};
 use pgrx::prelude::*;
 use serde_json::json;
 
@@ -24,11 +25,7 @@ fn add_shard(
         return Err(bad_argument("capacity must be positive")
             .set_detail("The unit is cost units (ms of CPU) per second."));
     }
-    let known = spi::one::<bool>(
-        "SELECT spcname <> 'pg_global' FROM pg_catalog.pg_tablespace WHERE spcname = $1::name",
-        &[tablespace.into()],
-    )?;
-    match known {
+    match usable_tablespace(tablespace)? {
         Some(true) => {}
         Some(false) => return Err(bad_argument("tablespace \"pg_global\" cannot hold user data")),
         None => return Err(unknown(format!("tablespace \"{tablespace}\" does not exist"))),

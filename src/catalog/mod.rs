@@ -8,6 +8,7 @@ pub mod heat;
 pub mod moves;
 pub mod preflight;
 pub mod rebuild;
+pub mod relation;
 pub mod session;
 pub mod shadow;
 
@@ -37,12 +38,6 @@ pub fn record_event(
         &[event.into(), move_id.into(), slot_id.into(), JsonB(detail).into()],
     )?;
     Ok(())
-}
-
-/// Bytes of a relation with indexes and toast.
-pub fn relation_bytes(relation: pg_sys::Oid) -> PgResult<i64> {
-    Ok(spi::one::<i64>("SELECT pg_catalog.pg_total_relation_size($1::regclass)", &[relation.into()])?
-        .unwrap_or(0))
 }
 
 /// Forbids plans that read a whole table, for replays of a few keys under a lock.

@@ -30,7 +30,7 @@ impl Engine for Local {
         let mut bytes = 0;
         for partition in partitions {
             reasons.extend(preflight::against_move(*partition)?);
-            bytes += crate::catalog::relation_bytes(*partition)?;
+            bytes += crate::catalog::relation::bytes(*partition)?;
         }
         if let Some(space) = disk::space_of_tablespace(&row.tablespace) {
             let reserve = space.total_bytes / 100 * guc::MIN_FREE_DISK.get().max(0) as u64;

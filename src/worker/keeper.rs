@@ -1,11 +1,11 @@
 //! The keeper of one database: reads the counters every bucket, forecasts and plans, starts carriers,
 //! rolls history up. Leaves when the extension is gone.
 
-use crate::catalog::{colocation, decision, heat, moves, session};
+use crate::catalog::{colocation, decision, heat, moves, relation, session};
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::report::PgResult;
 use crate::pg::shmem::{self, State};
-use crate::pg::{guc, spi};
+use crate::pg::guc;
 use crate::planner;
 use foreshard_core::heat::{UnitCosts, cost_units_per_s, decayed_heat, rates};
 use pgrx::pg_sys;
@@ -33,7 +33,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
     }
     let mut state = Keeper::default();
     loop {
-        match bgworker::transaction(has_extension) {
+        match bgworker::transaction(relation::has_extension) {
             Ok(true) => state.tick(),
             Ok(false) => {
                 shmem::with_entry(database, |entry| entry.state = State::Absent);
@@ -51,14 +51,6 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     shmem::with_entry(bgworker::database(), |entry| entry.keeper = 0);
-}
-
-fn has_extension() -> PgResult<bool> {
-    let installed = spi::one::<bool>(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'foreshard')",
-        &[],
-    )?;
-    Ok(installed.unwrap_or(false))
 }
 
 #[derive(Default)]

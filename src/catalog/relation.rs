@@ -1,0 +1,58 @@
+//! Facts about relations and the extension itself.
+
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+use pgrx::pg_sys;
+
+/// relkind of a relation, empty when it does not exist.
+pub fn kind(relation: pg_sys::Oid) -> PgResult<String> {
+    let found =
+        spi::one::<String>("SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = $1", &[relation.into()])?;
+    Ok(found.unwrap_or_default())
+}
+
+/// Bytes of a relation with indexes and toast.
+pub fn bytes(relation: pg_sys::Oid) -> PgResult<i64> {
+    let found =
+        spi::one::<i64>("SELECT pg_catalog.pg_total_relation_size($1::regclass)", &[relation.into()])?;
+    Ok(found.unwrap_or(0))
+}
+
+/// Bytes of a table and all its partitions.
+pub fn bytes_of_tree(table: pg_sys::Oid) -> PgResult<i64> {
+    let partitions = spi::one::<i64>(
+        "SELECT sum(pg_catalog.pg_total_relation_size(relid))::int8 FROM pg_catalog.pg_partition_tree($1::regclass)",
+        &[table.into()],
+    )?;
+    match partitions {
+        Some(bytes) => Ok(bytes),
+        None => bytes(table),
+    }
+}
+
+/// (number, type) of a column.
+pub fn column(table: pg_sys::Oid, name: &str) -> PgResult<Option<(i16, pg_sys::Oid)>> {
+    let found = spi::rows(
+        "SELECT attnum, atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attname = $2::name AND attnum > 0 AND NOT attisdropped",
+        &[table.into(), name.into()],
+        |row| Ok((row.need::<i16>(1)?, row.need::<pg_sys::Oid>(2)?)),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Whether a tablespace may hold user data; None when it does not exist.
+pub fn usable_tablespace(name: &str) -> PgResult<Option<bool>> {
+    spi::one::<bool>(
+        "SELECT spcname <> 'pg_global' FROM pg_catalog.pg_tablespace WHERE spcname = $1::name",
+        &[name.into()],
+    )
+}
+
+/// Whether this database has the extension.
+pub fn has_extension() -> PgResult<bool> {
+    let installed = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'foreshard')",
+        &[],
+    )?;
+    Ok(installed.unwrap_or(false))
+}
