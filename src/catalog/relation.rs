@@ -6,8 +6,10 @@ use pgrx::pg_sys;
 
 /// relkind of a relation, empty when it does not exist.
 pub fn kind(relation: pg_sys::Oid) -> PgResult<String> {
-    let found =
-        spi::one::<String>("SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = $1", &[relation.into()])?;
+    let found = spi::one::<String>(
+        "SELECT relkind::text FROM pg_catalog.pg_class WHERE oid = $1",
+        &[relation.into()],
+    )?;
     Ok(found.unwrap_or_default())
 }
 

@@ -120,14 +120,21 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
     Ok(outcome)
 }
 
-/// Builds the next index, or ends the phase.
+/// Builds the next index, or ends the phase. The source is looked at in a transaction of its own: a
+/// lock on it for as long as a build takes would queue somebody's DDL, and everybody behind that.
 fn index(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
-    transaction(|| {
+    let unchanged = transaction(|| {
         for relation in shadow::relations(row.move_id)? {
             if !is_unchanged(&relation)? {
-                return Ok(Outcome::Leave(Event::SourceChanged));
+                return Ok(false);
             }
         }
+        Ok(true)
+    })?;
+    if !unchanged {
+        return Ok(Outcome::Leave(Event::SourceChanged));
+    }
+    transaction(|| {
         if engine.build_next_index(row)? {
             return Ok(Outcome::Again(0));
         }

@@ -106,7 +106,10 @@ pub fn begin(database: u32) {
 /// Ends the worker cleanly; before-exit callbacks run.
 pub fn exit() -> ! {
     // SAFETY: never returns; runs the exit callbacks.
-    unsafe { pg_sys::proc_exit(0) }
+    unsafe { pg_sys::proc_exit(0) };
+    // The bindings of some versions do not say that it never returns.
+    #[allow(unreachable_code)]
+    std::process::exit(0)
 }
 
 /// Sleeps until a latch, a signal or the timeout; then serves interrupts and configuration reloads.

@@ -3,9 +3,9 @@
 
 use crate::catalog::{colocation, decision, heat, moves, relation, session};
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
+use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::shmem::{self, State};
-use crate::pg::guc;
 use crate::planner;
 use foreshard_core::heat::{UnitCosts, cost_units_per_s, decayed_heat, rates};
 use pgrx::pg_sys;

@@ -1,0 +1,180 @@
+//! Moves survive kill -9 of the carrier and of the whole server in every phase: they go on or revert,
+//! no committed row is lost, nothing is left behind.
+
+mod common;
+
+use common::ledger::{self, Ledger};
+use common::{PHASES, Random, Server, options};
+use foreshard_test::Result;
+
+const ROWS: u64 = 12_000;
+
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Carrier,
+    Postmaster,
+}
+
+/// A server with two colocated, distributed tables that clients are writing to.
+fn start(name: &str) -> Result<(Server, Ledger)> {
+    let mut server = Server::start(&options(name).set("foreshard.copy_chunk", "64kB"))?;
+    ledger::create(&mut server, ROWS)?;
+    // A slow expression makes index builds long enough to be interrupted.
+    server.query(
+        "CREATE FUNCTION slow(v text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS \
+           $$ BEGIN FOR i IN 1..1000 LOOP END LOOP; RETURN left(v, 8); END $$; \
+         CREATE INDEX acc_slow_idx ON acc (slow(v)); \
+         CREATE INDEX acc_gin_idx ON acc USING gin (to_tsvector('simple', v)); \
+         CREATE INDEX note_partial_idx ON note (left(v, 20)) WHERE id % 3 = 0; \
+         SELECT foreshard.distribute('acc', 'id', 2); \
+         SELECT foreshard.distribute('note', 'id', colocate_with => 'acc')",
+    )?;
+    let ledger = Ledger::start(&server, ROWS, 3);
+    Ok((server, ledger))
+}
+
+fn kill(server: &mut Server, victim: Victim) -> Result<()> {
+    match victim {
+        Victim::Carrier => {
+            if let Some(pid) = server.carrier()? {
+                // It may just have finished by itself.
+                let _ = server.cluster.kill9(pid);
+            }
+            Ok(())
+        }
+        Victim::Postmaster => {
+            server.cluster.kill9_postmaster()?;
+            server.cluster.start_again()
+        }
+    }
+}
+
+/// Crashes a move that is held in a phase; it must still stand there afterwards and then finish.
+fn crash_in_phase(server: &mut Server, ledger: &Ledger, slot: &str, phase: &str, victim: Victim) -> Result<()> {
+    server.hold(Some(phase))?;
+    let move_id = server.move_slot(slot)?;
+    server.wait_phase(&move_id, phase)?;
+    ledger.work(60)?;
+    kill(server, victim)?;
+    assert_eq!(server.phase(&move_id)?, phase, "after the crash");
+    ledger.work(30)?;
+    server.hold(None)?;
+    server.wait_end(&move_id, "done")?;
+    ledger.assert_equal(server)?;
+    server.assert_settled()
+}
+
+fn crash_everywhere(name: &str, victim: Victim) -> Result<()> {
+    let (mut server, ledger) = start(name)?;
+    let slots = server.slots("acc")?;
+    for (round, phase) in PHASES.iter().enumerate() {
+        println!("{victim:?} killed in {phase}");
+        crash_in_phase(&mut server, &ledger, &slots[round % slots.len()], phase, victim)?;
+    }
+    ledger.finish();
+    Ok(())
+}
+
+#[test]
+fn carrier_killed_in_every_phase() -> Result<()> {
+    crash_everywhere("crash-carrier", Victim::Carrier)
+}
+
+#[test]
+fn postmaster_killed_in_every_phase() -> Result<()> {
+    crash_everywhere("crash-postmaster", Victim::Postmaster)
+}
+
+/// Kills in the middle of a copy, not at its edges; what was copied is not copied again.
+fn crash_in_copy(server: &mut Server, ledger: &Ledger, slot: &str, victim: Victim) -> Result<()> {
+    server.set(&[("foreshard.copy_rate", "300")])?;
+    let move_id = server.move_slot(slot)?;
+    let done = format!("SELECT coalesce(sum(blocks_done), 0) > 8 FROM foreshard.move_relation WHERE move_id = {move_id}");
+    server.wait_query(&done, "t")?;
+    let before: i64 = server.query(&blocks_done(&move_id))?.parse().unwrap_or(0);
+    kill(server, victim)?;
+    let after: i64 = server.query(&blocks_done(&move_id))?.parse().unwrap_or(0);
+    assert!(after >= before - 16, "{before} blocks were copied, after the crash {after}");
+    assert_eq!(server.phase(&move_id)?, "copy");
+    ledger.work(20)?;
+    server.set(&[("foreshard.copy_rate", "0")])?;
+    server.wait_end(&move_id, "done")?;
+    ledger.assert_equal(server)?;
+    server.assert_settled()
+}
+
+fn blocks_done(move_id: &str) -> String {
+    format!("SELECT sum(blocks_done) FROM foreshard.move_relation WHERE move_id = {move_id}")
+}
+
+/// Kills at a random time after a move left a phase, whatever it is doing then.
+fn crash_at_random(server: &mut Server, ledger: &Ledger, slot: &str, random: &mut Random) -> Result<()> {
+    let phase = PHASES[1 + random.below(6) as usize];
+    let victim = if random.below(2) == 0 { Victim::Carrier } else { Victim::Postmaster };
+    server.hold(Some(phase))?;
+    let move_id = server.move_slot(slot)?;
+    server.wait_phase(&move_id, phase)?;
+    server.hold(None)?;
+    random.nap(if phase == "index" { 250 } else { 120 });
+    let at = server.phase(&move_id)?;
+    kill(server, victim)?;
+    println!("{victim:?} killed some time after {phase}, in {at}");
+    server.wait_end(&move_id, "done")?;
+    ledger.assert_equal(server)?;
+    server.assert_settled()
+}
+
+#[test]
+fn killed_in_the_middle() -> Result<()> {
+    let (mut server, ledger) = start("crash-middle")?;
+    let slots = server.slots("acc")?;
+    crash_in_copy(&mut server, &ledger, &slots[0], Victim::Carrier)?;
+    crash_in_copy(&mut server, &ledger, &slots[1], Victim::Postmaster)?;
+    let seed = std::env::var("FORESHARD_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let rounds = std::env::var("FORESHARD_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    let mut random = Random::new(seed);
+    for round in 0..rounds {
+        crash_at_random(&mut server, &ledger, &slots[round % 2], &mut random)?;
+    }
+    ledger.finish();
+    Ok(())
+}
+
+/// Cancelling in a phase leaves the slot where it was; after the cutover it is too late.
+fn cancel_in_phase(server: &mut Server, slot: &str, phase: &str, crash: bool) -> Result<()> {
+    let shard = format!("SELECT shard_id FROM foreshard.slot WHERE slot_id = {slot}");
+    let before = server.query(&shard)?;
+    server.hold(Some(phase))?;
+    let move_id = server.move_slot(slot)?;
+    server.wait_phase(&move_id, phase)?;
+    let asked = server.query(&format!("SELECT foreshard.cancel_move({move_id})"))?;
+    if crash {
+        kill(server, Victim::Carrier)?;
+    }
+    server.hold(None)?;
+    if phase == "retire" {
+        assert_eq!(asked, "f", "cancelled after the cutover");
+        return server.wait_end(&move_id, "done");
+    }
+    assert_eq!(asked, "t", "cancel in {phase}");
+    server.wait_end(&move_id, "cancelled")?;
+    let state = server.query(&format!("SELECT state FROM foreshard.progress_moves WHERE move_id = {move_id}"))?;
+    assert_eq!(state, "cancelled");
+    assert_eq!(server.query(&shard)?, before, "the slot's shard after a cancel in {phase}");
+    Ok(())
+}
+
+#[test]
+fn cancelled_in_every_phase() -> Result<()> {
+    let (mut server, ledger) = start("cancel")?;
+    let slots = server.slots("acc")?;
+    for (round, phase) in PHASES.iter().enumerate() {
+        println!("cancelled in {phase}");
+        cancel_in_phase(&mut server, &slots[round % 2], phase, round % 3 == 2)?;
+        ledger.work(20)?;
+        ledger.assert_equal(&mut server)?;
+        server.assert_settled()?;
+    }
+    ledger.finish();
+    Ok(())
+}
