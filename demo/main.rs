@@ -15,7 +15,7 @@ use foreshard_core::placement::best_assignment;
 use foreshard_test::load::{Load, Window};
 use foreshard_test::{Client, Cluster, Error, Latencies, Result};
 use replay::{Replay, UPDATE_EVERY, fingerprint};
-use reshard::{Outcome, reshard, show_forecasts, show_recommendations};
+use reshard::{Outcome, plan, reshard, show_forecasts, show_recommendations};
 use setup::{BUCKET_S, CAPACITY, DATABASE, SHARDS, SLOTS};
 use show::{Screen, latencies, shard_bars};
 use std::process::ExitCode;
@@ -26,9 +26,9 @@ use watch::{Observed, imbalance, per_shard};
 /// Clients that replay the trace.
 const CLIENTS: usize = 4;
 /// The most accesses per second asked for.
-const MAX_RATE: f64 = 5_500.0;
+const MAX_RATE: f64 = 4_000.0;
 /// Share of what the machine carries that is asked for.
-const RATE_SHARE: f64 = 0.45;
+const RATE_SHARE: f64 = 0.35;
 /// The most requests in a row.
 const ROUNDS: usize = 3;
 
@@ -187,9 +187,13 @@ fn move_slots(client: &mut Client, screen: &mut Screen, load: &Load) -> Result<O
         if !show_recommendations(client, round == 1)? {
             break;
         }
+        let Some(plan) = plan(client)? else {
+            println!("  predict_shard_assignment() proposes nothing confident enough");
+            break;
+        };
         screen.heading("Moves, under the replay");
         load.mark(&format!("during moves {round}"));
-        let outcome = reshard(client, screen)?;
+        let outcome = reshard(client, screen, &plan)?;
         load.mark("settling");
         println!(
             "  {} moves done, {} failed, {:.1} MB in {:.1} s",

@@ -115,15 +115,29 @@ fn print_recommendations(rows: &Rows, moves: usize) {
     }
 }
 
-/// Asks for the predicted assignment, requests it and watches the moves to their end.
-pub fn reshard(client: &mut Client, screen: &mut Screen) -> Result<Outcome> {
+/// A predicted assignment, as the extension hands it out.
+pub struct Plan {
+    map: String,
+    confidence: String,
+}
+
+/// Asks for the predicted assignment; `None` when no move is confident enough.
+pub fn plan(client: &mut Client) -> Result<Option<Plan>> {
     let plan = client.exec(&format!(
-        "SELECT shard_assignment_map AS map, confidence FROM foreshard.predict_shard_assignment('{HORIZON_S} seconds')"
+        "SELECT shard_assignment_map AS map, confidence
+         FROM foreshard.predict_shard_assignment('{HORIZON_S} seconds')"
     ))?;
-    let (Some(map), Some(confidence)) = (plan.field(0, "map"), plan.field(0, "confidence")) else {
-        println!("  predict_shard_assignment() proposes nothing");
-        return Ok(Outcome::default());
-    };
+    Ok(match (plan.field(0, "map"), plan.field(0, "confidence")) {
+        (Some(map), Some(confidence)) => {
+            Some(Plan { map: map.to_string(), confidence: confidence.to_string() })
+        }
+        _ => None,
+    })
+}
+
+/// Requests a plan and watches its moves to their end.
+pub fn reshard(client: &mut Client, screen: &mut Screen, plan: &Plan) -> Result<Outcome> {
+    let (map, confidence) = (plan.map.as_str(), plan.confidence.as_str());
     println!("  request_resharding(confidence_score => {confidence}, shard_assignment_map => …)");
     let begin = Instant::now();
     let request = client.exec_params(

@@ -49,6 +49,7 @@ check 'format' cargo fmt --all --check
 tests 'core tests' cargo test --no-fail-fast -p foreshard_core
 check 'clippy, core and harness' cargo clippy -p foreshard_core -p foreshard_test --all-targets -- -D warnings
 check 'clippy, extension' cargo clippy -p foreshard --no-default-features --features pg15 -- -D warnings
+check "type-check for PostgreSQL 16 and 17" scripts/check-versions.sh
 check 'rustdoc' document
 for version in $versions; do
   check "extension for PostgreSQL $version" scripts/stage.sh "$version" release

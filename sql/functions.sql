@@ -8,7 +8,7 @@ CREATE FUNCTION foreshard.monitor_resharding_progress(
     OUT request_id bigint, OUT moves bigint, OUT done bigint, OUT running bigint, OUT waiting bigint,
     OUT failed bigint, OUT percent numeric, OUT eta interval, OUT finished boolean)
 RETURNS SETOF record STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
-    SELECT r.request_id, count(p.move_id),
+    SELECT p.request_id, count(*),
            count(*) FILTER (WHERE p.state = 'done'),
            count(*) FILTER (WHERE p.state IN ('running', 'cancelling')),
            count(*) FILTER (WHERE p.state = 'waiting'),
@@ -16,8 +16,8 @@ RETURNS SETOF record STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp 
            round(avg(coalesce(p.percent, 0)), 1),
            sum(p.eta),
            bool_and(p.state IN ('done', 'failed', 'cancelled'))
-    FROM foreshard.resharding_request r JOIN foreshard.progress_moves p USING (request_id)
-    GROUP BY r.request_id ORDER BY r.request_id
+    FROM foreshard.progress_moves p
+    GROUP BY p.request_id ORDER BY p.request_id
 $$;
 
 COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that change while their partition moves.';

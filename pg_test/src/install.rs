@@ -43,7 +43,8 @@ impl OsUser {
                 command.env_remove(name);
             }
         }
-        command.env("LC_ALL", "C.UTF-8").current_dir("/");
+        // A caller's wish for backtraces would end up in the DETAIL of the servers' errors.
+        command.env_remove("RUST_BACKTRACE").env("LC_ALL", "C.UTF-8").current_dir("/");
         command
     }
 

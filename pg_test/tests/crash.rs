@@ -50,7 +50,13 @@ fn kill(server: &mut Server, victim: Victim) -> Result<()> {
 }
 
 /// Crashes a move that is held in a phase; it must still stand there afterwards and then finish.
-fn crash_in_phase(server: &mut Server, ledger: &Ledger, slot: &str, phase: &str, victim: Victim) -> Result<()> {
+fn crash_in_phase(
+    server: &mut Server,
+    ledger: &Ledger,
+    slot: &str,
+    phase: &str,
+    victim: Victim,
+) -> Result<()> {
     server.hold(Some(phase))?;
     let move_id = server.move_slot(slot)?;
     server.wait_phase(&move_id, phase)?;
@@ -89,7 +95,9 @@ fn postmaster_killed_in_every_phase() -> Result<()> {
 fn crash_in_copy(server: &mut Server, ledger: &Ledger, slot: &str, victim: Victim) -> Result<()> {
     server.set(&[("foreshard.copy_rate", "300")])?;
     let move_id = server.move_slot(slot)?;
-    let done = format!("SELECT coalesce(sum(blocks_done), 0) > 8 FROM foreshard.move_relation WHERE move_id = {move_id}");
+    let done = format!(
+        "SELECT coalesce(sum(blocks_done), 0) > 8 FROM foreshard.move_relation WHERE move_id = {move_id}"
+    );
     server.wait_query(&done, "t")?;
     let before: i64 = server.query(&blocks_done(&move_id))?.parse().unwrap_or(0);
     kill(server, victim)?;
@@ -158,7 +166,8 @@ fn cancel_in_phase(server: &mut Server, slot: &str, phase: &str, crash: bool) ->
     }
     assert_eq!(asked, "t", "cancel in {phase}");
     server.wait_end(&move_id, "cancelled")?;
-    let state = server.query(&format!("SELECT state FROM foreshard.progress_moves WHERE move_id = {move_id}"))?;
+    let state =
+        server.query(&format!("SELECT state FROM foreshard.progress_moves WHERE move_id = {move_id}"))?;
     assert_eq!(state, "cancelled");
     assert_eq!(server.query(&shard)?, before, "the slot's shard after a cancel in {phase}");
     Ok(())

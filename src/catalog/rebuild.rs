@@ -61,17 +61,12 @@ pub fn rebuild(table: pg_sys::Oid, shape: &Shape) -> PgResult<Rebuilt> {
     let definition = capture(table)?;
     let aside = step_aside(table, &definition)?;
     let leaf_names = create(&definition, &aside, shape)?;
-    let columns = definition.columns.join(", ");
-    let rows = run(&format!(
-        "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {aside}",
-        definition.name
-    ))?;
+    give_to_owner(&definition, &leaf_names)?;
+    let rows = fill(table, &definition, &aside)?;
     build_indexes(&definition, &leaf_names, shape)?;
     hand_over_sequences(&definition, &aside)?;
     let name = &definition.name;
-    run(&format!("ALTER TABLE {name} OWNER TO {}", definition.owner))?;
     for leaf in &leaf_names {
-        run(&format!("ALTER TABLE {leaf} OWNER TO {}", definition.owner))?;
         for statement in &definition.per_leaf {
             run(&statement.replace("%s", leaf))?;
         }
@@ -86,6 +81,31 @@ pub fn rebuild(table: pg_sys::Oid, shape: &Shape) -> PgResult<Rebuilt> {
     }
     drop_aside(&aside, table)?;
     Ok(Rebuilt { table: oid_of(name)?, leaves: oids_of(&leaf_names)?, rows })
+}
+
+/// The new table belongs to its owner before anything is computed for it: CREATE INDEX then evaluates
+/// the owner's expressions as the owner.
+fn give_to_owner(definition: &Definition, leaves: &[String]) -> PgResult<()> {
+    for table in std::iter::once(&definition.name).chain(leaves) {
+        run(&format!("ALTER TABLE {table} OWNER TO {}", definition.owner))?;
+    }
+    Ok(())
+}
+
+/// Copies the rows as the owner: generated columns, checks and domains are the owner's code, and the
+/// caller may be a superuser. The old table keeps its new place and name until this is over.
+fn fill(table: pg_sys::Oid, definition: &Definition, aside: &str) -> PgResult<u64> {
+    let columns = definition.columns.join(", ");
+    let owner = security::relation_owner(table)?;
+    // An owner may have revoked this from himself; the old table is about to go.
+    let as_extension_owner = security::as_extension_owner()?;
+    run(&format!("GRANT SELECT ON {aside} TO {}", definition.owner))?;
+    drop(as_extension_owner);
+    let _guard = security::as_restricted_owner(owner);
+    run(&format!(
+        "INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {aside}",
+        definition.name
+    ))
 }
 
 fn oid_of(name: &str) -> PgResult<pg_sys::Oid> {

@@ -179,6 +179,7 @@ pub fn swap_storage(a: pg_sys::Oid, b: pg_sys::Oid) -> PgResult<()> {
         pg_sys::CatalogTupleUpdate(catalog, &mut (*tuple_b).t_self, tuple_b);
         relink_toast(toast_of_a, a);
         relink_toast(toast_of_b, b);
+        swap_rewrite_marks(catalog, toast_of_a, toast_of_b)?;
         pg_sys::heap_freetuple(tuple_a);
         pg_sys::heap_freetuple(tuple_b);
         pg_sys::table_close(catalog, pg_sys::RowExclusiveLock as i32);
@@ -235,6 +236,28 @@ unsafe fn relink_toast(toast: pg_sys::Oid, owner: pg_sys::Oid) {
         let to = address(pg_sys::RelationRelationId, owner);
         pg_sys::recordDependencyOn(&from, &to, pg_sys::DependencyType::DEPENDENCY_INTERNAL);
     }
+}
+
+/// Exchanges `relrewrite` of two toast tables: logical decoding skips the chunks of a toast table that
+/// is marked as a rewrite's, so the mark must stay with the shadow.
+///
+/// # Safety
+/// `catalog` must be pg_class, open for writing; the owners are locked ACCESS EXCLUSIVE.
+unsafe fn swap_rewrite_marks(catalog: pg_sys::Relation, a: pg_sys::Oid, b: pg_sys::Oid) -> PgResult<()> {
+    if a == pg_sys::InvalidOid || b == pg_sys::InvalidOid {
+        return Ok(());
+    }
+    // SAFETY: both tuples are private copies of pg_class rows, written back to the open catalog.
+    unsafe {
+        let tuple_a = class_tuple(a)?;
+        let tuple_b = class_tuple(b)?;
+        std::mem::swap(&mut (*class_form(tuple_a)).relrewrite, &mut (*class_form(tuple_b)).relrewrite);
+        pg_sys::CatalogTupleUpdate(catalog, &mut (*tuple_a).t_self, tuple_a);
+        pg_sys::CatalogTupleUpdate(catalog, &mut (*tuple_b).t_self, tuple_b);
+        pg_sys::heap_freetuple(tuple_a);
+        pg_sys::heap_freetuple(tuple_b);
+    }
+    Ok(())
 }
 
 /// Gives the toast table of `owner` and its index the conventional names again.

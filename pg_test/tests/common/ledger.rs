@@ -136,7 +136,9 @@ fn compare(expected: &BTreeMap<i64, &str>, text: &str, plan: &str) {
         .keys()
         .chain(found.keys())
         .filter(|key| expected.get(key) != found.get(key))
-        .map(|key| format!("{key}: committed {:?}, found {:?}", short(expected.get(key)), short(found.get(key))))
+        .map(|key| {
+            format!("{key}: committed {:?}, found {:?}", short(expected.get(key)), short(found.get(key)))
+        })
         .collect();
     assert!(
         differing.is_empty(),
@@ -245,7 +247,11 @@ impl Writer {
     fn plan(&mut self, share: &Share) -> Work {
         let (key, old) = self.existing(share);
         let value = self.value();
-        let single = |change: Change| Work { statements: vec![statement(&change)], changes: vec![change], commit: true };
+        let single = |change: Change| Work {
+            statements: vec![statement(&change)],
+            changes: vec![change],
+            commit: true,
+        };
         match self.random.below(12) {
             0..=4 => single((key, Some(old), Some(value))),
             5..=6 => single((self.fresh(), None, Some(value))),

@@ -5,6 +5,7 @@
 
 pub mod files;
 pub mod ledger;
+pub mod standby;
 
 use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, wait_until};
 use std::time::{Duration, Instant};
@@ -141,7 +142,9 @@ impl Server {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let now = self.phase(move_id)?;
-            if now == phase && let Some(pid) = self.carrier()? {
+            if now == phase
+                && let Some(pid) = self.carrier()?
+            {
                 return Ok(pid);
             }
             if Instant::now() > deadline {
