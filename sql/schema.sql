@@ -132,7 +132,10 @@ CREATE TABLE foreshard.move (
     last_error  text,
     -- outlives the transaction of the final drain: cutover waits out snapshots older than this
     last_replay_xid xid8,
-    verified_at timestamptz
+    verified_at timestamptz,
+    -- what was copied, kept when the shadow is gone
+    rows_copied bigint,
+    bytes_copied bigint
 ) WITH (fillfactor = 50);
 -- two moves of one slot exclude each other
 CREATE UNIQUE INDEX move_one_per_slot ON foreshard.move (slot_id) WHERE NOT finished;

@@ -70,9 +70,9 @@ FROM (
            m.phase, m.finished,
            CASE WHEN m.finished THEN m.phase WHEN m.started_at IS NULL THEN 'waiting'
                 WHEN m.cancel_requested THEN 'cancelling' ELSE 'running' END AS state,
-           r.rows_done, r.rows_total,
-           r.blocks_done * current_setting('block_size')::bigint AS bytes_done,
-           r.blocks_total * current_setting('block_size')::bigint AS bytes_total,
+           coalesce(r.rows_done, m.rows_copied) AS rows_done, coalesce(r.rows_total, m.rows_copied) AS rows_total,
+           coalesce(r.blocks_done * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_done,
+           coalesce(r.blocks_total * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_total,
            m.pending_keys, m.lock_attempts, m.waiting_for, m.restarts, m.last_error, m.started_at,
            coalesce(m.finished_at, clock_timestamp()) - m.started_at AS elapsed
     FROM foreshard.move m

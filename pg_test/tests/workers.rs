@@ -57,7 +57,8 @@ fn keepers_come_and_go() -> Result<()> {
     server.wait_query(KEEPERS, "postgres,two")?;
     assert!(begun.elapsed() < Duration::from_secs(5), "keepers came after {:?}", begun.elapsed());
 
-    let keeper = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'foreshard keeper' AND datname = 'two'";
+    let keeper =
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'foreshard keeper' AND datname = 'two'";
     let pid: i32 = server.query(keeper)?.parse().expect("a process id");
     signal(pid, libc::SIGTERM);
     server.wait_query(&format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}"), "0")?;
@@ -149,7 +150,8 @@ fn drop_extension_ends_a_move() -> Result<()> {
         let move_id = server.move_slot(&slot)?;
         server.wait_phase(&move_id, phase)?;
         at_once(&mut server.cluster.connect("postgres")?, "DROP EXTENSION foreshard")?;
-        let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ 'foreshard (keeper|carrier)'";
+        let workers =
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ 'foreshard (keeper|carrier)'";
         server.wait_query(workers, "0")?;
         ledger.work(20)?;
         ledger.assert_equal(&mut server)?;
@@ -255,15 +257,21 @@ fn hostile_settings_do_not_matter() -> Result<()> {
          WHERE s.slot_id = {slot} AND h.shard_id <> s.shard_id"
     ))?;
     user.exec("SET lock_timeout = '10s'")?;
-    let finished = format!("SELECT phase FROM foreshard.move WHERE finished AND move_id OPERATOR(pg_catalog.=) {move_id}");
+    let finished = format!(
+        "SELECT phase FROM foreshard.move WHERE finished AND move_id OPERATOR(pg_catalog.=) {move_id}"
+    );
     let mut writes = 0;
     let deadline = Instant::now() + PATIENCE;
     while user.query_one(&finished)?.is_empty() && Instant::now() < deadline {
         writes += 1;
-        user.exec(&format!("UPDATE public.h SET b = '{writes}' WHERE \"Id\" OPERATOR(pg_catalog.=) {writes}"))?;
+        user.exec(&format!(
+            "UPDATE public.h SET b = '{writes}' WHERE \"Id\" OPERATOR(pg_catalog.=) {writes}"
+        ))?;
     }
     server.wait_end(&move_id, "done")?;
-    let sql = format!("SELECT count(*) FROM public.h WHERE b = \"Id\"::text::bytea AND \"Id\" OPERATOR(pg_catalog.<=) {writes}");
+    let sql = format!(
+        "SELECT count(*) FROM public.h WHERE b = \"Id\"::text::bytea AND \"Id\" OPERATOR(pg_catalog.<=) {writes}"
+    );
     assert_eq!(user.query_one(&sql)?, writes.to_string());
     assert_eq!(user.query_one("SELECT count(*) FROM public.h")?, "9000");
     for (name, _) in HOSTILE {

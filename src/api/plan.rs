@@ -1,6 +1,6 @@
 //! What foreshard would do.
 
-use crate::catalog::decision::bytes_of;
+use crate::catalog::decision::{LOW_CONFIDENCE, bytes_of};
 use crate::pg::report::bad_argument;
 use crate::pg::{guc, security};
 use crate::planner;
@@ -53,7 +53,9 @@ fn recommend() -> Result<
     let _owner = security::as_extension_owner()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     let mut rows: Vec<Recommendation> = Vec::new();
-    for step in &decision.plan.steps {
+    let confident = decision.confident_steps(guc::MIN_CONFIDENCE.get());
+    for (i, step) in decision.plan.steps.iter().enumerate() {
+        let refusal = (i >= confident).then_some(LOW_CONFIDENCE);
         rows.push((
             "move".to_string(),
             step.segment,
@@ -65,8 +67,8 @@ fn recommend() -> Result<
             Some(step.peak_before),
             Some(step.peak_after),
             Some(step.reason.clone()),
-            None,
-            None,
+            refusal.map(|r| r.0.to_string()),
+            refusal.map(|r| r.1.to_string()),
         ));
     }
     for refusal in &decision.plan.refusals {

@@ -86,11 +86,18 @@ pub fn store_forecasts(forecasts: &[SlotForecast], interval_level: f64) -> PgRes
     Ok(())
 }
 
-/// Replaces the stored recommendations by a plan's steps and refusals.
-pub fn store_plan(plan: &Plan, slots: &[SlotRow]) -> PgResult<()> {
+/// Machine-readable reason and advice for a step that is not confident enough to be taken.
+pub const LOW_CONFIDENCE: (&str, &str) = (
+    "low_confidence",
+    "Wait for more load history, lower foreshard.min_confidence, or use foreshard.move_slot().",
+);
+
+/// Replaces the stored recommendations by a plan's steps and refusals. Only the first `confident` steps
+/// are sure enough to be taken.
+pub fn store_plan(plan: &Plan, slots: &[SlotRow], confident: usize) -> PgResult<()> {
     spi::run("DELETE FROM foreshard.recommendation", &[])?;
-    for step in &plan.steps {
-        store_step(step, slots)?;
+    for (i, step) in plan.steps.iter().enumerate() {
+        store_step(step, slots, i < confident)?;
     }
     for refusal in &plan.refusals {
         store_refusal(refusal, slots)?;
@@ -103,10 +110,11 @@ pub fn bytes_of(slot_id: i64, slots: &[SlotRow]) -> i64 {
     slots.iter().find(|s| s.slot_id == slot_id).map_or(0, |s| s.bytes)
 }
 
-fn store_step(step: &Step, slots: &[SlotRow]) -> PgResult<()> {
+fn store_step(step: &Step, slots: &[SlotRow], is_confident: bool) -> PgResult<()> {
+    let refusal = (!is_confident).then_some(LOW_CONFIDENCE);
     spi::run(
-        "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, to_shard, confidence, benefit, bytes, imbalance_before, imbalance_after, reason) \
-         VALUES (pg_catalog.now(), 'move', $1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, to_shard, confidence, benefit, bytes, imbalance_before, imbalance_after, reason, refusal, advice) \
+         VALUES (pg_catalog.now(), 'move', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         &[
             step.segment.into(),
             step.from.into(),
@@ -117,6 +125,8 @@ fn store_step(step: &Step, slots: &[SlotRow]) -> PgResult<()> {
             step.peak_before.into(),
             step.peak_after.into(),
             step.reason.as_str().into(),
+            refusal.map(|r| r.0).into(),
+            refusal.map(|r| r.1).into(),
         ],
     )?;
     Ok(())

@@ -175,15 +175,21 @@ impl Decision {
         self.shards.iter().find(|s| s.shard_id == shard_id).map(|s| s.name.clone()).unwrap_or_default()
     }
 
+    /// How many of the steps may be taken at `min_confidence`: steps build on each other, so the first
+    /// that falls short ends them.
+    pub fn confident_steps(&self, min_confidence: f64) -> usize {
+        self.plan.steps.iter().take_while(|s| s.confidence >= min_confidence).count()
+    }
+
     /// The steps as `{"slot": "shard"}` with the least confidence among them, restricted to steps of at
-    /// least `min_confidence`. Steps build on each other, so the list ends at the first that falls short.
+    /// least `min_confidence`.
     pub fn assignment(
         &self,
         min_confidence: f64,
     ) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
         let mut map = serde_json::Map::new();
         let mut least: Option<f64> = None;
-        for step in self.plan.steps.iter().take_while(|s| s.confidence >= min_confidence) {
+        for step in &self.plan.steps[..self.confident_steps(min_confidence)] {
             map.insert(step.segment.to_string(), self.shard_name(step.to).into());
             least = Some(least.map_or(step.confidence, |c| c.min(step.confidence)));
         }

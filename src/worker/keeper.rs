@@ -190,7 +190,8 @@ fn plan() -> PgResult<()> {
         return Ok(());
     }
     decision::store_forecasts(&decision.forecasts, decision.interval_level)?;
-    decision::store_plan(&decision.plan, &decision.slots)?;
+    let confident = decision.confident_steps(guc::MIN_CONFIDENCE.get());
+    decision::store_plan(&decision.plan, &decision.slots, confident)?;
     let moving = decision.slots.iter().any(|s| s.moving);
     if guc::MODE.get() != guc::Mode::Auto || moving {
         return Ok(());

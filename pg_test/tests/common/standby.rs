@@ -22,7 +22,12 @@ impl Standby {
         let home = data_dir.parent().unwrap_or(&data_dir);
         let copy = home.join("standby");
         let mut backup = install.user.command(&install.program("pg_basebackup"));
-        backup.arg("-h").arg(primary.socket_dir()).args(["-p", &primary.port().to_string(), "-U", "postgres"]);
+        backup.arg("-h").arg(primary.socket_dir()).args([
+            "-p",
+            &primary.port().to_string(),
+            "-U",
+            "postgres",
+        ]);
         backup.args(["-R", "-X", "stream", "-c", "fast", "-D"]).arg(&copy);
         for name in SHARDS {
             let from = home.join("tablespaces").join(name);
