@@ -57,7 +57,7 @@ impl Options {
     }
 
     fn watch_time(&self) -> Duration {
-        Duration::from_secs(if self.quick { 14 } else { 30 })
+        Duration::from_secs(if self.quick { 30 } else { 44 })
     }
 }
 

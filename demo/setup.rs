@@ -15,15 +15,15 @@ pub const INITIAL_STOCK: i64 = 1_000_000;
 /// Capacity of each shard in cost units (ms of CPU) per second.
 pub const CAPACITY: f64 = 100.0;
 /// Seconds between two readings of the load.
-pub const BUCKET_S: u64 = 2;
+pub const BUCKET_S: u64 = 4;
 /// Seconds that forecasts look ahead.
-pub const HORIZON_S: u64 = 60;
+pub const HORIZON_S: u64 = 80;
 
 /// What differs from the extension's defaults, because the demo has minutes, not days.
 pub const SETTINGS: [(&str, &str); 6] = [
-    ("foreshard.bucket", "2s"),
-    ("foreshard.plan_interval", "4s"),
-    ("foreshard.forecast_horizon", "60s"),
+    ("foreshard.bucket", "4s"),
+    ("foreshard.plan_interval", "8s"),
+    ("foreshard.forecast_horizon", "80s"),
     ("foreshard.imbalance_high", "0.05"),
     ("foreshard.imbalance_low", "0.02"),
     ("foreshard.min_confidence", "0.6"),

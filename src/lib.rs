@@ -23,7 +23,7 @@ pub extern "C-unwind" fn _PG_init() {
     pg::guc::register();
     if pg::is_preloading() {
         pg::shmem::register();
-        pg::hooks::register();
+        pg::hooks::register(catalog::shadow::sources_under_way);
         worker::launcher::register();
     }
 }

@@ -14,20 +14,23 @@ use serde_json::json;
 /// Slots a table may have.
 const MAX_SLOTS: i32 = 4096;
 /// No shard gets more than this share over its fair number of slots.
-const EPSILON: f64 = 0.1;
+const EPSILON: f64 = 0.05;
 
 /// Turns a plain table into a managed one: hash-partitioned by `key` into `slots` partitions, placed on
 /// the shards. Runs in one transaction under ACCESS EXCLUSIVE. Returns the number of slots.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn distribute(
-    table: Regclass,
-    key: &str,
+    table: Option<Regclass>,
+    key: Option<&str>,
     slots: default!(Option<i32>, "NULL"),
     colocate_with: default!(Option<Regclass>, "NULL"),
-    shards: default!(Option<Vec<String>>, "NULL"),
+    shards: default!(Option<Vec<Option<String>>>, "NULL"),
 ) -> PgResult<i32> {
-    let table = table.0;
+    let (Some(Regclass(table)), Some(key)) = (table, key) else {
+        return Err(bad_argument("table and key must not be NULL"));
+    };
+    let shards = shard_names(shards)?;
     let name = name_of(table)?;
     security::require_owner(table, &name)?;
     let kind = kind(table)?;
@@ -49,11 +52,10 @@ fn distribute(
         return Err(bad_argument("slots and shards cannot be given together with colocate_with")
             .set_detail("A colocated table has the slots of its group."));
     }
+    check_key(table, key, &name)?;
     lock_with_notice(&name, bytes_of_tree(table)?)?;
-    let (attnum, key_type) = key_column(table, key, &name)?;
-    let mut reasons = preflight::against_rebuild(table)?;
-    reasons.extend(preflight::against_key(table, attnum)?);
-    refuse(&format!("table {name} cannot be distributed by \"{key}\""), reasons)?;
+    require_same(table, &name)?;
+    let key_type = check_key(table, key, &name)?;
 
     let as_owner = security::as_extension_owner()?;
     let group_id = match group {
@@ -62,7 +64,10 @@ fn distribute(
                 "key \"{key}\" has another type than the keys of the colocation group"
             )));
         }
-        Some(group) => group.group_id,
+        Some(group) => {
+            require_still(group.group_id)?;
+            group.group_id
+        }
         None => create_group(key_type, slots.unwrap_or(32), shards.as_deref())?,
     };
     let placed = colocation::slots_of(group_id)?;
@@ -93,19 +98,57 @@ fn undistribute(table: Regclass) -> PgResult<()> {
     let Some(managed) = colocation::managed(table)? else {
         return Err(wrong_state(format!("table {name} is not managed by foreshard")));
     };
-    if colocation::group_is_moving(managed.group_id)? {
-        return Err(busy(format!("slots of table {name} are being moved"))
-            .set_hint("Wait for foreshard.progress_moves to empty or call foreshard.cancel_move(move_id)."));
-    }
+    require_still(managed.group_id)?;
     drop(as_owner);
+    let check =
+        || refuse(&format!("table {name} cannot be undistributed"), preflight::against_rebuild(table)?);
+    check()?;
     lock_with_notice(&name, bytes_of_tree(table)?)?;
-    refuse(&format!("table {name} cannot be undistributed"), preflight::against_rebuild(table)?)?;
+    require_same(table, &name)?;
+    check()?;
     let as_owner = security::as_extension_owner()?;
     colocation::delete_managed(table)?;
     drop(as_owner);
     let rebuilt = rebuild(table, &Shape::Plain)?;
     let _owner = security::as_extension_owner()?;
     record_event("undistribute", None, None, json!({"table": name, "rows": rebuilt.rows}))
+}
+
+/// The shards' names, none of them NULL.
+fn shard_names(shards: Option<Vec<Option<String>>>) -> PgResult<Option<Vec<String>>> {
+    let names = shards.map(|names| names.into_iter().collect::<Option<Vec<String>>>());
+    match names {
+        Some(None) => Err(bad_argument("the name of a shard must not be NULL")),
+        Some(names) => Ok(names),
+        None => Ok(None),
+    }
+}
+
+/// While the lock was awaited, somebody else may have renamed or rebuilt the table.
+fn require_same(table: pg_sys::Oid, name: &str) -> PgResult<()> {
+    if !kind(table)?.is_empty() && name_of(table)? == name {
+        return Ok(());
+    }
+    Err(wrong_state(format!("table {name} was changed by another session")).set_hint("Try again."))
+}
+
+/// Refuses while slots of the group move; no further move is filed before this transaction ends.
+fn require_still(group_id: i32) -> PgResult<()> {
+    if colocation::hold_still(group_id)? {
+        return Ok(());
+    }
+    Err(busy("slots of the table's colocation group are being moved")
+        .set_hint("Wait for foreshard.progress_moves to empty or call foreshard.cancel_move(move_id)."))
+}
+
+/// Everything that speaks against distributing the table by this key; the key's type. Asked before the
+/// lock, so that a refusal disturbs nobody, and again under it.
+fn check_key(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<pg_sys::Oid> {
+    let (attnum, key_type) = key_column(table, key, name)?;
+    let mut reasons = preflight::against_rebuild(table)?;
+    reasons.extend(preflight::against_key(table, attnum)?);
+    refuse(&format!("table {name} cannot be distributed by \"{key}\""), reasons)?;
+    Ok(key_type)
 }
 
 fn group_of(table: pg_sys::Oid) -> PgResult<colocation::ManagedRow> {

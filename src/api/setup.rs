@@ -2,7 +2,7 @@
 
 use crate::catalog::relation::usable_tablespace;
 use crate::catalog::{colocation, record_event};
-use crate::pg::report::{PgResult, bad_argument, error, unknown};
+use crate::pg::report::{PgResult, bad_argument, error, unknown, wrong_state};
 use crate::pg::shmem::{self, State};
 use crate::pg::{bgworker, security};
 use pgrx::prelude::*;
@@ -58,17 +58,17 @@ fn add_shard(
 #[pg_extern(volatile, parallel_unsafe)]
 fn start_keeper() {
     if !shmem::is_preloaded() {
-        pgrx::ereport!(
-            PgLogLevel::WARNING,
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "foreshard is not loaded by the server: nothing is observed and nothing can move",
-            "Set shared_preload_libraries = 'foreshard' in postgresql.conf and restart PostgreSQL."
-        );
+        let what = "foreshard is not loaded by the server: nothing is observed and nothing can move";
+        wrong_state(what)
+            .set_hint("Set shared_preload_libraries = 'foreshard' in postgresql.conf and restart PostgreSQL.")
+            .report(PgLogLevel::WARNING);
         return;
     }
     let database = bgworker::database();
     pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Commit, move || {
         shmem::with_entry(database, |entry| {
+            // DROP EXTENSION may just have sent the workers away.
+            entry.held_until_us = 0;
             if entry.keeper == 0 {
                 entry.state = State::Probe;
             }

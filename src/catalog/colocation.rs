@@ -177,8 +177,18 @@ pub fn shard_of_partition(partition: pg_sys::Oid) -> PgResult<Option<String>> {
     )
 }
 
+/// Locks the group's slots, so that no move of them is filed before this transaction ends (a new move
+/// takes a key share lock on its slot); false when a move is under way.
+pub fn hold_still(group_id: i32) -> PgResult<bool> {
+    let _ = spi::one_mut::<i64>(
+        "SELECT count(*) FROM (SELECT FROM foreshard.slot WHERE group_id = $1 ORDER BY slot_id FOR UPDATE) q",
+        &[group_id.into()],
+    )?;
+    Ok(!group_is_moving(group_id)?)
+}
+
 /// Whether a slot of the group has a move that has not ended.
-pub fn group_is_moving(group_id: i32) -> PgResult<bool> {
+fn group_is_moving(group_id: i32) -> PgResult<bool> {
     Ok(spi::one::<bool>(
         "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) WHERE s.group_id = $1 AND NOT m.finished)",
         &[group_id.into()],

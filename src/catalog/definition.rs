@@ -106,14 +106,33 @@ type Head = (String, String, String, Option<String>, Option<String>);
 fn head(args: &[Arg]) -> PgResult<Head> {
     let found = spi::rows(
         "SELECT pg_catalog.quote_ident(n.nspname), c.relname::text, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)), \
-                (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(option_name) || '=' || pg_catalog.quote_literal(option_value), ', ') \
-                   FROM pg_catalog.pg_options_to_table(c.reloptions)), \
                 pg_catalog.obj_description(c.oid, 'pg_class') \
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
         args,
-        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?, row.get(4)?, row.get(5)?)),
+        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?, row.get(4)?)),
     )?;
-    found.into_iter().next().ok_or_else(|| crate::pg::report::internal("table vanished"))
+    let (schema, name, owner, comment) =
+        found.into_iter().next().ok_or_else(|| crate::pg::report::internal("table vanished"))?;
+    Ok((schema, name, owner, storage_options(args)?, comment))
+}
+
+/// The relation whose storage settings count: the table, or, since a partitioned table has none, its
+/// first leaf.
+const STORAGE_MODEL: &str =
+    "coalesce((SELECT min(relid::oid) FROM pg_catalog.pg_partition_tree($1) WHERE isleaf AND level > 0), $1)";
+
+/// Storage parameters of heap and toast table as `WITH (…)` holds them.
+fn storage_options(args: &[Arg]) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        &format!(
+            "SELECT pg_catalog.string_agg(o.prefix || pg_catalog.quote_ident(o.option_name) || '=' || pg_catalog.quote_literal(o.option_value), ', ') \
+             FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid, \
+                  LATERAL (SELECT '' AS prefix, * FROM pg_catalog.pg_options_to_table(c.reloptions) \
+                           UNION ALL SELECT 'toast.', * FROM pg_catalog.pg_options_to_table(t.reloptions)) o \
+             WHERE c.oid = {STORAGE_MODEL}"
+        ),
+        args,
+    )
 }
 
 fn indexes(table: pg_sys::Oid) -> PgResult<Vec<IndexDefinition>> {
@@ -177,14 +196,36 @@ fn foreign_keys(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()>
 
 fn statistics(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
     let found = spi::rows(
-        "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(s.stxname), pg_catalog.pg_get_statisticsobjdef(s.oid) \
+        "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(s.stxname), pg_catalog.pg_get_statisticsobjdef(s.oid), \
+                coalesce(s.stxstattarget, -1)::int, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(s.stxowner)), \
+                s.stxowner <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user), \
+                pg_catalog.obj_description(s.oid, 'pg_statistic_ext') \
          FROM pg_catalog.pg_statistic_ext s JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace WHERE s.stxrelid = $1",
         &[table.into()],
-        |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?)),
+        |row| {
+            let (target, owner) = (row.need::<i32>(3)?, row.need::<String>(4)?);
+            Ok((
+                row.need::<String>(1)?,
+                row.need::<String>(2)?,
+                target,
+                owner,
+                row.need::<bool>(5)?,
+                row.get::<String>(6)?,
+            ))
+        },
     )?;
-    for (name, create) in found {
+    for (name, create, target, owner, foreign, comment) in found {
         definition.before.push(format!("DROP STATISTICS {name}"));
         definition.after.push(create);
+        if target >= 0 {
+            definition.after.push(format!("ALTER STATISTICS {name} SET STATISTICS {target}"));
+        }
+        if let Some(text) = comment {
+            definition.after.push(comment_on("STATISTICS", &name, &text));
+        }
+        if foreign {
+            definition.after.push(format!("ALTER STATISTICS {name} OWNER TO {owner}"));
+        }
     }
     Ok(())
 }
@@ -289,7 +330,7 @@ fn publications(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()>
     )?;
     definition.after.append(&mut statements);
     let replica_identity = spi::one::<String>(
-        "SELECT relreplident::text FROM pg_catalog.pg_class WHERE oid = $1",
+        &format!("SELECT relreplident::text FROM pg_catalog.pg_class WHERE oid = {STORAGE_MODEL}"),
         &[table.into()],
     )?;
     match replica_identity.as_deref() {

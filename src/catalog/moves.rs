@@ -4,6 +4,7 @@ use super::record_event;
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, busy, error, internal, unknown};
 use crate::pg::spi;
 use foreshard_core::phase::{Capabilities, Event, Phase, next};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, pg_sys};
 use serde_json::json;
 use std::str::FromStr;
@@ -88,6 +89,11 @@ pub struct Assignment {
     pub to_shard: i32,
 }
 
+fn already_moving(slot_id: i64) -> ErrorReport {
+    busy(format!("slot {slot_id} is already being moved"))
+        .set_hint("See foreshard.progress_moves; foreshard.cancel_move(move_id) ends a move.")
+}
+
 /// Checks one (slot, shard name) pair.
 ///
 /// # Errors
@@ -118,8 +124,7 @@ pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
         return Err(bad_argument(format!("shard \"{shard}\" is being drained")));
     }
     if moving {
-        return Err(busy(format!("slot {slot_id} is already being moved"))
-            .set_hint("See foreshard.progress_moves; foreshard.cancel_move(move_id) ends a move."));
+        return Err(already_moving(slot_id));
     }
     if from_shard == to_shard {
         return Err(bad_argument(format!("slot {slot_id} is already on shard \"{from_name}\"")));
@@ -150,11 +155,13 @@ pub fn file_request(
     .ok_or_else(|| internal("no request id"))?;
     let mut moves = Vec::with_capacity(assignments.len());
     for a in assignments {
+        // Another session may have filed a move of this slot since it was validated.
         let move_id = spi::one_mut::<i64>(
-            "INSERT INTO foreshard.move (request_id, slot_id, from_shard, to_shard) VALUES ($1, $2, $3, $4) RETURNING move_id",
+            "INSERT INTO foreshard.move (request_id, slot_id, from_shard, to_shard) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (slot_id) WHERE NOT finished DO NOTHING RETURNING move_id",
             &[request_id.into(), a.slot_id.into(), a.from_shard.into(), a.to_shard.into()],
         )?
-        .ok_or_else(|| internal("no move id"))?;
+        .ok_or_else(|| already_moving(a.slot_id))?;
         moves.push(move_id);
     }
     record_event(
@@ -193,7 +200,12 @@ pub fn validate_map(map: &serde_json::Map<String, serde_json::Value>) -> PgResul
     }
     let mut assignments = Vec::with_capacity(map.len());
     for (key, value) in map {
-        let slot_id: i64 = key.parse().map_err(|_| bad_argument(format!("\"{key}\" is not a slot id")))?;
+        // One spelling per slot: a map cannot name a slot twice.
+        let slot_id: i64 = key
+            .parse()
+            .ok()
+            .filter(|id: &i64| id.to_string() == *key)
+            .ok_or_else(|| bad_argument(format!("\"{key}\" is not a slot id")))?;
         let shard =
             value.as_str().ok_or_else(|| bad_argument(format!("the shard of slot {key} is not a string")))?;
         assignments.push(validate(slot_id, shard)?);

@@ -36,6 +36,16 @@ pub fn partitions_of_slot(slot_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
     )
 }
 
+/// Partitions of all moves under way, ascending.
+pub fn sources_under_way() -> PgResult<Vec<pg_sys::Oid>> {
+    let _owner = security::as_extension_owner()?;
+    spi::rows(
+        "SELECT DISTINCT r.source FROM foreshard.move_relation r JOIN pg_catalog.pg_class c ON c.oid = r.source ORDER BY 1",
+        &[],
+        |row| row.need(1),
+    )
+}
+
 /// Relations of a move, ascending by source.
 pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
     spi::rows(

@@ -47,9 +47,9 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
         let partitions = shadow::partitions_of_slot(row.slot_id)?;
         let reasons = engine.preflight(row, &partitions)?;
         if !reasons.is_empty() {
-            return Err(
-                unsupported(format!("slot {} cannot be moved", row.slot_id)).set_detail(reasons.join("; "))
-            );
+            return Err(unsupported(format!("slot {} cannot be moved", row.slot_id))
+                .set_detail(reasons.join("; "))
+                .set_hint("Cure every reason named (a table without a key needs a primary key) and move the slot again."));
         }
         moves::advance(row, Event::Completed, engine.capabilities())?;
         Ok(Outcome::Advanced)

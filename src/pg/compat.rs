@@ -115,6 +115,16 @@ pub fn owns_database(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     return unsafe { pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role) };
 }
 
+/// Whether `role` owns extension `extension`.
+pub fn owns_extension(extension: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: catalog look-up by oid, errors for unknown ones.
+    return unsafe { pg_sys::pg_extension_ownercheck(extension, role) };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: catalog look-up by oid, errors for unknown ones.
+    return unsafe { pg_sys::object_ownercheck(pg_sys::ExtensionRelationId, extension, role) };
+}
+
 /// The text pg_locks shows for a virtual transaction id.
 pub fn vxid_text(vxid: &pg_sys::VirtualTransactionId) -> String {
     #[cfg(any(feature = "pg15", feature = "pg16"))]
@@ -160,4 +170,27 @@ pub unsafe fn template_of(statement: *mut pg_sys::CreatedbStmt) -> Vec<*const st
         }
     }
     names
+}
+
+/// Whether a statement is `DROP EXTENSION` of the one named.
+///
+/// # Safety
+/// `statement` must be a parse tree node.
+pub unsafe fn drops_extension(statement: *mut pg_sys::Node, name: &std::ffi::CStr) -> bool {
+    // SAFETY: the node is read as the struct its tag names; objects is a list of String nodes.
+    unsafe {
+        if (*statement).type_ != pg_sys::NodeTag::T_DropStmt {
+            return false;
+        }
+        let drop = statement.cast::<pg_sys::DropStmt>();
+        let objects = (*drop).objects;
+        if (*drop).removeType != pg_sys::ObjectType::OBJECT_EXTENSION || objects.is_null() {
+            return false;
+        }
+        (0..(*objects).length.max(0) as usize).any(|i| {
+            let object = (*(*objects).elements.add(i)).ptr_value.cast::<pg_sys::Node>();
+            (*object).type_ == pg_sys::NodeTag::T_String
+                && std::ffi::CStr::from_ptr((*object.cast::<pg_sys::String>()).sval) == name
+        })
+    }
 }

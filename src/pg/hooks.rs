@@ -1,21 +1,26 @@
 //! The utility hook: a database that is dropped, renamed, moved or copied must not find our workers
-//! in its way. It only sends our own workers home; it never changes a result and never raises.
+//! in its way, nor must DROP EXTENSION. It sends our own workers home and, before the extension goes,
+//! locks the partitions under way in the order in which writers lock them; it never changes a result.
 
-use super::{bgworker, compat, shmem};
+use super::report::PgResult;
+use super::{bgworker, compat, lock, shmem};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
+static mut SOURCES: Option<fn() -> PgResult<Vec<pg_sys::Oid>>> = None;
 
 /// Time for which a released database gets no new worker.
 const HOLD_US: i64 = 10_000_000;
 /// Longest wait for our workers to leave.
 const LEAVE_MS: i64 = 3_000;
 
-/// Installs the hook; from `_PG_init` while preloading.
-pub fn register() {
+/// Installs the hook; from `_PG_init` while preloading. `sources` lists the partitions under way in the
+/// current database.
+pub fn register(sources: fn() -> PgResult<Vec<pg_sys::Oid>>) {
     // SAFETY: single-threaded start-up of the postmaster.
     unsafe {
+        SOURCES = Some(sources);
         PREVIOUS = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(utility);
     }
@@ -49,7 +54,27 @@ unsafe fn databases_of(statement: *mut pg_sys::Node) -> Vec<*const std::ffi::c_c
     }
 }
 
-#[pg_guard]
+/// Called directly, not through pgrx's guard: a guard turns a user's ERROR into a Rust panic and back,
+/// which loses its CONTEXT, constraint and table names and every SQLSTATE that PostgreSQL does not know.
+mod raw {
+    use pgrx::pg_sys;
+
+    // SAFETY: the declaration is PostgreSQL's own (tcop/utility.h).
+    unsafe extern "C-unwind" {
+        pub fn standard_ProcessUtility(
+            pstmt: *mut pg_sys::PlannedStmt,
+            query: *const std::ffi::c_char,
+            read_only: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            dest: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+}
+
+/// An ERROR of the statement passes this frame by longjmp, so it holds plain data only.
 #[allow(clippy::too_many_arguments)]
 // SAFETY: called by PostgreSQL with a valid planned statement; passes everything on unchanged.
 unsafe extern "C-unwind" fn utility(
@@ -64,17 +89,12 @@ unsafe extern "C-unwind" fn utility(
 ) {
     // SAFETY: as above.
     unsafe {
-        let statement = (*pstmt).utilityStmt;
-        if !statement.is_null() {
-            for name in databases_of(statement) {
-                release(name);
-            }
-        }
+        release_databases_of((*pstmt).utilityStmt);
         match PREVIOUS {
-            Some(previous) => pgrx::pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                previous(pstmt, query, read_only, context, params, environment, dest, completion)
-            }),
-            None => pg_sys::standard_ProcessUtility(
+            Some(previous) => {
+                previous(pstmt, query, read_only, context, params, environment, dest, completion);
+            }
+            None => raw::standard_ProcessUtility(
                 pstmt,
                 query,
                 read_only,
@@ -88,11 +108,48 @@ unsafe extern "C-unwind" fn utility(
     }
 }
 
-/// Asks our workers to leave a database the current user owns, and waits for them, bounded.
+/// Our own work before a statement, inside pgrx's guard.
+#[pg_guard]
+// SAFETY: called by `utility` with the parse tree node of a statement, or null.
+unsafe extern "C-unwind" fn release_databases_of(statement: *mut pg_sys::Node) {
+    // SAFETY: as above.
+    unsafe {
+        if !statement.is_null() {
+            for name in databases_of(statement) {
+                release_named(name);
+            }
+            if compat::drops_extension(statement, c"foreshard") {
+                before_drop_extension();
+            }
+        }
+    }
+}
+
+/// DROP EXTENSION takes the capture logs before the partitions whose triggers go; a writer takes them
+/// the other way round. So the partitions are locked first, when nobody of ours is in the way.
+fn before_drop_extension() {
+    // SAFETY: look-ups in a running transaction; a missing extension gives 0. SOURCES is set once, at
+    // start-up.
+    let (extension, user, sources) =
+        unsafe { (pg_sys::get_extension_oid(c"foreshard".as_ptr(), true), pg_sys::GetUserId(), SOURCES) };
+    if extension == pg_sys::InvalidOid || !compat::owns_extension(extension, user) {
+        return;
+    }
+    let database = bgworker::database();
+    release(database);
+    match sources.map_or(Ok(Vec::new()), |list| list()) {
+        Ok(relations) => lock::lock_all_in_any_order(&relations, lock::ACCESS_EXCLUSIVE),
+        Err(report) => report.report(PgLogLevel::ERROR),
+    }
+    // Waiting may have taken long enough for workers to be back.
+    release(database);
+}
+
+/// As [`release`], for a database the current user owns.
 ///
 /// # Safety
 /// `name` must be null or a C string.
-unsafe fn release(name: *const std::ffi::c_char) {
+unsafe fn release_named(name: *const std::ffi::c_char) {
     if name.is_null() {
         return;
     }
@@ -100,16 +157,20 @@ unsafe fn release(name: *const std::ffi::c_char) {
     let database = unsafe { pg_sys::get_database_oid(name, true) };
     // SAFETY: no preconditions.
     let user = unsafe { pg_sys::GetUserId() };
-    if database == pg_sys::InvalidOid || !compat::owns_database(database, user) {
-        return;
+    if database != pg_sys::InvalidOid && compat::owns_database(database, user) {
+        release(database.to_u32());
     }
+}
+
+/// Asks our workers to leave a database, and waits for them, bounded.
+fn release(database: u32) {
     let held_until_us = bgworker::now_us() + HOLD_US;
     let mut waited_ms = 0;
     loop {
         let pids = shmem::with(|registry| {
             let mut pids = Vec::new();
             for entry in registry.entries.iter_mut() {
-                if entry.state != shmem::State::Free && entry.database == database.to_u32() {
+                if entry.state != shmem::State::Free && entry.database == database {
                     entry.held_until_us = held_until_us;
                     pids.extend(entry.carriers.iter().chain([&entry.keeper]).copied().filter(|p| *p > 0));
                 }

@@ -37,6 +37,24 @@ pub fn lock_all(relations: &[pg_sys::Oid], mode: i32) {
     }
 }
 
+/// Takes `mode` on every relation, queueing for one at a time while holding none of the others, so that
+/// nobody who locks them in another order can be in a deadlock with us.
+pub fn lock_all_in_any_order(relations: &[pg_sys::Oid], mode: i32) {
+    let mut first = 0;
+    while first < relations.len() {
+        lock_all(&relations[first..=first], mode);
+        let rest: Vec<pg_sys::Oid> =
+            relations.iter().enumerate().filter(|(i, _)| *i != first).map(|(_, oid)| *oid).collect();
+        if try_lock_all(&rest, mode) {
+            return;
+        }
+        // SAFETY: releases what this round took.
+        unsafe { pg_sys::UnlockRelationOid(relations[first], mode) };
+        first = (first + 1) % relations.len();
+        pgrx::check_for_interrupts!();
+    }
+}
+
 /// Virtual transactions of this database whose snapshot may not see what transaction `xid` did.
 pub fn older_snapshots(xid: u32) -> Vec<pg_sys::VirtualTransactionId> {
     let mut count: i32 = 0;

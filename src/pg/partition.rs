@@ -5,6 +5,7 @@ use super::report::{PgResult, bad_argument, error, internal, unsupported};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+const PARTSTRAT: i16 = 2;
 const PARTATTRS: i16 = 5;
 const PARTCLASS: i16 = 6;
 const PARTCOLLATION: i16 = 7;
@@ -28,13 +29,14 @@ fn hash_key(table: pg_sys::Oid) -> PgResult<HashKey> {
                 .set_hint("Distribute it first: SELECT foreshard.distribute(...)."));
         }
         let mut isnull = false;
+        let strategy = pg_sys::SysCacheGetAttr(cache, tuple, PARTSTRAT, &mut isnull).value() as u8;
         let attrs = pg_sys::SysCacheGetAttr(cache, tuple, PARTATTRS, &mut isnull);
         let classes = pg_sys::SysCacheGetAttr(cache, tuple, PARTCLASS, &mut isnull);
         let collations = pg_sys::SysCacheGetAttr(cache, tuple, PARTCOLLATION, &mut isnull);
         let attrs = attrs.cast_mut_ptr::<pg_sys::int2vector>();
         let classes = classes.cast_mut_ptr::<pg_sys::oidvector>();
         let collations = collations.cast_mut_ptr::<pg_sys::oidvector>();
-        let single = (*attrs).dim1 == 1;
+        let single = strategy == b'h' && (*attrs).dim1 == 1;
         let key = HashKey {
             attribute: *(*attrs).values.as_ptr(),
             opclass: *(*classes).values.as_ptr(),

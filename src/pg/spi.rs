@@ -9,8 +9,15 @@ use pgrx::spi::SpiHeapTupleData;
 /// A parameter of a statement.
 pub type Arg<'a> = DatumWithOid<'a>;
 
+/// 25006 on a standby; pgrx assigns a transaction id before the statement could say so itself.
+fn refuse_on_standby() {
+    // SAFETY: raises an ERROR or does nothing.
+    unsafe { pg_sys::PreventCommandDuringRecovery(c"functions of foreshard that change something".as_ptr()) };
+}
+
 /// Runs a statement that changes something (or needs a fresh snapshot) and returns the rows processed.
 pub fn run(sql: &str, args: &[Arg]) -> PgResult<u64> {
+    refuse_on_standby();
     Spi::connect_mut(|client| {
         let done = client.update(sql, None, args).map_err(internal)?;
         let _ = done;
@@ -32,6 +39,7 @@ pub fn one<T: FromDatum + IntoDatum>(sql: &str, args: &[Arg]) -> PgResult<Option
 
 /// As [`one`], for statements that write.
 pub fn one_mut<T: FromDatum + IntoDatum>(sql: &str, args: &[Arg]) -> PgResult<Option<T>> {
+    refuse_on_standby();
     Spi::connect_mut(|client| {
         let rows = client.update(sql, Some(1), args).map_err(internal)?;
         match rows.into_iter().next() {

@@ -147,12 +147,15 @@ fn observe(now_s: f64) -> PgResult<()> {
         let rates = before.and_then(|b| rates(&b.counters, &reading.counters, elapsed_s));
         let cost = rates.as_ref().map(|r| cost_units_per_s(r, &costs));
         let old_heat = before.map_or(0.0, |b| b.heat);
-        *loads.entry(reading.shard_id).or_default() += cost.unwrap_or(0.0);
+        let heat = cost.map_or(old_heat, |c| decayed_heat(old_heat, c, elapsed_s, half_life_s));
+        // Heat, not the last reading: backends flush their counters at their own pace, so that a single
+        // reading jumps.
+        *loads.entry(reading.shard_id).or_default() += heat;
         shard_of.insert(reading.slot_id, reading.shard_id);
         observed.push(heat::Observed {
             slot_id: reading.slot_id,
             counters: reading.counters,
-            heat: cost.map_or(old_heat, |c| decayed_heat(old_heat, c, elapsed_s, half_life_s)),
+            heat,
             rates,
             cost,
             hot_buckets: before.map_or(0, |b| b.hot_buckets),

@@ -59,7 +59,8 @@ INSERT INTO child VALUES (100000);
 \echo :SQLSTATE
 DELETE FROM full_table WHERE id = 7;
 SELECT count(*) FROM child;
-SELECT obj_description('full_table'::regclass), col_description('full_table'::regclass, 3);
+SELECT obj_description('full_table'::regclass), col_description(attrelid, attnum)
+FROM pg_attribute WHERE attrelid = 'full_table'::regclass AND attname = 'name';
 
 -- Colocated: same slots, same shards.
 CREATE TABLE mate (key bigint PRIMARY KEY, v text);

@@ -11,8 +11,8 @@ CREATE TABLE k_timestamptz (id timestamptz PRIMARY KEY);
 CREATE TABLE k_numeric (id numeric PRIMARY KEY);
 CREATE TABLE k_enum (id mood PRIMARY KEY);
 CREATE TABLE k_date (id date PRIMARY KEY);
-SELECT t, foreshard.distribute(t, 'id', 16) FROM unnest(ARRAY['k_int', 'k_bigint', 'k_text', 'k_uuid', 'k_timestamptz',
-    'k_numeric', 'k_enum', 'k_date']::regclass[]) t;
+SELECT t, foreshard.distribute(t::regclass, 'id', 16) FROM unnest(ARRAY['k_int', 'k_bigint', 'k_text', 'k_uuid',
+    'k_timestamptz', 'k_numeric', 'k_enum', 'k_date']) t;
 INSERT INTO k_int VALUES (-1), (0), (42);
 INSERT INTO k_bigint VALUES (-1), (42), (4611686018427387904);
 INSERT INTO k_text VALUES (''), ('a'), ('42');
@@ -23,7 +23,7 @@ INSERT INTO k_enum VALUES ('sad'), ('ok'), ('happy');
 INSERT INTO k_date VALUES ('2024-02-29'), ('-infinity');
 CREATE FUNCTION really(leaf oid) RETURNS text STABLE LANGUAGE sql AS 'SELECT shard::text FROM foreshard.slots WHERE partition = leaf';
 
-SELECT 'k_int' AS t, id::text, foreshard.get_shard_location('k_int', id) = really(tableoid) AS "right" FROM k_int
+SELECT 'k_int' AS t, id::text AS key, foreshard.get_shard_location('k_int', id) = really(tableoid) AS "right" FROM k_int
 UNION ALL SELECT 'k_bigint', id::text, foreshard.get_shard_location('k_bigint', id) = really(tableoid) FROM k_bigint
 UNION ALL SELECT 'k_text', id, foreshard.get_shard_location('k_text', id) = really(tableoid) FROM k_text
 UNION ALL SELECT 'k_uuid', id::text, foreshard.get_shard_location('k_uuid', id) = really(tableoid) FROM k_uuid
@@ -31,7 +31,7 @@ UNION ALL SELECT 'k_timestamptz', id::text, foreshard.get_shard_location('k_time
 UNION ALL SELECT 'k_numeric', id::text, foreshard.get_shard_location('k_numeric', id) = really(tableoid) FROM k_numeric
 UNION ALL SELECT 'k_enum', id::text, foreshard.get_shard_location('k_enum', id) = really(tableoid) FROM k_enum
 UNION ALL SELECT 'k_date', id::text, foreshard.get_shard_location('k_date', id) = really(tableoid) FROM k_date
-ORDER BY 1, 2 COLLATE "C";
+ORDER BY t, key;
 
 -- The same key in another type's clothes.
 SELECT foreshard.get_shard_location('k_bigint', 42) = truth AS int_literal,

@@ -56,8 +56,9 @@ SELECT foreshard.distribute('a_matview', 'id');
 \echo :SQLSTATE
 SELECT foreshard.distribute('a_sequence', 'last_value');
 \echo :SQLSTATE
-SELECT foreshard.distribute('a_temp', 'id');
-\echo :SQLSTATE
+-- Without the session's number, which is part of the schema's name.
+DO $$ BEGIN PERFORM foreshard.distribute('a_temp', 'id'); EXCEPTION WHEN OTHERS THEN
+    RAISE NOTICE '% %', SQLSTATE, regexp_replace(SQLERRM, 'pg_temp_\d+', 'pg_temp'); END $$;
 SELECT foreshard.distribute('an_unlogged', 'id');
 \echo :SQLSTATE
 SELECT foreshard.distribute('a_typed', 'id');
@@ -99,7 +100,10 @@ SELECT foreshard.undistribute('u');
 SELECT foreshard.undistribute('parted');
 \echo :SQLSTATE
 SELECT foreshard.undistribute(NULL) IS NULL AS nothing;
-SELECT foreshard.distribute(NULL, 'id') IS NULL AS nothing;
+SELECT foreshard.distribute(NULL, 'id');
+\echo :SQLSTATE
+SELECT foreshard.distribute('u', NULL);
+\echo :SQLSTATE
 
 -- Not the owner; not in a read-only transaction.
 CREATE ROLE foreshard_regress_other;

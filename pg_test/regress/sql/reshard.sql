@@ -43,7 +43,7 @@ SELECT foreshard.request_resharding(0.9, '{"1": "b", "2": {"to": "b"}}');
 \echo :SQLSTATE
 SELECT foreshard.request_resharding(0.9, '{"1": "b", "99999999999999999999": "b"}');
 \echo :SQLSTATE
--- One slot under two spellings is one slot.
+-- One spelling per slot.
 SELECT foreshard.request_resharding(0.9, '{"1": "b", "01": "b"}');
 \echo :SQLSTATE
 SELECT foreshard.request_resharding(0.9, '{"+1": "b"}');

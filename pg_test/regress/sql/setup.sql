@@ -50,7 +50,8 @@ FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
 WHERE c.relnamespace = 'foreshard'::regnamespace AND c.relkind = 'v' GROUP BY 1 ORDER BY 1;
 
 DROP EXTENSION foreshard;
-SELECT count(*) FROM pg_namespace WHERE nspname = 'foreshard';
+-- The schema of a control file stays, as with any extension; nothing is left in it.
+SELECT count(*) FROM pg_depend WHERE refclassid = 'pg_namespace'::regclass AND refobjid = 'foreshard'::regnamespace;
 -- What was there before is not in the way of a fresh start.
 CREATE EXTENSION foreshard;
 SELECT count(*) FROM foreshard.shards;

@@ -1,0 +1,148 @@
+//! What outlives a database: dump and restore, and upgrades from every released version.
+
+mod support;
+
+use foreshard_test::install::{repository, run};
+use foreshard_test::{Client, Cluster, ClusterOptions, Result};
+use std::fs;
+use std::process::Command;
+use support::{cluster, database, move_away, wait_for_move, wait_for_phase};
+
+/// Dumps a database as `pg_dump` does and restores it, without any tolerance, into a new one.
+fn dump_and_restore(cluster: &Cluster, from: &str, to: &str) -> Result<String> {
+    let dump = run(&mut cluster.client_command("pg_dump", from))?;
+    let file = cluster.log_path().with_file_name("dump.sql");
+    fs::write(&file, &dump.stdout)?;
+    cluster.install().user.give(&file)?;
+    cluster.connect("postgres")?.exec(&format!("CREATE DATABASE {to} TEMPLATE template0"))?;
+    run(cluster.client_command("psql", to).args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&file))?;
+    Ok(String::from_utf8_lossy(&dump.stdout).into_owned())
+}
+
+/// What must be the same in both databases.
+const STATE: &str = "\
+SELECT s.slot_id, s.group_id, s.\"table\", s.partition, s.modulus, s.remainder, s.shard, t.spcname \
+FROM foreshard.slots s JOIN pg_class c ON c.oid = s.partition LEFT JOIN pg_tablespace t ON t.oid = c.reltablespace \
+ORDER BY s.slot_id, s.\"table\"::text";
+
+const SHARDS: &str =
+    "SELECT shard_id, shard, node, tablespace, capacity, draining, slots FROM foreshard.shards ORDER BY 1";
+
+const LOCATED: &str = "\
+SELECT count(*), count(*) FILTER (WHERE foreshard.get_shard_location('\"Odd s\".\"Odd T\"', id) = s.shard) \
+FROM \"Odd s\".\"Odd T\" t JOIN foreshard.slots s ON s.partition = t.tableoid";
+
+fn populate(c: &mut Client) -> Result<()> {
+    c.exec(
+        "CREATE SCHEMA \"Odd s\"; CREATE TABLE \"Odd s\".\"Odd T\" (id text PRIMARY KEY, v int); \
+         INSERT INTO \"Odd s\".\"Odd T\" SELECT 'k' || g, g FROM generate_series(1, 500) g; \
+         CREATE TABLE mate (id text PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY); \
+         SELECT foreshard.distribute('\"Odd s\".\"Odd T\"', 'id', 6); \
+         SELECT foreshard.distribute('mate', 'id', colocate_with => '\"Odd s\".\"Odd T\"'); \
+         SELECT foreshard.distribute('other', 'id', 3)",
+    )?;
+    c.exec(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) \
+         VALUES (10, 1, now(), 1), (300, 1, now(), 2), (3600, 1, now(), NULL)",
+    )?;
+    Ok(())
+}
+
+#[test]
+fn a_restored_database_is_managed_again() -> Result<()> {
+    let mut cluster = cluster(&ClusterOptions::new("restore").set("foreshard.observe", "off"))?;
+    let mut c = database(&cluster, "d")?;
+    populate(&mut c)?;
+    let first = c.query_one("SELECT min(slot_id) FROM foreshard.slots")?;
+    let move_id = move_away(&mut c, &first)?;
+    wait_for_move(&mut c, &move_id, "done")?;
+    // A second move is under way while the dump is made: of its copy nothing is to be seen.
+    cluster.set_and_reload(&[("foreshard.hold_at_phase", "verify")])?;
+    let last = c.query_one("SELECT max(slot_id) FROM foreshard.slots")?;
+    let move_id = move_away(&mut c, &last)?;
+    wait_for_phase(&mut c, &move_id, "verify")?;
+    let dump = dump_and_restore(&cluster, "d", "restored")?;
+    for trace in ["shadow_", "capture_", "foreshard.capture"] {
+        assert!(!dump.contains(trace), "the dump mentions {trace}");
+    }
+    let mut r = cluster.connect("restored")?;
+    for sql in [STATE, SHARDS] {
+        assert_eq!(c.exec(sql)?.to_text(), r.exec(sql)?.to_text());
+    }
+    assert_eq!(r.exec(LOCATED)?.to_text(), "500|500");
+    assert_eq!(
+        r.exec("SELECT resolution_s, cost_units_per_s FROM foreshard.heat_history ORDER BY 1")?.to_text(),
+        "300|2\n3600|"
+    );
+    assert_eq!(r.query_one("SELECT count(*) FROM foreshard.progress_moves")?, "0");
+    cluster.set_and_reload(&[("foreshard.hold_at_phase", "")])?;
+    wait_for_move(&mut c, &move_id, "done")?;
+    life_goes_on(&mut r, &first)
+}
+
+/// Moves, new shards and new tables work in the restored database; numbers go on where they stood.
+fn life_goes_on(r: &mut Client, slot: &str) -> Result<()> {
+    let move_id = move_away(r, slot)?;
+    wait_for_move(r, &move_id, "done")?;
+    assert_eq!(r.exec(LOCATED)?.to_text(), "500|500");
+    assert_eq!(r.query_one("SELECT foreshard.add_shard('d', 'ts_a')")?, "4");
+    r.exec("CREATE TABLE fresh (id int PRIMARY KEY)")?;
+    r.exec("SELECT foreshard.distribute('fresh', 'id', 2)")?;
+    assert_eq!(
+        r.query_one("SELECT min(slot_id) FROM foreshard.slots WHERE \"table\" = 'fresh'::regclass")?,
+        "10"
+    );
+    r.exec("SELECT foreshard.undistribute('mate'); SELECT foreshard.undistribute('\"Odd s\".\"Odd T\"')")?;
+    assert_eq!(r.query_one("SELECT count(*) FROM \"Odd s\".\"Odd T\"")?, "500");
+    Ok(())
+}
+
+/// Every object of the extension with what matters about it.
+const OBJECTS: &str = "\
+SELECT pg_describe_object(d.classid, d.objid, 0), md5(coalesce(pg_get_functiondef(p.oid), pg_get_viewdef(v.oid), '')), \
+       coalesce(p.proacl, c.relacl)::text, obj_description(d.objid, d.classid::regclass::name), \
+       (SELECT string_agg(format('%s %s %s', attname, format_type(atttypid, atttypmod), attnotnull), ',' ORDER BY attnum) \
+          FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) \
+FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'foreshard' \
+LEFT JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid \
+LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid LEFT JOIN pg_class v ON v.oid = c.oid AND v.relkind = 'v' \
+WHERE d.deptype = 'e' ORDER BY 1";
+
+#[test]
+fn every_released_version_upgrades_to_a_fresh_install() -> Result<()> {
+    let cluster = cluster(&ClusterOptions::new("upgrade"))?;
+    let mut fresh = database(&cluster, "fresh")?;
+    let wanted = fresh.exec(OBJECTS)?.to_text();
+    assert!(wanted.contains("foreshard.distribute") && wanted.contains("view foreshard.slots"));
+    let released = fresh.exec(
+        "SELECT p.source FROM pg_extension_update_paths('foreshard') p JOIN pg_available_extensions a ON a.name = 'foreshard' \
+         JOIN pg_available_extension_versions v ON v.name = a.name AND v.version = p.source \
+         WHERE p.target = a.default_version AND p.path IS NOT NULL",
+    )?;
+    for (number, version) in released.to_text().lines().enumerate() {
+        let name = format!("old{number}");
+        fresh.exec(&format!("CREATE DATABASE {name} TEMPLATE template0"))?;
+        let mut old = cluster.connect(&name)?;
+        old.exec(&format!(
+            "CREATE EXTENSION foreshard VERSION '{version}'; ALTER EXTENSION foreshard UPDATE"
+        ))?;
+        assert_eq!(wanted, old.exec(OBJECTS)?.to_text(), "upgraded from {version}");
+    }
+    Ok(())
+}
+
+/// Somebody may have run an upgrade script: it never changes after the commit that added it.
+#[test]
+fn upgrade_scripts_are_immutable() -> Result<()> {
+    let scripts = fs::read_dir(repository().join("sql"))?.flatten().map(|entry| entry.file_name());
+    for script in
+        scripts.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("foreshard--"))
+    {
+        let mut git = Command::new("git");
+        let path = format!("sql/{script}");
+        git.current_dir(repository()).args(["log", "--format=%h %s", "--diff-filter=M", "--", &path]);
+        let changes = String::from_utf8_lossy(&run(&mut git)?.stdout).into_owned();
+        assert!(changes.is_empty(), "{path} was changed after its release:\n{changes}");
+    }
+    Ok(())
+}
