@@ -27,8 +27,8 @@ test: ## every test, on PostgreSQL 15 and 18; TEST_PG=15 restricts
 bench: ## the benches, which print ratios; ARGS="--rows 200000" for a short one
 	@scripts/bench.sh $(ARGS)
 
-docs: ## the Rust documentation, below target/doc
-	@scripts/bootstrap.sh 15
+docs: ## the README's generated parts, and the Rust documentation below target/doc
+	@scripts/docs.sh
 	@cargo doc --no-deps --document-private-items --workspace
 
 install: ## install into a real server; PG_CONFIG=… names it

@@ -109,9 +109,8 @@ fn both(client: &mut Client, sql: &str) -> Result<()> {
 
 fn no_leftovers(c: &mut Client) -> Result<()> {
     let left = c.exec(
-        "SELECT oid::regclass FROM pg_class WHERE relname ~ '^(shadow_|capture_|pg_temp_)' AND relkind IN ('r', 'i') \
-         UNION ALL SELECT tgname::regclass FROM pg_trigger WHERE tgfoid = 'foreshard.capture'::regproc AND false \
-         UNION ALL SELECT tgrelid FROM pg_trigger WHERE tgfoid = 'foreshard.capture'::regproc",
+        "SELECT relname FROM pg_class WHERE relname ~ '^(shadow_|capture_|pg_temp_)' AND relkind IN ('r', 'i') \
+         UNION ALL SELECT tgname FROM pg_trigger WHERE tgfoid = 'foreshard.capture'::regproc",
     )?;
     assert!(left.is_empty(), "left over:\n{}", left.to_text());
     Ok(())
@@ -280,12 +279,14 @@ fn prepared_statements_and_cursors_survive_the_cutover() -> Result<()> {
     use_all(&mut p, 0)?;
     let move_id = site.move_up_to("cutover")?;
     use_all(&mut p, 1)?;
-    // An open cursor holds a lock: the cutover waits, bystanders do not.
+    // An open cursor holds a snapshot and a lock: the cutover waits, bystanders do not.
     let mut open = site.connect()?;
+    let pid = open.backend_pid();
     open.exec("BEGIN; DECLARE c CURSOR FOR SELECT id, n FROM t; FETCH 10 FROM c")?;
     site.hold("")?;
-    let blocked = format!("SELECT lock_attempts > 5 FROM foreshard.move WHERE move_id = {move_id}");
-    wait_for(&mut site.client, &blocked, "t")?;
+    let named =
+        format!("SELECT waiting_for LIKE '%pid {pid} %' FROM foreshard.move WHERE move_id = {move_id}");
+    wait_for(&mut site.client, &named, "t")?;
     site.bystander(40)?;
     use_all(&mut p, 2)?;
     assert_eq!(open.exec("FETCH ALL FROM c")?.len(), 1990);
@@ -328,6 +329,7 @@ fn ddl_makes_a_move_start_again() -> Result<()> {
     let leaf = site
         .client
         .query_one(&format!("SELECT partition FROM foreshard.slots WHERE slot_id = {}", site.slot))?;
+    site.client.exec("CREATE ROLE somebody")?;
     let cases = [
         ("verify", "ALTER TABLE t ADD COLUMN w int DEFAULT 5".to_string()),
         ("cutover", "ALTER TABLE t ALTER COLUMN w TYPE bigint".to_string()),
@@ -337,6 +339,8 @@ fn ddl_makes_a_move_start_again() -> Result<()> {
         ("verify", format!("ALTER TABLE {leaf} DISABLE TRIGGER ALL")),
         ("cutover", format!("ALTER TABLE {leaf} ENABLE TRIGGER ALL")),
         ("copy", "ALTER TABLE t DROP COLUMN w".to_string()),
+        ("catch_up", format!("ALTER TABLE {leaf} OWNER TO somebody")),
+        ("cutover", format!("ALTER TABLE {leaf} OWNER TO postgres")),
         ("verify", "TRUNCATE t CASCADE".to_string()),
     ];
     for (phase, ddl) in cases {

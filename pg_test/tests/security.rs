@@ -3,7 +3,7 @@
 mod support;
 
 use foreshard_test::{Client, Cluster, ClusterOptions, Result};
-use support::{cluster, database, expect_error, move_away, wait_for_move, wait_for_phase};
+use support::{cluster, database, expect_error, move_away, wait_for_end, wait_for_move, wait_for_phase};
 
 /// Fails with the rows of a query that must find nothing.
 fn nothing(client: &mut Client, what: &str, sql: &str) -> Result<()> {
@@ -118,15 +118,18 @@ fn owners_act_on_their_own_tables_only() -> Result<()> {
     let both = format!("{{\"{bobs}\": \"{to_b}\", \"{alices}\": \"{to_a}\"}}");
     expect_error(&mut bob, "42501", &format!("SELECT foreshard.request_resharding(1, '{both}')"))?;
     assert_eq!(c.query_one("SELECT count(*) FROM foreshard.move")?, "0");
-    cluster.psql("postgres", "ALTER SYSTEM SET foreshard.hold_at_phase = 'verify'")?;
-    c.exec("SELECT pg_reload_conf()")?;
+    hold(&cluster, &mut c, "SET foreshard.hold_at_phase = 'verify'")?;
     let move_id = alice.query_one(&format!("SELECT foreshard.move_slot({alices}, '{to_a}')"))?;
     wait_for_phase(&mut c, &move_id, "verify")?;
     expect_error(&mut bob, "42501", &format!("SELECT foreshard.cancel_move({move_id})"))?;
-    cluster.psql("postgres", "ALTER SYSTEM RESET foreshard.hold_at_phase")?;
-    c.exec("SELECT pg_reload_conf()")?;
+    hold(&cluster, &mut c, "RESET foreshard.hold_at_phase")?;
     wait_for_move(&mut c, &move_id, "done")?;
     assert_eq!(alice.query_one("SELECT count(*) FROM alice_t")?, "500");
+    expect_error(
+        &mut alice,
+        "42501",
+        "CREATE TRIGGER x AFTER INSERT ON alice_t FOR EACH ROW EXECUTE FUNCTION foreshard.capture('1260', '1')",
+    )?;
     // The owner's settings of the session cannot raise what min_confidence allows.
     expect_error(&mut bob, "42501", "SET foreshard.min_confidence = 0")?;
     Ok(())
@@ -257,6 +260,44 @@ fn harmless(client: &mut Client, stage: &str) -> Result<()> {
     Ok(())
 }
 
+/// Changes where moves wait.
+fn hold(cluster: &Cluster, c: &mut Client, change: &str) -> Result<()> {
+    cluster.psql("d", &format!("ALTER SYSTEM {change}"))?;
+    c.exec("SELECT pg_reload_conf()")?;
+    Ok(())
+}
+
+/// Mallory lays hands on the copy while the move stands: what the carrier reads as superuser must not
+/// become her code, and nothing of a move may go away under it.
+fn tamper(c: &mut Client, mallory: &mut Client) -> Result<()> {
+    let log = c.query_one("SELECT capture_log::regclass FROM foreshard.move_relation")?;
+    let shadow = c.query_one("SELECT shadow::regclass FROM foreshard.move_relation")?;
+    for (sqlstate, sql) in [
+        (
+            "42501",
+            format!(
+                "CREATE RULE \"_RETURN\" AS ON SELECT TO {log} DO INSTEAD SELECT 1::bigint AS k1 WHERE mallory.f('', 'log') = ''"
+            ),
+        ),
+        ("42501", format!("CREATE RULE r AS ON DELETE TO {log} DO ALSO SELECT mallory.spy('log')")),
+        ("42501", format!("ALTER TABLE {log} ENABLE ROW LEVEL SECURITY")),
+        ("42501", format!("INSERT INTO {log} VALUES (1)")),
+        ("42501", format!("DROP TABLE {log}")),
+        ("2BP01", format!("DROP TABLE {shadow}")),
+        ("42501", format!("ALTER TABLE {shadow} SET SCHEMA foreshard")),
+        ("42501", "UPDATE foreshard.move SET phase = 'cutover'".to_string()),
+        ("42501", "CREATE TABLE foreshard.mine ()".to_string()),
+    ] {
+        expect_error(mallory, sqlstate, &sql)?;
+    }
+    // On her own copy she may put what she likes; it runs as her.
+    mallory.exec(&format!(
+        "CREATE TRIGGER noted BEFORE INSERT OR DELETE ON {shadow} FOR EACH ROW EXECUTE FUNCTION mallory.noted(); \
+         CREATE RULE r AS ON DELETE TO {shadow} DO ALSO SELECT mallory.spy('rule')"
+    ))?;
+    Ok(())
+}
+
 #[test]
 fn a_hostile_owner_gains_nothing() -> Result<()> {
     let cluster = cluster(&ClusterOptions::new("hostile"))?;
@@ -266,23 +307,34 @@ fn a_hostile_owner_gains_nothing() -> Result<()> {
     c.exec("SELECT foreshard.distribute('mallory.trap', 'id', 4)")?;
     harmless(&mut c, "distribute")?;
     let slot = c.query_one("SELECT min(slot_id) FROM foreshard.slots")?;
-    cluster.psql("d", "ALTER SYSTEM SET foreshard.hold_at_phase = 'catch_up'")?;
-    c.exec("SELECT pg_reload_conf()")?;
-    let move_id = move_away(&mut c, &slot)?;
-    wait_for_phase(&mut c, &move_id, "catch_up")?;
-    mallory.exec("UPDATE mallory.trap SET v = v || '!'; TRUNCATE mallory.seen")?;
-    cluster.psql("d", "ALTER SYSTEM RESET foreshard.hold_at_phase")?;
-    c.exec("SELECT pg_reload_conf()")?;
-    wait_for_move(&mut c, &move_id, "done")?;
-    harmless(&mut c, "move")?;
-    assert_ne!(
-        c.query_one("SELECT count(*) FROM mallory.seen")?,
-        "0",
-        "the replay maintains mallory's index"
-    );
+    for round in ["plain", "tampered"] {
+        hold(&cluster, &mut c, "SET foreshard.hold_at_phase = 'catch_up'")?;
+        let move_id = move_away(&mut c, &slot)?;
+        wait_for_phase(&mut c, &move_id, "catch_up")?;
+        mallory.exec("UPDATE mallory.trap SET v = v || '!'; TRUNCATE mallory.seen")?;
+        if round == "tampered" {
+            tamper(&mut c, &mut mallory)?;
+        }
+        hold(&cluster, &mut c, "RESET foreshard.hold_at_phase")?;
+        wait_for_end(&mut c, &move_id)?;
+        let end =
+            c.exec("SELECT phase, last_error FROM foreshard.move ORDER BY move_id DESC LIMIT 1")?.to_text();
+        println!("{round}: {end}");
+        harmless(&mut c, round)?;
+        if round == "plain" {
+            assert_eq!(end, "done|");
+            assert_ne!(
+                c.query_one("SELECT count(*) FROM mallory.seen")?,
+                "0",
+                "the replay maintains mallory's index"
+            );
+        }
+        let left = c.exec("SELECT relname FROM pg_class WHERE relname ~ '^(shadow_|capture_)'")?.to_text();
+        assert_eq!(left, "", "left over");
+    }
     c.exec("SELECT foreshard.undistribute('mallory.trap')")?;
     harmless(&mut c, "undistribute")?;
-    assert_eq!(c.query_one("SELECT count(*) FROM mallory.trap WHERE v LIKE '%!'")?, "20");
+    assert_eq!(c.query_one("SELECT count(*) FROM mallory.trap WHERE v LIKE '%!!'")?, "20");
     Ok(())
 }
 

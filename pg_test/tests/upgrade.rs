@@ -29,12 +29,13 @@ const SHARDS: &str =
     "SELECT shard_id, shard, node, tablespace, capacity, draining, slots FROM foreshard.shards ORDER BY 1";
 
 const LOCATED: &str = "\
-SELECT count(*), count(*) FILTER (WHERE foreshard.get_shard_location('\"Odd s\".\"Odd T\"', id) = s.shard) \
+SELECT count(*), count(*) FILTER (WHERE foreshard.get_shard_location('\"Odd s\".\"Odd T\"', id) = s.shard \
+    AND \"a, %s \"\"b; --\" = 7) \
 FROM \"Odd s\".\"Odd T\" t JOIN foreshard.slots s ON s.partition = t.tableoid";
 
 fn populate(c: &mut Client) -> Result<()> {
     c.exec(
-        "CREATE SCHEMA \"Odd s\"; CREATE TABLE \"Odd s\".\"Odd T\" (id text PRIMARY KEY, v int); \
+        "CREATE SCHEMA \"Odd s\"; CREATE TABLE \"Odd s\".\"Odd T\" (id text PRIMARY KEY, v int, \"a, %s \"\"b; --\" int DEFAULT 7); \
          INSERT INTO \"Odd s\".\"Odd T\" SELECT 'k' || g, g FROM generate_series(1, 500) g; \
          CREATE TABLE mate (id text PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY); \
          SELECT foreshard.distribute('\"Odd s\".\"Odd T\"', 'id', 6); \

@@ -156,12 +156,22 @@ pub fn reconcile() -> PgResult<bool> {
     if stale != Some(true) {
         return Ok(false);
     }
+    // A move of such a partition ends first: its row is what leads to the shadows.
     spi::run(
-        "DELETE FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)",
+        "UPDATE foreshard.move m SET cancel_requested = true FROM foreshard.slot_partition p \
+         WHERE p.slot_id = m.slot_id AND NOT m.finished AND NOT m.cancel_requested \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition)",
         &[],
     )?;
     spi::run(
-        "DELETE FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition)",
+        "DELETE FROM foreshard.managed_table t WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.table_oid) \
+           AND NOT EXISTS (SELECT FROM foreshard.slot_partition p JOIN foreshard.move m USING (slot_id) \
+                           WHERE p.table_oid = t.table_oid AND NOT m.finished)",
+        &[],
+    )?;
+    spi::run(
+        "DELETE FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition) \
+           AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = p.slot_id AND NOT m.finished)",
         &[],
     )?;
     forget_empty_groups()?;

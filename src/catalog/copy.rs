@@ -14,7 +14,7 @@ pub struct CopyPlan {
     source: String,
     shadow: String,
     log: String,
-    columns: String,
+    columns: Vec<String>,
     key_names: Vec<String>,
     operators: Vec<String>,
     owner: pg_sys::Oid,
@@ -50,8 +50,8 @@ pub fn plan(row: &RelationRow) -> PgResult<CopyPlan> {
         source: name_of(row.source)?,
         shadow: name_of(row.shadow)?,
         log: name_of(row.log)?,
-        columns: columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
         stored: columns.iter().map(|(_, attnum)| *attnum).collect(),
+        columns: columns.into_iter().map(|(name, _)| name).collect(),
         key_names: keys.iter().map(|(name, _)| name.clone()).collect(),
         operators: keys.into_iter().map(|(_, operator)| operator).collect(),
         owner: security::relation_owner(row.source)?,
@@ -70,7 +70,7 @@ impl CopyPlan {
     }
 
     fn prefixed(&self, alias: &str) -> String {
-        self.columns.split(", ").map(|c| format!("{alias}.{c}")).collect::<Vec<_>>().join(", ")
+        self.columns.iter().map(|c| format!("{alias}.{c}")).collect::<Vec<_>>().join(", ")
     }
 
     fn distinct_keys(&self) -> String {
@@ -88,7 +88,7 @@ impl CopyPlan {
                  WHERE s.ctid >= '({first},0)'::tid AND s.ctid < '({last},0)'::tid \
                    AND NOT EXISTS (SELECT FROM {} l WHERE {})",
                 self.shadow,
-                self.columns,
+                self.columns.join(", "),
                 self.prefixed("s"),
                 self.source,
                 self.log,
@@ -115,7 +115,7 @@ impl CopyPlan {
             &format!(
                 "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} JOIN ONLY {} s ON {}",
                 self.shadow,
-                self.columns,
+                self.columns.join(", "),
                 self.prefixed("s"),
                 self.distinct_keys(),
                 self.source,

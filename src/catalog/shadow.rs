@@ -73,7 +73,7 @@ pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
 pub fn fingerprint(source: pg_sys::Oid, trigger: pg_sys::Oid) -> PgResult<Option<String>> {
     spi::one::<String>(
         "SELECT pg_catalog.hashtextextended(pg_catalog.string_agg(x, E'\\n' ORDER BY x), 0)::text FROM ( \
-           SELECT format('c %s %s %s %s', relfilenode, relam, relpersistence, relkind) AS x FROM pg_catalog.pg_class WHERE oid = $1 \
+           SELECT format('c %s %s %s %s %s', relfilenode, relam, relpersistence, relkind, relowner) AS x FROM pg_catalog.pg_class WHERE oid = $1 \
            UNION ALL SELECT format('a %s %s %s %s %s %s %s %s %s', attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped, attnotnull, attgenerated) \
              FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 \
            UNION ALL SELECT format('i %s %s %s', indexrelid, pg_catalog.pg_get_indexdef(indexrelid), indisvalid) FROM pg_catalog.pg_index WHERE indrelid = $1 \
@@ -171,6 +171,7 @@ fn own(relation: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
     Ok(())
 }
 
+/// The log stays ours: its owner could turn it into a view (PostgreSQL 15), and we read it as superuser.
 fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResult<pg_sys::Oid> {
     let columns = spi::one::<String>(
         "SELECT pg_catalog.string_agg(format('%I AS k%s', a.attname, k.n), ', ' ORDER BY k.n) \
@@ -187,7 +188,7 @@ fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResult<pg_sys::
     let owner_name =
         spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?
             .unwrap_or_default();
-    spi::run(&format!("ALTER TABLE foreshard.{name} OWNER TO {owner_name}"), &[])?;
+    spi::run(&format!("GRANT SELECT, DELETE ON foreshard.{name} TO {owner_name}"), &[])?;
     let log = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
         .ok_or_else(|| internal("no capture log"))?;
     own(log, source, name)?;

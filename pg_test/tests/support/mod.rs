@@ -62,9 +62,14 @@ pub fn wait_for(client: &mut Client, sql: &str, wanted: &str) -> Result<()> {
     .map_err(|error| Error::new(format!("{error} It gave \"{last}\"."), ""))
 }
 
+/// Waits until a move has ended in whatever way.
+pub fn wait_for_end(client: &mut Client, move_id: &str) -> Result<()> {
+    wait_for(client, &format!("SELECT finished FROM foreshard.move WHERE move_id = {move_id}"), "t")
+}
+
 /// Waits until a move has ended as wanted (`done`, `cancelled` or `failed`).
 pub fn wait_for_move(client: &mut Client, move_id: &str, wanted: &str) -> Result<()> {
-    wait_for(client, &format!("SELECT finished FROM foreshard.move WHERE move_id = {move_id}"), "t")?;
+    wait_for_end(client, move_id)?;
     let row = client
         .exec(&format!("SELECT phase, last_error FROM foreshard.move WHERE move_id = {move_id}"))?
         .to_text();

@@ -1,0 +1,27 @@
+-- The SQL of README.md, in order. Made by `make docs`; do not edit.
+
+CREATE EXTENSION foreshard;
+SELECT foreshard.add_shard('east'), foreshard.add_shard('west', 'pg_default', capacity => 1000);
+
+CREATE TABLE customer (id bigint PRIMARY KEY, name text NOT NULL);
+CREATE TABLE purchase (
+    customer_id bigint REFERENCES customer,
+    no          int,
+    total       numeric(10,2),
+    PRIMARY KEY (customer_id, no)
+);
+INSERT INTO customer SELECT i, 'customer ' || i FROM generate_series(1, 1000) i;
+INSERT INTO purchase SELECT i, n, i * n FROM generate_series(1, 1000) i, generate_series(1, 3) n;
+
+SELECT foreshard.distribute('customer', 'id', slots => 8);
+SELECT foreshard.distribute('purchase', 'customer_id', colocate_with => 'customer');
+
+SELECT shard, count(*) AS slots FROM foreshard.slots WHERE "table" = 'customer'::regclass GROUP BY 1 ORDER BY 1;
+
+SELECT foreshard.get_shard_location('customer', 42) = foreshard.get_shard_location('purchase', 42) AS together;
+
+SELECT count(*) FROM purchase JOIN customer ON id = customer_id WHERE customer_id = 42;
+
+SELECT foreshard.request_resharding(0.3, '{"1": "west"}');
+SELECT foreshard.request_resharding(0.9, '{"1": "north"}');
+SELECT count(*) FROM foreshard.progress_moves;
