@@ -151,7 +151,7 @@ CREATE TABLE foreshard.move_relation (
     blocks_total bigint NOT NULL,
     blocks_done bigint NOT NULL DEFAULT 0,
     rows_done   bigint NOT NULL DEFAULT 0,
-    rows_total  bigint NOT NULL,
+    rows_total  bigint,
     PRIMARY KEY (move_id, source)
 ) WITH (fillfactor = 50);
 

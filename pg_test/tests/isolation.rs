@@ -116,6 +116,48 @@ fn no_leftovers(c: &mut Client) -> Result<()> {
     Ok(())
 }
 
+/// Every kind of change, each on rows of its own.
+fn change_rows(w: &mut Client, keys: &[String], round: usize, phase: &str) -> Result<()> {
+    let key = |n: usize| keys[n].as_str();
+    both(w, &format!("UPDATE t SET v = 'updated {phase}', n = n + 1 WHERE id = {}", key(0)))?;
+    both(w, &format!("DELETE FROM t WHERE id = {}", key(1)))?;
+    // The key moves to another row's place, mostly in another slot, and something new takes the old one.
+    both(w, &format!("UPDATE t SET id = {} WHERE id = {}", 5000 + round, key(2)))?;
+    both(w, &format!("INSERT INTO t VALUES ({}, 'again {phase}', 9)", key(2)))?;
+    both(
+        w,
+        &format!(
+            "INSERT INTO t VALUES ({}, 'x', 0) ON CONFLICT (id) DO UPDATE SET v = 'upserted', n = 7",
+            key(3)
+        ),
+    )?;
+    both(w, &format!("INSERT INTO t VALUES ({}, 'x', 0) ON CONFLICT DO NOTHING", key(4)))?;
+    both(
+        w,
+        &format!(
+            "INSERT INTO t SELECT g, 'new {phase}', g FROM generate_series({0}, {0} + 50) g",
+            10_000 + round * 100
+        ),
+    )?;
+    both(w, &format!("SELECT FROM t WHERE id = {0} FOR UPDATE; UPDATE t SET n = 3 WHERE id = {0}", key(5)))?;
+    w.exec("BEGIN; SAVEPOINT s")?;
+    both(w, &format!("DELETE FROM t WHERE id = {}", key(6)))?;
+    w.exec("ROLLBACK TO s")?;
+    both(
+        w,
+        &format!("UPDATE t SET v = 'kept' WHERE id = {0}; UPDATE t SET v = v || v WHERE id = {0}", key(6)),
+    )?;
+    w.exec("COMMIT")?;
+    w.exec(&format!(
+        "INSERT INTO child (t_id) VALUES ({0}), ({1}); DELETE FROM child WHERE t_id = {1}",
+        key(7),
+        key(8)
+    ))?;
+    expect_error(w, "23503", &format!("INSERT INTO child (t_id) VALUES ({})", key(1)))?;
+    expect_error(w, "23505", &format!("INSERT INTO t VALUES ({}, 'dup')", key(9)))?;
+    Ok(())
+}
+
 #[test]
 fn changes_in_every_phase_arrive() -> Result<()> {
     let mut site = Site::new("phases")?;
@@ -129,49 +171,7 @@ fn changes_in_every_phase_arrive() -> Result<()> {
             move_id = move_away(&mut site.client, &site.slot)?;
         }
         wait_for_phase(&mut site.client, &move_id, phase)?;
-        let key = |n: usize| site.keys[round * 20 + n].clone();
-        both(&mut w, &format!("UPDATE t SET v = 'updated {phase}', n = n + 1 WHERE id = {}", key(0)))?;
-        both(&mut w, &format!("DELETE FROM t WHERE id = {}", key(1)))?;
-        // The key moves to another row's place, mostly in another slot, and something new takes the old one.
-        both(&mut w, &format!("UPDATE t SET id = {} WHERE id = {}", 5000 + round, key(2)))?;
-        both(&mut w, &format!("INSERT INTO t VALUES ({}, 'again {phase}', 9)", key(2)))?;
-        both(
-            &mut w,
-            &format!(
-                "INSERT INTO t VALUES ({}, 'x', 0) ON CONFLICT (id) DO UPDATE SET v = 'upserted', n = 7",
-                key(3)
-            ),
-        )?;
-        both(&mut w, &format!("INSERT INTO t VALUES ({}, 'x', 0) ON CONFLICT DO NOTHING", key(4)))?;
-        both(
-            &mut w,
-            &format!(
-                "INSERT INTO t SELECT g, 'new {phase}', g FROM generate_series({0}, {0} + 50) g",
-                10_000 + round * 100
-            ),
-        )?;
-        both(
-            &mut w,
-            &format!("SELECT FROM t WHERE id = {0} FOR UPDATE; UPDATE t SET n = 3 WHERE id = {0}", key(5)),
-        )?;
-        w.exec("BEGIN; SAVEPOINT s")?;
-        both(&mut w, &format!("DELETE FROM t WHERE id = {}", key(6)))?;
-        w.exec("ROLLBACK TO s")?;
-        both(
-            &mut w,
-            &format!(
-                "UPDATE t SET v = 'kept' WHERE id = {0}; UPDATE t SET v = v || v WHERE id = {0}",
-                key(6)
-            ),
-        )?;
-        w.exec("COMMIT")?;
-        w.exec(&format!(
-            "INSERT INTO child (t_id) VALUES ({0}), ({1}); DELETE FROM child WHERE t_id = {1}",
-            key(7),
-            key(8)
-        ))?;
-        expect_error(&mut w, "23503", &format!("INSERT INTO child (t_id) VALUES ({})", key(1)))?;
-        expect_error(&mut w, "23505", &format!("INSERT INTO t VALUES ({}, 'dup')", key(9)))?;
+        change_rows(&mut w, &site.keys[round * 20..], round, phase)?;
     }
     site.finish(&move_id)?;
     assert_eq!(site.client.query_one("SELECT count(*) FROM child c JOIN t ON t.id = c.t_id")?, "7");
@@ -415,4 +415,34 @@ fn one_move_at_a_time_per_slot() -> Result<()> {
     let again = b.query_one(&sql)?;
     wait_for_move(&mut site.client, &again, "done")?;
     site.check()
+}
+
+#[test]
+fn one_distribution_at_a_time_per_table() -> Result<()> {
+    let site = Site::new("twice")?;
+    let (mut a, mut b) = (site.connect()?, site.connect()?);
+    a.exec("CREATE TABLE x (id int PRIMARY KEY); INSERT INTO x SELECT generate_series(1, 100)")?;
+    for (begin, sql) in [
+        ("distribute('x', 'id', 4)", "SELECT foreshard.distribute('x', 'id', 4)"),
+        ("undistribute('x')", "SELECT foreshard.undistribute('x')"),
+    ] {
+        a.exec(&format!("BEGIN; SELECT foreshard.{begin}"))?;
+        b.send_query(sql)?;
+        assert!(b.poll_result(Duration::from_millis(300))?.is_none());
+        a.exec("COMMIT")?;
+        let refused = b.poll_result(Duration::from_secs(10)).err().map(|error| error.sqlstate);
+        assert_eq!(refused.as_deref(), Some("55000"), "{sql}");
+    }
+    assert_eq!(a.query_one("SELECT count(*) FROM x")?, "100");
+    // A colocated table and a move of its group: the distribution waits for the move to be filed.
+    let (slot, other) = (&site.slot, "SELECT min(shard) FROM foreshard.shards WHERE shard <>");
+    a.exec(&format!(
+        "BEGIN; SELECT foreshard.move_slot({slot}, ({other} (SELECT shard FROM foreshard.slots WHERE slot_id = {slot})))"
+    ))?;
+    b.send_query("SELECT foreshard.distribute('x', 'id', colocate_with => 't')")?;
+    assert!(b.poll_result(Duration::from_millis(300))?.is_none());
+    a.exec("COMMIT")?;
+    let refused = b.poll_result(Duration::from_secs(10)).err().map(|error| error.sqlstate);
+    assert_eq!(refused.as_deref(), Some("55006"));
+    Ok(())
 }

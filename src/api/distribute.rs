@@ -38,16 +38,7 @@ fn distribute(
     let managed = colocation::managed(table)?;
     let group = colocate_with.map(|with| group_of(with.0)).transpose()?;
     drop(as_owner);
-    if managed.is_some() {
-        return Err(wrong_state(format!("table {name} is already distributed")));
-    }
-    if kind != "r" {
-        return Err(unsupported(format!("{name} is not an ordinary table")).set_detail(if kind == "p" {
-            "It is already partitioned."
-        } else {
-            "Only ordinary tables can be distributed."
-        }));
-    }
+    require_plain(&name, &kind, managed.is_some())?;
     if group.is_some() && (slots.is_some() || shards.is_some()) {
         return Err(bad_argument("slots and shards cannot be given together with colocate_with")
             .set_detail("A colocated table has the slots of its group."));
@@ -112,6 +103,19 @@ fn undistribute(table: Regclass) -> PgResult<()> {
     let rebuilt = rebuild(table, &Shape::Plain)?;
     let _owner = security::as_extension_owner()?;
     record_event("undistribute", None, None, json!({"table": name, "rows": rebuilt.rows}))
+}
+
+/// Only ordinary tables that are not managed yet can be distributed.
+fn require_plain(name: &str, kind: &str, managed: bool) -> PgResult<()> {
+    if managed {
+        return Err(wrong_state(format!("table {name} is already distributed")));
+    }
+    let why = match kind {
+        "r" => return Ok(()),
+        "p" => "It is already partitioned.",
+        _ => "Only ordinary tables can be distributed.",
+    };
+    Err(unsupported(format!("{name} is not an ordinary table")).set_detail(why))
 }
 
 /// The shards' names, none of them NULL.

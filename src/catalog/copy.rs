@@ -5,9 +5,11 @@
 use super::name_of;
 use super::shadow::RelationRow;
 use crate::pg::report::{PgResult, internal};
-use crate::pg::security;
-use crate::pg::spi;
+use crate::pg::{lock, security, spi};
 use pgrx::pg_sys;
+
+/// Size up to which a log with dead entries is scanned in well under a millisecond, bytes.
+const MAX_IDLE_LOG_BYTES: i64 = 256 * 1024;
 
 /// The texts both kinds of statement are made of.
 pub struct CopyPlan {
@@ -124,6 +126,21 @@ impl CopyPlan {
             &[],
         )?;
         spi::run(&format!("DELETE FROM {}", self.log), &[])
+    }
+
+    /// Gives the log an empty file when it is empty but large: the cutover looks at it under a lock.
+    /// Writers keep their lock on the log to the end of their transaction, so with ACCESS EXCLUSIVE in
+    /// hand nothing uncommitted is in it. Not now: nothing happens.
+    pub fn compact_log(&self, log: pg_sys::Oid) -> PgResult<()> {
+        let _ = lock::current_xid();
+        if super::relation::bytes(log)? <= MAX_IDLE_LOG_BYTES
+            || !lock::try_lock_all(&[log], lock::ACCESS_EXCLUSIVE)
+            || self.pending(1)? > 0
+        {
+            return Ok(());
+        }
+        spi::run(&format!("TRUNCATE {}", self.log), &[])?;
+        Ok(())
     }
 
     /// Entries of the log now, counted up to `limit`.

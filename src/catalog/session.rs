@@ -14,6 +14,8 @@ pub fn prepare_worker() -> PgResult<()> {
         ("session_replication_role", "origin"),
         ("default_transaction_read_only", "off"),
         ("default_transaction_isolation", "read committed"),
+        ("default_table_access_method", "heap"),
+        ("default_tablespace", ""),
         ("DateStyle", "ISO"),
         ("extra_float_digits", "1"),
     ] {
@@ -22,5 +24,11 @@ pub fn prepare_worker() -> PgResult<()> {
             &[name.into(), value.into()],
         )?;
     }
+    // Since 17; the carrier's transactions take as long as a table needs.
+    let _ = spi::rows(
+        "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'",
+        &[],
+        |_| Ok(()),
+    )?;
     Ok(())
 }

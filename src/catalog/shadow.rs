@@ -4,7 +4,7 @@ use super::name_of;
 use super::preflight::identity_index;
 use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::spi::{self, Arg};
-use crate::pg::{security, storage};
+use crate::pg::{lock, security, storage};
 use pgrx::pg_sys;
 
 /// One partition of a move with its shadow.
@@ -69,16 +69,17 @@ pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
 }
 
 /// Everything about a partition that must not change while it moves, as one text: storage identity,
-/// columns, indexes and the capture trigger (its row version, so that disabling and enabling shows).
-pub fn fingerprint(source: pg_sys::Oid, trigger: pg_sys::Oid) -> PgResult<Option<String>> {
+/// columns, indexes, the log's columns and the capture trigger (its row version, so that disabling and enabling shows).
+pub fn fingerprint(source: pg_sys::Oid, trigger: pg_sys::Oid, log: pg_sys::Oid) -> PgResult<Option<String>> {
     spi::one::<String>(
         "SELECT pg_catalog.hashtextextended(pg_catalog.string_agg(x, E'\\n' ORDER BY x), 0)::text FROM ( \
            SELECT format('c %s %s %s %s %s', relfilenode, relam, relpersistence, relkind, relowner) AS x FROM pg_catalog.pg_class WHERE oid = $1 \
-           UNION ALL SELECT format('a %s %s %s %s %s %s %s %s %s', attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped, attnotnull, attgenerated) \
+           UNION ALL SELECT format('a %s %s %s %s %s %s %s %s %s %s', attnum, attname, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped, attnotnull, attgenerated) \
              FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 \
            UNION ALL SELECT format('i %s %s %s', indexrelid, pg_catalog.pg_get_indexdef(indexrelid), indisvalid) FROM pg_catalog.pg_index WHERE indrelid = $1 \
+           UNION ALL SELECT format('l %s %s %s', attnum, atttypid, attisdropped) FROM pg_catalog.pg_attribute WHERE attrelid = $3 AND attnum > 0 \
            UNION ALL SELECT format('t %s %s %s', oid, tgenabled, xmin) FROM pg_catalog.pg_trigger WHERE oid = $2) q",
-        &[source.into(), trigger.into()],
+        &[source.into(), trigger.into(), log.into()],
     )
 }
 
@@ -98,11 +99,11 @@ pub fn create(move_id: i64, source: pg_sys::Oid, tablespace: &str) -> PgResult<(
     let mut arguments = vec![log.to_u32()];
     arguments.extend(key.iter().map(|k| *k as u32));
     let trigger = storage::install_capture(source, function, &arguments);
-    let print = fingerprint(source, trigger)?.ok_or_else(|| internal("no fingerprint"))?;
+    let print = fingerprint(source, trigger, log)?.ok_or_else(|| internal("no fingerprint"))?;
     spi::run(
         "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, blocks_total, rows_total) \
          SELECT $1, $2, $3, $4, $5, $6, $7, pg_catalog.pg_relation_size($2::regclass) / pg_catalog.current_setting('block_size')::int8, \
-                greatest(reltuples, 0)::int8 FROM pg_catalog.pg_class WHERE oid = $2",
+                CASE WHEN reltuples >= 0 THEN reltuples::int8 END FROM pg_catalog.pg_class WHERE oid = $2",
         &[
             move_id.into(),
             source.into(),
@@ -181,9 +182,13 @@ fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResult<pg_sys::
     .unwrap_or_default();
     let table = name_of(source)?;
     spi::run(
-        &format!("CREATE TABLE foreshard.{name} AS SELECT {columns} FROM ONLY {table} WITH NO DATA"),
+        &format!(
+            "CREATE TABLE foreshard.{name} USING heap AS SELECT {columns} FROM ONLY {table} WITH NO DATA"
+        ),
         &[],
     )?;
+    // The log stays ours, because the capture trigger trusts its shape; the owner's code only reads it
+    // and forgets entries.
     let owner = security::relation_owner(source)?;
     let owner_name =
         spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?
@@ -221,6 +226,17 @@ pub fn index_pairs(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::O
         "SELECT source_index, shadow_index FROM foreshard.move_index WHERE move_id = $1 AND source = $2 ORDER BY 1",
         &[move_id.into(), source.into()],
         |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
+/// Every index and toast relation whose storage or links the swap of a relation touches, ascending.
+pub fn swapped_with(move_id: i64, row: &RelationRow) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "SELECT o FROM (SELECT source_index AS o FROM foreshard.move_index WHERE move_id = $1 AND source = $2 \
+             UNION SELECT shadow_index FROM foreshard.move_index WHERE move_id = $1 AND source = $2 \
+             UNION SELECT reltoastrelid FROM pg_catalog.pg_class WHERE oid IN ($2, $3) AND reltoastrelid <> 0) q ORDER BY 1",
+        &[move_id.into(), row.source.into(), row.shadow.into()],
+        |r| r.need(1),
     )
 }
 
@@ -288,12 +304,15 @@ pub fn drop_all(move_id: i64) -> PgResult<()> {
 fn restore_toast_name(source: pg_sys::Oid) -> PgResult<()> {
     let toast = spi::rows(
         "SELECT t.oid, i.indexrelid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid \
-         JOIN pg_catalog.pg_index i ON i.indrelid = t.oid WHERE c.oid = $1 AND t.relname <> 'pg_toast_' || $1::text",
+         JOIN pg_catalog.pg_index i ON i.indrelid = t.oid WHERE c.oid = $1 AND t.relname <> 'pg_toast_' || $1::text AND i.indisvalid",
         &[source.into()],
         |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<pg_sys::Oid>(2)?)),
     )?;
     for (table, index) in toast {
-        storage::rename_toast(source, table, index);
+        // The name is cosmetic, the table in use: not worth waiting for.
+        if lock::try_lock_all(&[table, index], lock::ACCESS_EXCLUSIVE) {
+            storage::rename_toast(source, table, index);
+        }
     }
     Ok(())
 }

@@ -32,7 +32,13 @@ pub fn attempt(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
     if row.verified_age_s.is_none_or(|age| age > FRESH_S) {
         return Ok(Outcome::Leave(Event::BacklogTooLarge));
     }
-    if pending(row)? > 0 && replay(row)?.is_none() {
+    // While the snapshots older than the last replay live, another replay would only start the wait
+    // again; unless too much has come together for the rest that the lock allows.
+    let waiting_anyway = attempt > 0 && !older_snapshots(row)?.is_empty();
+    let pending = pending(row)?;
+    if (pending > 0 && !waiting_anyway || pending > i64::from(guc::CUTOVER_MAX_KEYS.get()))
+        && replay(row)?.is_none()
+    {
         return Ok(Outcome::Leave(Event::SourceChanged));
     }
     if !old_snapshots_are_gone(row)? {
@@ -68,11 +74,8 @@ fn pending(row: &MoveRow) -> WorkResult<i64> {
 /// Waits, without a lock, until no snapshot is left that may not see the last replay; names the
 /// holders and gives up after a while, so that the log does not grow meanwhile.
 fn old_snapshots_are_gone(row: &MoveRow) -> WorkResult<bool> {
-    let Some(xid) = transaction(|| moves::last_replay(row.move_id))? else {
-        return Ok(true);
-    };
     let begun = Instant::now();
-    let mut waiting = lock::older_snapshots(xid as u32);
+    let mut waiting = older_snapshots(row)?;
     while !waiting.is_empty() {
         if begun.elapsed().as_millis() > SNAPSHOT_WAIT_MS {
             transaction(|| {
@@ -82,12 +85,18 @@ fn old_snapshots_are_gone(row: &MoveRow) -> WorkResult<bool> {
             return Ok(false);
         }
         bgworker::wait(2);
-        let now = lock::older_snapshots(xid as u32);
+        let now = older_snapshots(row)?;
         waiting.retain(|old| {
             now.iter().any(|new| crate::pg::compat::vxid_text(new) == crate::pg::compat::vxid_text(old))
         });
     }
     Ok(true)
+}
+
+/// Who holds a snapshot that may not see the last replay.
+fn older_snapshots(row: &MoveRow) -> WorkResult<Vec<pg_sys::VirtualTransactionId>> {
+    let xid = transaction(|| moves::last_replay(row.move_id))?;
+    Ok(xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default())
 }
 
 enum Swap {
@@ -115,6 +124,11 @@ fn swap_locked(
         return Ok(Swap::Blocked);
     }
     let held = Instant::now();
+    for relation in relations {
+        if !lock::try_lock_all(&shadow::swapped_with(row.move_id, relation)?, lock::ACCESS_EXCLUSIVE) {
+            return Ok(Swap::Blocked);
+        }
+    }
     let limit = i64::from(guc::CUTOVER_MAX_KEYS.get());
     let mut replayed = 0;
     for relation in relations {

@@ -75,7 +75,7 @@ pub fn drive(move_id: i64) {
             }
             Err(report) => {
                 attempts += 1;
-                errors = after_error(&engine, &row, &report, errors);
+                errors = after_error(&engine, &row, &report, attempts, errors);
             }
         }
     }
@@ -99,23 +99,25 @@ fn leave(engine: &dyn Engine, row: &MoveRow, event: Event) {
 /// Whether trying again may help without anybody doing anything.
 fn is_transient(failure: &Failure) -> bool {
     use PgSqlErrorCode as C;
-    matches!(
-        failure.code,
-        C::ERRCODE_LOCK_NOT_AVAILABLE
-            | C::ERRCODE_T_R_SERIALIZATION_FAILURE
-            | C::ERRCODE_T_R_DEADLOCK_DETECTED
-            | C::ERRCODE_QUERY_CANCELED
-            | C::ERRCODE_OBJECT_IN_USE
-    )
+    // A catalog row that somebody else changed first has no SQLSTATE of its own.
+    failure.line.starts_with("tuple concurrently")
+        || matches!(
+            failure.code,
+            C::ERRCODE_LOCK_NOT_AVAILABLE
+                | C::ERRCODE_T_R_SERIALIZATION_FAILURE
+                | C::ERRCODE_T_R_DEADLOCK_DETECTED
+                | C::ERRCODE_QUERY_CANCELED
+                | C::ERRCODE_OBJECT_IN_USE
+        )
 }
 
 /// Notes the error, pauses, and gives up where that leads back to a clean state. Returns the errors in
 /// a row so far.
-fn after_error(engine: &dyn Engine, row: &MoveRow, failure: &Failure, errors: u32) -> u32 {
+fn after_error(engine: &dyn Engine, row: &MoveRow, failure: &Failure, attempts: u32, errors: u32) -> u32 {
     let line = failure.line.as_str();
     let _ = bgworker::transaction(|| moves::note(row.move_id, None, Some(line), None));
     if is_transient(failure) {
-        bgworker::wait(50);
+        bgworker::wait(short_lock::backoff_ms(attempts));
         return errors;
     }
     pgrx::log!("foreshard: move {} in phase {}: {line}", row.move_id, row.phase.as_str());

@@ -6,9 +6,10 @@ use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::engine::Engine;
 use crate::pg::bgworker::WorkResult;
-use crate::pg::report::{PgResult, error, unsupported};
+use crate::pg::report::{PgResult, busy, error, unsupported};
 use crate::pg::{bgworker, digest, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
+use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
 use std::time::Instant;
 
@@ -17,7 +18,7 @@ const CAUGHT_UP_KEYS: i64 = 2_000;
 /// Keys a verification may leave out because they changed while it began.
 const MAX_SKIPPED_KEYS: usize = 200_000;
 /// A PostgreSQL block, as all packaged servers are built.
-const BLOCK_KIB: i32 = (pgrx::pg_sys::BLCKSZ / 1024) as i32;
+const BLOCK_KIB: i32 = (pg_sys::BLCKSZ / 1024) as i32;
 
 /// Does one piece of the row's phase.
 pub fn perform(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
@@ -61,8 +62,13 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
 fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     let partitions = transaction(|| shadow::partitions_of_slot(row.slot_id))?;
     let done = transaction(|| {
+        // With an id assigned, every statement under the lock takes a snapshot of its own.
+        let _ = lock::current_xid();
         if !short_lock::try_lock(&partitions, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
             return Ok(false);
+        }
+        if shadow::partitions_of_slot(row.slot_id)? != partitions {
+            return Err(busy("the partitions of the slot changed"));
         }
         engine.install(row, &partitions)?;
         moves::advance(row, Event::Completed, engine.capabilities())?;
@@ -85,8 +91,8 @@ pub fn is_unchanged(relation: &RelationRow) -> PgResult<bool> {
         ));
     }
     lock::lock_all(&[relation.source], lock::ACCESS_SHARE);
-    Ok(shadow::fingerprint(relation.source, relation.trigger)?.as_deref()
-        == Some(relation.fingerprint.as_str()))
+    let now = shadow::fingerprint(relation.source, relation.trigger, relation.log)?;
+    Ok(now.as_deref() == Some(relation.fingerprint.as_str()))
 }
 
 /// Copies the next chunk of blocks, throttled, with its progress.
@@ -143,9 +149,15 @@ fn index(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
     })
 }
 
+/// The partitions of a move.
+fn sources(row: &MoveRow) -> WorkResult<Vec<pg_sys::Oid>> {
+    transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))
+}
+
 /// One replay of everything logged by now, under one snapshot. None: the source changed.
 pub fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
-    bgworker::transaction_repeatable_read(|| {
+    let sources = sources(row)?;
+    bgworker::transaction_repeatable_read(&sources, || {
         let mut replayed = 0;
         for relation in shadow::relations(row.move_id)? {
             if !is_unchanged(&relation)? {
@@ -167,6 +179,12 @@ fn catch_up(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         return Ok(Outcome::Again(0));
     }
     transaction(|| {
+        for relation in shadow::relations(row.move_id)? {
+            copy::plan(&relation)?.compact_log(relation.log)?;
+        }
+        Ok(())
+    })?;
+    transaction(|| {
         moves::advance(row, Event::Completed, engine.capabilities())?;
         Ok(Outcome::Advanced)
     })
@@ -176,7 +194,8 @@ fn catch_up(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
 /// snapshot sees in the log is left out on both sides; every other row must be equal.
 fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
     let begun = Instant::now();
-    bgworker::transaction_repeatable_read(|| {
+    let sources = sources(row)?;
+    bgworker::transaction_repeatable_read(&sources, || {
         let mut rows = 0;
         let mut skipped = 0;
         for relation in shadow::relations(row.move_id)? {
@@ -185,7 +204,7 @@ fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
             }
             spi::set_local("track_counts", "off")?;
             let plan: CopyPlan = copy::plan(&relation)?;
-            let Some(skip) = digest::logged_keys(relation.log, relation.key.len(), MAX_SKIPPED_KEYS) else {
+            let Some(skip) = digest::logged_keys(relation.log, relation.key.len(), MAX_SKIPPED_KEYS)? else {
                 return Ok(Outcome::Leave(Event::BacklogTooLarge));
             };
             let source = digest::digest(relation.source, &relation.key, &plan.stored, &skip)?;
@@ -228,31 +247,36 @@ fn retire(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
     })
 }
 
-/// Ends capture and drops the shadows; with `then`, moves on in the same transaction.
+/// Ends capture, then drops the shadows and, with `then`, moves on. Two transactions, so that nothing is
+/// waited for while the partition is locked.
 fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) -> WorkResult<Outcome> {
-    let mut sources = Vec::new();
-    let done = transaction(|| {
-        let relations = shadow::relations(row.move_id)?;
-        for relation in &relations {
-            if shadow::trigger_exists(relation.trigger)? {
-                sources.push(relation.source);
+    let mut locked = Vec::new();
+    let captured = transaction(|| {
+        let mut captured = shadow::relations(row.move_id)?;
+        captured.retain(|r| shadow::trigger_exists(r.trigger).unwrap_or(true));
+        locked = captured.iter().map(|r| r.source).collect();
+        Ok(captured)
+    })?;
+    if !captured.is_empty() {
+        let done = transaction(|| {
+            if !short_lock::try_lock(&locked, lock::ACCESS_EXCLUSIVE, attempt)? {
+                return Ok(false);
             }
+            for relation in &captured {
+                engine.remove_capture(relation)?;
+            }
+            Ok(true)
+        })?;
+        if !done {
+            short_lock::report_blocked(row.move_id, &locked, attempt)?;
+            return Ok(Outcome::Again(short_lock::backoff_ms(attempt)));
         }
-        if !sources.is_empty() && !short_lock::try_lock(&sources, lock::ACCESS_EXCLUSIVE, attempt)? {
-            return Ok(false);
-        }
-        for relation in &relations {
-            engine.remove_capture(relation)?;
-        }
+    }
+    transaction(|| {
         engine.drop_shadows(row)?;
         if let Some(event) = then {
             moves::advance(row, event, engine.capabilities())?;
         }
-        Ok(true)
-    })?;
-    if done {
-        return Ok(Outcome::Advanced);
-    }
-    short_lock::report_blocked(row.move_id, &sources, attempt)?;
-    Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
+        Ok(Outcome::Advanced)
+    })
 }

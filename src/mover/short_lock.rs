@@ -13,6 +13,12 @@ const POLITE_ATTEMPTS: u32 = 4;
 /// Takes `mode` on all relations in the current transaction; false: not now, end the transaction.
 /// A queued attempt may also raise 55P03.
 pub fn try_lock(relations: &[pg_sys::Oid], mode: i32, attempt: u32) -> PgResult<bool> {
+    let wait_ms = (guc::MAX_LOCK_TIME.get() / 2 / relations.len().max(1) as i32).max(1);
+    // Bounds every wait of the transaction from here on: those below, and any other lock that is taken
+    // while this one is held (a catalog row somebody else is changing, for example). Autovacuum yields
+    // when a waiter's deadlock check finds it in the way; let that be soon.
+    spi::set_local("deadlock_timeout", &format!("{}ms", (wait_ms / 2).max(1)))?;
+    spi::set_local("lock_timeout", &format!("{wait_ms}ms"))?;
     if lock::try_lock_all(relations, mode) {
         return Ok(true);
     }
@@ -23,12 +29,7 @@ pub fn try_lock(relations: &[pg_sys::Oid], mode: i32, attempt: u32) -> PgResult<
     if moves::oldest_holder_ms(relations)?.is_some_and(|age| age > bound_ms) {
         return Ok(false);
     }
-    let wait_ms = (guc::MAX_LOCK_TIME.get() / 2 / relations.len().max(1) as i32).max(1);
-    // Autovacuum yields when a waiter's deadlock check finds it in the way; let that be soon.
-    spi::set_local("deadlock_timeout", &format!("{}ms", (wait_ms / 2).max(1)))?;
-    spi::set_local("lock_timeout", &format!("{wait_ms}ms"))?;
     lock::lock_all(relations, mode);
-    spi::set_local("lock_timeout", "0")?;
     Ok(true)
 }
 

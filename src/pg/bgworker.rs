@@ -152,15 +152,25 @@ pub type WorkResult<T> = Result<T, Failure>;
 /// Runs `work` in a transaction of its own. An `Err` or a PostgreSQL ERROR aborts it and comes back as
 /// a value; a termination request ends the process as in any backend.
 pub fn transaction<R>(work: impl FnOnce() -> PgResult<R>) -> WorkResult<R> {
-    transaction_at(pg_sys::XACT_READ_COMMITTED as i32, work)
+    transaction_at(pg_sys::XACT_READ_COMMITTED as i32, &[], work)
 }
 
 /// As [`transaction`], at REPEATABLE READ: every statement sees the same snapshot.
-pub fn transaction_repeatable_read<R>(work: impl FnOnce() -> PgResult<R>) -> WorkResult<R> {
-    transaction_at(pg_sys::XACT_REPEATABLE_READ as i32, work)
+///
+/// `lock_first` is locked ACCESS SHARE before the snapshot is taken: what the snapshot says about those
+/// relations is then what they are.
+pub fn transaction_repeatable_read<R>(
+    lock_first: &[pg_sys::Oid],
+    work: impl FnOnce() -> PgResult<R>,
+) -> WorkResult<R> {
+    transaction_at(pg_sys::XACT_REPEATABLE_READ as i32, lock_first, work)
 }
 
-fn transaction_at<R>(isolation: i32, work: impl FnOnce() -> PgResult<R>) -> WorkResult<R> {
+fn transaction_at<R>(
+    isolation: i32,
+    lock_first: &[pg_sys::Oid],
+    work: impl FnOnce() -> PgResult<R>,
+) -> WorkResult<R> {
     let outcome = PgTryBuilder::new(AssertUnwindSafe(|| {
         // SAFETY: the worker is outside any transaction here; the snapshot is popped before commit.
         unsafe {
@@ -169,6 +179,7 @@ fn transaction_at<R>(isolation: i32, work: impl FnOnce() -> PgResult<R>) -> Work
             // Whatever a database or role has as its defaults must not change what we do.
             pg_sys::XactIsoLevel = isolation;
             pg_sys::XactReadOnly = false;
+            super::lock::lock_all(lock_first, super::lock::ACCESS_SHARE);
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         }
         match work() {
@@ -259,7 +270,8 @@ pub fn databases() -> PgResult<Vec<(u32, String)>> {
             let header = (*tuple).t_data;
             let row =
                 header.cast::<u8>().add((*header).t_hoff as usize).cast::<pg_sys::FormData_pg_database>();
-            if (*row).datallowconn && !(*row).datistemplate {
+            // A connection limit of -2 marks a database whose DROP was interrupted.
+            if (*row).datallowconn && !(*row).datistemplate && (*row).datconnlimit != -2 {
                 let name = std::ffi::CStr::from_ptr((*row).datname.data.as_ptr());
                 let name = name.to_str().map_err(internal)?.to_string();
                 found.push(((*row).oid.to_u32(), name));

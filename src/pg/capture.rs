@@ -50,7 +50,15 @@ pub unsafe extern "C-unwind" fn foreshard_capture(fcinfo: pg_sys::FunctionCallIn
         if log.is_null() {
             return pg_sys::Datum::from(0usize);
         }
-        let descriptor = (*(*data).tg_relation).rd_att;
+        let source = (*data).tg_relation;
+        if !(*trigger).tgisinternal || !is_log_of(log, (*source).rd_id) {
+            ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "foreshard.capture() can only be called by a trigger that a move installed"
+            );
+        }
+        let descriptor = (*source).rd_att;
         let operation = (*data).tg_event & OP_MASK;
         let old = (operation != OP_INSERT).then_some((*data).tg_trigtuple);
         let new = match operation {
@@ -68,8 +76,24 @@ pub unsafe extern "C-unwind" fn foreshard_capture(fcinfo: pg_sys::FunctionCallIn
         if let (Some(tuple), false) = (new, same) {
             append(log, tuple, key, descriptor);
         }
-        pg_sys::relation_close(log, pg_sys::RowExclusiveLock as i32);
+        // The lock stays to the end of the transaction: whoever empties the log must not miss us.
+        pg_sys::relation_close(log, pg_sys::NoLock as i32);
         pg_sys::Datum::from(0usize)
+    }
+}
+
+/// Whether `log` is a heap that a move made for `source`: relrewrite names the source, and only our
+/// carriers can set it.
+///
+/// # Safety
+/// `log` must be open.
+unsafe fn is_log_of(log: pg_sys::Relation, source: pg_sys::Oid) -> bool {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let row = &*(*log).rd_rel;
+        row.relkind as u8 == pg_sys::RELKIND_RELATION
+            && row.relam == pg_sys::HEAP_TABLE_AM_OID
+            && row.relrewrite == source
     }
 }
 
@@ -118,17 +142,24 @@ unsafe fn append(
     key: &[u32],
     descriptor: pg_sys::TupleDesc,
 ) {
-    // SAFETY: as promised by the caller; the formed tuple is freed after the insert copied it.
+    // SAFETY: as promised by the caller; each value is stored in a column of its own type; the formed
+    // tuple is freed after the insert copied it.
     unsafe {
+        let fits = (*(*log).rd_att).natts.max(0) as usize == key.len()
+            && key.iter().enumerate().all(|(i, attnum)| {
+                let from = super::compat::attribute(descriptor, (*attnum as usize).saturating_sub(1));
+                (*super::compat::attribute((*log).rd_att, i)).atttypid == (*from).atttypid
+            });
+        // Somebody altered the log. The move sees that by its fingerprint; the user's statement goes on.
+        if !fits {
+            return;
+        }
         let mut values: Vec<pg_sys::Datum> = Vec::with_capacity(key.len());
         let mut nulls: Vec<bool> = Vec::with_capacity(key.len());
         for attnum in key {
             let datum = value(tuple, *attnum, descriptor);
             nulls.push(datum.is_none());
             values.push(datum.unwrap_or(pg_sys::Datum::from(0usize)));
-        }
-        if values.len() != (*(*log).rd_att).natts.max(0) as usize {
-            return;
         }
         let logged = pg_sys::heap_form_tuple((*log).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
         pg_sys::simple_heap_insert(log, logged);

@@ -1,10 +1,13 @@
 //! Reads a heap and digests it: what verification compares.
 
-use super::lock::ACCESS_SHARE;
-use super::report::PgResult;
+use super::lock::{self, ACCESS_SHARE};
+use super::report::{PgResult, busy};
 use foreshard_core::digest::{RowHasher, TableDigest};
 use pgrx::pg_sys;
 use std::collections::HashSet;
+
+/// How often a scan looks whether it is in somebody's way, ms.
+const YIELD_MS: u128 = 300;
 
 /// Encodes one attribute: a tag byte, and for values a length and the detoasted bytes. Two values get
 /// the same encoding exactly when their stored images are equal.
@@ -45,11 +48,12 @@ unsafe fn encode(
     }
 }
 
-/// Visits every row of a heap that the active snapshot sees; values live until the next row.
+/// Visits every row of a heap that the active snapshot sees; values live until the next row. Gives way
+/// (55006) to whoever waits for a lock on the relation, and with them everybody behind.
 fn scan(
     relation: pg_sys::Oid,
     mut visit: impl FnMut(&[&pg_sys::FormData_pg_attribute], &[pg_sys::Datum], &[bool]),
-) {
+) -> PgResult<()> {
     // SAFETY: the relation is opened and locked for the scan, the slot belongs to it, its arrays hold
     // natts entries after slot_getallattrs, and per-row memory is reset only between rows.
     unsafe {
@@ -69,6 +73,7 @@ fn scan(
             pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
         );
         let mut row: u64 = 0;
+        let mut looked = std::time::Instant::now();
         while pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
             let outer = pg_sys::MemoryContextSwitchTo(row_context);
             pg_sys::slot_getallattrs(slot);
@@ -80,6 +85,12 @@ fn scan(
             row += 1;
             if row.is_multiple_of(1024) {
                 pgrx::check_for_interrupts!();
+                if looked.elapsed().as_millis() > YIELD_MS {
+                    looked = std::time::Instant::now();
+                    if lock::has_waiters(relation)? {
+                        return Err(busy("somebody waits for a lock on the partition"));
+                    }
+                }
             }
         }
         pg_sys::table_endscan(scan);
@@ -87,6 +98,7 @@ fn scan(
         pg_sys::MemoryContextDelete(row_context);
         pg_sys::table_close(rel, ACCESS_SHARE);
     }
+    Ok(())
 }
 
 fn key_image(
@@ -106,7 +118,7 @@ fn key_image(
 
 /// The distinct key images in a capture log, whose columns are the key columns in order. At most
 /// `limit` keys; None when there are more.
-pub fn logged_keys(log: pg_sys::Oid, key_columns: usize, limit: usize) -> Option<HashSet<Vec<u8>>> {
+pub fn logged_keys(log: pg_sys::Oid, key_columns: usize, limit: usize) -> PgResult<Option<HashSet<Vec<u8>>>> {
     let key: Vec<i16> = (1..=key_columns as i16).collect();
     let mut keys = HashSet::new();
     let mut image = Vec::new();
@@ -120,8 +132,8 @@ pub fn logged_keys(log: pg_sys::Oid, key_columns: usize, limit: usize) -> Option
             over = keys.len() >= limit;
             keys.insert(image.clone());
         }
-    });
-    if over { None } else { Some(keys) }
+    })?;
+    Ok(if over { None } else { Some(keys) })
 }
 
 /// Digests every visible row of `relation`, except those whose key is in `skip`. `key` holds the
@@ -150,6 +162,6 @@ pub fn digest(
             unsafe { encode(values[i], nulls[i], attributes[i], &mut |bytes| hasher.update(bytes)) };
         }
         digest.add_row(key_hash, hasher.finish());
-    });
+    })?;
     Ok(digest)
 }

@@ -9,15 +9,18 @@ use pgrx::prelude::PgSqlErrorCode;
 pub struct UserGuard {
     user: pg_sys::Oid,
     context: i32,
+    guc_level: i32,
 }
 
 impl UserGuard {
     fn switch(user: pg_sys::Oid, add: u32) -> Self {
-        let mut guard = UserGuard { user: pg_sys::InvalidOid, context: 0 };
+        let mut guard = UserGuard { user: pg_sys::InvalidOid, context: 0, guc_level: 0 };
         // SAFETY: reads and sets backend-local state; restored by Drop or by transaction abort.
         unsafe {
             pg_sys::GetUserIdAndSecContext(&mut guard.user, &mut guard.context);
             pg_sys::SetUserIdAndSecContext(user, guard.context | add as i32);
+            // Settings that code of that user changes must not outlive the switch.
+            guard.guc_level = pg_sys::NewGUCNestLevel();
         }
         guard
     }
@@ -25,8 +28,14 @@ impl UserGuard {
 
 impl Drop for UserGuard {
     fn drop(&mut self) {
-        // SAFETY: restores what `switch` saved.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+        // SAFETY: restores what `switch` saved. While an ERROR unwinds, the abort of the transaction
+        // resets the settings; doing it here could raise again.
+        unsafe {
+            if !std::thread::panicking() {
+                pg_sys::AtEOXact_GUC(false, self.guc_level);
+            }
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use super::compat;
 use super::lock::{ACCESS_EXCLUSIVE, ACCESS_SHARE};
 use super::report::{PgResult, cstring, internal};
+use super::security::as_restricted_owner;
 use pgrx::pg_sys;
 
 /// Creates an empty heap of exactly the shape of `source` in `tablespace`, with its toast table, named
@@ -33,6 +34,8 @@ pub fn create_index_like(
     // SAFETY: the shadow is open and ours; PostgreSQL copies the name.
     unsafe {
         let relation = pg_sys::table_open(shadow, ACCESS_SHARE);
+        // Planning an index expression may already run it.
+        let _guard = as_restricted_owner((*(*relation).rd_rel).relowner);
         let index = pg_sys::index_concurrently_create_copy(relation, source_index, tablespace, name.as_ptr());
         pg_sys::table_close(relation, pg_sys::NoLock as i32);
         pg_sys::CommandCounterIncrement();
@@ -46,6 +49,7 @@ pub fn build_index(shadow: pg_sys::Oid, index: pg_sys::Oid) {
     // SAFETY: both relations are ours and locked; index_build runs user code as the table's owner.
     unsafe {
         let heap = pg_sys::table_open(shadow, pg_sys::ShareLock as i32);
+        let _guard = as_restricted_owner((*(*heap).rd_rel).relowner);
         let relation = pg_sys::index_open(index, ACCESS_EXCLUSIVE);
         if pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM) > 0 {
             pg_sys::RelationTruncate(relation, 0);

@@ -66,6 +66,10 @@ impl Keeper {
         let now_s = bgworker::now_s();
         self.carriers.retain(|(_, handle)| handle.is_alive());
         report("moves", self.start_carriers());
+        if now_s - self.last_expire_s >= EXPIRE_EVERY_S {
+            self.last_expire_s = now_s;
+            report("history", bgworker::transaction(expire));
+        }
         if !guc::OBSERVE.get() {
             return;
         }
@@ -77,10 +81,6 @@ impl Keeper {
         if now_s - self.last_plan_s >= f64::from(guc::PLAN_INTERVAL.get()) - 0.05 {
             self.last_plan_s = now_s;
             report("planning", bgworker::transaction(plan));
-        }
-        if now_s - self.last_expire_s >= EXPIRE_EVERY_S {
-            self.last_expire_s = now_s;
-            report("history", bgworker::transaction(expire));
         }
     }
 
