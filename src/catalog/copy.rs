@@ -84,48 +84,58 @@ impl CopyPlan {
     /// the bare shadow then holds only versions that existed at capture, so its keys are unique.
     pub fn chunk(&self, first: i64, last: i64) -> PgResult<u64> {
         let _guard = security::as_restricted_owner(self.owner);
-        spi::run(
-            &format!(
-                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM ONLY {} s \
-                 WHERE s.ctid >= '({first},0)'::tid AND s.ctid < '({last},0)'::tid \
-                   AND NOT EXISTS (SELECT FROM {} l WHERE {})",
-                self.shadow,
-                self.columns.join(", "),
-                self.prefixed("s"),
-                self.source,
-                self.log,
-                self.key_match("l", "s")
-            ),
-            &[],
-        )
+        self.insert_from(&format!(
+            "ONLY {} s WHERE s.ctid >= '({first},0)'::tid AND s.ctid < '({last},0)'::tid \
+               AND NOT EXISTS (SELECT FROM {} l WHERE {})",
+            self.source,
+            self.log,
+            self.key_match("l", "s")
+        ))
     }
 
     /// Makes the shadow equal to the source for every key logged by this transaction's snapshot (one
     /// snapshot for all three statements), and forgets those log entries. Returns log entries replayed.
     pub fn replay(&self) -> PgResult<u64> {
         let _guard = security::as_restricted_owner(self.owner);
+        let (keys, shadow, source) = (self.distinct_keys(), &self.shadow, &self.source);
+        let doomed = format!("DELETE FROM {shadow} t USING {keys} WHERE {}", self.key_match("l", "t"));
+        spi::run(&doomed, &[])?;
+        let rows = format!("{keys} JOIN ONLY {source} s ON {}", self.key_match("l", "s"));
+        self.insert_from(&rows)?;
+        spi::run(&format!("DELETE FROM {}", self.log), &[])
+    }
+
+    /// As [`replay`](Self::replay), for a few keys under a lock: one index look-up per key whatever the
+    /// planner believes about tables that were never analysed.
+    pub fn replay_few(&self) -> PgResult<u64> {
+        super::prefer_index_plans()?;
+        let _guard = security::as_restricted_owner(self.owner);
+        let (keys, shadow, source) = (self.distinct_keys(), &self.shadow, &self.source);
+        let doomed = format!(
+            "DELETE FROM {shadow} t USING (SELECT x.row FROM {keys} CROSS JOIN LATERAL \
+                 (SELECT c.ctid AS row FROM {shadow} c WHERE {} LIMIT 1) x OFFSET 0) d WHERE t.ctid = d.row",
+            self.key_match("l", "c")
+        );
+        spi::run(&doomed, &[])?;
+        let rows = format!(
+            "{keys} CROSS JOIN LATERAL (SELECT * FROM ONLY {source} c WHERE {} LIMIT 1) s",
+            self.key_match("l", "c")
+        );
+        self.insert_from(&rows)?;
+        spi::run(&format!("DELETE FROM {}", self.log), &[])
+    }
+
+    /// Inserts into the shadow the rows `s` of a FROM list.
+    fn insert_from(&self, from: &str) -> PgResult<u64> {
         spi::run(
             &format!(
-                "DELETE FROM {} t USING {} WHERE {}",
-                self.shadow,
-                self.distinct_keys(),
-                self.key_match("l", "t")
-            ),
-            &[],
-        )?;
-        spi::run(
-            &format!(
-                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} JOIN ONLY {} s ON {}",
+                "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {from}",
                 self.shadow,
                 self.columns.join(", "),
-                self.prefixed("s"),
-                self.distinct_keys(),
-                self.source,
-                self.key_match("l", "s")
+                self.prefixed("s")
             ),
             &[],
-        )?;
-        spi::run(&format!("DELETE FROM {}", self.log), &[])
+        )
     }
 
     /// Gives the log an empty file when it is empty but large: the cutover looks at it under a lock.

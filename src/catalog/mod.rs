@@ -41,7 +41,7 @@ pub fn record_event(
 }
 
 /// Forbids plans that read a whole table, for replays of a few keys under a lock.
-pub fn prefer_index_plans() -> PgResult<()> {
+fn prefer_index_plans() -> PgResult<()> {
     for setting in ["enable_seqscan", "enable_hashjoin", "enable_mergejoin"] {
         spi::set_local(setting, "off")?;
     }

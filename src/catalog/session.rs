@@ -16,6 +16,8 @@ pub fn prepare_worker() -> PgResult<()> {
         ("default_transaction_isolation", "read committed"),
         ("default_table_access_method", "heap"),
         ("default_tablespace", ""),
+        // Compiling a plan takes tens of milliseconds, some of them under a lock.
+        ("jit", "off"),
         ("DateStyle", "ISO"),
         ("extra_float_digits", "1"),
     ] {

@@ -10,7 +10,7 @@ use super::phases::{is_unchanged, replay};
 use super::{Outcome, short_lock, transaction};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{copy, prefer_index_plans, record_event};
+use crate::catalog::{copy, record_event};
 use crate::engine::Engine;
 use crate::pg::bgworker::WorkResult;
 use crate::pg::report::{PgResult, busy};
@@ -141,8 +141,7 @@ fn swap_locked(
             return Ok(Swap::Changed);
         }
         if pending > 0 {
-            prefer_index_plans()?;
-            replayed += plan.replay()?;
+            replayed += plan.replay_few()?;
         }
     }
     if replayed > 0 {
