@@ -11,21 +11,6 @@ use pgrx::prelude::*;
 
 const MAX_HORIZON_S: i128 = 604_800;
 
-type Recommendation = (
-    name!(action, String),
-    name!(slot_id, i64),
-    name!(from_shard, Option<String>),
-    name!(to_shard, Option<String>),
-    name!(confidence, Option<f64>),
-    name!(benefit, Option<f64>),
-    name!(bytes, i64),
-    name!(imbalance_before, Option<f64>),
-    name!(imbalance_after, Option<f64>),
-    name!(reason, Option<String>),
-    name!(refusal, Option<String>),
-    name!(advice, Option<String>),
-);
-
 /// Plans now and shows every step and every refusal; changes nothing.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
@@ -52,7 +37,7 @@ fn recommend() -> Result<
 > {
     let _owner = security::as_extension_owner()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
-    let mut rows: Vec<Recommendation> = Vec::new();
+    let mut rows = Vec::new();
     let confident = decision.confident_steps(guc::MIN_CONFIDENCE.get());
     for (i, step) in decision.plan.steps.iter().enumerate() {
         let refusal = (i >= confident).then_some(LOW_CONFIDENCE);

@@ -2,15 +2,12 @@
 
 use super::record_event;
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, busy, error, internal, unknown};
-use crate::pg::spi;
+use crate::pg::{lock, spi};
 use foreshard_core::phase::{Capabilities, Event, Phase, next};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{JsonB, pg_sys};
 use serde_json::json;
 use std::str::FromStr;
-
-/// First half of the advisory lock a carrier holds on its move ("FSHD").
-pub const LOCK_CLASS: i32 = 0x4653_4844;
 
 /// Most slots one request may move.
 const MAX_ASSIGNMENTS: usize = 4096;
@@ -62,21 +59,20 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
 pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
     spi::rows(
         "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
-             WHERE l.locktype = 'advisory' AND l.classid = $1::int8::oid AND l.objid = m.move_id::int8::oid AND l.objsubid = 2 \
+             WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \
-         ORDER BY m.started_at NULLS LAST, m.move_id LIMIT $2",
-        &[i64::from(LOCK_CLASS).into(), limit.into()],
+         ORDER BY m.started_at NULLS LAST, m.move_id LIMIT $1",
+        &[limit.into()],
         |row| row.need::<i64>(1),
     )
 }
 
-/// Takes the carrier's session lock on a move; false when another carrier has it.
+/// Takes the carrier's session lock on a move; false when another carrier has it. An object lock, not
+/// an advisory one: no user can take or release it.
 pub fn claim(move_id: i64) -> PgResult<bool> {
-    Ok(spi::one_mut::<bool>(
-        "SELECT pg_catalog.pg_try_advisory_lock($1, $2)",
-        &[LOCK_CLASS.into(), (move_id as i32).into()],
-    )?
-    .unwrap_or(false))
+    let class = spi::one::<pg_sys::Oid>("SELECT 'foreshard.move'::regclass::oid", &[])?
+        .ok_or_else(|| internal("table foreshard.move is missing"))?;
+    Ok(lock::try_session_lock(class, move_id as u32))
 }
 
 /// One wanted assignment, validated.

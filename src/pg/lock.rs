@@ -109,3 +109,21 @@ pub fn has_waiters(relation: pg_sys::Oid) -> PgResult<bool> {
     )?;
     Ok(waiting.unwrap_or(false))
 }
+
+/// Takes an exclusive lock on "object `object` of class `class`" of this database for the rest of the
+/// session; false when somebody else has it.
+pub fn try_session_lock(class: pg_sys::Oid, object: u32) -> bool {
+    // SAFETY: the tag is a plain key; dontWait never blocks; the session owns the lock until it ends.
+    unsafe {
+        let tag = pg_sys::LOCKTAG {
+            locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+            locktag_field2: class.to_u32(),
+            locktag_field3: object,
+            locktag_field4: 0,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        };
+        let taken = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, true, true);
+        taken != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+}

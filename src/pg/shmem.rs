@@ -11,7 +11,7 @@ use pgrx::{PGRXSharedMemory, pg_shmem_init};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Databases that may have a keeper at the same time.
-pub const MAX_DATABASES: usize = 64;
+pub const MAX_DATABASES: usize = 256;
 /// Carriers of one database.
 pub const MAX_CARRIERS: usize = 8;
 

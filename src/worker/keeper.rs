@@ -50,7 +50,12 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
 /// An exit callback of PostgreSQL.
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
-    shmem::with_entry(bgworker::database(), |entry| entry.keeper = 0);
+    let pid = bgworker::pid();
+    shmem::with_entry(bgworker::database(), |entry| {
+        if entry.keeper == pid {
+            entry.keeper = 0;
+        }
+    });
 }
 
 #[derive(Default)]

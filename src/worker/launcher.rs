@@ -6,9 +6,13 @@ use crate::pg::shmem::{self, State};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Pause between two looks at pg_database, ms.
 const SCAN_MS: i64 = 2_000;
+
+/// Whether the log says already that there are too many databases.
+static WARNED: AtomicBool = AtomicBool::new(false);
 
 /// Registers the launcher with the postmaster.
 pub fn register() {
@@ -54,8 +58,12 @@ fn sync_registry(databases: &[u32]) {
             }
         }
     });
-    for database in databases {
-        shmem::with_entry(*database, |_| ());
+    let unserved = databases.iter().filter(|d| shmem::with_entry(**d, |_| ()).is_none()).count();
+    if unserved > 0 && !WARNED.swap(true, Ordering::Relaxed) {
+        pgrx::log!(
+            "foreshard launcher: {unserved} databases are not looked at, there is room for {}",
+            shmem::MAX_DATABASES
+        );
     }
 }
 

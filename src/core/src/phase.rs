@@ -6,7 +6,7 @@
 //! it; all others may take transactions of their own, before or after. Every effect is idempotent,
 //! so after a crash the carrier performs [`resume_effects`] of the stored phase and goes on.
 //!
-//! Legal transitions are one constant matrix ([`matrix`]), as TiKV's placement driver has it;
+//! Legal transitions are one constant matrix ([`matrix()`]), as TiKV's placement driver has it;
 //! what is not there is illegal.
 
 mod effect;
