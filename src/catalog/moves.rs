@@ -67,8 +67,7 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
     )
 }
 
-/// Takes the carrier's session lock on a move; false when another carrier has it. An object lock, not
-/// an advisory one: no user can take or release it.
+/// Takes the carrier's session lock on a move; false when another carrier has it. No user can take it.
 pub fn claim(move_id: i64) -> PgResult<bool> {
     let class = spi::one::<pg_sys::Oid>("SELECT 'foreshard.move'::regclass::oid", &[])?
         .ok_or_else(|| internal("table foreshard.move is missing"))?;

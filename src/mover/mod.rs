@@ -35,7 +35,7 @@ pub fn drive(move_id: i64) {
     let mut attempts = 0;
     loop {
         bgworker::wait(0);
-        let row = match bgworker::transaction(|| moves::load(move_id)) {
+        let row = match bgworker::transaction(|| claim_and_load(move_id)) {
             Ok(Some(row)) if !row.finished => row,
             Ok(_) => return,
             Err(report) => {
@@ -79,6 +79,12 @@ pub fn drive(move_id: i64) {
             }
         }
     }
+}
+
+/// The move, None when it is gone or another carrier's. Claimed again every time: owners' code that runs
+/// in this session could have let go of the lock.
+fn claim_and_load(move_id: i64) -> PgResult<Option<MoveRow>> {
+    if moves::claim(move_id)? { moves::load(move_id) } else { Ok(None) }
 }
 
 fn is_cleanup(phase: Phase) -> bool {

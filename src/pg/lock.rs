@@ -111,7 +111,11 @@ pub fn has_waiters(relation: pg_sys::Oid) -> PgResult<bool> {
 }
 
 /// Takes an exclusive lock on "object `object` of class `class`" of this database for the rest of the
-/// session; false when somebody else has it.
+/// session; false when somebody else has it. Taken again by the same session it is simply kept.
+///
+/// The tag is one that no SQL function can make. The lock method is that of advisory locks: the standard
+/// one would release session locks when any transaction aborts, and keep them when a process ends outside
+/// a transaction.
 pub fn try_session_lock(class: pg_sys::Oid, object: u32) -> bool {
     // SAFETY: the tag is a plain key; dontWait never blocks; the session owns the lock until it ends.
     unsafe {
@@ -121,7 +125,7 @@ pub fn try_session_lock(class: pg_sys::Oid, object: u32) -> bool {
             locktag_field3: object,
             locktag_field4: 0,
             locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
         };
         let taken = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, true, true);
         taken != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL

@@ -1,6 +1,6 @@
 //! The carrier of one move.
 
-use crate::catalog::{moves, session};
+use crate::catalog::session;
 use crate::mover;
 use crate::pg::{bgworker, shmem};
 use pgrx::pg_sys;
@@ -26,13 +26,8 @@ pub extern "C-unwind" fn foreshard_carrier_main(argument: pg_sys::Datum) {
     if held == Some(true) {
         return;
     }
-    let claimed = bgworker::transaction(|| {
-        session::prepare_worker()?;
-        moves::claim(move_id)
-    });
-    match claimed {
-        Ok(true) => mover::drive(move_id),
-        Ok(false) => {}
+    match bgworker::transaction(session::prepare_worker) {
+        Ok(()) => mover::drive(move_id),
         Err(report) => pgrx::log!("foreshard carrier: {}", report.line),
     }
 }
