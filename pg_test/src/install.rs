@@ -108,7 +108,7 @@ impl Install {
         self.bin_dir.join(name)
     }
 
-    /// The path of a test driver (`regress/pg_regress`, `isolation/pg_isolation_regress`).
+    /// The path of a test driver (`regress/pg_regress`).
     pub fn test_driver(&self, name: &str) -> Result<PathBuf> {
         let output = run(Command::new(self.program("pg_config")).arg("--pgxs"))?;
         let makefile = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());

@@ -1,8 +1,5 @@
-//! What a person types in psql (`pg_regress`) and what sessions do to each other
-//! (`pg_isolation_regress`).
-//!
-//! * `pg_test/regress/sql/NAME.sql` with `expected/NAME.out`
-//! * `pg_test/isolation/specs/NAME.spec` with `expected/NAME.out`
+//! What a person types in psql, run by `pg_regress`: `pg_test/regress/sql/NAME.sql` with
+//! `expected/NAME.out`. What sessions do to each other is in `isolation.rs`.
 //!
 //! Each file runs in a fresh database of its own and creates the extension itself; the
 //! cluster has the tablespaces `ts_a`, `ts_b` and `ts_c`. `FORESHARD_ONLY=NAME` runs one
@@ -13,72 +10,48 @@ use foreshard_test::{Cluster, ClusterOptions, Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One of the two drivers and where its files lie.
-struct Suite {
-    folder: &'static str,
-    sources: &'static str,
-    extension: &'static str,
-    driver: &'static str,
-}
-
-const REGRESS: Suite =
-    Suite { folder: "regress", sources: "sql", extension: "sql", driver: "regress/pg_regress" };
-
-const ISOLATION: Suite = Suite {
-    folder: "isolation",
-    sources: "specs",
-    extension: "spec",
-    driver: "isolation/pg_isolation_regress",
-};
+const FOLDER: &str = "regress";
 
 #[test]
 fn regress() -> Result<()> {
-    run_suite(&REGRESS)
+    run_suite()
 }
 
-#[test]
-fn isolation() -> Result<()> {
-    run_suite(&ISOLATION)
+fn home() -> PathBuf {
+    repository().join("pg_test").join(FOLDER)
 }
 
-impl Suite {
-    fn home(&self) -> PathBuf {
-        repository().join("pg_test").join(self.folder)
-    }
-
-    /// The names of its files, sorted, possibly restricted to one.
-    fn names(&self) -> Vec<String> {
-        let only = std::env::var("FORESHARD_ONLY").ok();
-        let mut names: Vec<String> = fs::read_dir(self.home().join(self.sources))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|e| e == self.extension))
-            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_string()))
-            .filter(|name| only.as_ref().is_none_or(|only| only == name))
-            .collect();
-        names.sort();
-        names
-    }
+/// The names of the files, sorted, possibly restricted to one.
+fn names() -> Vec<String> {
+    let only = std::env::var("FORESHARD_ONLY").ok();
+    let mut names: Vec<String> = fs::read_dir(home().join("sql"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "sql"))
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_string()))
+        .filter(|name| only.as_ref().is_none_or(|only| only == name))
+        .collect();
+    names.sort();
+    names
 }
 
-fn run_suite(suite: &Suite) -> Result<()> {
-    let names = suite.names();
+fn run_suite() -> Result<()> {
+    let names = names();
     if names.is_empty() {
-        println!("no file in {}/{}", suite.folder, suite.sources);
-        return Ok(());
+        return Err(Error::new("There is no regress file to run.", "Look at FORESHARD_ONLY."));
     }
-    let cluster = Cluster::start(&ClusterOptions::new(suite.folder))?;
+    let cluster = Cluster::start(&ClusterOptions::new(FOLDER))?;
     let mut client = cluster.connect("postgres")?;
     for name in ["ts_a", "ts_b", "ts_c"] {
         let dir = cluster.make_tablespace_dir(name)?;
         client.exec(&format!("CREATE TABLESPACE {name} LOCATION '{}'", dir.display()))?;
     }
-    let work = work_dir(cluster.install(), suite)?;
+    let work = work_dir(cluster.install())?;
     let mut failures = String::new();
     for name in &names {
-        match run_file(&cluster, suite, &work, name) {
+        match run_file(&cluster, &work, name) {
             Ok(()) => println!("ok {name}"),
             Err(error) => failures.push_str(&format!("\n--- {name}\n{error}\n")),
         }
@@ -88,17 +61,17 @@ fn run_suite(suite: &Suite) -> Result<()> {
         Ok(())
     } else {
         Err(Error::new(
-            format!("{} files differ:{failures}", suite.folder),
+            format!("{} files differ:{failures}", FOLDER),
             "FORESHARD_ACCEPT=1 accepts what came out; read the difference first.",
         ))
     }
 }
 
 /// A copy of the suite's files that the servers' user can read and write.
-fn work_dir(install: &Install, suite: &Suite) -> Result<PathBuf> {
-    let work = install.run_dir.join(format!("{}-{}-{}", suite.folder, install.major, std::process::id()));
+fn work_dir(install: &Install) -> Result<PathBuf> {
+    let work = install.run_dir.join(format!("{}-{}-{}", FOLDER, install.major, std::process::id()));
     let _ = fs::remove_dir_all(&work);
-    copy_dir(install, &suite.home(), &work)?;
+    copy_dir(install, &home(), &work)?;
     Ok(work)
 }
 
@@ -117,9 +90,9 @@ fn copy_dir(install: &Install, from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn run_file(cluster: &Cluster, suite: &Suite, work: &Path, name: &str) -> Result<()> {
+fn run_file(cluster: &Cluster, work: &Path, name: &str) -> Result<()> {
     let install = cluster.install();
-    let database = format!("{}_{}", suite.folder, name.replace('-', "_"));
+    let database = format!("{}_{}", FOLDER, name.replace('-', "_"));
     let mut client = cluster.connect("postgres")?;
     client.exec(&format!("CREATE DATABASE \"{database}\" TEMPLATE template0"))?;
     // A file without expected output differs by all of it.
@@ -128,7 +101,7 @@ fn run_file(cluster: &Cluster, suite: &Suite, work: &Path, name: &str) -> Result
         fs::create_dir_all(work.join("expected"))?;
         fs::write(&expected, "")?;
     }
-    let mut command = install.user.command(&install.test_driver(suite.driver)?);
+    let mut command = install.user.command(&install.test_driver("regress/pg_regress")?);
     command
         .arg(format!("--inputdir={}", work.display()))
         .arg(format!("--outputdir={}", work.display()))
@@ -147,7 +120,7 @@ fn run_file(cluster: &Cluster, suite: &Suite, work: &Path, name: &str) -> Result
     };
     let results = work.join("results").join(format!("{name}.out"));
     if std::env::var_os("FORESHARD_ACCEPT").is_some() && results.exists() {
-        let expected = suite.home().join("expected");
+        let expected = home().join("expected");
         fs::create_dir_all(&expected)?;
         fs::copy(&results, expected.join(format!("{name}.out")))?;
         return Ok(());

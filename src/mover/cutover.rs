@@ -7,12 +7,12 @@
 //! are waited out under the same bound.
 
 use super::phases::{is_unchanged, replay};
-use super::{Outcome, short_lock, transaction};
+use super::{Outcome, short_lock};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{copy, record_event};
 use crate::engine::Engine;
-use crate::pg::bgworker::WorkResult;
+use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::{PgResult, busy};
 use crate::pg::{bgworker, guc, lock, spi};
 use foreshard_core::phase::Event;

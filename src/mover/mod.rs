@@ -7,7 +7,7 @@ mod short_lock;
 
 use crate::catalog::moves::{self, MoveRow};
 use crate::engine::{Engine, Local};
-use crate::pg::bgworker::{Failure, WorkResult};
+use crate::pg::bgworker::Failure;
 use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc};
 use foreshard_core::phase::{Event, Phase};
@@ -138,9 +138,4 @@ fn after_error(engine: &dyn Engine, row: &MoveRow, failure: &Failure, attempts: 
     }
     bgworker::wait((200_i64 << errors.min(5)).min(MAX_BACKOFF_MS));
     errors
-}
-
-/// Runs `work` in a transaction of the carrier.
-fn transaction<R>(work: impl FnOnce() -> PgResult<R>) -> WorkResult<R> {
-    bgworker::transaction(work)
 }

@@ -1,11 +1,11 @@
 //! The work of every phase but the cutover.
 
-use super::{Outcome, cutover, short_lock, transaction};
+use super::{Outcome, cutover, short_lock};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::engine::Engine;
-use crate::pg::bgworker::WorkResult;
+use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::{PgResult, busy, error, unsupported};
 use crate::pg::{bgworker, digest, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
@@ -252,8 +252,12 @@ fn retire(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
 fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) -> WorkResult<Outcome> {
     let mut locked = Vec::new();
     let captured = transaction(|| {
-        let mut captured = shadow::relations(row.move_id)?;
-        captured.retain(|r| shadow::trigger_exists(r.trigger).unwrap_or(true));
+        let mut captured = Vec::new();
+        for relation in shadow::relations(row.move_id)? {
+            if shadow::trigger_exists(relation.trigger)? {
+                captured.push(relation);
+            }
+        }
         locked = captured.iter().map(|r| r.source).collect();
         Ok(captured)
     })?;
