@@ -44,6 +44,24 @@ CREATE TABLE foreshard.slot_partition (
     PRIMARY KEY (slot_id, table_oid)
 );
 
+-- what configure() was told; a setting that is not here has its default
+CREATE TABLE foreshard.table_setting (
+    table_oid   regclass NOT NULL REFERENCES foreshard.managed_table ON DELETE CASCADE,
+    setting     text NOT NULL,
+    value       text NOT NULL,
+    PRIMARY KEY (table_oid, setting)
+);
+
+-- what trigger functions were seen to read and write
+CREATE TABLE foreshard.observed_dependency (
+    function_oid oid NOT NULL,
+    relation_oid oid NOT NULL,
+    writes      boolean NOT NULL,
+    seen        bigint NOT NULL,
+    last_seen_at timestamptz NOT NULL,
+    PRIMARY KEY (function_oid, relation_oid, writes)
+);
+
 CREATE TABLE foreshard.slot_heat (
     slot_id     bigint PRIMARY KEY REFERENCES foreshard.slot ON DELETE CASCADE,
     observed_at timestamptz NOT NULL,
@@ -184,4 +202,5 @@ SELECT pg_catalog.pg_extension_config_dump('foreshard.managed_table', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.slot', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.slot_slot_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.slot_partition', '');
+SELECT pg_catalog.pg_extension_config_dump('foreshard.table_setting', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.heat_history', 'WHERE resolution_s >= 300');

@@ -4,6 +4,7 @@ mod api;
 mod catalog;
 mod engine;
 mod mover;
+mod observe;
 mod pg;
 mod planner;
 mod worker;
@@ -23,6 +24,7 @@ pub extern "C-unwind" fn _PG_init() {
     pg::guc::register();
     if pg::is_preloading() {
         pg::shmem::register();
+        pg::region::register();
         pg::hooks::register(catalog::shadow::sources_under_way);
         worker::launcher::register();
     }

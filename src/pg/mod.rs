@@ -10,6 +10,7 @@ pub mod guc;
 pub mod hooks;
 pub mod lock;
 pub mod partition;
+pub mod region;
 pub mod report;
 pub mod security;
 pub mod shmem;

@@ -11,6 +11,8 @@
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`digest`] | are two copies of a table equal? |
+//! | [`shared`] | how do many processes write samples without waiting for one another? |
+//! | [`frames`] | which of the nested calls spent it? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
 //!
 //! Deliberately absent: SQL, I/O, threads, logging, `unsafe`, and panics outside tests.
@@ -19,8 +21,10 @@
 
 pub mod digest;
 pub mod forecast;
+pub mod frames;
 pub mod heat;
 pub mod phase;
 pub mod placement;
 pub mod ring;
+pub mod shared;
 pub mod sim;
