@@ -8,6 +8,7 @@ pub mod digest;
 pub mod disk;
 pub mod guc;
 pub mod hooks;
+pub mod keytext;
 pub mod lock;
 pub mod partition;
 pub mod region;
