@@ -22,5 +22,6 @@ pub mod forecast;
 pub mod heat;
 pub mod phase;
 pub mod placement;
+pub mod profile;
 pub mod ring;
 pub mod sim;
