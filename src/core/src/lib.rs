@@ -25,6 +25,7 @@ pub mod frames;
 pub mod heat;
 pub mod phase;
 pub mod placement;
+pub mod profile;
 pub mod ring;
 pub mod shared;
 pub mod sim;
