@@ -69,6 +69,7 @@ CREATE TABLE foreshard.trigger_profile (
     elapsed_ns  bigint NOT NULL,
     elapsed_inclusive_ns bigint NOT NULL,
     memory_bytes bigint NOT NULL,
+    memory_sampled_calls bigint NOT NULL,
     blocks_hit  bigint NOT NULL,
     blocks_read bigint NOT NULL,
     blocks_dirtied bigint NOT NULL,

@@ -25,6 +25,7 @@ pub extern "C-unwind" fn _PG_init() {
     if pg::is_preloading() {
         pg::shmem::register();
         pg::region::register();
+        observe::register();
         pg::hooks::register(catalog::shadow::sources_under_way);
         worker::launcher::register();
     }

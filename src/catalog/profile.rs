@@ -42,7 +42,7 @@ fn bits_of(event: &str, level: &str, timing: &str) -> u32 {
     bits(&OPERATIONS, event) | bits(&TIMINGS, timing) | row
 }
 
-/// The identity columns of many profiles, as five parameters of a statement.
+/// The identity columns of many profiles, as six parameters of a statement.
 fn identity_args(of: &[&ProfileIdentity]) -> [Arg<'static>; 6] {
     let column = |word: fn(&ProfileIdentity) -> String| of.iter().map(|i| word(i)).collect::<Vec<_>>();
     [
@@ -89,21 +89,22 @@ pub fn add(counted: &[Counted], counted_in_s: Option<f64>) -> PgResult<()> {
     args.push(counted_in_s.into());
     spi::run(
         "INSERT INTO foreshard.trigger_profile AS p (table_oid, trigger_name, function_oid, event, level, timing, calls, failed_calls, sampled_calls, \
-             cpu_ns, cpu_inclusive_ns, elapsed_ns, elapsed_inclusive_ns, memory_bytes, blocks_hit, blocks_read, blocks_dirtied, wal_bytes, temp_blocks, \
-             first_seen_at, last_seen_at, counted, counted_in) \
-         SELECT q.t::regclass, q.n::name, q.f, q.e, q.l, q.w, q.c1, q.c2, q.c3, q.c4, q.c5, q.c6, q.c7, q.c8, q.c9, q.c10, q.c11, q.c12, q.c13, \
-             pg_catalog.now(), pg_catalog.now(), q.seen::int8[], pg_catalog.to_timestamp($21) \
+             cpu_ns, cpu_inclusive_ns, elapsed_ns, elapsed_inclusive_ns, memory_bytes, memory_sampled_calls, blocks_hit, blocks_read, blocks_dirtied, \
+             wal_bytes, temp_blocks, first_seen_at, last_seen_at, counted, counted_in) \
+         SELECT q.t::regclass, q.n::name, q.f, q.e, q.l, q.w, q.c1, q.c2, q.c3, q.c4, q.c5, q.c6, q.c7, q.c8, q.c9, q.c10, q.c11, q.c12, q.c13, q.c14, \
+             pg_catalog.now(), pg_catalog.now(), q.seen::int8[], pg_catalog.to_timestamp($22) \
          FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), \
              pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
              pg_catalog.unnest($12), pg_catalog.unnest($13), pg_catalog.unnest($14), pg_catalog.unnest($15), pg_catalog.unnest($16), pg_catalog.unnest($17), \
-             pg_catalog.unnest($18), pg_catalog.unnest($19), pg_catalog.unnest($20)) \
-             AS q (t, n, f, e, l, w, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, seen) \
+             pg_catalog.unnest($18), pg_catalog.unnest($19), pg_catalog.unnest($20), pg_catalog.unnest($21)) \
+             AS q (t, n, f, e, l, w, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, seen) \
          WHERE EXISTS (SELECT FROM foreshard.managed_table m WHERE m.table_oid = q.t) AND EXISTS (SELECT FROM pg_catalog.pg_proc r WHERE r.oid = q.f) \
          ON CONFLICT (table_oid, trigger_name, function_oid, event, level, timing) DO UPDATE SET calls = p.calls + excluded.calls, \
              failed_calls = p.failed_calls + excluded.failed_calls, sampled_calls = p.sampled_calls + excluded.sampled_calls, \
              cpu_ns = p.cpu_ns + excluded.cpu_ns, cpu_inclusive_ns = p.cpu_inclusive_ns + excluded.cpu_inclusive_ns, \
              elapsed_ns = p.elapsed_ns + excluded.elapsed_ns, elapsed_inclusive_ns = p.elapsed_inclusive_ns + excluded.elapsed_inclusive_ns, \
-             memory_bytes = p.memory_bytes + excluded.memory_bytes, blocks_hit = p.blocks_hit + excluded.blocks_hit, \
+             memory_bytes = p.memory_bytes + excluded.memory_bytes, \
+             memory_sampled_calls = p.memory_sampled_calls + excluded.memory_sampled_calls, blocks_hit = p.blocks_hit + excluded.blocks_hit, \
              blocks_read = p.blocks_read + excluded.blocks_read, blocks_dirtied = p.blocks_dirtied + excluded.blocks_dirtied, \
              wal_bytes = p.wal_bytes + excluded.wal_bytes, temp_blocks = p.temp_blocks + excluded.temp_blocks, \
              last_seen_at = excluded.last_seen_at, counted = excluded.counted, counted_in = excluded.counted_in",

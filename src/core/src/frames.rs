@@ -111,6 +111,11 @@ impl Frames {
         })
     }
 
+    /// A reading with which the innermost piece was entered.
+    pub fn started_with(&self, amount: Amount) -> u64 {
+        self.depth.checked_sub(1).map_or(0, |i| self.stack[i].start[amount as usize])
+    }
+
     /// Drops pieces that an error left: those at or below `address`.
     pub fn drop_left(&mut self, address: usize) {
         while self.depth > 0 && self.stack[self.depth - 1].address <= address {

@@ -13,6 +13,7 @@
 //! | [`digest`] | are two copies of a table equal? |
 //! | [`shared`] | how do many processes write samples without waiting for one another? |
 //! | [`frames`] | which of the nested calls spent it? |
+//! | [`gaps`] | which event is sampled next? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
 //!
 //! Deliberately absent: SQL, I/O, threads, logging, `unsafe`, and panics outside tests.
@@ -22,6 +23,7 @@
 pub mod digest;
 pub mod forecast;
 pub mod frames;
+pub mod gaps;
 pub mod heat;
 pub mod phase;
 pub mod placement;

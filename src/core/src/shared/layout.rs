@@ -11,6 +11,10 @@ pub const KEY_BYTES: usize = 48;
 /// One counter.
 pub type Counter = AtomicU64;
 
+fn zeros<const N: usize>() -> [AtomicU64; N] {
+    std::array::from_fn(|_| AtomicU64::new(0))
+}
+
 macro_rules! counters {
     ($(#[$doc:meta])* $name:ident, $count:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
         $(#[$doc])*
@@ -90,8 +94,10 @@ counters! {
         ElapsedNs,
         /// Elapsed time, ns.
         ElapsedInclusiveNs,
-        /// Memory still allocated when the call returned, bytes (growth only).
+        /// Memory still allocated when the call returned, bytes (growth only), of the calls below.
         MemoryBytes,
+        /// Measured calls that measured memory, too (it takes longer than all the rest).
+        MemorySampled,
         /// Blocks found in shared buffers, without nested triggers; also below.
         BlocksHit,
         /// Blocks read from outside.
@@ -150,18 +156,17 @@ pub struct Segment {
 
 impl Default for Segment {
     fn default() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
         Self {
-            slot_id: ZERO,
-            table: ZERO,
-            group_id: ZERO,
-            shard_id: ZERO,
-            key_attribute: ZERO,
-            flags: ZERO,
-            load: ZERO,
-            capacity: ZERO,
-            placed_ns: ZERO,
-            counters: [ZERO; SEGMENT_COUNTERS],
+            slot_id: AtomicU64::new(0),
+            table: AtomicU64::new(0),
+            group_id: AtomicU64::new(0),
+            shard_id: AtomicU64::new(0),
+            key_attribute: AtomicU64::new(0),
+            flags: AtomicU64::new(0),
+            load: AtomicU64::new(0),
+            capacity: AtomicU64::new(0),
+            placed_ns: AtomicU64::new(0),
+            counters: zeros(),
         }
     }
 }
@@ -263,8 +268,7 @@ pub struct Profile {
 
 impl Default for Profile {
     fn default() -> Self {
-        const ZERO: AtomicU64 = AtomicU64::new(0);
-        Self { ready: ZERO, identity: [ZERO; 2], name: [ZERO; NAME_WORDS], totals: [ZERO; TOTALS] }
+        Self { ready: AtomicU64::new(0), identity: zeros(), name: zeros(), totals: zeros() }
     }
 }
 
