@@ -115,6 +115,27 @@ CREATE TABLE foreshard.trigger_model (
     PRIMARY KEY (profile_id, resource)
 ) WITH (fillfactor = 50);
 
+-- what was measured of a slot in one of its tables, decayed: sums of sampled statements and triggers
+CREATE TABLE foreshard.slot_cost (
+    slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    table_oid   regclass NOT NULL REFERENCES foreshard.managed_table ON DELETE CASCADE,
+    measured_at timestamptz NOT NULL,
+    statements  float8 NOT NULL,
+    scans       float8 NOT NULL,
+    rows_read   float8 NOT NULL,
+    blocks_hit  float8 NOT NULL,
+    blocks_read float8 NOT NULL,
+    read_cpu_ms float8 NOT NULL,
+    rows_written float8 NOT NULL,
+    write_cpu_ms float8 NOT NULL,
+    wal_bytes   float8 NOT NULL,
+    trigger_calls float8 NOT NULL,
+    trigger_cost_units float8 NOT NULL,
+    result_bytes float8 NOT NULL,
+    PRIMARY KEY (slot_id, table_oid)
+) WITH (fillfactor = 50);
+CREATE INDEX slot_cost_table_idx ON foreshard.slot_cost (table_oid);
+
 -- what the keeper could not read in time of the samples of all databases
 CREATE TABLE foreshard.lost_sample (
     area        text PRIMARY KEY,

@@ -2,7 +2,6 @@
 
 use crate::catalog::statistics;
 use crate::observe::drain;
-use crate::pg::report::PgResult;
 use crate::pg::{security, shmem};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -53,7 +52,7 @@ fn observation_areas() -> Result<
 #[pg_extern(volatile, parallel_restricted)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
-fn observation_sampling() -> PgResult<
+fn observation_sampling() -> Result<
     TableIterator<
         'static,
         (
@@ -63,6 +62,7 @@ fn observation_sampling() -> PgResult<
             name!(given_up, i64),
         ),
     >,
+    ErrorReport,
 > {
     shmem::require_preloaded()?;
     let (statements, measuring_ms, too_deep, given_up) = drain::sampling();

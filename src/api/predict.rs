@@ -3,8 +3,8 @@
 use crate::catalog::predict::{self, Learnt, Trigger};
 use crate::catalog::{colocation, name_of, unit_cost};
 use crate::pg::report::{PgResult, bad_argument, error, wrong_state};
-use crate::pg::types::Regclass;
 use crate::pg::security;
+use crate::pg::types::Regclass;
 use foreshard_core::profile::{FEATURES, Prediction, Resource, cost_of, total};
 use pgrx::JsonB;
 use pgrx::pg_sys::Oid;
@@ -42,26 +42,9 @@ type Answer = (
     Option<String>,
 );
 
-type Answers = TableIterator<
-    'static,
-    (
-        name!(trigger, Option<String>),
-        name!(function, Option<Oid>),
-        name!(level, Option<String>),
-        name!(timing, Option<String>),
-        name!(calls, f64),
-        name!(cpu_us, Option<f64>),
-        name!(cost_units, Option<f64>),
-        name!(lower, Option<f64>),
-        name!(upper, Option<f64>),
-        name!(model, Option<String>),
-        name!(samples, Option<i32>),
-        name!(note, Option<String>),
-    ),
->;
-
 /// Cost of the triggers that a statement of `statement_rows` rows of `bytes` bytes fires: a row per
 /// trigger, then the total. What was not learnt yet is NULL, and the notes say so.
+#[allow(clippy::type_complexity)]
 #[pg_extern(
     name = "predict_cost",
     sql = "CREATE FUNCTION foreshard.predict_cost(\"table\" regclass, operation text, bytes bigint, non_null int DEFAULT NULL, \
@@ -78,7 +61,26 @@ fn predict_cost_of_size(
     non_null: Option<i32>,
     changed: Option<i32>,
     statement_rows: Option<i64>,
-) -> Result<Answers, ErrorReport> {
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(trigger, Option<String>),
+            name!(function, Option<Oid>),
+            name!(level, Option<String>),
+            name!(timing, Option<String>),
+            name!(calls, f64),
+            name!(cpu_us, Option<f64>),
+            name!(cost_units, Option<f64>),
+            name!(lower, Option<f64>),
+            name!(upper, Option<f64>),
+            name!(model, Option<String>),
+            name!(samples, Option<i32>),
+            name!(note, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
     let (table, operation, rows) = checked(table, operation, statement_rows)?;
     for (what, value) in
         [("bytes", bytes), ("non_null", non_null.map(i64::from)), ("changed", changed.map(i64::from))]
@@ -87,19 +89,18 @@ fn predict_cost_of_size(
             return Err(bad_argument(format!("{what} must not be negative")));
         }
     }
-    answer(
-        table,
-        &Statement {
-            operation,
-            bytes: bytes.map(|b| b as f64),
-            non_null: non_null.map(f64::from),
-            changed: changed.map(f64::from),
-            rows,
-        },
-    )
+    let statement = Statement {
+        operation,
+        bytes: bytes.map(|b| b as f64),
+        non_null: non_null.map(f64::from),
+        changed: changed.map(f64::from),
+        rows,
+    };
+    Ok(TableIterator::new(answer(table, &statement)?))
 }
 
 /// As above, for rows like `row`, a JSON object with values for columns of the table.
+#[allow(clippy::type_complexity)]
 #[pg_extern(
     name = "predict_cost",
     sql = "CREATE FUNCTION foreshard.predict_cost(\"table\" regclass, operation text, \"row\" jsonb, statement_rows bigint DEFAULT 1) \
@@ -113,15 +114,33 @@ fn predict_cost_of_row(
     operation: Option<&str>,
     row: Option<JsonB>,
     statement_rows: Option<i64>,
-) -> Result<Answers, ErrorReport> {
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(trigger, Option<String>),
+            name!(function, Option<Oid>),
+            name!(level, Option<String>),
+            name!(timing, Option<String>),
+            name!(calls, f64),
+            name!(cpu_us, Option<f64>),
+            name!(cost_units, Option<f64>),
+            name!(lower, Option<f64>),
+            name!(upper, Option<f64>),
+            name!(model, Option<String>),
+            name!(samples, Option<i32>),
+            name!(note, Option<String>),
+        ),
+    >,
+    ErrorReport,
+> {
     let (table, operation, rows) = checked(table, operation, statement_rows)?;
     let row = row.ok_or_else(|| bad_argument("row must not be NULL"))?;
     // As the caller: input functions and domains may run code that others wrote.
     let (bytes, non_null) = predict::features_of(table, row)?;
-    answer(
-        table,
-        &Statement { operation, bytes: Some(bytes), non_null: Some(non_null), changed: None, rows },
-    )
+    let statement =
+        Statement { operation, bytes: Some(bytes), non_null: Some(non_null), changed: None, rows };
+    Ok(TableIterator::new(answer(table, &statement)?))
 }
 
 /// The arguments both forms share, if they make sense and the caller may ask.
@@ -152,7 +171,7 @@ fn checked(
     Ok((table, operation, rows as f64))
 }
 
-fn answer(table: Oid, statement: &Statement) -> Result<Answers, ErrorReport> {
+fn answer(table: Oid, statement: &Statement) -> PgResult<Vec<Answer>> {
     let _owner = security::as_extension_owner()?;
     let columns = predict::columns(table)? as f64;
     let mut rows = Vec::new();
@@ -171,17 +190,13 @@ fn answer(table: Oid, statement: &Statement) -> Result<Answers, ErrorReport> {
         parts.push(predicted);
     }
     rows.push(total_of(&parts, &unknown));
-    Ok(TableIterator::new(rows))
+    Ok(rows)
 }
 
 /// The features of one call; what is not known is what it was on average, or a guess from the table.
-fn features(
-    trigger: &Trigger,
-    learnt: &Learnt,
-    statement: &Statement,
-    columns: f64,
-) -> [f64; FEATURES] {
-    if !trigger.per_row {
+fn features(trigger: &Trigger, learnt: &Learnt, statement: &Statement, columns: f64) -> [f64; FEATURES] {
+    // Nothing is known of the rows of these when they are measured.
+    if !trigger.per_row || trigger.is_built_in() {
         return [0.0, 0.0, 0.0, statement.rows];
     }
     let [bytes, non_null, changed, _] = learnt.mean_features;
@@ -201,11 +216,7 @@ fn predict_calls(trigger: &Trigger, statement: &Statement, columns: f64) -> Pred
     let features = features(trigger, learnt, statement, columns);
     let cpu = learnt.models[Resource::CpuUs.index()].as_ref().map(|m| m.predict(&features));
     let cost = cost_of(&learnt.models, &features, &unit_cost::weights());
-    Predicted {
-        calls,
-        cpu_us: cpu.map(|p| total(&[(p, calls)])),
-        cost: cost.map(|p| total(&[(p, calls)])),
-    }
+    Predicted { calls, cpu_us: cpu.map(|p| total(&[(p, calls)])), cost: cost.map(|p| total(&[(p, calls)])) }
 }
 
 fn row_of(trigger: &Trigger, predicted: &Predicted) -> Answer {

@@ -23,7 +23,8 @@ pub fn store(pairs: &[Pair]) -> PgResult<()> {
     if pairs.is_empty() {
         return Ok(());
     }
-    let number = |of: fn(&Pair) -> Option<f64>| -> Arg<'static> { pairs.iter().map(of).collect::<Vec<_>>().into() };
+    let number =
+        |of: fn(&Pair) -> Option<f64>| -> Arg<'static> { pairs.iter().map(of).collect::<Vec<_>>().into() };
     spi::run(
         "INSERT INTO foreshard.coaccess (slot_a, slot_b, weight, lift, share, observed_at) \
          SELECT q.a, q.b, q.w, q.l, q.s, pg_catalog.now() \

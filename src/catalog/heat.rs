@@ -3,15 +3,21 @@
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
 use foreshard_core::heat::{Counters, Rates};
+use foreshard_core::unit_cost::Load;
+use pgrx::pg_sys::Oid;
 use std::collections::HashMap;
 
-/// What is known of a slot at a reading.
+/// What is known of a partition at a reading.
 pub struct Reading {
     /// Slot.
     pub slot_id: i64,
     /// Its shard.
     pub shard_id: i32,
-    /// Cumulative counters, summed over the group's tables.
+    /// The partitioned table.
+    pub table: u32,
+    /// The partition.
+    pub relation: u32,
+    /// Cumulative counters.
     pub counters: Counters,
 }
 
@@ -28,11 +34,11 @@ fn counters(row: &spi::Row, first: usize) -> PgResult<Counters> {
     })
 }
 
-/// Reads the cumulative statistics of every slot now.
+/// Reads the cumulative statistics of every partition now, by slot.
 pub fn read_counters() -> PgResult<Vec<Reading>> {
     spi::rows(
-        "SELECT s.slot_id, s.shard_id, sum(q.scans)::int8, sum(q.rows)::int8, sum(q.ins)::int8, sum(q.upd)::int8, \
-                sum(q.del)::int8, sum(greatest(q.fetched - q.hit, 0))::int8, sum(q.hit)::int8 \
+        "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, q.scans::int8, q.rows::int8, q.ins, q.upd, q.del, \
+                greatest(q.fetched - q.hit, 0)::int8, q.hit::int8 \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) CROSS JOIN LATERAL ( \
              SELECT pg_catalog.pg_stat_get_numscans(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_numscans(i.indexrelid)), 0) AS scans, \
                     pg_catalog.pg_stat_get_tuples_returned(p.partition) + pg_catalog.pg_stat_get_tuples_fetched(p.partition) \
@@ -43,9 +49,17 @@ pub fn read_counters() -> PgResult<Vec<Reading>> {
                     pg_catalog.pg_stat_get_blocks_fetched(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_blocks_fetched(i.indexrelid)), 0) AS fetched, \
                     pg_catalog.pg_stat_get_blocks_hit(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_blocks_hit(i.indexrelid)), 0) AS hit \
              FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition) q \
-         GROUP BY 1, 2 ORDER BY 1",
+         ORDER BY 1, 4",
         &[],
-        |row| Ok(Reading { slot_id: row.need(1)?, shard_id: row.need(2)?, counters: counters(row, 3)? }),
+        |row| {
+            Ok(Reading {
+                slot_id: row.need(1)?,
+                shard_id: row.need(2)?,
+                table: row.need::<Oid>(3)?.to_u32(),
+                relation: row.need::<Oid>(4)?.to_u32(),
+                counters: counters(row, 5)?,
+            })
+        },
     )
 }
 
@@ -83,19 +97,6 @@ pub fn previous() -> PgResult<HashMap<i64, Previous>> {
         },
     )?;
     Ok(found.into_iter().collect())
-}
-
-/// What a slot's accesses cost; None: never measured.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Load {
-    /// Everything, cost units per second.
-    pub cost_units_per_s: f64,
-    /// CPU time of statements, ms per second.
-    pub cpu_ms_per_s: Option<f64>,
-    /// WAL of statements, bytes per second.
-    pub wal_bytes_per_s: Option<f64>,
-    /// Triggers, cost units per second.
-    pub trigger_cost_per_s: Option<f64>,
 }
 
 /// A slot's state after a reading; rates and load None: unknown.
@@ -157,7 +158,7 @@ pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
             rate(|r| r.writes_per_s),
             rate(|r| r.blocks_read_per_s + r.blocks_hit_per_s),
             load(|l| Some(l.cost_units_per_s)),
-            load(|l| l.cpu_ms_per_s),
+            load(|l| Some(l.cpu_ms_per_s)),
             load(|l| l.wal_bytes_per_s),
             load(|l| l.trigger_cost_per_s),
             observed.iter().map(|o| o.heat).collect::<Vec<_>>().into(),

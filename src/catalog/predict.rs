@@ -23,7 +23,8 @@ const OPERATIONS: [(&str, u32); 4] = [
 pub fn operation(name: &str) -> PgResult<&'static str> {
     let wanted = OPERATIONS.iter().find(|(word, _)| word.eq_ignore_ascii_case(name.trim()));
     wanted.map(|(word, _)| *word).ok_or_else(|| {
-        bad_argument(format!("unknown operation \"{name}\"")).set_hint("Use INSERT, UPDATE, DELETE or TRUNCATE.")
+        bad_argument(format!("unknown operation \"{name}\""))
+            .set_hint("Use INSERT, UPDATE, DELETE or TRUNCATE.")
     })
 }
 
@@ -47,6 +48,16 @@ pub struct Trigger {
     pub columns: Option<String>,
     /// What was learnt; None: no profile.
     pub learnt: Option<Learnt>,
+}
+
+/// First oid that is not PostgreSQL's own.
+const FIRST_FOREIGN_OID: u32 = 10_000;
+
+impl Trigger {
+    /// Its function is PostgreSQL's own: hooks do not see it, only measured statements do.
+    pub fn is_built_in(&self) -> bool {
+        self.function.to_u32() < FIRST_FOREIGN_OID
+    }
 }
 
 /// What was learnt about a trigger.

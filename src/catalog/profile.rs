@@ -342,5 +342,9 @@ pub fn forget_gone(known: &[ProfileIdentity]) -> PgResult<Vec<u64>> {
         &identity_args(&identities),
         |row| row.need::<i32>(1),
     )?;
-    Ok(gone.into_iter().filter_map(|i| known.get(usize::try_from(i).ok()?)).map(ProfileIdentity::key).collect())
+    Ok(gone
+        .into_iter()
+        .filter_map(|i| known.get(usize::try_from(i).ok()?))
+        .map(ProfileIdentity::key)
+        .collect())
 }

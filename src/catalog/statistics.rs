@@ -16,7 +16,10 @@ pub fn add_lost(lost: &[(&'static str, u64)]) -> PgResult<()> {
          ON CONFLICT (area) DO UPDATE SET lost = l.lost + excluded.lost",
         &[
             lost.iter().map(|(area, _)| (*area).to_string()).collect::<Vec<_>>().into(),
-            lost.iter().map(|(_, count)| i64::try_from(*count).unwrap_or(i64::MAX)).collect::<Vec<_>>().into(),
+            lost.iter()
+                .map(|(_, count)| i64::try_from(*count).unwrap_or(i64::MAX))
+                .collect::<Vec<_>>()
+                .into(),
         ],
     )?;
     Ok(())
