@@ -6,7 +6,7 @@
 //! A function that was replaced, or whose cost changed without that ([`drift`]), forgets what it
 //! learnt before. [`cost`] turns outcomes and predictions into cost units.
 //!
-//! A profile takes at most about 140 KiB: 512 samples of 168 bytes and 256 comparisons of 200.
+//! A profile takes at most about 140 KiB: 512 samples of 168 bytes and 256 comparisons of 192.
 
 pub mod cost;
 mod drift;
