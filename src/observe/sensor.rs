@@ -126,6 +126,11 @@ fn due(gap: &'static std::thread::LocalKey<Cell<u32>>, setting: i32) -> bool {
             gap.set(0);
             true
         }
+        // The setting was lowered: what was drawn for the old one no longer counts.
+        left if left > interval(setting).saturating_mul(2) => {
+            gap.set(0);
+            due(gap, setting)
+        }
         left => {
             gap.set(left - 1);
             false
