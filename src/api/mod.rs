@@ -2,6 +2,8 @@
 
 mod distribute;
 mod locate;
+mod observation;
 mod plan;
+mod predict;
 mod reshard;
 mod setup;

@@ -11,6 +11,7 @@ pub mod executor;
 pub mod guc;
 pub mod hooks;
 pub mod keydatum;
+pub mod keytext;
 pub mod lock;
 pub mod partition;
 pub mod plan;

@@ -7,6 +7,10 @@
 //! |---|---|
 //! | [`ring`] | where does a slot live when nothing is known yet? |
 //! | [`heat`] | how busy is a slot now? |
+//! | [`sketch`] | which of its keys are hot? |
+//! | [`affinity`] | which slots are used together? |
+//! | [`profile`] | what does a call of a trigger cost? |
+//! | [`unit_cost`] | what do the executions cost that nobody measured? |
 //! | [`forecast`] | how busy will it be? |
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
 //! | [`phase`] | what does a move do next, whatever happens? |
@@ -20,6 +24,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod affinity;
 pub mod digest;
 pub mod forecast;
 pub mod frames;
@@ -27,6 +32,9 @@ pub mod gaps;
 pub mod heat;
 pub mod phase;
 pub mod placement;
+pub mod profile;
 pub mod ring;
 pub mod shared;
 pub mod sim;
+pub mod sketch;
+pub mod unit_cost;
