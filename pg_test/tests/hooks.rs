@@ -20,11 +20,7 @@ const UNWATCHED: &str = "SET foreshard.observe = off;\n";
 
 /// What psql prints when it runs the script, with every field of every error.
 fn printed(cluster: &foreshard_test::Cluster, database: &str, settings: &str) -> Result<String> {
-    let script = format!(
-        "{settings}\\set VERBOSITY verbose\n{}",
-        std::fs::read_to_string(foreshard_test::repository().join("pg_test/sql/hooks.sql"))
-            .map_err(|e| Error::new(format!("pg_test/sql/hooks.sql cannot be read: {e}"), ""))?
-    );
+    let script = format!("{settings}\\set VERBOSITY verbose\n{}", include_str!("../sql/hooks.sql"));
     let failed = |e: std::io::Error| Error::new(format!("psql did not run: {e}"), "");
     let mut psql = cluster
         .client_command("psql", database)
