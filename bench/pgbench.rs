@@ -46,8 +46,18 @@ impl Workload {
     }
 }
 
-/// Runs pgbench for so many seconds; transactions per second without the time to connect.
-pub fn pgbench(server: &Server, workload: Workload, clients: u32, seconds: u32, seed: u32) -> Result<f64> {
+/// What one run of pgbench showed.
+#[derive(Clone, Copy)]
+pub struct Speed {
+    /// Transactions per second, without the time to connect.
+    pub tps: f64,
+    /// Transactions per clock tick of processor time that the whole server used, background workers
+    /// included. Other work on the machine disturbs it less than it disturbs the time on the clock.
+    pub per_cpu_tick: f64,
+}
+
+/// Runs pgbench for so many seconds.
+pub fn pgbench(server: &Server, workload: Workload, clients: u32, seconds: u32, seed: u32) -> Result<Speed> {
     let install = server.cluster.install();
     // Not `Cluster::client_command`: before 17, pgbench takes the database as an argument only.
     let mut command = install.user.command(&install.program("pgbench"));
@@ -59,22 +69,26 @@ pub fn pgbench(server: &Server, workload: Workload, clients: u32, seconds: u32, 
         .args(["--client", &clients.to_string(), "--time", &seconds.to_string()])
         .args(["--random-seed", &seed.to_string(), DATABASE])
         .stdin(Stdio::null());
+    let before = server.cpu_ticks()?;
     let output = run(&mut command)?;
+    let ticks = server.cpu_ticks()?.saturating_sub(before);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let tps =
-        tps_of(&text).ok_or_else(|| Error::new(format!("pgbench reported no throughput:\n{text}"), ""))?;
-    match text.lines().find_map(|line| line.strip_prefix("number of failed transactions: ")) {
-        Some(failed) if !failed.starts_with("0 ") => Err(Error::new(
-            format!("pgbench reports failed transactions: {failed}."),
-            "See the server's log.",
-        )),
-        _ => Ok(tps),
+    let unread = |what: &str| Error::new(format!("pgbench reported no {what}:\n{text}"), "");
+    let tps = number(&text, "tps = ", "(without initial connection time)");
+    let transactions = number(&text, "number of transactions actually processed: ", "");
+    let failed = number(&text, "number of failed transactions: ", "").unwrap_or(0.0);
+    if failed > 0.0 {
+        return Err(Error::new(format!("{failed} transactions of pgbench failed."), "See the server's log."));
     }
+    let transactions = transactions.ok_or_else(|| unread("number of transactions"))?;
+    Ok(Speed {
+        tps: tps.filter(|tps| *tps > 0.0).ok_or_else(|| unread("throughput"))?,
+        per_cpu_tick: transactions / ticks.max(1) as f64,
+    })
 }
 
-/// The number in `tps = 1234.5 (without initial connection time)`.
-fn tps_of(text: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.ends_with("(without initial connection time)"))?;
-    let number = line.strip_prefix("tps = ")?.split_whitespace().next()?;
-    number.parse().ok().filter(|tps: &f64| tps.is_finite() && *tps > 0.0)
+/// The number behind `begin` in the line that begins and ends so.
+fn number(text: &str, begin: &str, end: &str) -> Option<f64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(begin)?.strip_suffix(end))?;
+    rest.split_whitespace().next()?.parse().ok().filter(|number: &f64| number.is_finite())
 }

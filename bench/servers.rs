@@ -170,6 +170,18 @@ impl Server {
         Ok(())
     }
 
+    /// Clock ticks of processor time used by all processes of the server so far.
+    pub fn cpu_ticks(&self) -> Result<u64> {
+        let postmaster = self.cluster.postmaster_pid();
+        // A backend's time is its own until it has ended, then its parent's; so wait for that.
+        wait_until("pgbench's connections end", PATIENCE, || {
+            let backend = |pid: &i32| command_line(*pid).contains(&format!(" {DATABASE} [local]"));
+            Ok(!children(postmaster).iter().any(backend))
+        })?;
+        let own = ticks(postmaster, 4).ok_or("The server's processor time cannot be read.")?;
+        Ok(own + children(postmaster).into_iter().filter_map(|pid| ticks(pid, 2)).sum::<u64>())
+    }
+
     /// Makes sure that what is measured at the defaults really is at work: a keeper, heat on every slot,
     /// and calls of the trigger counted where this version counts them.
     pub fn require_observing(&self, workload: Workload) -> Result<()> {
@@ -195,6 +207,19 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// The title of a server process.
+fn command_line(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+/// The first two (its own) or all four (its ended children's too) processor times of a process, summed.
+fn ticks(pid: i32, fields: usize) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name is in parentheses and may hold anything; utime is the 12th field behind it.
+    let times = text.rsplit_once(')')?.1.split_whitespace().skip(11).take(fields);
+    times.map(|time| time.parse::<u64>().ok()).sum()
 }
 
 /// Fails unless both servers hold the same partitions, to the page.
