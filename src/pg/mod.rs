@@ -12,6 +12,7 @@ pub mod guc;
 pub mod hooks;
 pub mod keydatum;
 pub mod keytext;
+pub mod local;
 pub mod lock;
 pub mod partition;
 pub mod plan;
