@@ -27,6 +27,9 @@ COMMENT ON FUNCTION foreshard.start_keeper() IS 'Internal: asks for the keeper w
 COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[]) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE.';
 COMMENT ON FUNCTION foreshard.undistribute(regclass) IS 'Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.';
 COMMENT ON FUNCTION foreshard.get_shard_location(regclass, "any") IS 'Name of the shard that holds a key.';
+COMMENT ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) IS 'A new bigint key that hashes to where the row should live: near the key given, within bounded load. Never given twice.';
+COMMENT ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) IS 'A new uuid key that hashes to where the row should live: near the key given, within bounded load.';
+COMMENT ON FUNCTION foreshard.configure(regclass, text, text) IS 'Sets what applies to one managed table (observe: on or off); NULL brings back the default.';
 COMMENT ON FUNCTION foreshard.recommend() IS 'Plans now and shows every step and every refusal; changes nothing.';
 COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the moves that balance the forecast load, with its confidence, for request_resharding().';
 COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
@@ -36,10 +39,13 @@ COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cu
 GRANT USAGE ON SCHEMA foreshard TO PUBLIC;
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA foreshard FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.get_shard_location(regclass, "any") TO PUBLIC;
+-- next_key() checks the privilege to insert.
+GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.recommend() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts,
-    foreshard.recommendations, foreshard.progress_moves, foreshard.history TO pg_monitor;
+    foreshard.recommendations, foreshard.progress_moves, foreshard.history, foreshard.dependency_graph TO pg_monitor;
 
 SELECT foreshard.start_keeper();

@@ -1,5 +1,6 @@
 //! Rows ↔ core values: the only home of SQL text outside `sql/`.
 
+pub mod birth;
 pub mod colocation;
 pub mod copy;
 pub mod decision;
@@ -10,6 +11,7 @@ pub mod preflight;
 pub mod rebuild;
 pub mod relation;
 pub mod session;
+pub mod setting;
 pub mod shadow;
 
 use crate::pg::report::{PgResult, internal};

@@ -6,6 +6,7 @@
 //! | module | question it answers |
 //! |---|---|
 //! | [`ring`] | where does a slot live when nothing is known yet? |
+//! | [`birth`] | where shall a new key live? |
 //! | [`heat`] | how busy is a slot now? |
 //! | [`forecast`] | how busy will it be? |
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod birth;
 pub mod digest;
 pub mod forecast;
 pub mod frames;
