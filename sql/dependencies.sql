@@ -27,6 +27,18 @@ fired AS (
                'enabled', t.tgenabled <> 'D') AS detail
     FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal AND t.tgparentid = 0
 ),
+computed AS (
+    SELECT DISTINCT coalesce(pg_catalog.pg_partition_root(f.adrelid), f.adrelid)::oid AS from_oid, d.refobjid AS to_oid,
+           pg_catalog.jsonb_build_object(CASE WHEN a.attgenerated = '' THEN 'default' ELSE 'generated' END, a.attname) AS detail
+    FROM pg_catalog.pg_attrdef f JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum
+    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = f.oid
+    WHERE d.refclassid = 'pg_catalog.pg_proc'::regclass
+    UNION
+    SELECT coalesce(pg_catalog.pg_partition_root(k.conrelid), k.conrelid)::oid, d.refobjid, pg_catalog.jsonb_build_object('constraint', k.conname)
+    FROM pg_catalog.pg_constraint k
+    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = k.oid
+    WHERE k.contype = 'c' AND k.conrelid <> 0 AND d.refclassid = 'pg_catalog.pg_proc'::regclass
+),
 -- A body in standard SQL is stored as a parse tree, which names each relation with the privileges it takes:
 -- SELECT 2, INSERT 1, UPDATE 4, DELETE 8.
 declared AS (
@@ -51,6 +63,7 @@ observed AS (
 edge (from_function, from_oid, edge, to_function, to_oid, detail, source, seen, last_seen_at) AS (
     SELECT false, from_oid, 'references', false, to_oid, detail, 'declared', NULL::bigint, NULL::timestamptz FROM reference
     UNION ALL SELECT false, from_oid, 'fires', true, to_oid, detail, 'declared', NULL, NULL FROM fired
+    UNION ALL SELECT false, from_oid, 'calls', true, to_oid, detail, 'declared', NULL, NULL FROM computed
     UNION ALL SELECT true, from_oid, edge, false, to_oid, NULL, 'declared', NULL, NULL FROM declared
     UNION ALL SELECT true, from_oid, 'calls', true, to_oid, NULL, 'declared', NULL, NULL FROM called
     UNION ALL SELECT true, from_oid, edge, false, to_oid, NULL, 'observed', seen, last_seen_at FROM observed
@@ -84,11 +97,11 @@ COMMENT ON VIEW foreshard.dependency_graph IS 'Edges from managed tables, and wh
 COMMENT ON COLUMN foreshard.dependency_graph.from_kind IS 'table, view, materialized view, foreign table or function.';
 COMMENT ON COLUMN foreshard.dependency_graph.from_oid IS 'Oid of the table or function the edge begins at.';
 COMMENT ON COLUMN foreshard.dependency_graph.from_object IS 'Name of the table or function the edge begins at.';
-COMMENT ON COLUMN foreshard.dependency_graph.edge IS 'references (foreign key), fires (trigger), calls (function in standard SQL), reads or writes.';
+COMMENT ON COLUMN foreshard.dependency_graph.edge IS 'references (foreign key), fires (trigger), calls (by a default, generated column, check or function body in standard SQL), reads or writes.';
 COMMENT ON COLUMN foreshard.dependency_graph.to_kind IS 'As from_kind.';
 COMMENT ON COLUMN foreshard.dependency_graph.to_oid IS 'Oid of the table or function the edge leads to.';
 COMMENT ON COLUMN foreshard.dependency_graph.to_object IS 'Name of the table or function the edge leads to.';
-COMMENT ON COLUMN foreshard.dependency_graph.detail IS 'Constraint with columns and actions, or trigger with timing, events, level and state.';
+COMMENT ON COLUMN foreshard.dependency_graph.detail IS 'Constraint with columns and actions, trigger with timing, events, level and state, or the column or constraint that calls.';
 COMMENT ON COLUMN foreshard.dependency_graph.source IS 'declared (from the catalogs) or observed (a trigger function was seen to do it).';
 COMMENT ON COLUMN foreshard.dependency_graph.seen IS 'How often it was observed, in samples; NULL for what is declared.';
 COMMENT ON COLUMN foreshard.dependency_graph.last_seen_at IS 'When it was observed last; NULL for what is declared.';

@@ -27,6 +27,15 @@ pub enum Neighbour {
     Uuid([u8; 16]),
 }
 
+/// What type a key shall have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// bigint, of the table's key sequence.
+    Bigint,
+    /// uuid, random.
+    Uuid,
+}
+
 /// What is wanted of [`draw`].
 pub struct Wish {
     /// Managed table.
@@ -81,11 +90,12 @@ impl Session {
 }
 
 /// Chooses a slot and takes a key of it that nobody else ever gets.
-fn draw<K>(wish: &Wish, take: impl FnOnce(&mut Table, usize) -> PgResult<K>) -> PgResult<K> {
+fn draw<K>(wish: &Wish, kind: Kind, take: impl FnOnce(&mut Table, usize) -> PgResult<K>) -> PgResult<K> {
     SESSION.with(|session| {
         let mut session = session.try_borrow_mut().map_err(internal)?;
         let mut dice = session.dice()?;
         let table = session.table(wish.table)?;
+        table.require(kind)?;
         let cost = wish.cost.unwrap_or(DEFAULT_COST);
         let slot = table.choose(wish, cost, &mut dice)?;
         let key = take(table, slot)?;
@@ -97,10 +107,11 @@ fn draw<K>(wish: &Wish, take: impl FnOnce(&mut Table, usize) -> PgResult<K>) -> 
 
 /// A bigint key.
 pub fn draw_bigint(wish: &Wish) -> PgResult<i64> {
-    draw(wish, Table::take_bigint)
+    sequence::refuse_read_only();
+    draw(wish, Kind::Bigint, Table::take_bigint)
 }
 
 /// A uuid key.
 pub fn draw_uuid(wish: &Wish) -> PgResult<[u8; 16]> {
-    draw(wish, Table::take_uuid)
+    draw(wish, Kind::Uuid, Table::take_uuid)
 }

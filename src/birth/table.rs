@@ -2,7 +2,7 @@
 
 use super::picture::{self, View};
 use super::source::{Blocks, Uuids};
-use super::{Neighbour, Wish};
+use super::{Kind, Neighbour, Wish};
 use crate::catalog::birth::{Cradle, cradles, newborn, parents};
 use crate::catalog::name_of;
 use crate::observe::directory::note_placed;
@@ -11,6 +11,7 @@ use crate::pg::report::{PgResult, unsupported, wrong_state};
 use crate::pg::{guc, invalidation, security, sequence};
 use foreshard_core::birth::{Dice, Hint};
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
@@ -88,6 +89,7 @@ impl Table {
         invalidation::watch(router.partitions().iter().copied());
         let cradles = in_order(&router, &cradles(oid)?);
         let key_sequence = newborn.key_sequence.filter(|sequence| sequence::is_owned_by(*sequence, oid));
+        invalidation::watch(key_sequence);
         let parents = parents(oid, router.key_attribute())?;
         let near_table = if let [parent] = parents.as_slice() { *parent } else { oid };
         let (source, mine) = match known {
@@ -175,14 +177,7 @@ impl Table {
     pub fn take_bigint(&mut self, slot: usize) -> PgResult<i64> {
         match &mut self.source {
             Source::Blocks(blocks) => blocks.take(slot, &mut self.router),
-            Source::Uuids(_) => Err(unsupported(format!("the keys of table {} are uuids", self.name()?))
-                .set_hint("Give near as a uuid, if only NULL::uuid.")),
-            Source::Missing => Err(unsupported(format!("table {} has no key sequence", self.name()?))
-                .set_detail("distribute() creates it; somebody has dropped it or given it to another column.")
-                .set_hint(
-                    "Call foreshard.undistribute() and foreshard.distribute(), or draw keys otherwise.",
-                )),
-            Source::OtherType => Err(self.other_type()?),
+            _ => Err(self.refusal()?),
         }
     }
 
@@ -190,18 +185,35 @@ impl Table {
     pub fn take_uuid(&mut self, slot: usize) -> PgResult<[u8; 16]> {
         match &mut self.source {
             Source::Uuids(uuids) => uuids.take(slot, &mut self.router),
-            Source::Blocks(_) | Source::Missing => {
-                Err(unsupported(format!("the keys of table {} are of type bigint", self.name()?))
-                    .set_hint("Give near as a bigint, if only NULL::bigint."))
-            }
-            Source::OtherType => Err(self.other_type()?),
+            _ => Err(self.refusal()?),
         }
     }
 
-    fn other_type(&self) -> PgResult<pgrx::pg_sys::panic::ErrorReport> {
-        Ok(unsupported(format!("the keys of table {} are neither bigint nor uuid", self.name()?))
-            .set_detail("Keys of other types cannot be drawn so that they hash into a chosen slot.")
-            .set_hint("Draw the keys otherwise; PostgreSQL routes them by their hash."))
+    /// 0A000 unless keys of this kind can be drawn.
+    pub fn require(&self, kind: Kind) -> PgResult<()> {
+        match (&self.source, kind) {
+            (Source::Blocks(_), Kind::Bigint) | (Source::Uuids(_), Kind::Uuid) => Ok(()),
+            _ => Err(self.refusal()?),
+        }
+    }
+
+    /// Why keys of the kind asked for cannot be drawn.
+    fn refusal(&self) -> PgResult<ErrorReport> {
+        let name = self.name()?;
+        Ok(match &self.source {
+            Source::Blocks(_) => unsupported(format!("the keys of table {name} are of type bigint"))
+                .set_hint("Give near as a bigint, if only NULL::bigint."),
+            Source::Uuids(_) => unsupported(format!("the keys of table {name} are of type uuid"))
+                .set_hint("Give near as a uuid, if only NULL::uuid."),
+            Source::Missing => unsupported(format!("table {name} has no key sequence"))
+                .set_detail("distribute() creates it; somebody has dropped it or given it to another column.")
+                .set_hint(
+                    "Call foreshard.undistribute() and foreshard.distribute(), or draw keys otherwise.",
+                ),
+            Source::OtherType => unsupported(format!("the keys of table {name} are neither bigint nor uuid"))
+                .set_detail("Keys of other types cannot be drawn so that they hash into a chosen slot.")
+                .set_hint("Draw the keys otherwise; PostgreSQL routes them by their hash."),
+        })
     }
 
     fn name(&self) -> PgResult<String> {

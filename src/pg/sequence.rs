@@ -27,6 +27,15 @@ pub fn next_durable(sequence: pg_sys::Oid) -> i64 {
     }
 }
 
+/// 25006 in a read-only transaction and on a standby, as `nextval()` has it, whatever is in stock.
+pub fn refuse_read_only() {
+    // SAFETY: raises an ERROR or does nothing.
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(c"next_key()".as_ptr());
+        pg_sys::PreventCommandDuringRecovery(c"next_key()".as_ptr());
+    }
+}
+
 /// Whether `sequence` is (still) a sequence that a column of `table` owns.
 pub fn is_owned_by(sequence: pg_sys::Oid, table: pg_sys::Oid) -> bool {
     let (mut owner, mut column) = (pg_sys::InvalidOid, 0);
