@@ -3,6 +3,8 @@ COMMENT ON TABLE foreshard.colocation_group IS 'Groups of managed tables with on
 COMMENT ON TABLE foreshard.managed_table IS 'Tables that foreshard manages.';
 COMMENT ON TABLE foreshard.slot IS 'Slots: one hash remainder of a group each, on exactly one shard.';
 COMMENT ON TABLE foreshard.slot_partition IS 'The leaf partitions of every slot.';
+COMMENT ON TABLE foreshard.table_setting IS 'Settings of single tables, as configure() was told.';
+COMMENT ON TABLE foreshard.observed_dependency IS 'What trigger functions were seen to read and write.';
 COMMENT ON TABLE foreshard.slot_heat IS 'Last reading of the counters and the current rates of every slot.';
 COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL means unknown.';
 COMMENT ON TABLE foreshard.forecast IS 'Latest forecast of every slot.';
