@@ -113,11 +113,6 @@ pub struct SlotLoad {
     pub placed: f64,
 }
 
-/// The load of a leaf partition's slot; None: not (yet) watched.
-pub fn load_of(leaf: u32) -> Option<SlotLoad> {
-    Some(slot_load(region::get()?.segment(leaf)?))
-}
-
 fn slot_load(segment: &Segment) -> SlotLoad {
     let (load, capacity) = segment.load();
     SlotLoad {
