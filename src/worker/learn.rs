@@ -135,7 +135,7 @@ impl Learner {
         let groups: HashSet<i32> = publisher.relations().iter().map(|r| r.group_id).collect();
         self.groups.retain(|group, _| groups.contains(group));
         self.costs.retain(publisher);
-        let triggers = &mut self.triggers;
+        let triggers = &self.triggers;
         let gone = in_background(|| {
             dependency::forget_gone()?;
             triggers.forget_gone()
