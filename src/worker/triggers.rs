@@ -13,6 +13,9 @@ use std::collections::HashMap;
 /// New samples after which models are fitted again.
 const REFIT_AFTER: usize = 16;
 
+/// Samples that may wait.
+const MAX_WAITING: usize = 4096;
+
 /// What is known of one trigger.
 #[derive(Default)]
 struct Known {
@@ -68,6 +71,8 @@ pub struct Triggers {
     /// Totals already in the sums.
     seen: HashMap<u64, [u64; TOTALS]>,
     known: HashMap<u64, Known>,
+    /// Samples of entries that are new: as which trigger they are told is found out when they are stored.
+    waiting: Vec<TriggerSample>,
 }
 
 impl Triggers {
@@ -98,15 +103,24 @@ impl Triggers {
     }
 
     /// Learns from one measured call.
-    pub fn observe(&mut self, sample: &TriggerSample) {
+    pub fn observe(&mut self, sample: TriggerSample) {
+        if self.entries.contains_key(&sample.profile) {
+            self.learn(&sample);
+        } else if self.waiting.len() < MAX_WAITING {
+            self.waiting.push(sample);
+        }
+    }
+
+    fn learn(&mut self, sample: &TriggerSample) {
         let key = self.told(sample.profile);
         if self.known.len() >= limit() && !self.known.contains_key(&key) {
             self.evict();
         }
         let known = self.known.entry(key).or_default();
         known.observe(sample);
-        // The first model as soon as there can be one.
-        if known.profile.samples() == MIN_SAMPLES {
+        // The first model as soon as there can be one, the next ones when there is so much more to learn from.
+        let samples = known.profile.samples();
+        if samples == MIN_SAMPLES || known.fresh >= (samples / 4).max(REFIT_AFTER) {
             known.refit();
         }
     }
@@ -157,10 +171,12 @@ impl Triggers {
             if let Some(name) = names.remove(&index) {
                 told.name = ProfileIdentity::name_words(name.as_bytes());
                 self.alias.insert(activity.key, told.key());
-                self.known.remove(&activity.key);
             }
             self.entries.insert(activity.key, activity.identity);
             self.identities.insert(told.key(), told);
+        }
+        for sample in std::mem::take(&mut self.waiting) {
+            self.learn(&sample);
         }
         Ok(())
     }
