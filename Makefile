@@ -7,10 +7,10 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo psql demo-stop test bench docs install check clean-run
+.PHONY: help demo psql demo-stop test bench bench-overhead docs install check clean-run
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## build, start a throwaway cluster, show the whole loop on a real trace
 	@scripts/demo.sh run $(ARGS)
@@ -24,8 +24,11 @@ demo-stop: ## stop and remove the demo's cluster
 test: ## every test, on PostgreSQL 15 and 18; TEST_PG=15 restricts
 	@scripts/test.sh
 
-bench: ## the benches, which print ratios; ARGS="--rows 200000" for a short one
+bench: ## how long a move takes against a bare copy; ARGS="--rows 200000" for a short one
 	@scripts/bench.sh $(ARGS)
+
+bench-overhead: ## what watching costs, in throughput; ARGS="--pg 18 --pairs 3 --seconds 5" for a short one
+	@scripts/bench-overhead.sh $(ARGS)
 
 docs: ## the README's generated parts, and the Rust documentation below target/doc
 	@scripts/docs.sh

@@ -4,8 +4,12 @@
 #![allow(dead_code)] // Each test file uses its own part.
 
 pub mod files;
+pub mod known;
 pub mod ledger;
+pub mod profile;
+pub mod rows;
 pub mod standby;
+pub mod truth;
 
 use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, wait_until};
 use std::time::{Duration, Instant};

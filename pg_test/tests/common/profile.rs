@@ -1,0 +1,147 @@
+//! What `foreshard.stat_triggers` says of a trigger, as sums, so that two readings can be subtracted.
+
+use super::{PATIENCE, Server};
+use foreshard_test::{Error, Result, wait_until};
+use std::time::Duration;
+
+/// Longer than two buckets of the test servers (1 s): a keeper has been by.
+const QUIET: Duration = Duration::from_millis(2_300);
+
+/// Sums over all calls of a trigger for an event; times in µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Profile {
+    /// Calls.
+    pub calls: f64,
+    /// Calls that were measured.
+    pub sampled: f64,
+    /// Calls that raised an error.
+    pub failed: f64,
+    /// CPU without nested triggers.
+    pub cpu_us: f64,
+    /// CPU with them.
+    pub cpu_us_inclusive: f64,
+    /// Elapsed time without nested triggers.
+    pub elapsed_us: f64,
+    /// Elapsed time with them.
+    pub elapsed_us_inclusive: f64,
+    /// Memory that stayed.
+    pub memory_bytes: f64,
+    /// Blocks found in shared buffers.
+    pub blocks_hit: f64,
+    /// Blocks read.
+    pub blocks_read: f64,
+    /// Blocks made dirty.
+    pub blocks_dirtied: f64,
+    /// WAL.
+    pub wal_bytes: f64,
+    /// Blocks of temporary files.
+    pub temp_blocks: f64,
+}
+
+impl Profile {
+    fn numbers(&mut self) -> [&mut f64; 13] {
+        [
+            &mut self.calls,
+            &mut self.sampled,
+            &mut self.failed,
+            &mut self.cpu_us,
+            &mut self.cpu_us_inclusive,
+            &mut self.elapsed_us,
+            &mut self.elapsed_us_inclusive,
+            &mut self.memory_bytes,
+            &mut self.blocks_hit,
+            &mut self.blocks_read,
+            &mut self.blocks_dirtied,
+            &mut self.wal_bytes,
+            &mut self.temp_blocks,
+        ]
+    }
+
+    /// What came since.
+    pub fn since(mut self, mut before: Profile) -> Profile {
+        self.numbers().into_iter().zip(before.numbers()).for_each(|(now, then)| *now -= *then);
+        self
+    }
+
+    /// Per measured call.
+    pub fn mean(&self, of: fn(&Profile) -> f64) -> f64 {
+        of(self) / self.sampled
+    }
+}
+
+/// What is known of a trigger of a table for an event; zeros when it is not known.
+pub fn read(server: &mut Server, table: &str, trigger: &str, event: &str) -> Result<Profile> {
+    let text = server.query(&format!(
+        "SELECT coalesce(sum(calls), 0), coalesce(sum(sampled_calls), 0), coalesce(sum(failed_calls), 0), \
+             coalesce(sum(cpu_us * sampled_calls), 0), coalesce(sum(cpu_us_inclusive * sampled_calls), 0), \
+             coalesce(sum(elapsed_us * sampled_calls), 0), coalesce(sum(elapsed_us_inclusive * sampled_calls), 0), \
+             coalesce(sum(memory_retained_bytes * sampled_calls), 0), coalesce(sum(blocks_hit * sampled_calls), 0), \
+             coalesce(sum(blocks_read * sampled_calls), 0), coalesce(sum(blocks_dirtied * sampled_calls), 0), \
+             coalesce(sum(wal_bytes * sampled_calls), 0), coalesce(sum(temp_blocks * sampled_calls), 0) \
+         FROM foreshard.stat_triggers \
+         WHERE \"table\" = '{table}'::regclass AND trigger = '{trigger}' AND event = '{event}'"
+    ))?;
+    let mut profile = Profile::default();
+    let mut fields = text.split('|');
+    for number in profile.numbers() {
+        let field = fields.next().unwrap_or_default();
+        *number = field.parse().map_err(|_| Error::new(format!("stat_triggers says {text}."), ""))?;
+    }
+    Ok(profile)
+}
+
+/// A trigger as the view names it: table, trigger, event.
+pub type Name<'a> = (&'a str, &'a str, &'a str);
+
+/// Waits until a trigger is known to have been called so often since `before`, and a keeper has been by
+/// once more, so that nothing of the last call is missing; what came since.
+pub fn wait_calls(server: &mut Server, name: Name, before: Profile, calls: u64) -> Result<Profile> {
+    let (table, trigger, event) = name;
+    let mut last = Profile::default();
+    let seen = wait_until("stat_triggers shows the calls", PATIENCE, || {
+        last = read(server, table, trigger, event)?.since(before);
+        Ok(last.calls >= calls as f64)
+    });
+    seen.map_err(|error| Error::new(format!("{error} {name:?}: {last:?}, wanted {calls} calls."), ""))?;
+    let since = settled(server, &[name])?[0].since(before);
+    assert_eq!(since.calls, calls as f64, "calls of {name:?}: {since:?}");
+    Ok(since)
+}
+
+/// Waits until the numbers of triggers no longer change.
+pub fn settled(server: &mut Server, names: &[Name]) -> Result<Vec<Profile>> {
+    let mut all = || -> Result<Vec<Profile>> {
+        names.iter().map(|(table, trigger, event)| read(server, table, trigger, event)).collect()
+    };
+    let mut last = all()?;
+    wait_until("stat_triggers settles", PATIENCE, || {
+        std::thread::sleep(QUIET);
+        let now = all()?;
+        Ok(std::mem::replace(&mut last, now.clone()) == now)
+    })?;
+    Ok(last)
+}
+
+/// Fires triggers until every one of these is known and has been measured: after `distribute` and CREATE
+/// TRIGGER it takes a moment before a table is watched, and the first calls compile the function. From
+/// then on every call counts. What is known of each at the end.
+pub fn warm_up(
+    server: &mut Server,
+    names: &[Name],
+    mut fire: impl FnMut() -> Result<()>,
+) -> Result<Vec<Profile>> {
+    let mut missing = Vec::new();
+    let outcome = wait_until("triggers are watched", PATIENCE, || {
+        fire()?;
+        missing.clear();
+        for (table, trigger, event) in names {
+            let known = read(server, table, trigger, event)?;
+            if known.sampled + known.failed == 0.0 {
+                missing.push(format!("{trigger} of {table} on {event}"));
+            }
+        }
+        Ok(missing.is_empty())
+    });
+    outcome.map_err(|error| Error::new(format!("{error} Not seen: {}.", missing.join(", ")), ""))?;
+    settled(server, names)
+}
