@@ -36,6 +36,9 @@ COMMENT ON FUNCTION foreshard.start_keeper() IS 'Internal: asks for the keeper w
 COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[]) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE.';
 COMMENT ON FUNCTION foreshard.undistribute(regclass) IS 'Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.';
 COMMENT ON FUNCTION foreshard.get_shard_location(regclass, "any") IS 'Name of the shard that holds a key.';
+COMMENT ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) IS 'A new bigint key that hashes to where the row should live: near the key given, within bounded load. Never given twice.';
+COMMENT ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) IS 'A new uuid key that hashes to where the row should live: near the key given, within bounded load.';
+COMMENT ON FUNCTION foreshard.configure(regclass, text, text) IS 'Sets what applies to one managed table (observe: on or off); NULL brings back the default.';
 COMMENT ON FUNCTION foreshard.recommend() IS 'Plans now and shows every step and every refusal; changes nothing.';
 COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the moves that balance the forecast load, with its confidence, for request_resharding().';
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, integer, bigint) IS 'Cost of the triggers that a statement fires: a row per trigger, then the total; NULL means unknown.';
@@ -52,12 +55,16 @@ GRANT EXECUTE ON FUNCTION foreshard.get_shard_location(regclass, "any") TO PUBLI
 -- They check themselves that the caller may read the table or is a monitor.
 GRANT EXECUTE ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, integer, bigint),
     foreshard.predict_cost(regclass, text, jsonb, bigint) TO PUBLIC;
+-- next_key() checks the privilege to insert.
+GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.recommend() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts,
     foreshard.recommendations, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
-    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access TO pg_monitor;
+    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
+    foreshard.dependency_graph TO pg_monitor;
 
 SELECT foreshard.start_keeper();

@@ -22,7 +22,9 @@ CREATE TABLE foreshard.managed_table (
     table_oid   regclass PRIMARY KEY,
     group_id    int NOT NULL REFERENCES foreshard.colocation_group ON DELETE CASCADE,
     key_column  name NOT NULL,
-    distributed_at timestamptz NOT NULL DEFAULT now()
+    distributed_at timestamptz NOT NULL DEFAULT now(),
+    -- where next_key() gets bigint keys from; a sequence the key column owns
+    key_sequence regclass
 );
 CREATE INDEX managed_table_group_idx ON foreshard.managed_table (group_id);
 

@@ -33,9 +33,9 @@ SELECT count(*) FROM acc a JOIN b USING (id) WHERE length(a.note) > 3;
 RESET parallel_setup_cost;
 -- EXPLAIN, copy, on conflict, merge, returning, cte
 EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF) UPDATE b SET v = 4 WHERE id = 400;
-COPY b FROM stdin;
-20001	1	1
-20002	2	1
+COPY b FROM stdin WITH (FORMAT csv);
+20001,1,1
+20002,2,1
 \.
 INSERT INTO b VALUES (20001, 1, 1) ON CONFLICT (id) DO UPDATE SET v = 99;
 WITH x AS (UPDATE b SET v = 5 WHERE id IN (500,501) RETURNING id) SELECT count(*) FROM x;

@@ -1,5 +1,6 @@
 //! Rows ↔ core values: the only home of SQL text outside `sql/`.
 
+pub mod birth;
 pub mod coaccess;
 pub mod colocation;
 pub mod copy;
@@ -15,6 +16,7 @@ pub mod profile;
 pub mod rebuild;
 pub mod relation;
 pub mod session;
+pub mod setting;
 pub mod shadow;
 pub mod statistics;
 pub mod unit_cost;

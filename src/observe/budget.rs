@@ -67,7 +67,7 @@ impl Budget {
     /// Whether the next measured trigger call measures memory too.
     pub fn wants_memory(&mut self, interval: i32) -> bool {
         self.memory_turn = self.memory_turn.wrapping_add(1);
-        interval == 1 || self.memory_turn % MEMORY_EVERY == 0
+        interval == 1 || self.memory_turn.is_multiple_of(MEMORY_EVERY)
     }
 
     /// Compares the overhead with the CPU time of the session, now and then.

@@ -115,14 +115,17 @@ pub struct SlotLoad {
 
 /// The load of a leaf partition's slot; None: not (yet) watched.
 pub fn load_of(leaf: u32) -> Option<SlotLoad> {
-    let segment = region::get()?.segment(leaf)?;
+    Some(slot_load(region::get()?.segment(leaf)?))
+}
+
+fn slot_load(segment: &Segment) -> SlotLoad {
     let (load, capacity) = segment.load();
-    Some(SlotLoad {
+    SlotLoad {
         shard_id: segment.shard_id.load(Ordering::Relaxed) as i32,
         load,
         capacity,
         placed: segment.placed_ns.load(Ordering::Relaxed) as f64 / 1e6,
-    })
+    }
 }
 
 /// Notes that a key with this predicted cost (cost units) was placed in a leaf partition.
@@ -131,4 +134,34 @@ pub fn note_placed(leaf: u32, cost_units: f64) {
         let ns = (cost_units.clamp(0.0, 1e9) * 1e6) as u64;
         segment.placed_ns.fetch_add(ns, Ordering::Relaxed);
     }
+}
+
+/// A leaf partition of the current database that is watched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LeafLoad {
+    /// Oid of the partition.
+    pub leaf: u32,
+    /// Its slot; colocated tables share it.
+    pub slot_id: i64,
+    /// What is known of it.
+    pub load: SlotLoad,
+}
+
+/// Every watched leaf partition of the current database.
+pub fn loads() -> Vec<LeafLoad> {
+    let Some(region) = region::get() else { return Vec::new() };
+    let database = bgworker::database();
+    region
+        .segment_keys()
+        .entries()
+        .filter(|(place, key)| (key >> 32) as u32 == database && region.segments[*place].activity().leaf)
+        .map(|(place, key)| {
+            let segment = &region.segments[place];
+            LeafLoad {
+                leaf: key as u32,
+                slot_id: segment.slot_id.load(Ordering::Relaxed) as i64,
+                load: slot_load(segment),
+            }
+        })
+        .collect()
 }

@@ -7,13 +7,13 @@
 use super::budget::Budget;
 use super::{statement, trigger};
 use crate::pg::executor::Sensor;
+use crate::pg::local::{Local, LocalBox};
 use crate::pg::plan::{Instrument, Named, Report};
 use crate::pg::region::{self, Dropped};
 use crate::pg::trigger::Measured;
 use crate::pg::{bgworker, guc, usage};
 use foreshard_core::frames::{Amounts, Frames, Kind};
 use foreshard_core::gaps::Gaps;
-use std::cell::{Cell, RefCell};
 
 /// Pieces inside a measured piece that are all measured.
 pub(super) const ALWAYS: u32 = 64;
@@ -80,32 +80,29 @@ impl State {
     }
 }
 
-thread_local! {
-    static STATE: RefCell<Option<Box<State>>> = const { RefCell::new(None) };
-    /// Events until the next sample; 0: not drawn yet.
-    static STATEMENT_GAP: Cell<u32> = const { Cell::new(0) };
-    static TRIGGER_GAP: Cell<u32> = const { Cell::new(0) };
-    static KEY_GAP: Cell<u32> = const { Cell::new(0) };
-    /// Statements seen in this transaction.
-    static STATEMENTS: Cell<u32> = const { Cell::new(0) };
-    static TRANSACTION_SAMPLED: Cell<bool> = const { Cell::new(false) };
-    /// Some piece is being measured.
-    static IN_FRAME: Cell<bool> = const { Cell::new(false) };
-    static TRACKED: Cell<usize> = const { Cell::new(0) };
-    /// By how much sampling is thinned out to keep the budget.
-    static THINNING: Cell<u32> = const { Cell::new(1) };
-}
+static STATE: LocalBox<State> = LocalBox::new();
+/// Events until the next sample; 0: not drawn yet.
+static STATEMENT_GAP: Local<u32> = Local::new(0);
+static TRIGGER_GAP: Local<u32> = Local::new(0);
+static KEY_GAP: Local<u32> = Local::new(0);
+/// Statements seen in this transaction.
+static STATEMENTS: Local<u32> = Local::new(0);
+static TRANSACTION_SAMPLED: Local<bool> = Local::new(false);
+/// Some piece is being measured.
+static IN_FRAME: Local<bool> = Local::new(false);
+/// Statements being measured.
+static TRACKED: Local<usize> = Local::new(0);
+/// By how much sampling is thinned out to keep the budget.
+static THINNING: Local<u32> = Local::new(1);
 
 /// Runs `work` on the state; None when it is in use, which only an error inside it can cause.
 pub(super) fn with<R>(work: impl FnOnce(&mut State) -> R) -> Option<R> {
-    STATE.with(|state| {
-        let mut state = state.try_borrow_mut().ok()?;
-        let state = state.get_or_insert_with(|| Box::new(State::new()));
+    STATE.with(State::new, |state| {
         let result = work(state);
         IN_FRAME.set(!state.frames.is_empty());
         TRACKED.set(state.tracked.len());
         THINNING.set(state.budget.thinning());
-        Some(result)
+        result
     })
 }
 
@@ -116,7 +113,7 @@ fn interval(setting: i32) -> u32 {
 
 /// Counts down; true when it is time for a sample.
 #[inline]
-fn due(gap: &'static std::thread::LocalKey<Cell<u32>>, setting: i32) -> bool {
+fn due(gap: &'static Local<u32>, setting: i32) -> bool {
     match gap.get() {
         0 => {
             gap.set(with(|s| s.gaps.next(interval(setting))).unwrap_or(1));
@@ -138,7 +135,7 @@ fn due(gap: &'static std::thread::LocalKey<Cell<u32>>, setting: i32) -> bool {
     }
 }
 
-fn due_after_draw(gap: &'static std::thread::LocalKey<Cell<u32>>, setting: i32) -> bool {
+fn due_after_draw(gap: &'static Local<u32>, setting: i32) -> bool {
     if gap.get() == 0 { false } else { due(gap, setting) }
 }
 
@@ -332,12 +329,8 @@ fn failed() {
         region.drop_one(Dropped::Failure);
         region.mark_sampling(false);
     }
-    STATE.with(|state| {
-        // A state that is in use belongs to the call that failed; it is replaced when that has unwound.
-        if let Ok(mut state) = state.try_borrow_mut() {
-            *state = None;
-        }
-    });
+    // In use while the call that failed unwinds; its borrow ends before this is called.
+    STATE.forget();
     IN_FRAME.set(false);
     TRACKED.set(0);
     TRANSACTION_SAMPLED.set(false);

@@ -2,8 +2,10 @@
 
 use pgrx::pg_sys;
 
-// Server functions that pgrx does not bind, or that must not go through its guard (`commands/cluster.h`, `storage/predicate.h`,
-// `utils/datum.h`), and signal handlers, which pgrx binds in a form that is no function pointer.
+// Server functions that pgrx does not bind (`commands/cluster.h`, `storage/predicate.h`, `utils/datum.h`,
+// `commands/sequence.h`), that must not go through its guard (the executor's), signal handlers, which pgrx
+// binds in a form that is no function pointer, and a function that is called so often that one guard must do
+// for many calls.
 mod raw {
     use pgrx::pg_sys;
     // SAFETY: declarations follow the server headers of 15 to 18, which agree.
@@ -17,6 +19,14 @@ mod raw {
         ) -> pg_sys::Oid;
         pub fn TransferPredicateLocksToHeapRelation(relation: pg_sys::Relation);
         pub fn datumIsEqual(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool;
+        pub fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
+        pub fn compute_partition_hash_value(
+            partnatts: i32,
+            partsupfunc: *mut pg_sys::FmgrInfo,
+            partcollation: *const pg_sys::Oid,
+            values: *const pg_sys::Datum,
+            isnull: *const bool,
+        ) -> u64;
         pub fn die(signal: i32);
         #[cfg(not(feature = "pg18"))]
         pub fn standard_ExecutorRun(
@@ -82,6 +92,37 @@ pub unsafe fn promote_predicate_locks(relation: pg_sys::Relation) {
 pub unsafe fn datum_is_equal(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool {
     // SAFETY: as promised by the caller; raises only for corrupt varlena headers.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::datumIsEqual(a, b, by_value, length)) }
+}
+
+/// The next value of a sequence, as `nextval()` gives it, without its check of privileges.
+///
+/// # Safety
+/// Inside a transaction; the caller has checked what the current user may do.
+pub unsafe fn nextval(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: as promised by the caller; raises for what is no sequence and for an exhausted one.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::nextval_internal(sequence, false)) }
+}
+
+/// Hashes values, one after the other, as hash partitioning by one column does.
+///
+/// # Safety
+/// `function` must be the extended hash function of the values' type, `collation` the key's, and every
+/// value a valid, non-NULL one of that type.
+pub unsafe fn partition_hashes(
+    function: &mut pg_sys::FmgrInfo,
+    collation: pg_sys::Oid,
+    values: &[pg_sys::Datum],
+    hashes: &mut [u64],
+) {
+    let isnull = false;
+    // SAFETY: as promised by the caller; the frame an ERROR leaves holds plain data only.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            for (value, hash) in values.iter().zip(hashes.iter_mut()) {
+                *hash = raw::compute_partition_hash_value(1, function, &collation, value, &isnull);
+            }
+        });
+    }
 }
 
 /// Attribute `index` (from 0) of a tuple descriptor.

@@ -94,7 +94,7 @@ settings! {
     int SAMPLE_BUFFER = c"foreshard.sample_buffer", 4096, 64, 1048576; Ctx::Postmaster, NONE;
         c"Samples of each kind that shared memory keeps until the keepers have read them.";
     /// Keys kept per group.
-    int MAX_HOT_KEYS = c"foreshard.max_hot_keys", 1024, 16, 65536; Ctx::Sighup, NONE;
+    int MAX_HOT_KEYS = c"foreshard.max_hot_keys", 4096, 16, 65536; Ctx::Sighup, NONE;
         c"Counters of the hot key sketch of each colocation group.";
     /// Off, advise or auto.
     mode MODE = c"foreshard.mode", Mode::Advise; Ctx::Sighup, NONE;

@@ -65,10 +65,10 @@ pub unsafe fn from_scan_key(
     // SAFETY: as promised by the caller; the index's arrays have an element for each of its key columns.
     unsafe {
         let method = (*(*index).rd_rel).relam;
-        let equal = if method == pg_sys::Oid::from(pg_sys::BTREE_AM_OID) {
+        let equal = if method == pg_sys::BTREE_AM_OID {
             key.sk_strategy == BTREE_EQUAL
         } else {
-            method == pg_sys::Oid::from(pg_sys::HASH_AM_OID) && key.sk_strategy == HASH_EQUAL
+            method == pg_sys::HASH_AM_OID && key.sk_strategy == HASH_EQUAL
         };
         if !equal || key.sk_flags & NOT_PLAIN != 0 {
             return;

@@ -266,8 +266,9 @@ static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
 /// The region; None unless preloaded.
 #[inline]
 pub fn get() -> Option<&'static Region> {
+    let region = &raw const REGION;
     // SAFETY: written once, by the postmaster before any backend exists.
-    unsafe { (*(&raw const REGION)).as_ref() }
+    unsafe { (*region).as_ref() }
 }
 
 /// Requests the region; only while `shared_preload_libraries` is processed.

@@ -35,8 +35,8 @@ pub fn cpu_ns() -> u64 {
 pub fn now(memory: bool, overhead_ns: u64) -> Amounts {
     let mut amounts = [0; AMOUNTS];
     let count = |n: i64| n.max(0) as u64;
-    // SAFETY: plain counters of this process.
-    let (buffers, wal) = unsafe { (&*(&raw const pg_sys::pgBufferUsage), &*(&raw const pg_sys::pgWalUsage)) };
+    // SAFETY: plain counters of this process, copied.
+    let (buffers, wal) = unsafe { (pg_sys::pgBufferUsage, pg_sys::pgWalUsage) };
     amounts[Amount::BlocksHit as usize] = count(buffers.shared_blks_hit + buffers.local_blks_hit);
     amounts[Amount::BlocksRead as usize] = count(buffers.shared_blks_read + buffers.local_blks_read);
     amounts[Amount::BlocksDirtied as usize] = count(buffers.shared_blks_dirtied + buffers.local_blks_dirtied);

@@ -6,6 +6,7 @@
 //! | module | question it answers |
 //! |---|---|
 //! | [`ring`] | where does a slot live when nothing is known yet? |
+//! | [`birth`] | where shall a new key live? |
 //! | [`heat`] | how busy is a slot now? |
 //! | [`sketch`] | which of its keys are hot? |
 //! | [`affinity`] | which slots are used together? |
@@ -25,6 +26,7 @@
 #![deny(missing_docs)]
 
 pub mod affinity;
+pub mod birth;
 pub mod digest;
 pub mod forecast;
 pub mod frames;

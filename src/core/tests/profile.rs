@@ -160,6 +160,7 @@ fn outliers_are_neither_drift_nor_cost() {
         let mut trigger = Trigger { outliers: 0.05, ..Trigger::new(100 + seed) };
         let mut profile = Profile::new();
         drifts += trigger.run(&mut profile, 20_000);
+        assert_eq!(profile.samples(), RESERVOIR);
         let (mean, p95) = trigger.errors(&profile);
         assert!(mean < 0.05 && p95 < 0.12, "{mean} {p95}");
     }
@@ -211,7 +212,9 @@ fn intervals_cover_fresh_data() {
             }
             let coverage = f64::from(inside) / f64::from(all);
             println!("noise {noise}, outliers {outliers}, {samples} samples: coverage {coverage:.3}");
-            assert!((0.85..=0.99).contains(&coverage) || samples < 30 && coverage >= 0.85, "{coverage}");
+            // Few samples are to be on the safe side.
+            let allowed = if samples < 50 { 0.91..=1.0 } else { 0.87..=0.95 };
+            assert!(allowed.contains(&coverage), "{coverage}");
         }
     }
 }
@@ -356,6 +359,28 @@ fn cost_units_price_every_resource_once() {
     );
     models[Resource::CpuUs.index()] = Some(flat(1_000.0));
     assert!((cost_of(&models, &[0.0; FEATURES], &weights).unwrap().value - 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_model_read_back_broken_still_predicts_sanely() {
+    for broken in [0.7, -0.7, f64::NAN, f64::INFINITY] {
+        let model = Model {
+            kind: ModelKind::Linear,
+            reason: None,
+            intercept: broken,
+            coefficients: [broken, 1.0, -1.0, 1e300],
+            samples: 0,
+            lower_quantile: broken,
+            upper_quantile: -broken,
+            floor: broken,
+            level: LEVEL,
+        };
+        for features in [[0.0; FEATURES], [1.0; FEATURES], [f64::NAN; FEATURES], [1e300; FEATURES]] {
+            let Prediction { value, lower, upper } = model.predict(&features);
+            assert!(0.0 <= lower && lower <= value && value <= upper && upper.is_finite(), "{model:?}");
+            assert!(model.residual(&features, 5.0).is_finite());
+        }
+    }
 }
 
 #[test]

@@ -162,6 +162,16 @@ fn what_is_ignored_is_counted() {
 }
 
 #[test]
+fn a_forgotten_epoch_is_still_in_the_upper_bound() {
+    let mut keys = HotKeys::new(1.0, 8);
+    keys.add(&"old", 1 << 20, 9.9);
+    keys.add(&"new", 1, 10.5);
+    keys.add(&"new", 1, 20.1);
+    let (old, truth) = (keys.get(&"old", 20.1), 2.0_f64.powf(20.0 - 10.2));
+    assert!(old.lower == 0.0 && truth <= old.upper && old.upper < truth * 1.01, "{old:?} {truth}");
+}
+
+#[test]
 fn keys_have_a_limit() {
     let key = Key::new(7, b"abc").unwrap();
     assert_eq!((key.table(), key.bytes()), (7, &b"abc"[..]));

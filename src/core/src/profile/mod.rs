@@ -3,7 +3,7 @@
 //! A [`Profile`] keeps the newest [`RESERVOIR`] samples of one (trigger, table, operation) and one
 //! [`Model`] per [`Resource`]. Every new sample is first compared with what the models promised
 //! (prequential evaluation, Dawid 1984), then learnt from, so [`Feedback`] is always out of sample.
-//! A function that was replaced, or whose cost changed without that ([`drift`]), forgets what it
+//! A function that was replaced, or whose cost changed without that (Pettitt's test), forgets what it
 //! learnt before. [`cost`] turns outcomes and predictions into cost units.
 //!
 //! A profile takes at most about 140 KiB: 512 samples of 168 bytes and 256 comparisons of 192.
