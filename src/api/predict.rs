@@ -1,7 +1,7 @@
 //! What a statement's triggers will cost.
 
 use crate::catalog::predict::{self, Learnt, Trigger};
-use crate::catalog::{colocation, name_of, unit_cost};
+use crate::catalog::{colocation, name_of, relation, unit_cost};
 use crate::pg::report::{PgResult, bad_argument, error, wrong_state};
 use crate::pg::security;
 use crate::pg::types::Regclass;
@@ -155,6 +155,10 @@ fn checked(
     let operation = predict::operation(operation)?;
     let rows = statement_rows.filter(|rows| *rows >= 1);
     let rows = rows.ok_or_else(|| bad_argument("statement_rows must be at least 1"))?;
+    if relation::kind(table)?.is_empty() {
+        let what = format!("relation {} does not exist", table.to_u32());
+        return Err(error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, what));
+    }
     let name = name_of(table)?;
     if !predict::may_ask(table)? {
         return Err(error(
@@ -268,7 +272,7 @@ fn total_of(parts: &[Predicted], unknown: &[String]) -> Answer {
         None,
         None,
         None,
-        parts.iter().map(|p| p.calls).sum(),
+        parts.iter().fold(0.0, |sum, p| sum + p.calls),
         sum(|p| p.cpu_us).map(|p| p.value),
         cost.map(|p| p.value),
         cost.map(|p| p.lower),

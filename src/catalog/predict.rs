@@ -89,7 +89,7 @@ pub fn triggers(table: Oid, operation: &str) -> PgResult<Vec<Trigger>> {
               WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (t.tgattr) AND $3 = 'UPDATE') \
          FROM pg_catalog.pg_trigger t \
          WHERE t.tgrelid = $1 AND t.tgenabled IN ('O', 'A') AND t.tgtype & $2 <> 0 \
-         ORDER BY t.tgtype & 2 = 0, t.tgtype & 1 <> 0 AND t.tgtype & 2 = 0, t.tgname",
+         ORDER BY t.tgtype & 2 = 0, (t.tgtype & 1 <> 0) = (t.tgtype & 2 <> 0), t.tgname",
         &[table.into(), (bit as i32).into(), operation.into()],
         |row| {
             Ok(Trigger {

@@ -322,8 +322,24 @@ pub fn model(row: &spi::Row, first: usize) -> PgResult<Option<Model>> {
     }))
 }
 
+/// Of triggers that PostgreSQL made for itself on partitions, those that have one on the partitioned table
+/// behind them, as (index into `of`, name of that one). Their own names end with their oids.
+pub fn roots(of: &[&ProfileIdentity]) -> PgResult<Vec<(usize, String)>> {
+    let found = spi::rows(
+        "SELECT q.no::int4 - 1, r.tgname::text \
+         FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), \
+             pg_catalog.unnest($6)) WITH ORDINALITY AS q (t, n, f, e, l, w, no) \
+         CROSS JOIN LATERAL (SELECT pg_catalog.substring(q.n, '^RI_ConstraintTrigger_[ac]_([0-9]{1,10})$')::int8 AS id) i \
+         JOIN pg_catalog.pg_trigger t ON t.oid = CASE WHEN i.id <= 4294967295 THEN i.id::oid END AND t.tgname = q.n::name \
+         JOIN pg_catalog.pg_trigger r ON r.oid = t.tgparentid AND r.tgrelid = q.t",
+        &identity_args(of),
+        |row| Ok((row.need::<i32>(1)?, row.need::<String>(2)?)),
+    )?;
+    Ok(found.into_iter().filter_map(|(i, name)| Some((usize::try_from(i).ok()?, name))).collect())
+}
+
 /// Deletes the profiles of triggers that are gone, and says which of `known` are of none that is there.
-pub fn forget_gone(known: &[ProfileIdentity]) -> PgResult<Vec<u64>> {
+pub fn forget_gone(known: &[&ProfileIdentity]) -> PgResult<Vec<usize>> {
     spi::run(
         "DELETE FROM foreshard.trigger_profile p \
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = p.table_oid AND t.tgname = p.trigger_name AND t.tgfoid = p.function_oid) \
@@ -331,20 +347,18 @@ pub fn forget_gone(known: &[ProfileIdentity]) -> PgResult<Vec<u64>> {
                            WHERE s.table_oid = p.table_oid AND t.tgname = p.trigger_name AND t.tgfoid = p.function_oid)",
         &[],
     )?;
-    let identities: Vec<&ProfileIdentity> = known.iter().collect();
     let gone = spi::rows(
         "SELECT q.no::int4 - 1 FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), \
              pg_catalog.unnest($5), pg_catalog.unnest($6)) WITH ORDINALITY AS q (t, n, f, e, l, w, no) \
-         WHERE NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.table_oid = q.t) OR ( \
-             NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = q.t AND t.tgname = q.n::name AND t.tgfoid = q.f) \
-             AND NOT EXISTS (SELECT FROM foreshard.slot_partition s JOIN pg_catalog.pg_trigger t ON t.tgrelid = s.partition \
-                             WHERE s.table_oid = q.t AND t.tgname = q.n::name AND t.tgfoid = q.f))",
-        &identity_args(&identities),
+         CROSS JOIN LATERAL (SELECT pg_catalog.substring(q.n, '^RI_ConstraintTrigger_[ac]_([0-9]{1,10})$')::int8 AS id) i \
+         WHERE NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.table_oid = q.t) OR NOT CASE \
+             WHEN i.id IS NOT NULL THEN EXISTS (SELECT FROM pg_catalog.pg_trigger t \
+                 WHERE t.oid = CASE WHEN i.id <= 4294967295 THEN i.id::oid END AND t.tgname = q.n::name) \
+             ELSE EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = q.t AND t.tgname = q.n::name AND t.tgfoid = q.f) \
+                 OR EXISTS (SELECT FROM foreshard.slot_partition s JOIN pg_catalog.pg_trigger t ON t.tgrelid = s.partition \
+                            WHERE s.table_oid = q.t AND t.tgname = q.n::name AND t.tgfoid = q.f) END",
+        &identity_args(known),
         |row| row.need::<i32>(1),
     )?;
-    Ok(gone
-        .into_iter()
-        .filter_map(|i| known.get(usize::try_from(i).ok()?))
-        .map(ProfileIdentity::key)
-        .collect())
+    Ok(gone.into_iter().filter_map(|i| usize::try_from(i).ok()).collect())
 }

@@ -16,6 +16,8 @@ use pgrx::prelude::*;
 
 /// Longest sleep, ms: also how late a finished carrier is noticed.
 const TICK_MS: i64 = 1_000;
+/// Shortest sleep, ms.
+const MIN_WAIT_MS: i64 = 50;
 /// Pause between two clean-ups of the history, s.
 const EXPIRE_EVERY_S: f64 = 60.0;
 
@@ -35,6 +37,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
     }
     let mut state = Keeper::default();
     loop {
+        let begun_s = bgworker::now_s();
         match bgworker::transaction(relation::has_extension) {
             Ok(true) => state.tick(),
             Ok(false) => {
@@ -45,7 +48,9 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
             Err(report) => pgrx::log!("foreshard keeper: {}", report.line),
         }
         bgworker::show_activity(None);
-        bgworker::wait(TICK_MS);
+        // Readings keep their pace, however long this took.
+        let spent_ms = ((bgworker::now_s() - begun_s) * 1e3) as i64;
+        bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
     }
 }
 

@@ -102,7 +102,7 @@ impl Learner {
     /// Reads every sample since the last time.
     pub fn read(&mut self, publisher: &Publisher, now_s: f64) {
         let Self { cursors, triggers, groups, pairs, edges, lost, .. } = self;
-        lost[0].1 += cursors.triggers(|sample| triggers.observe(&sample));
+        lost[0].1 += cursors.triggers(|sample| triggers.observe(sample));
         lost[1].1 += cursors.keys(|sample| {
             if let Some(relation) = publisher.relation(sample.relation) {
                 let group = groups.entry(relation.group_id).or_insert_with(GroupKeys::new);
@@ -137,7 +137,7 @@ impl Learner {
         let groups: HashSet<i32> = publisher.relations().iter().map(|r| r.group_id).collect();
         self.groups.retain(|group, _| groups.contains(group));
         self.costs.retain(publisher);
-        let triggers = &mut self.triggers;
+        let triggers = &self.triggers;
         let gone = in_background(|| {
             dependency::forget_gone()?;
             triggers.forget_gone()
@@ -223,7 +223,7 @@ fn rows_of(
     half_life_s: f64,
 ) -> PgResult<Vec<hot_key::HotKey>> {
     // A steady rate is its own score: counts decay by half in a half-life.
-    let per_s = std::f64::consts::LN_2 / half_life_s;
+    let per_s = |count: f64| count * std::f64::consts::LN_2 / half_life_s;
     let mut rows = Vec::new();
     let mut routers: HashMap<u32, Router> = HashMap::new();
     for hot in keys {
@@ -250,8 +250,8 @@ fn rows_of(
             text: keytext::text(relation.key_type, &hot.key.bytes, hot.key.truncated)?,
             truncated: hot.key.truncated,
             accesses_per_s: hot.access_score,
-            lower: hot.lower * per_s,
-            upper: hot.upper * per_s,
+            lower: per_s(hot.lower),
+            upper: per_s(hot.upper),
             access_score: hot.access_score,
         });
     }

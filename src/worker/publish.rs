@@ -104,7 +104,8 @@ impl Publisher {
     }
 
     fn watched(&self, relation: &watched::Relation, observe: bool) -> Watched {
-        let pace = relation.slot_id.and_then(|slot| self.pace.get(&slot)).copied().unwrap_or_default();
+        let unread = Pace { hot: is_hot(false, 0.0, guc::HOT_SLOT_THRESHOLD.get()), ..Pace::default() };
+        let pace = relation.slot_id.and_then(|slot| self.pace.get(&slot)).copied().unwrap_or(unread);
         Watched {
             relation: relation.relation,
             table: relation.table,

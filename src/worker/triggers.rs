@@ -13,6 +13,9 @@ use std::collections::HashMap;
 /// New samples after which models are fitted again.
 const REFIT_AFTER: usize = 16;
 
+/// Samples that may wait.
+const MAX_WAITING: usize = 4096;
+
 /// What is known of one trigger.
 #[derive(Default)]
 struct Known {
@@ -58,10 +61,18 @@ pub struct Triggers {
     restored: bool,
     /// When the shared memory was made whose totals are read; None: unknown.
     made_at_s: Option<f64>,
+    /// What shared memory has an entry for.
+    entries: HashMap<u64, ProfileIdentity>,
+    /// Entries that are told as another trigger's: PostgreSQL gives the checks of a foreign key a name of
+    /// their own in every partition.
+    alias: HashMap<u64, u64>,
+    /// The triggers that are told.
+    identities: HashMap<u64, ProfileIdentity>,
     /// Totals already in the sums.
     seen: HashMap<u64, [u64; TOTALS]>,
-    identities: HashMap<u64, ProfileIdentity>,
     known: HashMap<u64, Known>,
+    /// Samples of entries that are new: as which trigger they are told is found out when they are stored.
+    waiting: Vec<TriggerSample>,
 }
 
 impl Triggers {
@@ -86,15 +97,30 @@ impl Triggers {
         Ok(())
     }
 
+    /// The trigger as which an entry is told.
+    fn told(&self, key: u64) -> u64 {
+        self.alias.get(&key).copied().unwrap_or(key)
+    }
+
     /// Learns from one measured call.
-    pub fn observe(&mut self, sample: &TriggerSample) {
-        if self.known.len() >= limit() && !self.known.contains_key(&sample.profile) {
+    pub fn observe(&mut self, sample: TriggerSample) {
+        if self.entries.contains_key(&sample.profile) {
+            self.learn(&sample);
+        } else if self.waiting.len() < MAX_WAITING {
+            self.waiting.push(sample);
+        }
+    }
+
+    fn learn(&mut self, sample: &TriggerSample) {
+        let key = self.told(sample.profile);
+        if self.known.len() >= limit() && !self.known.contains_key(&key) {
             self.evict();
         }
-        let known = self.known.entry(sample.profile).or_default();
+        let known = self.known.entry(key).or_default();
         known.observe(sample);
-        // The first model as soon as there can be one.
-        if known.profile.samples() == MIN_SAMPLES {
+        // The first model as soon as there can be one, the next ones when there is so much more to learn from.
+        let samples = known.profile.samples();
+        if samples == MIN_SAMPLES || known.fresh >= (samples / 4).max(REFIT_AFTER) {
             known.refit();
         }
     }
@@ -108,9 +134,11 @@ impl Triggers {
         }
     }
 
-    /// Fits and stores what is new.
+    /// Fits and stores what is new; the totals that are in the sums then.
     pub fn store(&mut self) -> PgResult<Vec<(u64, [u64; TOTALS])>> {
-        let counted = self.counted();
+        let activities = drain::profiles();
+        self.resolve(&activities)?;
+        let counted = self.counted(&self.totals(&activities));
         profile::add(&counted, self.made_at_s)?;
         let mut learnt = Vec::new();
         for (key, known) in self.known.iter_mut().filter(|(_, known)| known.unsaved) {
@@ -129,6 +157,52 @@ impl Triggers {
         Ok(counted.iter().map(|c| (c.identity.key(), c.seen)).collect())
     }
 
+    /// Finds out as which trigger each new entry is to be told.
+    fn resolve(&mut self, activities: &[ProfileActivity]) -> PgResult<()> {
+        let new: Vec<&ProfileActivity> =
+            activities.iter().filter(|a| !self.entries.contains_key(&a.key)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let identities: Vec<&ProfileIdentity> = new.iter().map(|a| &a.identity).collect();
+        let mut names: HashMap<usize, String> = profile::roots(&identities)?.into_iter().collect();
+        for (index, activity) in new.iter().enumerate() {
+            let mut told = activity.identity;
+            if let Some(name) = names.remove(&index) {
+                told.name = ProfileIdentity::name_words(name.as_bytes());
+                self.alias.insert(activity.key, told.key());
+            }
+            self.entries.insert(activity.key, activity.identity);
+            self.identities.insert(told.key(), told);
+        }
+        for sample in std::mem::take(&mut self.waiting) {
+            self.learn(&sample);
+        }
+        Ok(())
+    }
+
+    /// The totals of every trigger that is told.
+    fn totals(&self, activities: &[ProfileActivity]) -> HashMap<u64, [u64; TOTALS]> {
+        let mut totals: HashMap<u64, [u64; TOTALS]> = HashMap::new();
+        // An entry may also have a twin, made while the first was being removed.
+        for activity in activities {
+            let sums = totals.entry(self.told(activity.key)).or_insert([0; TOTALS]);
+            sums.iter_mut().zip(activity.totals).for_each(|(sum, more)| *sum = sum.saturating_add(more));
+        }
+        totals
+    }
+
+    /// What was counted since the last time.
+    fn counted(&self, totals: &HashMap<u64, [u64; TOTALS]>) -> Vec<Counted> {
+        let count = |(key, now): (&u64, &[u64; TOTALS])| {
+            let before = self.seen.get(key).copied().unwrap_or([0; TOTALS]);
+            let more = more_than(&before, now);
+            let identity = *self.identities.get(key)?;
+            more.iter().any(|m| *m > 0).then_some(Counted { identity, more, seen: *now })
+        };
+        totals.iter().filter_map(count).collect()
+    }
+
     /// What [`Triggers::store`] returned is safely stored.
     pub fn stored(&mut self, seen: Vec<(u64, [u64; TOTALS])>) {
         self.seen.extend(seen);
@@ -139,45 +213,31 @@ impl Triggers {
         }
     }
 
-    /// What was counted since the last time.
-    fn counted(&mut self) -> Vec<Counted> {
-        let mut totals: HashMap<u64, ProfileActivity> = HashMap::new();
-        for activity in drain::profiles() {
-            // An entry may have a twin, made while the first was being removed.
-            match totals.get_mut(&activity.key) {
-                Some(twin) => {
-                    twin.totals.iter_mut().zip(activity.totals).for_each(|(sum, more)| *sum += more);
-                }
-                None => {
-                    totals.insert(activity.key, activity);
-                }
-            }
-        }
-        let mut counted = Vec::new();
-        for (key, activity) in totals {
-            self.identities.insert(key, activity.identity);
-            let before = self.seen.get(&key).copied().unwrap_or([0; TOTALS]);
-            let more = more_than(&before, &activity.totals);
-            if more.iter().any(|m| *m > 0) {
-                counted.push(Counted { identity: activity.identity, more, seen: activity.totals });
-            }
-        }
-        counted
+    /// Finds out what is gone; forgets it in the tables.
+    pub fn forget_gone(&self) -> PgResult<Vec<u64>> {
+        let known: Vec<(&u64, &ProfileIdentity)> = self.entries.iter().chain(&self.identities).collect();
+        let identities: Vec<&ProfileIdentity> = known.iter().map(|(_, identity)| *identity).collect();
+        let gone = profile::forget_gone(&identities)?;
+        Ok(gone.into_iter().filter_map(|i| known.get(i).map(|(key, _)| **key)).collect())
     }
 
-    /// Forgets triggers that are gone, in the tables, in shared memory and here.
-    pub fn forget_gone(&mut self) -> PgResult<Vec<u64>> {
-        let known: Vec<ProfileIdentity> = self.identities.values().copied().collect();
-        profile::forget_gone(&known)
-    }
-
-    /// What [`Triggers::forget_gone`] returned is gone for good.
+    /// What [`Triggers::forget_gone`] found is gone for good: here and in shared memory, too.
     pub fn forgotten(&mut self, keys: &[u64]) {
+        let mut shrunk = Vec::new();
         for key in keys {
             drain::forget_profile(*key);
-            self.seen.remove(key);
+            self.entries.remove(key);
             self.identities.remove(key);
+            self.seen.remove(key);
             self.known.remove(key);
+            shrunk.extend(self.alias.remove(key));
+        }
+        // The sums lost nothing by an entry that is gone, only shared memory did.
+        let totals = self.totals(&drain::profiles());
+        for told in shrunk {
+            if let (Some(seen), Some(now)) = (self.seen.get_mut(&told), totals.get(&told)) {
+                *seen = *now;
+            }
         }
     }
 }
