@@ -1,5 +1,5 @@
 //! The lock-free structures under real threads, and the accounting of nested work.
-#![allow(clippy::unwrap_used, reason = "a test may fail")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
 use foreshard_core::frames::{AMOUNTS, Amount, Amounts, Frames, Kind, MAX_DEPTH};
 use foreshard_core::gaps::Gaps;
