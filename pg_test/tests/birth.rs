@@ -187,7 +187,7 @@ fn keys_are_spread_as_capacities_say() -> Result<()> {
     c.exec(
         "CREATE TABLE t (id bigint PRIMARY KEY); SELECT foreshard.distribute('t', 'id', 32); \
          ALTER TABLE t ALTER id SET DEFAULT foreshard.next_key('t', NULL::bigint); CREATE TABLE u (id uuid PRIMARY KEY); \
-         SELECT foreshard.distribute('u', 'id', colocate_with => NULL, slots => 32)",
+         SELECT foreshard.distribute('u', 'id', 32)",
     )?;
     c.exec("INSERT INTO t SELECT FROM generate_series(1, 100000)")?;
     c.exec("INSERT INTO u SELECT foreshard.next_key('u', NULL::uuid) FROM generate_series(1, 100000)")?;
@@ -214,8 +214,8 @@ fn keys_are_spread_as_capacities_say() -> Result<()> {
 }
 
 #[test]
-fn loads_of_other_tables_count_and_capacities_change() -> Result<()> {
-    let cluster = cluster(&ClusterOptions::new("capacity"))?;
+fn a_draining_shard_takes_no_keys() -> Result<()> {
+    let cluster = cluster(&ClusterOptions::new("draining"))?;
     let mut c = database(&cluster, "d")?;
     c.exec("CREATE TABLE t (id bigint PRIMARY KEY); SELECT foreshard.distribute('t', 'id', 12)")?;
     c.exec("UPDATE foreshard.shard SET draining = true WHERE shard_name = 'a'")?;

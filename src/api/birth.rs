@@ -24,7 +24,7 @@ fn wish(
 }
 
 /// A new bigint key of a managed table, in the slot that bounded load and the hint choose. It pins
-/// search_path itself when it looks something up: a SET clause would cost more than all the rest.
+/// search_path itself when it looks something up: a SET clause would cost as much as all the rest.
 #[pg_extern(name = "next_key", volatile, parallel_unsafe)]
 fn next_key_bigint(
     table: Option<Regclass>,

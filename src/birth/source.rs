@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 const CHUNK: usize = 64;
 /// Random candidates that count as one batch of the stock.
 const RANDOM_BATCH: usize = 1024;
-/// Chunks after which a slot is given up: with a thousand slots, a chance of e^-1000.
+/// Chunks after which a slot is given up: with the most slots a table may have, a chance of e^-128.
 const MAX_CHUNKS: usize = 64 * BLOCK as usize / CHUNK;
 
 /// Blocks of a sequence.

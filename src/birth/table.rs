@@ -206,10 +206,8 @@ impl Table {
             Source::Uuids(_) => unsupported(format!("the keys of table {name} are of type uuid"))
                 .set_hint("Give near as a uuid, if only NULL::uuid."),
             Source::Missing => unsupported(format!("table {name} has no key sequence"))
-                .set_detail("distribute() creates it; somebody has dropped it or given it to another column.")
-                .set_hint(
-                    "Call foreshard.undistribute() and foreshard.distribute(), or draw keys otherwise.",
-                ),
+                .set_detail("distribute() creates it, unless the key column has a sequence of its own (serial, identity): two would meet one day.")
+                .set_hint("Take the column's own sequence away, then call foreshard.undistribute() and foreshard.distribute()."),
             Source::OtherType => unsupported(format!("the keys of table {name} are neither bigint nor uuid"))
                 .set_detail("Keys of other types cannot be drawn so that they hash into a chosen slot.")
                 .set_hint("Draw the keys otherwise; PostgreSQL routes them by their hash."),

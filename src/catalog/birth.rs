@@ -75,8 +75,25 @@ pub fn parents(table: pg_sys::Oid, key: i16) -> PgResult<Vec<pg_sys::Oid>> {
     )
 }
 
+/// Whether a column has a sequence of its own (serial, identity).
+fn has_sequence(table: pg_sys::Oid, column: &str) -> PgResult<bool> {
+    let found = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S' \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
+         WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') \
+           AND a.attrelid = $1 AND a.attname = $2::name)",
+        &[table.into(), column.into()],
+    )?;
+    Ok(found.unwrap_or(false))
+}
+
 /// Creates the sequence behind a table's bigint keys, owned by the key column, beginning above all keys.
+/// Not for a column that has a sequence already: the two would draw the same keys one day, and
+/// `pg_get_serial_sequence()` could answer with either.
 pub fn create_key_sequence(table: pg_sys::Oid, key: &str) -> PgResult<()> {
+    if has_sequence(table, key)? {
+        return Ok(());
+    }
     let (name, column) = (name_of(table)?, quote_identifier(key));
     // Only built-in code runs here, and row level security must not hide the greatest key.
     let as_extension_owner = security::as_extension_owner()?;

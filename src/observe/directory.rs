@@ -107,23 +107,14 @@ pub struct SlotLoad {
     pub shard_id: i32,
     /// Heat of the slot, cost units per second.
     pub load: f64,
-    /// Capacity of the shard, cost units per second.
-    pub capacity: f64,
     /// Cost predicted for keys placed there since `load` was published, cost units.
     pub placed: f64,
 }
 
-/// The load of a leaf partition's slot; None: not (yet) watched.
-pub fn load_of(leaf: u32) -> Option<SlotLoad> {
-    Some(slot_load(region::get()?.segment(leaf)?))
-}
-
 fn slot_load(segment: &Segment) -> SlotLoad {
-    let (load, capacity) = segment.load();
     SlotLoad {
         shard_id: segment.shard_id.load(Ordering::Relaxed) as i32,
-        load,
-        capacity,
+        load: segment.load().0,
         placed: segment.placed_ns.load(Ordering::Relaxed) as f64 / 1e6,
     }
 }

@@ -29,7 +29,7 @@ pub struct TriggerSample {
 /// One key that a sampled statement looked up or wrote.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeySample {
-    /// The leaf partition.
+    /// The partitioned table; the leaf partition for a truncated key.
     pub relation: u32,
     /// Accesses this sample stands for.
     pub weight: u32,

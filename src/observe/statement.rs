@@ -130,9 +130,6 @@ pub(super) fn push_keys(keys: &[Key], weight: u32) {
     let Some(region) = region::get() else { return };
     let database = bgworker::database();
     for key in keys {
-        if let Some(segment) = region.segment(key.relation) {
-            segment.add(SegmentCounter::KeySamples, 1);
-        }
         let words =
             KeySample::encode(database, key.relation, weight, &key.bytes[..key.length], key.whole, key.hash);
         if !region.keys().push(&words) {

@@ -1,6 +1,7 @@
 //! Keys as text: a sampled key's bytes become a value of the key's type again, which its output
 //! function prints.
 
+use super::partition::Router;
 use super::report::{PgResult, internal};
 use pgrx::pg_sys;
 
@@ -31,25 +32,33 @@ fn shape_of(type_oid: pg_sys::Oid) -> Shape {
 /// bytes that are no value of the type and for text that is not UTF-8.
 pub fn text(type_oid: pg_sys::Oid, bytes: &[u8], truncated: bool) -> PgResult<Option<String>> {
     let shape = shape_of(type_oid);
-    if shape.by_value {
-        let word: Option<[u8; 8]> = bytes.try_into().ok();
-        return match word {
-            Some(word) => print(type_oid, pg_sys::Datum::from(u64::from_ne_bytes(word))),
-            None => Ok(None),
-        };
-    }
-    if shape.is_text && (truncated || shape.length > 0) {
+    if !shape.by_value && shape.is_text && (truncated || shape.length > 0) {
         let ended = bytes.iter().position(|b| *b == 0);
         return Ok(beginning(&bytes[..ended.unwrap_or(bytes.len())], truncated && ended.is_none()));
+    }
+    match value(&shape, bytes, truncated)? {
+        Some(value) => print(type_oid, value),
+        None => Ok(None),
+    }
+}
+
+/// The partition that a sampled key of type `type_oid` belongs to; None for bytes that are no value of it.
+pub fn leaf(router: &mut Router, type_oid: pg_sys::Oid, bytes: &[u8]) -> PgResult<Option<pg_sys::Oid>> {
+    let Some(value) = value(&shape_of(type_oid), bytes, false)? else { return Ok(None) };
+    Ok(router.locate(Some((value, type_oid))).map(|number| router.partition(number)))
+}
+
+/// A value of the type again.
+fn value(shape: &Shape, bytes: &[u8], truncated: bool) -> PgResult<Option<pg_sys::Datum>> {
+    if shape.by_value {
+        let word: Option<[u8; 8]> = bytes.try_into().ok();
+        return Ok(word.map(|word| pg_sys::Datum::from(u64::from_ne_bytes(word))));
     }
     let fits = match shape.length {
         -1 => !truncated,
         length => usize::try_from(length).is_ok_and(|l| l == bytes.len()) && !truncated,
     };
-    if !fits {
-        return Ok(None);
-    }
-    print(type_oid, copy(bytes, shape.length == -1)?)
+    if fits { Ok(Some(copy(bytes, shape.length == -1)?)) } else { Ok(None) }
 }
 
 /// The longest whole characters of a text that was cut.

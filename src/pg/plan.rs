@@ -7,8 +7,9 @@
 use super::builtin::{self, BuiltInCalls};
 use super::region::{self, Region};
 use super::{compat, keydatum};
-use foreshard_core::shared::KEY_BYTES;
+use foreshard_core::shared::{KEY_BYTES, Segment};
 use pgrx::pg_sys;
+use std::sync::atomic::Ordering;
 
 /// Plan nodes looked at; a bigger plan is known by its first ones.
 pub(super) const MAX_NODES: usize = 8192;
@@ -61,7 +62,8 @@ pub struct Touch {
 /// A key that a statement looked up or wrote.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Key {
-    /// The leaf partition.
+    /// The partitioned table; the leaf partition for a key longer than `bytes`, whose hash value cannot be
+    /// computed again from them.
     pub relation: u32,
     /// Its first bytes.
     pub bytes: [u8; KEY_BYTES],
@@ -290,7 +292,7 @@ impl Walk<'_> {
             let form = &*(*index).rd_index;
             let leaf = form.indrelid.to_u32();
             let Some(segment) = self.region.segment(leaf).filter(|s| s.activity().hot) else { return };
-            let wanted = segment.key_attribute.load(std::sync::atomic::Ordering::Relaxed) as i16;
+            let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
             for i in 0..count.max(0) as usize {
                 let key = &*keys.add(i);
                 let column = key.sk_attno - 1;
@@ -299,7 +301,7 @@ impl Walk<'_> {
                     && *form.indkey.values.as_ptr().add(column as usize) == wanted;
                 if is_key && self.report.keys.len() < MAX_KEYS {
                     keydatum::from_scan_key(index, key, |bytes, whole| {
-                        push_key(&mut self.report.keys, leaf, bytes, whole);
+                        push_key(&mut self.report.keys, leaf, segment, bytes, whole);
                     });
                 }
             }
@@ -372,7 +374,7 @@ impl Walk<'_> {
             let Some(region_leaf) = self.region.segment(leaf).filter(|s| s.activity().hot) else { return };
             let target = (*(*(*state).resultRelInfo).ri_RelationDesc).rd_id.to_u32();
             let segment = self.region.segment(target).unwrap_or(region_leaf);
-            let wanted = segment.key_attribute.load(std::sync::atomic::Ordering::Relaxed) as i16;
+            let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
             let source = (*state).ps.lefttree;
             if source.is_null() || (*source).type_ != pg_sys::NodeTag::T_ResultState {
                 return;
@@ -380,7 +382,7 @@ impl Walk<'_> {
             for entry in pointers::<pg_sys::TargetEntry>((*(*source).plan).targetlist) {
                 if (*entry).resno == wanted {
                     keydatum::from_expression((*entry).expr, (*self.query).params, |bytes, whole| {
-                        push_key(&mut self.report.keys, leaf, bytes, whole);
+                        push_key(&mut self.report.keys, leaf, segment, bytes, whole);
                     });
                 }
             }
@@ -388,12 +390,15 @@ impl Walk<'_> {
     }
 }
 
-fn push_key(keys: &mut Vec<Key>, relation: u32, bytes: &[u8], whole: usize) {
-    if keys.len() < MAX_KEYS {
-        let mut key =
-            Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash: 0 };
-        key.bytes[..key.length].copy_from_slice(&bytes[..key.length]);
-        key.hash = foreshard_core::digest::key_hash(bytes);
-        keys.push(key);
+/// Each key counts once per statement: every leaf that `key = ANY (array)` scans has the whole array.
+fn push_key(keys: &mut Vec<Key>, leaf: u32, segment: &Segment, bytes: &[u8], whole: usize) {
+    let table = segment.table.load(Ordering::Relaxed) as u32;
+    let relation = if whole > KEY_BYTES { leaf } else { table };
+    let hash = foreshard_core::digest::key_hash(bytes);
+    if keys.len() >= MAX_KEYS || keys.iter().any(|k| k.hash == hash && k.relation == relation) {
+        return;
     }
+    let mut key = Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash };
+    key.bytes[..key.length].copy_from_slice(&bytes[..key.length]);
+    keys.push(key);
 }

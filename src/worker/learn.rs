@@ -8,10 +8,12 @@ use crate::catalog::{coaccess, dependency, hot_key, statistics};
 use crate::observe::drain::{self, Cursors};
 use crate::observe::samples::{DependencySample, KeySample};
 use crate::pg::bgworker::{self, WorkResult};
+use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::PgResult;
 use crate::pg::{guc, keytext, spi};
 use foreshard_core::affinity::CoAccess;
 use foreshard_core::sketch::{HotKey, HotKeys};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 /// Keys stored per group.
@@ -223,9 +225,24 @@ fn rows_of(
     // A steady rate is its own score: counts decay by half in a half-life.
     let per_s = |count: f64| count * std::f64::consts::LN_2 / half_life_s;
     let mut rows = Vec::new();
+    let mut routers: HashMap<u32, Router> = HashMap::new();
     for hot in keys {
         let Some(relation) = publisher.relation(hot.key.relation) else { continue };
-        let Some(slot_id) = relation.slot_id else { continue };
+        let slot_id = match relation.slot_id {
+            Some(slot_id) => slot_id,
+            None => {
+                let router = match routers.entry(relation.table) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(place) => {
+                        place.insert(Router::of(relation.table.into(), Lifetime::Statement)?)
+                    }
+                };
+                let leaf = keytext::leaf(router, relation.key_type, &hot.key.bytes)?;
+                let leaf = leaf.and_then(|leaf| publisher.relation(leaf.to_u32()));
+                let Some(slot_id) = leaf.and_then(|leaf| leaf.slot_id) else { continue };
+                slot_id
+            }
+        };
         rows.push(hot_key::HotKey {
             hash: hot.key.hash,
             table: relation.table,

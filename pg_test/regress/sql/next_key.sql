@@ -128,6 +128,15 @@ DROP SEQUENCE elsewhere.ticket_id_foreshard_seq;
 SELECT foreshard.next_key('elsewhere.request', 1);
 \echo :SQLSTATE
 SELECT foreshard.undistribute('elsewhere.request');
+-- A key with a generator of its own keeps it, and gets no second one.
+CREATE TABLE numbered (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v int);
+CREATE TABLE counted (id bigserial PRIMARY KEY, v int);
+SELECT foreshard.distribute('numbered', 'id', 2), foreshard.distribute('counted', 'id', 2);
+SELECT pg_get_serial_sequence('numbered', 'id'), pg_get_serial_sequence('counted', 'id');
+SELECT foreshard.next_key('numbered', 1);
+\echo :SQLSTATE
+SELECT foreshard.next_key('counted', 1);
+\echo :SQLSTATE
 CREATE TABLE edge (id bigint PRIMARY KEY);
 INSERT INTO edge VALUES (9223372036854775807);
 SELECT foreshard.distribute('edge', 'id', 2);

@@ -72,8 +72,6 @@ counters! {
         WalBytes,
         /// Result rows × planned width, bytes.
         ResultBytes,
-        /// Keys sampled while the slot was hot.
-        KeySamples,
     }
 }
 
