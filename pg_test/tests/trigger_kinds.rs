@@ -142,7 +142,10 @@ fn every_kind_is_seen_as_what_it_is() -> Result<()> {
     for round in 1..=4 {
         act(&mut client, round * 100)?;
     }
-    assert_eq!(client.take_notices().last().map(String::as_str), Some("NOTICE: changed from one two to again"));
+    assert_eq!(
+        client.take_notices().last().map(String::as_str),
+        Some("NOTICE: changed from one two to again")
+    );
     what_they_do(&mut client, 4)?;
     let after = settled(&mut server, &names)?;
     what_is_seen(&mut server, &before, &after, 4)?;
@@ -213,9 +216,12 @@ fn foreign_keys(server: &mut Server, client: &mut Client) -> Result<()> {
     client.exec("INSERT INTO fathers SELECT generate_series(1, 1000)")?;
     let check = "SELECT coalesce(sum(sampled_calls), 0), coalesce(bool_and(cpu_us IS NULL AND sees = 'elapsed, blocks, wal'), false), \
                  coalesce(sum(blocks_hit * sampled_calls), 0) FROM foreshard.stat_triggers WHERE \"table\" = ";
-    let of_sons = format!("{check}'sons'::regclass AND function = '\"RI_FKey_check_ins\"'::regproc AND event = 'INSERT'");
-    let of_fathers =
-        format!("{check}'fathers'::regclass AND function = '\"RI_FKey_noaction_del\"'::regproc AND event = 'DELETE'");
+    let of_sons = format!(
+        "{check}'sons'::regclass AND function = '\"RI_FKey_check_ins\"'::regproc AND event = 'INSERT'"
+    );
+    let of_fathers = format!(
+        "{check}'fathers'::regclass AND function = '\"RI_FKey_noaction_del\"'::regproc AND event = 'DELETE'"
+    );
     let mut key = 0;
     let mut seen = (0.0, 0.0);
     foreshard_test::wait_until("the checks of foreign keys are seen", common::PATIENCE, || {
