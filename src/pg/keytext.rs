@@ -57,6 +57,16 @@ fn value(shape: &Shape, bytes: &[u8], truncated: bool) -> PgResult<Option<pg_sys
         let word: Option<[u8; 8]> = bytes.try_into().ok();
         return Ok(word.map(|word| pg_sys::Datum::from(u64::from_ne_bytes(word))));
     }
+    // An index holds a name without its padding.
+    if let Ok(length) = usize::try_from(shape.length)
+        && shape.is_text
+        && !truncated
+        && bytes.len() < length
+    {
+        let mut padded = bytes.to_vec();
+        padded.resize(length, 0);
+        return Ok(Some(copy(&padded, false)?));
+    }
     let fits = match shape.length {
         -1 => !truncated,
         length => usize::try_from(length).is_ok_and(|l| l == bytes.len()) && !truncated,
