@@ -29,17 +29,20 @@ fn shape_of(type_oid: pg_sys::Oid) -> Shape {
 /// bytes of native order, others as their payload without a varlena header.
 ///
 /// Of a `truncated` key only a text's beginning can be told, with an ellipsis; else None. None also for
-/// bytes that are no value of the type and for text that is not UTF-8.
-pub fn text(type_oid: pg_sys::Oid, bytes: &[u8], truncated: bool) -> PgResult<Option<String>> {
+/// bytes that are no value of the type and for text that is not UTF-8. The flag says whether something is
+/// missing: a name's padding is not.
+pub fn text(type_oid: pg_sys::Oid, bytes: &[u8], truncated: bool) -> PgResult<(Option<String>, bool)> {
     let shape = shape_of(type_oid);
     if !shape.by_value && shape.is_text && (truncated || shape.length > 0) {
         let ended = bytes.iter().position(|b| *b == 0);
-        return Ok(beginning(&bytes[..ended.unwrap_or(bytes.len())], truncated && ended.is_none()));
+        let cut = truncated && ended.is_none();
+        return Ok((beginning(&bytes[..ended.unwrap_or(bytes.len())], cut), cut));
     }
-    match value(&shape, bytes, truncated)? {
-        Some(value) => print(type_oid, value),
-        None => Ok(None),
-    }
+    let text = match value(&shape, bytes, truncated)? {
+        Some(value) => print(type_oid, value)?,
+        None => None,
+    };
+    Ok((text, truncated))
 }
 
 /// The partition that a sampled key of type `type_oid` belongs to; None for bytes that are no value of it.
@@ -54,8 +57,12 @@ fn value(shape: &Shape, bytes: &[u8], truncated: bool) -> PgResult<Option<pg_sys
         let word: Option<[u8; 8]> = bytes.try_into().ok();
         return Ok(word.map(|word| pg_sys::Datum::from(u64::from_ne_bytes(word))));
     }
-    if let (true, false, Ok(length)) = (shape.is_text, truncated, usize::try_from(shape.length)) {
-        // A name, which indexes store without its padding.
+    // An index holds a name without its padding.
+    if let Ok(length) = usize::try_from(shape.length)
+        && shape.is_text
+        && !truncated
+        && bytes.len() < length
+    {
         let mut padded = bytes.to_vec();
         padded.resize(length, 0);
         return Ok(Some(copy(&padded, false)?));

@@ -243,12 +243,13 @@ fn rows_of(
                 slot_id
             }
         };
+        let (text, truncated) = keytext::text(relation.key_type, &hot.key.bytes, hot.key.truncated)?;
         rows.push(hot_key::HotKey {
             hash: hot.key.hash,
             table: relation.table,
             slot_id,
-            text: keytext::text(relation.key_type, &hot.key.bytes, hot.key.truncated)?,
-            truncated: hot.key.truncated,
+            text,
+            truncated,
             accesses_per_s: hot.access_score,
             lower: per_s(hot.lower),
             upper: per_s(hot.upper),
