@@ -99,12 +99,19 @@ unsafe fn calls_of(
 ) -> BuiltInCalls {
     const ROW: i32 = 1;
     const BEFORE: i32 = 2;
-    let operation = match operation {
-        pg_sys::CmdType::CMD_DELETE => 1,
-        pg_sys::CmdType::CMD_UPDATE => 2,
-        _ => 0,
-    };
+    /// `TriggerEvent` operations and the bits of `tgtype` that say a trigger is defined for them.
+    const INSERT: (u32, i32) = (0, 4);
+    const DELETE: (u32, i32) = (1, 8);
+    const UPDATE: (u32, i32) = (2, 16);
     let kind = i32::from(trigger.tgtype);
+    let first = match operation {
+        pg_sys::CmdType::CMD_DELETE => DELETE,
+        pg_sys::CmdType::CMD_UPDATE => UPDATE,
+        _ => INSERT,
+    };
+    // INSERT … ON CONFLICT DO UPDATE and MERGE fire triggers of other operations than their own.
+    let defined = [first, UPDATE, DELETE, INSERT].into_iter().find(|(_, bit)| kind & bit != 0);
+    let operation = defined.unwrap_or(first).0;
     let event = operation | if kind & ROW != 0 { 4 } else { 0 } | if kind & BEFORE != 0 { 8 } else { 0 };
     let buffers = &counted.bufusage;
     BuiltInCalls {
