@@ -3,6 +3,14 @@ COMMENT ON TABLE foreshard.colocation_group IS 'Groups of managed tables with on
 COMMENT ON TABLE foreshard.managed_table IS 'Tables that foreshard manages.';
 COMMENT ON TABLE foreshard.slot IS 'Slots: one hash remainder of a group each, on exactly one shard.';
 COMMENT ON TABLE foreshard.slot_partition IS 'The leaf partitions of every slot.';
+COMMENT ON TABLE foreshard.table_setting IS 'What configure() was told; a setting that is not here has its default.';
+COMMENT ON TABLE foreshard.trigger_profile IS 'What every trigger cost so far: sums since first_seen_at.';
+COMMENT ON TABLE foreshard.trigger_model IS 'What was learnt about the cost of every trigger, by resource, and how good it is.';
+COMMENT ON TABLE foreshard.slot_cost IS 'What the accesses to every slot were measured to cost.';
+COMMENT ON TABLE foreshard.observed_dependency IS 'What trigger functions were seen to read and write.';
+COMMENT ON TABLE foreshard.lost_sample IS 'Samples that the keeper of this database could not read in time.';
+COMMENT ON TABLE foreshard.hot_key IS 'The busiest keys of hot slots, as of the last reading.';
+COMMENT ON TABLE foreshard.coaccess IS 'Pairs of slots that transactions touch together, as of the last reading.';
 COMMENT ON TABLE foreshard.slot_heat IS 'Last reading of the counters and the current rates of every slot.';
 COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL means unknown.';
 COMMENT ON TABLE foreshard.forecast IS 'Latest forecast of every slot.';
@@ -20,3 +28,6 @@ COMMENT ON VIEW foreshard.forecasts IS 'Forecast load of every slot with its int
 COMMENT ON VIEW foreshard.recommendations IS 'Moves that foreshard recommends, and why hot slots are left alone.';
 COMMENT ON VIEW foreshard.progress_moves IS 'Moves with phase, progress and what they wait for.';
 COMMENT ON VIEW foreshard.history IS 'What happened, in order.';
+COMMENT ON VIEW foreshard.stat_triggers IS 'What triggers on managed tables cost, per trigger and operation: means of measured calls, and how well their cost is predicted.';
+COMMENT ON VIEW foreshard.hot_keys IS 'The busiest keys of hot slots; the key is NULL for those who may not read it.';
+COMMENT ON VIEW foreshard.co_access IS 'Pairs of slots that transactions touch together: decayed count, share and lift over chance.';

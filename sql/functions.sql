@@ -1,4 +1,4 @@
--- Functions that are plain SQL, comments on all functions, and privileges: whoever may look, may look;
+-- Functions that are plain SQL, views of functions, comments on all functions, and privileges: whoever may look, may look;
 -- nothing that changes state is executable by PUBLIC.
 
 CREATE FUNCTION foreshard.capture() RETURNS trigger
@@ -20,6 +20,15 @@ RETURNS SETOF record STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp 
     GROUP BY p.request_id ORDER BY p.request_id
 $$;
 
+CREATE VIEW foreshard.stat_foreshard AS
+SELECT area, capacity, used, written, dropped, lost FROM foreshard.observation_areas();
+
+CREATE VIEW foreshard.stat_sampling AS
+SELECT statements_sampled, measuring_ms, too_deep, given_up FROM foreshard.observation_sampling();
+
+COMMENT ON VIEW foreshard.stat_foreshard IS 'Shared memory of the observation, all databases together: room, use, and what was dropped or lost.';
+COMMENT ON VIEW foreshard.stat_sampling IS 'What measuring itself took since the server started, all databases together.';
+
 COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that change while their partition moves.';
 COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of every resharding request.';
 COMMENT ON FUNCTION foreshard.add_shard(text, text, double precision) IS 'Adds a shard: a tablespace with a capacity in cost units (ms of CPU) per second.';
@@ -27,8 +36,15 @@ COMMENT ON FUNCTION foreshard.start_keeper() IS 'Internal: asks for the keeper w
 COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[]) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE.';
 COMMENT ON FUNCTION foreshard.undistribute(regclass) IS 'Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.';
 COMMENT ON FUNCTION foreshard.get_shard_location(regclass, "any") IS 'Name of the shard that holds a key.';
+COMMENT ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) IS 'A new bigint key that hashes to where the row should live: near the key given, within bounded load. Never given twice.';
+COMMENT ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) IS 'A new uuid key that hashes to where the row should live: near the key given, within bounded load.';
+COMMENT ON FUNCTION foreshard.configure(regclass, text, text) IS 'Sets what applies to one managed table (observe: on or off); NULL brings back the default.';
 COMMENT ON FUNCTION foreshard.recommend() IS 'Plans now and shows every step and every refusal; changes nothing.';
 COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the moves that balance the forecast load, with its confidence, for request_resharding().';
+COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, integer, bigint) IS 'Cost of the triggers that a statement fires: a row per trigger, then the total; NULL means unknown.';
+COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, jsonb, bigint) IS 'Cost of the triggers that a statement with rows like this one fires: a row per trigger, then the total; NULL means unknown.';
+COMMENT ON FUNCTION foreshard.observation_areas() IS 'Internal: behind the view stat_foreshard.';
+COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the view stat_sampling.';
 COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
 COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online.';
 COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cutover; the slot stays where it is.';
@@ -36,10 +52,19 @@ COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cu
 GRANT USAGE ON SCHEMA foreshard TO PUBLIC;
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA foreshard FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.get_shard_location(regclass, "any") TO PUBLIC;
+-- They check themselves that the caller may read the table or is a monitor.
+GRANT EXECUTE ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, integer, bigint),
+    foreshard.predict_cost(regclass, text, jsonb, bigint) TO PUBLIC;
+-- next_key() checks the privilege to insert.
+GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.recommend() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts,
-    foreshard.recommendations, foreshard.progress_moves, foreshard.history TO pg_monitor;
+    foreshard.recommendations, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
+    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
+    foreshard.dependency_graph TO pg_monitor;
 
 SELECT foreshard.start_keeper();

@@ -22,7 +22,9 @@ CREATE TABLE foreshard.managed_table (
     table_oid   regclass PRIMARY KEY,
     group_id    int NOT NULL REFERENCES foreshard.colocation_group ON DELETE CASCADE,
     key_column  name NOT NULL,
-    distributed_at timestamptz NOT NULL DEFAULT now()
+    distributed_at timestamptz NOT NULL DEFAULT now(),
+    -- where next_key() gets bigint keys from; a sequence the key column owns
+    key_sequence regclass
 );
 CREATE INDEX managed_table_group_idx ON foreshard.managed_table (group_id);
 
@@ -44,6 +46,114 @@ CREATE TABLE foreshard.slot_partition (
     PRIMARY KEY (slot_id, table_oid)
 );
 
+-- what configure() was told; a setting that is not here has its default
+CREATE TABLE foreshard.table_setting (
+    table_oid   regclass NOT NULL REFERENCES foreshard.managed_table ON DELETE CASCADE,
+    setting     text NOT NULL,
+    value       text NOT NULL,
+    PRIMARY KEY (table_oid, setting)
+);
+
+-- what triggers cost: sums since first_seen_at; all but the calls add up measured calls only
+CREATE TABLE foreshard.trigger_profile (
+    profile_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    table_oid   regclass NOT NULL REFERENCES foreshard.managed_table ON DELETE CASCADE,
+    trigger_name name NOT NULL,
+    function_oid oid NOT NULL,
+    event       text NOT NULL CHECK (event IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')),
+    level       text NOT NULL CHECK (level IN ('ROW', 'STATEMENT')),
+    timing      text NOT NULL CHECK (timing IN ('BEFORE', 'AFTER', 'INSTEAD OF')),
+    calls       bigint NOT NULL,
+    failed_calls bigint NOT NULL,
+    sampled_calls bigint NOT NULL,
+    cpu_ns      bigint NOT NULL,
+    cpu_inclusive_ns bigint NOT NULL,
+    elapsed_ns  bigint NOT NULL,
+    elapsed_inclusive_ns bigint NOT NULL,
+    memory_bytes bigint NOT NULL,
+    memory_sampled_calls bigint NOT NULL,
+    blocks_hit  bigint NOT NULL,
+    blocks_read bigint NOT NULL,
+    blocks_dirtied bigint NOT NULL,
+    wal_bytes   bigint NOT NULL,
+    temp_blocks bigint NOT NULL,
+    first_seen_at timestamptz NOT NULL,
+    last_seen_at timestamptz NOT NULL,
+    -- shared memory as it was counted into the sums, and which shared memory that was: it is made anew
+    -- when the server starts and after a crash
+    counted     bigint[] NOT NULL,
+    counted_in  timestamptz,
+    -- what the models were learnt from: the version of the function and the mean features
+    function_version bigint,
+    mean_tuple_bytes float8,
+    mean_non_null float8,
+    mean_changed float8,
+    mean_statement_rows float8,
+    UNIQUE (table_oid, trigger_name, function_oid, event, level, timing)
+) WITH (fillfactor = 50);
+
+-- per profile and resource: prediction = intercept + sum of slope x feature, and how good it was
+CREATE TABLE foreshard.trigger_model (
+    profile_id  bigint NOT NULL REFERENCES foreshard.trigger_profile ON DELETE CASCADE,
+    resource    text NOT NULL,
+    model       text NOT NULL CHECK (model IN ('linear', 'mean')),
+    reason      text,
+    intercept   float8 NOT NULL,
+    per_tuple_byte float8 NOT NULL,
+    per_non_null float8 NOT NULL,
+    per_changed float8 NOT NULL,
+    per_statement_row float8 NOT NULL,
+    samples     int NOT NULL,
+    lower_quantile float8 NOT NULL,
+    upper_quantile float8 NOT NULL,
+    floor       float8 NOT NULL,
+    level       float8 NOT NULL,
+    mean_absolute_error float8,
+    relative_error float8,
+    bias        float8,
+    r2          float8,
+    coverage    float8,
+    comparisons int,
+    PRIMARY KEY (profile_id, resource)
+) WITH (fillfactor = 50);
+
+-- what was measured of a slot in one of its tables, decayed: sums of sampled statements and triggers
+CREATE TABLE foreshard.slot_cost (
+    slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    table_oid   regclass NOT NULL REFERENCES foreshard.managed_table ON DELETE CASCADE,
+    measured_at timestamptz NOT NULL,
+    statements  float8 NOT NULL,
+    scans       float8 NOT NULL,
+    rows_read   float8 NOT NULL,
+    blocks_hit  float8 NOT NULL,
+    blocks_read float8 NOT NULL,
+    read_cpu_ms float8 NOT NULL,
+    rows_written float8 NOT NULL,
+    write_cpu_ms float8 NOT NULL,
+    wal_bytes   float8 NOT NULL,
+    trigger_calls float8 NOT NULL,
+    trigger_cost_units float8 NOT NULL,
+    result_bytes float8 NOT NULL,
+    PRIMARY KEY (slot_id, table_oid)
+) WITH (fillfactor = 50);
+CREATE INDEX slot_cost_table_idx ON foreshard.slot_cost (table_oid);
+
+-- what the keeper could not read in time of the samples of all databases
+CREATE TABLE foreshard.lost_sample (
+    area        text PRIMARY KEY,
+    lost        bigint NOT NULL
+);
+
+-- what trigger functions were seen to read and write
+CREATE TABLE foreshard.observed_dependency (
+    function_oid oid NOT NULL,
+    relation_oid oid NOT NULL,
+    writes      boolean NOT NULL,
+    seen        bigint NOT NULL,
+    last_seen_at timestamptz NOT NULL,
+    PRIMARY KEY (function_oid, relation_oid, writes)
+);
+
 CREATE TABLE foreshard.slot_heat (
     slot_id     bigint PRIMARY KEY REFERENCES foreshard.slot ON DELETE CASCADE,
     observed_at timestamptz NOT NULL,
@@ -59,7 +169,11 @@ CREATE TABLE foreshard.slot_heat (
     blocks_per_s float8,
     cost_units_per_s float8,
     heat        float8,
-    hot_buckets int NOT NULL DEFAULT 0
+    hot_buckets int NOT NULL DEFAULT 0,
+    cpu_ms_per_s float8,
+    wal_bytes_per_s float8,
+    trigger_cost_per_s float8,
+    access_score float8
 ) WITH (fillfactor = 50);
 
 CREATE TABLE foreshard.heat_history (
@@ -70,9 +184,41 @@ CREATE TABLE foreshard.heat_history (
     writes_per_s float8,
     blocks_per_s float8,
     cost_units_per_s float8,
+    cpu_ms_per_s float8,
+    wal_bytes_per_s float8,
+    trigger_cost_per_s float8,
+    access_score float8,
     PRIMARY KEY (resolution_s, slot_id, bucket_at)
 );
 CREATE INDEX heat_history_age_idx ON foreshard.heat_history (resolution_s, bucket_at);
+
+-- the busiest keys of hot slots, replaced at every reading
+CREATE TABLE foreshard.hot_key (
+    group_id    int NOT NULL REFERENCES foreshard.colocation_group ON DELETE CASCADE,
+    key_hash    bigint NOT NULL,
+    table_oid   regclass NOT NULL,
+    slot_id     bigint NOT NULL,
+    key         text,
+    truncated   boolean NOT NULL,
+    accesses_per_s float8 NOT NULL,
+    lower       float8 NOT NULL,
+    upper       float8 NOT NULL,
+    access_score float8 NOT NULL,
+    observed_at timestamptz NOT NULL
+);
+CREATE INDEX hot_key_group_idx ON foreshard.hot_key (group_id);
+
+-- pairs of slots that transactions touch together, replaced at every reading
+CREATE TABLE foreshard.coaccess (
+    slot_a      bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    slot_b      bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    weight      float8 NOT NULL,
+    lift        float8,
+    share       float8,
+    observed_at timestamptz NOT NULL,
+    PRIMARY KEY (slot_a, slot_b)
+);
+CREATE INDEX coaccess_b_idx ON foreshard.coaccess (slot_b);
 
 CREATE TABLE foreshard.forecast (
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
@@ -184,4 +330,5 @@ SELECT pg_catalog.pg_extension_config_dump('foreshard.managed_table', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.slot', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.slot_slot_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.slot_partition', '');
+SELECT pg_catalog.pg_extension_config_dump('foreshard.table_setting', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.heat_history', 'WHERE resolution_s >= 300');

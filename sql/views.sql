@@ -38,7 +38,8 @@ LEFT JOIN (
 
 CREATE VIEW foreshard.heat_map AS
 SELECT s.slot_id, s.group_id, s.modulus, s.remainder, h.shard_name AS shard,
-       t.reads_per_s, t.writes_per_s, t.blocks_per_s, t.cost_units_per_s, t.heat,
+       t.reads_per_s, t.writes_per_s, t.blocks_per_s, t.cpu_ms_per_s, t.wal_bytes_per_s, t.trigger_cost_per_s,
+       t.cost_units_per_s, t.heat, t.access_score,
        t.cost_units_per_s / nullif(sum(t.cost_units_per_s) OVER (PARTITION BY s.group_id), 0) AS share,
        t.observed_at
 FROM foreshard.slot s
@@ -85,3 +86,41 @@ FROM (
 
 CREATE VIEW foreshard.history AS
 SELECT event_id, at, event, move_id, slot_id, detail FROM foreshard.event;
+
+-- A trigger function of PostgreSQL's own passes by the hooks; the executor's instrumentation of measured
+-- statements sees its elapsed time, its blocks and its WAL.
+CREATE VIEW foreshard.stat_triggers AS
+SELECT p.table_oid AS "table", p.trigger_name AS trigger, p.function_oid::regprocedure AS function,
+       p.event, p.level, p.timing, p.calls, p.failed_calls, p.sampled_calls,
+       CASE WHEN NOT b.built_in THEN p.cpu_ns / 1e3::float8 / b.n END AS cpu_us,
+       CASE WHEN NOT b.built_in THEN p.cpu_inclusive_ns / 1e3::float8 / b.n END AS cpu_us_inclusive,
+       CASE WHEN NOT b.built_in THEN p.cpu_inclusive_ns / 1e3::float8 END AS total_cpu_us_inclusive,
+       p.elapsed_ns / 1e3::float8 / b.n AS elapsed_us,
+       p.elapsed_inclusive_ns / 1e3::float8 / b.n AS elapsed_us_inclusive,
+       p.memory_bytes / nullif(p.memory_sampled_calls, 0)::float8 AS memory_retained_bytes,
+       p.blocks_hit / b.n AS blocks_hit, p.blocks_read / b.n AS blocks_read, p.blocks_dirtied / b.n AS blocks_dirtied,
+       p.wal_bytes / b.n AS wal_bytes, p.temp_blocks / b.n AS temp_blocks,
+       CASE WHEN b.built_in THEN 'elapsed, blocks, wal' ELSE 'all' END AS sees,
+       m.model, m.reason AS model_reason, m.samples, m.relative_error, m.bias, m.r2, m.coverage
+FROM foreshard.trigger_profile p
+CROSS JOIN LATERAL (SELECT p.function_oid::bigint < 10000 AS built_in, nullif(p.sampled_calls, 0)::float8 AS n) b
+LEFT JOIN foreshard.trigger_model m
+    ON m.profile_id = p.profile_id AND m.resource = CASE WHEN b.built_in THEN 'elapsed_us' ELSE 'cpu_us' END;
+
+-- Keys are the users' data, as the most common values in pg_stats are: being a monitor shows which slots
+-- have hot keys and how hot, the key itself only to those who may read that column of every row anyway
+-- (members of pg_read_all_data may, unless row security applies to them). Granting the whole view to
+-- pg_read_all_data instead would hide the numbers from those who watch.
+CREATE VIEW foreshard.hot_keys AS
+SELECT k.group_id, k.table_oid AS "table", k.slot_id,
+       CASE WHEN v.may_see THEN k.key END AS key,
+       CASE WHEN v.may_see THEN k.key_hash END AS key_hash,
+       k.truncated, k.accesses_per_s, k.lower, k.upper, k.access_score, k.observed_at
+FROM foreshard.hot_key k
+JOIN pg_catalog.pg_class c ON c.oid = k.table_oid
+JOIN pg_catalog.pg_partitioned_table r ON r.partrelid = c.oid
+CROSS JOIN LATERAL (SELECT pg_catalog.has_column_privilege(c.oid, r.partattrs[0], 'SELECT')
+                           AND NOT pg_catalog.row_security_active(c.oid) AS may_see) v;
+
+CREATE VIEW foreshard.co_access AS
+SELECT slot_a, slot_b, weight, lift, share, observed_at FROM foreshard.coaccess;

@@ -1,9 +1,11 @@
 //! foreshard lets a PostgreSQL database place its own data. ARCHITECTURE.md has the map.
 
 mod api;
+mod birth;
 mod catalog;
 mod engine;
 mod mover;
+mod observe;
 mod pg;
 mod planner;
 mod worker;
@@ -14,7 +16,8 @@ pgrx::pg_module_magic!(name, version);
 
 extension_sql_file!("../sql/schema.sql", bootstrap);
 extension_sql_file!("../sql/views.sql", name = "views");
-extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["views"]);
+extension_sql_file!("../sql/dependencies.sql", name = "dependencies", requires = ["views"]);
+extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["dependencies"]);
 extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["comments"], finalize);
 
 /// Order matters: settings first, then what needs `shared_preload_libraries`.
@@ -23,6 +26,8 @@ pub extern "C-unwind" fn _PG_init() {
     pg::guc::register();
     if pg::is_preloading() {
         pg::shmem::register();
+        pg::region::register();
+        observe::register();
         pg::hooks::register(catalog::shadow::sources_under_way);
         worker::launcher::register();
     }

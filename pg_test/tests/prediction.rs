@@ -230,6 +230,10 @@ fn good(relative_error: f64, r2: f64, coverage: f64) -> bool {
 
 #[test]
 fn five_triggers_are_predicted() -> Result<()> {
+    if std::env::var_os("FORESHARD_PREDICTION").is_none() {
+        println!("measures microseconds: set FORESHARD_PREDICTION=1 on a machine that does nothing else");
+        return Ok(());
+    }
     let mut options = known_options("prediction");
     // Cost units are then milliseconds of CPU, so that intervals can be compared with what is measured.
     for weight in ["wal_kb_cost", "block_read_cost", "temp_block_cost", "memory_mb_cost"] {

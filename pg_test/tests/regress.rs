@@ -42,7 +42,8 @@ fn run_suite() -> Result<()> {
     if names.is_empty() {
         return Err(Error::new("There is no regress file to run.", "Look at FORESHARD_ONLY."));
     }
-    let cluster = Cluster::start(&ClusterOptions::new(FOLDER))?;
+    // Readings come when nobody waits for them.
+    let cluster = Cluster::start(&ClusterOptions::new(FOLDER).set("foreshard.bucket", "3600s"))?;
     let mut client = cluster.connect("postgres")?;
     for name in ["ts_a", "ts_b", "ts_c"] {
         let dir = cluster.make_tablespace_dir(name)?;

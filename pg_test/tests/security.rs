@@ -25,7 +25,7 @@ fn catalog_is_tight_and_commented() -> Result<()> {
         "PUBLIC may execute",
         "SELECT p.oid::regprocedure FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a \
          WHERE p.pronamespace = 'foreshard'::regnamespace AND a.grantee = 0 \
-           AND (p.provolatile = 'v' OR p.proname <> 'get_shard_location')",
+           AND p.proname <> 'next_key' AND (p.provolatile = 'v' OR p.proname NOT IN ('get_shard_location', 'predict_cost'))",
     )?;
     nothing(
         &mut c,
@@ -49,12 +49,12 @@ fn catalog_is_tight_and_commented() -> Result<()> {
         "SELECT oid::regprocedure FROM pg_proc p WHERE pronamespace = 'foreshard'::regnamespace AND prosecdef \
          AND NOT EXISTS (SELECT FROM unnest(proconfig) s WHERE s LIKE 'search_path=%')",
     )?;
-    // capture() and start_keeper() look nothing up by name.
+    // capture() and start_keeper() look nothing up by name; next_key() pins the path when it does.
     nothing(
         &mut c,
         "search_path is not pinned to pg_catalog, pg_temp",
         "SELECT oid::regprocedure, proconfig FROM pg_proc WHERE pronamespace = 'foreshard'::regnamespace \
-         AND proname NOT IN ('capture', 'start_keeper') \
+         AND proname NOT IN ('capture', 'start_keeper', 'next_key') \
          AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)",
     )?;
     Ok(())
@@ -165,6 +165,7 @@ fn monitors_look_and_others_do_not() -> Result<()> {
         format!("SELECT foreshard.cancel_move({move_id})"),
         "SELECT foreshard.request_resharding(1, '{}')".to_string(),
         "SELECT foreshard.start_keeper()".to_string(),
+        "SELECT foreshard.configure('alice_t', 'observe', 'off')".to_string(),
         "DELETE FROM foreshard.history".to_string(),
         "DELETE FROM foreshard.event".to_string(),
     ] {
@@ -172,6 +173,73 @@ fn monitors_look_and_others_do_not() -> Result<()> {
         expect_error(&mut nobody, "42501", &sql)?;
     }
     assert_ne!(nobody.query_one("SELECT foreshard.get_shard_location('alice_t'::regclass, 1)")?, "");
+    Ok(())
+}
+
+/// Operators that win over PostgreSQL's own as long as search_path has them; they note who calls.
+const TRAPS: &str = "\
+CREATE SCHEMA mallory AUTHORIZATION mallory; SET ROLE mallory;
+CREATE TABLE mallory.caught (who text);
+CREATE FUNCTION mallory.eq(oid, oid) RETURNS bool LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO mallory.caught VALUES (current_user); RETURN $1::text OPERATOR(pg_catalog.=) $2::text; END $$;
+CREATE FUNCTION mallory.eq(name, name) RETURNS bool LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO mallory.caught VALUES (current_user); RETURN $1::text OPERATOR(pg_catalog.=) $2::text; END $$;
+CREATE FUNCTION mallory.eq(name, text) RETURNS bool LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO mallory.caught VALUES (current_user); RETURN $1::text OPERATOR(pg_catalog.=) $2; END $$;
+CREATE OPERATOR mallory.= (LEFTARG = oid, RIGHTARG = oid, FUNCTION = mallory.eq);
+CREATE OPERATOR mallory.= (LEFTARG = name, RIGHTARG = name, FUNCTION = mallory.eq);
+CREATE OPERATOR mallory.= (LEFTARG = name, RIGHTARG = text, FUNCTION = mallory.eq);
+SET search_path = mallory, pg_catalog, public;";
+
+#[test]
+fn only_who_may_insert_draws_keys() -> Result<()> {
+    let cluster = cluster(&ClusterOptions::new("draw"))?;
+    let mut c = database(&cluster, "d")?;
+    c.exec(
+        "CREATE ROLE owner LOGIN; CREATE ROLE writer LOGIN; CREATE ROLE partly LOGIN; CREATE ROLE reader LOGIN; CREATE ROLE mallory LOGIN; \
+         GRANT CREATE ON SCHEMA public TO owner; GRANT CREATE ON TABLESPACE ts_a, ts_b, ts_c TO owner; \
+         GRANT EXECUTE ON FUNCTION foreshard.distribute, foreshard.undistribute, foreshard.configure TO owner, writer; \
+         SET ROLE owner; CREATE TABLE t (id bigint PRIMARY KEY, v text); CREATE TABLE u (id uuid PRIMARY KEY); \
+         SELECT foreshard.distribute('t', 'id', 4), foreshard.distribute('u', 'id', 4); \
+         ALTER TABLE t ALTER id SET DEFAULT foreshard.next_key('t', NULL::bigint); \
+         GRANT INSERT ON t, u TO writer, mallory; GRANT INSERT (v) ON t TO partly; GRANT SELECT ON t, u TO reader; RESET ROLE",
+    )?;
+    assert_eq!(
+        c.query_one("SELECT relowner::regrole FROM pg_class WHERE relname = 't_id_foreshard_seq'")?,
+        "owner"
+    );
+    let (bigint, uuid) = ("SELECT foreshard.next_key('t', 1)", "SELECT foreshard.next_key('u', NULL::uuid)");
+    for role in ["owner", "writer"] {
+        let mut one = connect_as(&cluster, "d", role)?;
+        one.exec(bigint)?;
+        one.exec(uuid)?;
+        one.exec("INSERT INTO t (v) VALUES ('x')")?;
+    }
+    connect_as(&cluster, "d", "partly")?.exec("INSERT INTO t (v) VALUES ('x')")?;
+    let mut reader = connect_as(&cluster, "d", "reader")?;
+    expect_error(&mut reader, "42501", bigint)?;
+    expect_error(&mut reader, "42501", uuid)?;
+    // A right that is taken away counts at once, also for keys in stock.
+    let mut writer = connect_as(&cluster, "d", "writer")?;
+    writer.exec(bigint)?;
+    expect_error(&mut writer, "42501", "SELECT nextval('t_id_foreshard_seq')")?;
+    c.exec("REVOKE INSERT ON t FROM writer")?;
+    expect_error(&mut writer, "42501", bigint)?;
+    // Settings are the owner's.
+    let configure = "SELECT foreshard.configure('t', 'observe', 'off')";
+    expect_error(&mut writer, "42501", configure)?;
+    expect_error(&mut reader, "42501", configure)?;
+    connect_as(&cluster, "d", "owner")?.exec(configure)?;
+    // No code of the caller's runs as somebody else.
+    c.exec(TRAPS)?;
+    c.exec("RESET ROLE; RESET search_path")?;
+    let mut mallory = connect_as(&cluster, "d", "mallory")?;
+    mallory.exec("SET search_path = mallory, pg_catalog, public")?;
+    mallory.exec(bigint)?;
+    mallory.exec(uuid)?;
+    nothing(&mut c, "caught", "SELECT * FROM mallory.caught")?;
+    assert_eq!(mallory.query_one("SHOW search_path")?, "mallory, pg_catalog, public");
+    c.exec("SET ROLE owner; SELECT foreshard.undistribute('u')")?;
     Ok(())
 }
 

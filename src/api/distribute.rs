@@ -2,7 +2,7 @@
 
 use crate::catalog::rebuild::{Leaf, Shape, lock_with_notice, rebuild};
 use crate::catalog::relation::{bytes_of_tree, column, kind};
-use crate::catalog::{colocation, name_of, preflight, record_event};
+use crate::catalog::{birth, colocation, name_of, preflight, record_event};
 use crate::pg::report::{PgResult, bad_argument, busy, error, unknown, unsupported, wrong_state};
 use crate::pg::types::Regclass;
 use crate::pg::{partition, security};
@@ -67,8 +67,13 @@ fn distribute(
         placed.iter().map(|(_, r, space)| Leaf { remainder: *r as u32, tablespace: space.clone() }).collect();
     let rebuilt = rebuild(table, &Shape::Hash { key, leaves: &leaves })?;
     let members: Vec<(i64, pg_sys::Oid)> = placed.iter().map(|(id, _, _)| *id).zip(rebuilt.leaves).collect();
-    let _owner = security::as_extension_owner()?;
+    let as_owner = security::as_extension_owner()?;
     colocation::insert_managed(rebuilt.table, group_id, key, &members)?;
+    drop(as_owner);
+    if partition::is_bigint(key_type) {
+        birth::create_key_sequence(rebuilt.table, key)?;
+    }
+    let _owner = security::as_extension_owner()?;
     record_event(
         "distribute",
         None,
@@ -92,14 +97,18 @@ fn undistribute(table: Regclass) -> PgResult<()> {
     require_still(managed.group_id)?;
     drop(as_owner);
     let check =
-        || refuse(&format!("table {name} cannot be undistributed"), preflight::against_rebuild(table)?);
+        || refuse(&format!("table {name} cannot be undistributed"), preflight::against_undistribute(table)?);
     check()?;
     lock_with_notice(&name, bytes_of_tree(table)?)?;
     require_same(table, &name)?;
     check()?;
     let as_owner = security::as_extension_owner()?;
+    let key_sequence = birth::newborn(table)?.and_then(|newborn| newborn.key_sequence);
     colocation::delete_managed(table)?;
     drop(as_owner);
+    if let Some(key_sequence) = key_sequence {
+        birth::drop_key_sequence(table, key_sequence)?;
+    }
     let rebuilt = rebuild(table, &Shape::Plain)?;
     let _owner = security::as_extension_owner()?;
     record_event("undistribute", None, None, json!({"table": name, "rows": rebuilt.rows}))

@@ -1,7 +1,11 @@
 //! The SQL functions: check arguments and privileges, call what is below, raise. One file per topic.
 
+mod birth;
+mod configure;
 mod distribute;
 mod locate;
+mod observation;
 mod plan;
+mod predict;
 mod reshard;
 mod setup;

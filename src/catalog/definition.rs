@@ -98,6 +98,7 @@ pub fn capture(table: pg_sys::Oid) -> PgResult<Definition> {
     publications(table, &mut definition)?;
     views(table, &mut definition)?;
     column_settings(table, &mut definition)?;
+    defaults(table, &mut definition)?;
     Ok(definition)
 }
 
@@ -352,6 +353,28 @@ fn views(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
         table,
     )?;
     definition.after.append(&mut statements);
+    Ok(())
+}
+
+/// Defaults that name the table itself (`next_key('table', …)`), of its own columns and of other tables',
+/// are taken away and set again: a name outlives the table, the oid in a default does not.
+fn defaults(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
+    let found = spi::rows(
+        "SELECT f.adrelid::regclass::text, pg_catalog.quote_ident(a.attname), pg_catalog.pg_get_expr(f.adbin, f.adrelid) \
+         FROM pg_catalog.pg_attrdef f JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum \
+         JOIN pg_catalog.pg_class c ON c.oid = f.adrelid \
+         WHERE a.attgenerated = '' AND NOT c.relispartition \
+           AND EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid \
+               AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = 0) \
+         ORDER BY f.oid",
+        &[table.into()],
+        |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?, row.need::<String>(3)?)),
+    )?;
+    for (holder, column, expression) in found {
+        let alter = format!("ALTER TABLE {holder} ALTER COLUMN {column}");
+        definition.before.push(format!("{alter} DROP DEFAULT"));
+        definition.after.push(format!("{alter} SET DEFAULT {expression}"));
+    }
     Ok(())
 }
 

@@ -1,17 +1,23 @@
 //! Counters of slots, their rates, the load history and its roll-up.
 
 use crate::pg::report::PgResult;
-use crate::pg::spi;
+use crate::pg::spi::{self, Arg};
 use foreshard_core::heat::{Counters, Rates};
+use foreshard_core::unit_cost::Load;
+use pgrx::pg_sys::Oid;
 use std::collections::HashMap;
 
-/// What is known of a slot at a reading.
+/// What is known of a partition at a reading.
 pub struct Reading {
     /// Slot.
     pub slot_id: i64,
     /// Its shard.
     pub shard_id: i32,
-    /// Cumulative counters, summed over the group's tables.
+    /// The partitioned table.
+    pub table: u32,
+    /// The partition.
+    pub relation: u32,
+    /// Cumulative counters.
     pub counters: Counters,
 }
 
@@ -28,11 +34,11 @@ fn counters(row: &spi::Row, first: usize) -> PgResult<Counters> {
     })
 }
 
-/// Reads the cumulative statistics of every slot now.
+/// Reads the cumulative statistics of every partition now, by slot.
 pub fn read_counters() -> PgResult<Vec<Reading>> {
     spi::rows(
-        "SELECT s.slot_id, s.shard_id, sum(q.scans)::int8, sum(q.rows)::int8, sum(q.ins)::int8, sum(q.upd)::int8, \
-                sum(q.del)::int8, sum(greatest(q.fetched - q.hit, 0))::int8, sum(q.hit)::int8 \
+        "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, q.scans::int8, q.rows::int8, q.ins, q.upd, q.del, \
+                greatest(q.fetched - q.hit, 0)::int8, q.hit::int8 \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) CROSS JOIN LATERAL ( \
              SELECT pg_catalog.pg_stat_get_numscans(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_numscans(i.indexrelid)), 0) AS scans, \
                     pg_catalog.pg_stat_get_tuples_returned(p.partition) + pg_catalog.pg_stat_get_tuples_fetched(p.partition) \
@@ -43,9 +49,17 @@ pub fn read_counters() -> PgResult<Vec<Reading>> {
                     pg_catalog.pg_stat_get_blocks_fetched(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_blocks_fetched(i.indexrelid)), 0) AS fetched, \
                     pg_catalog.pg_stat_get_blocks_hit(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_blocks_hit(i.indexrelid)), 0) AS hit \
              FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition) q \
-         GROUP BY 1, 2 ORDER BY 1",
+         ORDER BY 1, 4",
         &[],
-        |row| Ok(Reading { slot_id: row.need(1)?, shard_id: row.need(2)?, counters: counters(row, 3)? }),
+        |row| {
+            Ok(Reading {
+                slot_id: row.need(1)?,
+                shard_id: row.need(2)?,
+                table: row.need::<Oid>(3)?.to_u32(),
+                relation: row.need::<Oid>(4)?.to_u32(),
+                counters: counters(row, 5)?,
+            })
+        },
     )
 }
 
@@ -57,6 +71,8 @@ pub struct Previous {
     pub observed_at_s: f64,
     /// Decayed cost units per second.
     pub heat: f64,
+    /// Decayed accesses (scans and written rows) per second.
+    pub access_score: f64,
     /// Consecutive readings with an overloaded shard.
     pub hot_buckets: i32,
 }
@@ -64,7 +80,7 @@ pub struct Previous {
 /// Previous readings by slot.
 pub fn previous() -> PgResult<HashMap<i64, Previous>> {
     let found = spi::rows(
-        "SELECT slot_id, extract(epoch FROM observed_at)::float8, coalesce(heat, 0), hot_buckets, \
+        "SELECT slot_id, extract(epoch FROM observed_at)::float8, coalesce(heat, 0), coalesce(access_score, 0), hot_buckets, \
                 scans, rows_read, inserted, updated, deleted, blocks_read, blocks_hit FROM foreshard.slot_heat",
         &[],
         |row| {
@@ -73,8 +89,9 @@ pub fn previous() -> PgResult<HashMap<i64, Previous>> {
                 Previous {
                     observed_at_s: row.need(2)?,
                     heat: row.need(3)?,
-                    hot_buckets: row.need(4)?,
-                    counters: counters(row, 5)?,
+                    access_score: row.need(4)?,
+                    hot_buckets: row.need(5)?,
+                    counters: counters(row, 6)?,
                 },
             ))
         },
@@ -82,7 +99,7 @@ pub fn previous() -> PgResult<HashMap<i64, Previous>> {
     Ok(found.into_iter().collect())
 }
 
-/// A slot's state after a reading; rates None: unknown.
+/// A slot's state after a reading; rates and load None: unknown.
 pub struct Observed {
     /// Slot.
     pub slot_id: i64,
@@ -90,52 +107,70 @@ pub struct Observed {
     pub counters: Counters,
     /// Rates since the previous reading.
     pub rates: Option<Rates>,
-    /// Cost units per second.
-    pub cost: Option<f64>,
+    /// What they cost.
+    pub load: Option<Load>,
     /// Decayed cost units per second.
     pub heat: f64,
+    /// Decayed accesses per second.
+    pub access_score: f64,
     /// Consecutive readings with an overloaded shard.
     pub hot_buckets: i32,
 }
 
-/// Stores a reading made at `now_s` and adds it to the history at `bucket_s` resolution.
+/// Stores a reading made at `now_s` and adds it to the history at `bucket_s` resolution: two statements,
+/// whatever the number of slots.
 pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
     let bucket_at_s = (now_s / f64::from(bucket_s)).floor() * f64::from(bucket_s);
-    for o in observed {
-        let c = &o.counters;
-        let reads = o.rates.as_ref().map(|r| r.scans_per_s);
-        let writes = o.rates.as_ref().map(|r| r.writes_per_s);
-        let blocks = o.rates.as_ref().map(|r| r.blocks_read_per_s + r.blocks_hit_per_s);
-        spi::run(
-            "INSERT INTO foreshard.slot_heat AS h (slot_id, observed_at, scans, rows_read, inserted, updated, deleted, blocks_read, blocks_hit, \
-                 reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s, heat, hot_buckets) \
-             VALUES ($1, pg_catalog.to_timestamp($2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
-             ON CONFLICT (slot_id) DO UPDATE SET observed_at = excluded.observed_at, scans = excluded.scans, rows_read = excluded.rows_read, \
-                 inserted = excluded.inserted, updated = excluded.updated, deleted = excluded.deleted, blocks_read = excluded.blocks_read, \
-                 blocks_hit = excluded.blocks_hit, reads_per_s = excluded.reads_per_s, writes_per_s = excluded.writes_per_s, \
-                 blocks_per_s = excluded.blocks_per_s, cost_units_per_s = excluded.cost_units_per_s, heat = excluded.heat, hot_buckets = excluded.hot_buckets",
-            &[
-                o.slot_id.into(),
-                now_s.into(),
-                (c.scans as i64).into(),
-                (c.rows_read as i64).into(),
-                (c.inserted as i64).into(),
-                (c.updated as i64).into(),
-                (c.deleted as i64).into(),
-                (c.blocks_read as i64).into(),
-                (c.blocks_hit as i64).into(),
-                reads.into(),
-                writes.into(),
-                blocks.into(),
-                o.cost.into(),
-                o.heat.into(),
-                o.hot_buckets.into(),
-            ],
-        )?;
-    }
+    let counter = |of: fn(&Counters) -> u64| -> Arg<'static> {
+        observed.iter().map(|o| of(&o.counters) as i64).collect::<Vec<_>>().into()
+    };
+    let rate = |of: fn(&Rates) -> f64| -> Arg<'static> {
+        observed.iter().map(|o| o.rates.as_ref().map(of)).collect::<Vec<_>>().into()
+    };
+    let load = |of: fn(&Load) -> Option<f64>| -> Arg<'static> {
+        observed.iter().map(|o| o.load.as_ref().and_then(of)).collect::<Vec<_>>().into()
+    };
     spi::run(
-        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s) \
-         SELECT $1, slot_id, pg_catalog.to_timestamp($2), reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s \
+        "INSERT INTO foreshard.slot_heat AS h (slot_id, observed_at, scans, rows_read, inserted, updated, deleted, blocks_read, blocks_hit, \
+             reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s, cpu_ms_per_s, wal_bytes_per_s, trigger_cost_per_s, heat, access_score, hot_buckets) \
+         SELECT q.slot_id, pg_catalog.to_timestamp($1), q.c1, q.c2, q.c3, q.c4, q.c5, q.c6, q.c7, q.r1, q.r2, q.r3, q.l1, q.l2, q.l3, q.l4, q.heat, q.score, q.hot \
+         FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), \
+             pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), pg_catalog.unnest($12), \
+             pg_catalog.unnest($13), pg_catalog.unnest($14), pg_catalog.unnest($15), pg_catalog.unnest($16), pg_catalog.unnest($17), pg_catalog.unnest($18), \
+             pg_catalog.unnest($19)) AS q (slot_id, c1, c2, c3, c4, c5, c6, c7, r1, r2, r3, l1, l2, l3, l4, heat, score, hot) \
+         ON CONFLICT (slot_id) DO UPDATE SET observed_at = excluded.observed_at, scans = excluded.scans, rows_read = excluded.rows_read, \
+             inserted = excluded.inserted, updated = excluded.updated, deleted = excluded.deleted, blocks_read = excluded.blocks_read, \
+             blocks_hit = excluded.blocks_hit, reads_per_s = excluded.reads_per_s, writes_per_s = excluded.writes_per_s, \
+             blocks_per_s = excluded.blocks_per_s, cost_units_per_s = excluded.cost_units_per_s, cpu_ms_per_s = excluded.cpu_ms_per_s, \
+             wal_bytes_per_s = excluded.wal_bytes_per_s, trigger_cost_per_s = excluded.trigger_cost_per_s, heat = excluded.heat, \
+             access_score = excluded.access_score, hot_buckets = excluded.hot_buckets",
+        &[
+            now_s.into(),
+            observed.iter().map(|o| o.slot_id).collect::<Vec<_>>().into(),
+            counter(|c| c.scans),
+            counter(|c| c.rows_read),
+            counter(|c| c.inserted),
+            counter(|c| c.updated),
+            counter(|c| c.deleted),
+            counter(|c| c.blocks_read),
+            counter(|c| c.blocks_hit),
+            rate(|r| r.scans_per_s),
+            rate(|r| r.writes_per_s),
+            rate(|r| r.blocks_read_per_s + r.blocks_hit_per_s),
+            load(|l| Some(l.cost_units_per_s)),
+            load(|l| Some(l.cpu_ms_per_s)),
+            load(|l| l.wal_bytes_per_s),
+            load(|l| l.trigger_cost_per_s),
+            observed.iter().map(|o| o.heat).collect::<Vec<_>>().into(),
+            observed.iter().map(|o| o.access_score).collect::<Vec<_>>().into(),
+            observed.iter().map(|o| o.hot_buckets).collect::<Vec<_>>().into(),
+        ],
+    )?;
+    spi::run(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s, \
+             cpu_ms_per_s, wal_bytes_per_s, trigger_cost_per_s, access_score) \
+         SELECT $1, slot_id, pg_catalog.to_timestamp($2), reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s, \
+             cpu_ms_per_s, wal_bytes_per_s, trigger_cost_per_s, CASE WHEN reads_per_s IS NOT NULL THEN access_score END \
          FROM foreshard.slot_heat WHERE observed_at = pg_catalog.to_timestamp($3) ON CONFLICT DO NOTHING",
         &[bucket_s.into(), bucket_at_s.into(), now_s.into()],
     )?;
@@ -154,9 +189,11 @@ pub fn roll_up(now_s: f64, bucket_s: i32) -> PgResult<()> {
         }
         let until_s = (now_s / f64::from(coarse)).floor() * f64::from(coarse);
         spi::run(
-            "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s) \
+            "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s, \
+                 cpu_ms_per_s, wal_bytes_per_s, trigger_cost_per_s, access_score) \
              SELECT $1, slot_id, pg_catalog.date_bin(pg_catalog.make_interval(secs => $1), bucket_at, 'epoch'), \
-                    avg(reads_per_s), avg(writes_per_s), avg(blocks_per_s), avg(cost_units_per_s) \
+                    avg(reads_per_s), avg(writes_per_s), avg(blocks_per_s), avg(cost_units_per_s), \
+                    avg(cpu_ms_per_s), avg(wal_bytes_per_s), avg(trigger_cost_per_s), avg(access_score) \
              FROM foreshard.heat_history WHERE resolution_s = $2 AND bucket_at < pg_catalog.to_timestamp($3) \
                AND bucket_at >= coalesce((SELECT max(bucket_at) FROM foreshard.heat_history WHERE resolution_s = $1) \
                                          + pg_catalog.make_interval(secs => $1), '-infinity') \

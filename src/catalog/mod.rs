@@ -1,16 +1,26 @@
 //! Rows ↔ core values: the only home of SQL text outside `sql/`.
 
+pub mod birth;
+pub mod coaccess;
 pub mod colocation;
 pub mod copy;
 pub mod decision;
 pub mod definition;
+pub mod dependency;
 pub mod heat;
+pub mod hot_key;
 pub mod moves;
+pub mod predict;
 pub mod preflight;
+pub mod profile;
 pub mod rebuild;
 pub mod relation;
 pub mod session;
+pub mod setting;
 pub mod shadow;
+pub mod statistics;
+pub mod unit_cost;
+pub mod watched;
 
 use crate::pg::report::{PgResult, internal};
 use crate::pg::spi;

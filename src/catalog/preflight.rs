@@ -46,6 +46,20 @@ pub fn against_rebuild(table: pg_sys::Oid) -> PgResult<Vec<String>> {
     )
 }
 
+/// Reasons that stand against making `table` an ordinary one again.
+pub fn against_undistribute(table: pg_sys::Oid) -> PgResult<Vec<String>> {
+    let mut found = against_rebuild(table)?;
+    found.extend(reasons(
+        "SELECT 'next_key_default: column ' || pg_catalog.quote_ident(a.attname) || ' takes its default from foreshard.next_key()' \
+         FROM pg_catalog.pg_attrdef f JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum \
+         WHERE f.adrelid = $1 AND EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_proc p ON p.oid = d.refobjid \
+             WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_proc'::regclass \
+               AND p.proname = 'next_key' AND p.pronamespace = 'foreshard'::regnamespace)",
+        table,
+    )?);
+    Ok(found)
+}
+
 /// Reasons that stand against hash partitioning `table` by column number `key`.
 pub fn against_key(table: pg_sys::Oid, key: i16) -> PgResult<Vec<String>> {
     spi::rows(

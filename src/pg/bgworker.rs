@@ -5,6 +5,7 @@ use super::report::{PgResult, cstring, internal};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a dynamic worker is started with.
 pub struct Spec<'a> {
@@ -95,12 +96,21 @@ pub fn extra() -> i64 {
 /// First call of every worker: PostgreSQL's own handlers (SIGTERM ends it at the next safe point, even
 /// inside a query; SIGHUP re-reads the configuration), then the connection. Database 0: no database.
 pub fn begin(database: u32) {
+    OURS.store(true, Ordering::Relaxed);
     compat::install_signal_handlers();
     // SAFETY: called once, first thing in a worker; user 0 is the bootstrap superuser.
     unsafe {
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);
     }
+}
+
+static OURS: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is one of our workers, whose statements are not the users' load.
+#[inline]
+pub fn is_ours() -> bool {
+    OURS.load(Ordering::Relaxed)
 }
 
 /// Ends the worker cleanly; before-exit callbacks run.

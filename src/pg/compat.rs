@@ -2,8 +2,10 @@
 
 use pgrx::pg_sys;
 
-// Server functions that pgrx does not bind (`commands/cluster.h`, `storage/predicate.h`,
-// `utils/datum.h`), and signal handlers, which pgrx binds in a form that is no function pointer.
+// Server functions that pgrx does not bind (`commands/cluster.h`, `storage/predicate.h`, `utils/datum.h`,
+// `commands/sequence.h`), that must not go through its guard (the executor's), signal handlers, which pgrx
+// binds in a form that is no function pointer, and a function that is called so often that one guard must do
+// for many calls.
 mod raw {
     use pgrx::pg_sys;
     // SAFETY: declarations follow the server headers of 15 to 18, which agree.
@@ -17,7 +19,40 @@ mod raw {
         ) -> pg_sys::Oid;
         pub fn TransferPredicateLocksToHeapRelation(relation: pg_sys::Relation);
         pub fn datumIsEqual(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool;
+        pub fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
+        pub fn compute_partition_hash_value(
+            partnatts: i32,
+            partsupfunc: *mut pg_sys::FmgrInfo,
+            partcollation: *const pg_sys::Oid,
+            values: *const pg_sys::Datum,
+            isnull: *const bool,
+        ) -> u64;
         pub fn die(signal: i32);
+        #[cfg(not(feature = "pg18"))]
+        pub fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: u64,
+            execute_once: bool,
+        );
+        #[cfg(feature = "pg18")]
+        pub fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: u64,
+        );
+        #[cfg(feature = "pg15")]
+        pub fn planstate_tree_walker(
+            state: *mut pg_sys::PlanState,
+            walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
+            context: *mut std::ffi::c_void,
+        ) -> bool;
+        #[cfg(not(feature = "pg15"))]
+        pub fn planstate_tree_walker_impl(
+            state: *mut pg_sys::PlanState,
+            walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
+            context: *mut std::ffi::c_void,
+        ) -> bool;
         pub fn SignalHandlerForConfigReload(signal: i32);
     }
 }
@@ -57,6 +92,37 @@ pub unsafe fn promote_predicate_locks(relation: pg_sys::Relation) {
 pub unsafe fn datum_is_equal(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool {
     // SAFETY: as promised by the caller; raises only for corrupt varlena headers.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::datumIsEqual(a, b, by_value, length)) }
+}
+
+/// The next value of a sequence, as `nextval()` gives it, without its check of privileges.
+///
+/// # Safety
+/// Inside a transaction; the caller has checked what the current user may do.
+pub unsafe fn nextval(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: as promised by the caller; raises for what is no sequence and for an exhausted one.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::nextval_internal(sequence, false)) }
+}
+
+/// Hashes values, one after the other, as hash partitioning by one column does.
+///
+/// # Safety
+/// `function` must be the extended hash function of the values' type, `collation` the key's, and every
+/// value a valid, non-NULL one of that type.
+pub unsafe fn partition_hashes(
+    function: &mut pg_sys::FmgrInfo,
+    collation: pg_sys::Oid,
+    values: &[pg_sys::Datum],
+    hashes: &mut [u64],
+) {
+    let isnull = false;
+    // SAFETY: as promised by the caller; the frame an ERROR leaves holds plain data only.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            for (value, hash) in values.iter().zip(hashes.iter_mut()) {
+                *hash = raw::compute_partition_hash_value(1, function, &collation, value, &isnull);
+            }
+        });
+    }
 }
 
 /// Attribute `index` (from 0) of a tuple descriptor.
@@ -192,5 +258,107 @@ pub unsafe fn drops_extension(statement: *mut pg_sys::Node, name: &std::ffi::CSt
             (*object).type_ == pg_sys::NodeTag::T_String
                 && std::ffi::CStr::from_ptr((*object.cast::<pg_sys::String>()).sval) == name
         })
+    }
+}
+
+/// What ExecutorRun is called with besides the query.
+pub struct RunArguments {
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    #[cfg(not(feature = "pg18"))]
+    execute_once: bool,
+}
+
+/// Our part of an ExecutorRun hook.
+// SAFETY: called with a valid query only.
+pub type RunHook = unsafe fn(*mut pg_sys::QueryDesc, &RunArguments);
+
+static mut RUN: Option<RunHook> = None;
+static mut PREVIOUS_RUN: pg_sys::ExecutorRun_hook_type = None;
+
+/// Installs an ExecutorRun hook that calls `run`, which must call [`run_next`].
+///
+/// # Safety
+/// Only while the postmaster preloads libraries.
+pub unsafe fn register_run_hook(run: RunHook) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        RUN = Some(run);
+        PREVIOUS_RUN = pg_sys::ExecutorRun_hook;
+        pg_sys::ExecutorRun_hook = Some(executor_run);
+    }
+}
+
+#[cfg(not(feature = "pg18"))]
+// SAFETY: called by PostgreSQL with a valid query.
+unsafe extern "C-unwind" fn executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    execute_once: bool,
+) {
+    let arguments = RunArguments { direction, count, execute_once };
+    // SAFETY: RUN is set before the hook is.
+    unsafe {
+        if let Some(run) = RUN {
+            run(query, &arguments);
+        }
+    }
+}
+
+#[cfg(feature = "pg18")]
+// SAFETY: called by PostgreSQL with a valid query.
+unsafe extern "C-unwind" fn executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+) {
+    let arguments = RunArguments { direction, count };
+    // SAFETY: RUN is set before the hook is.
+    unsafe {
+        if let Some(run) = RUN {
+            run(query, &arguments);
+        }
+    }
+}
+
+/// Runs the query as it would be without us.
+///
+/// # Safety
+/// From a [`RunHook`], with its arguments. Raises like the original.
+pub unsafe fn run_next(query: *mut pg_sys::QueryDesc, arguments: &RunArguments) {
+    let RunArguments { direction, count, .. } = *arguments;
+    // SAFETY: as promised by the caller.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        match PREVIOUS_RUN {
+            Some(previous) => previous(query, direction, count, arguments.execute_once),
+            None => raw::standard_ExecutorRun(query, direction, count, arguments.execute_once),
+        }
+        #[cfg(feature = "pg18")]
+        match PREVIOUS_RUN {
+            Some(previous) => previous(query, direction, count),
+            None => raw::standard_ExecutorRun(query, direction, count),
+        }
+    }
+}
+
+/// Calls `walker` for each child of a plan state (children of Append and sub-plans included) until it
+/// returns true.
+///
+/// # Safety
+/// `state` must be an initialised plan state.
+pub unsafe fn walk_plan_state(
+    state: *mut pg_sys::PlanState,
+    // SAFETY: called with children of `state` and with `context`.
+    walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
+    context: *mut std::ffi::c_void,
+) -> bool {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return raw::planstate_tree_walker(state, walker, context);
+        #[cfg(not(feature = "pg15"))]
+        return raw::planstate_tree_walker_impl(state, walker, context);
     }
 }

@@ -27,7 +27,7 @@ macro_rules! settings {
 
         /// Registers every setting; called once from `_PG_init`.
         pub fn register() {
-            $( settings!(@define $kind $ident, $name, $short, $ctx, $flags $(, $min, $max)?); )*
+            $( if allowed($ctx) { settings!(@define $kind $ident, $name, $short, $ctx, $flags $(, $min, $max)?); } )*
             // SAFETY: reserves the prefix so that misspelt settings are reported; plain C string.
             unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"foreshard".as_ptr()) };
         }
@@ -54,6 +54,11 @@ macro_rules! settings {
     };
 }
 
+/// Settings of the postmaster can only be made while it preloads; without preloading they have no use.
+fn allowed(context: Ctx) -> bool {
+    !matches!(context, Ctx::Postmaster) || super::is_preloading()
+}
+
 const EMPTY: &CStr = c"";
 const NONE: GucFlags = GucFlags::empty();
 const S: GucFlags = GucFlags::UNIT_S;
@@ -61,9 +66,36 @@ const MS: GucFlags = GucFlags::UNIT_MS;
 const KB: GucFlags = GucFlags::UNIT_KB;
 
 settings! {
-    /// Off switch of the keeper's sampling.
-    boolean OBSERVE = c"foreshard.observe", true; Ctx::Sighup, NONE;
-        c"Watches the load of every slot of managed tables.";
+    /// Off switch of all watching: for a session (superusers, or whoever is granted SET), or everywhere.
+    boolean OBSERVE = c"foreshard.observe", true; Ctx::Suset, NONE;
+        c"Watches the load of every slot of managed tables, and what statements and triggers cost; off in a session: that session is not watched.";
+    /// One statement in so many is measured.
+    int STATEMENT_SAMPLE_INTERVAL = c"foreshard.statement_sample_interval", 100, 1, 1000000; Ctx::Suset, NONE;
+        c"One in so many statements on managed tables is measured; more rarely when measuring exceeds foreshard.observe_budget.";
+    /// One trigger call in so many is measured.
+    int TRIGGER_SAMPLE_INTERVAL = c"foreshard.trigger_sample_interval", 16, 1, 1000000; Ctx::Suset, NONE;
+        c"One in so many trigger calls is measured; all calls are counted.";
+    /// One statement in so many gives its keys while a slot is hot.
+    int KEY_SAMPLE_INTERVAL = c"foreshard.key_sample_interval", 8, 1, 1000000; Ctx::Suset, NONE;
+        c"One in so many statements gives the keys it looks up or writes, while it touches a hot slot.";
+    /// When a slot's keys are sampled.
+    real HOT_SLOT_THRESHOLD = c"foreshard.hot_slot_threshold", 50.0, 0.0, 1e12; Ctx::Sighup, NONE;
+        c"Accesses (scans and written rows) per second over which the keys of a slot are sampled.";
+    /// Bound of the measuring, percent of a session's time.
+    real OBSERVE_BUDGET = c"foreshard.observe_budget", 1.0, 0.01, 100.0; Ctx::Suset, NONE;
+        c"Per cent of a session's busy time that measuring may take; beyond it less is sampled.";
+    /// Entries for relations.
+    int MAX_RELATIONS = c"foreshard.max_relations", 8192, 64, 1048576; Ctx::Postmaster, NONE;
+        c"Partitions and partitioned tables, over all databases, that shared memory has room for.";
+    /// Entries for triggers.
+    int MAX_TRIGGER_PROFILES = c"foreshard.max_trigger_profiles", 1024, 16, 65536; Ctx::Postmaster, NONE;
+        c"Triggers per table and operation, over all databases, that shared memory has room for.";
+    /// Samples in flight.
+    int SAMPLE_BUFFER = c"foreshard.sample_buffer", 4096, 64, 1048576; Ctx::Postmaster, NONE;
+        c"Samples of each kind that shared memory keeps until the keepers have read them.";
+    /// Keys kept per group.
+    int MAX_HOT_KEYS = c"foreshard.max_hot_keys", 4096, 16, 65536; Ctx::Sighup, NONE;
+        c"Counters of the hot key sketch of each colocation group.";
     /// Off, advise or auto.
     mode MODE = c"foreshard.mode", Mode::Advise; Ctx::Sighup, NONE;
         c"What foreshard does with its recommendations: off, advise (write them down) or auto (act on confident ones).";
@@ -109,6 +141,15 @@ settings! {
     /// Unit cost of a block read.
     real BLOCK_READ_COST = c"foreshard.block_read_cost", 0.1, 0.0, 1e6; Ctx::Sighup, NONE;
         c"Cost units (ms of CPU) of one block read from outside shared buffers.";
+    /// Unit cost of WAL.
+    real WAL_KB_COST = c"foreshard.wal_kb_cost", 0.005, 0.0, 1e6; Ctx::Sighup, NONE;
+        c"Cost units (ms of CPU) of one kilobyte of WAL written.";
+    /// Unit cost of temporary I/O.
+    real TEMP_BLOCK_COST = c"foreshard.temp_block_cost", 0.05, 0.0, 1e6; Ctx::Sighup, NONE;
+        c"Cost units (ms of CPU) of one temporary block read or written.";
+    /// Unit cost of memory.
+    real MEMORY_MB_COST = c"foreshard.memory_mb_cost", 0.01, 0.0, 1e6; Ctx::Sighup, NONE;
+        c"Cost units (ms of CPU) of one megabyte of memory kept by a trigger call.";
     /// Unit cost of a block hit.
     real BLOCK_HIT_COST = c"foreshard.block_hit_cost", 0.001, 0.0, 1e6; Ctx::Sighup, NONE;
         c"Cost units (ms of CPU) of one block found in shared buffers.";

@@ -89,7 +89,9 @@ unsafe extern "C-unwind" fn utility(
 ) {
     // SAFETY: as above.
     unsafe {
-        release_databases_of((*pstmt).utilityStmt);
+        if concerns_us((*pstmt).utilityStmt) {
+            release_databases_of((*pstmt).utilityStmt);
+        }
         match PREVIOUS {
             Some(previous) => {
                 previous(pstmt, query, read_only, context, params, environment, dest, completion);
@@ -106,6 +108,18 @@ unsafe extern "C-unwind" fn utility(
             ),
         }
     }
+}
+
+/// Whether a statement may want something of ours; most (BEGIN, COMMIT) do not, and are not delayed by
+/// pgrx's guard.
+///
+/// # Safety
+/// `statement` must be null or a parse tree node.
+unsafe fn concerns_us(statement: *const pg_sys::Node) -> bool {
+    use pg_sys::NodeTag::{T_AlterDatabaseStmt, T_CreatedbStmt, T_DropStmt, T_DropdbStmt, T_RenameStmt};
+    // SAFETY: as promised by the caller.
+    let tag = unsafe { statement.as_ref() }.map(|node| node.type_);
+    matches!(tag, Some(T_DropdbStmt | T_RenameStmt | T_AlterDatabaseStmt | T_CreatedbStmt | T_DropStmt))
 }
 
 /// Our own work before a statement, inside pgrx's guard.

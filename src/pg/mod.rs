@@ -2,20 +2,32 @@
 //! and [`report::PgResult`].
 
 pub mod bgworker;
+pub mod builtin;
 pub mod capture;
 pub mod compat;
 pub mod digest;
 pub mod disk;
+pub mod executor;
 pub mod guc;
 pub mod hooks;
+pub mod invalidation;
+pub mod keydatum;
+pub mod keytext;
+pub mod local;
 pub mod lock;
 pub mod partition;
+pub mod plan;
+pub mod region;
 pub mod report;
 pub mod security;
+pub mod sequence;
 pub mod shmem;
 pub mod spi;
 pub mod storage;
+pub mod trigger;
+pub mod tuple;
 pub mod types;
+pub mod usage;
 
 /// Whether the postmaster is loading `shared_preload_libraries` right now.
 pub fn is_preloading() -> bool {

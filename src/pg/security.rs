@@ -39,6 +39,69 @@ impl Drop for UserGuard {
     }
 }
 
+/// Restores search_path on drop. On ERROR the transaction's abort does it.
+pub struct SearchPathGuard {
+    guc_level: i32,
+}
+
+/// Pins search_path to `pg_catalog, pg_temp`, for a function that is called too often to have that done at
+/// every call by a SET clause of its own.
+pub fn pinned_search_path() -> SearchPathGuard {
+    // SAFETY: what PostgreSQL does for a function's SET clause.
+    unsafe {
+        let guard = SearchPathGuard { guc_level: pg_sys::NewGUCNestLevel() };
+        let context =
+            if pg_sys::superuser() { pg_sys::GucContext::PGC_SUSET } else { pg_sys::GucContext::PGC_USERSET };
+        let _ = pg_sys::set_config_option(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            context,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+        guard
+    }
+}
+
+impl Drop for SearchPathGuard {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: ends the nesting level that `pinned_search_path` began.
+            unsafe { pg_sys::AtEOXact_GUC(true, self.guc_level) };
+        }
+    }
+}
+
+/// 42501 unless the current user may insert into (at least one column of) a table.
+pub fn require_insert(relation: pg_sys::Oid) -> PgResult<()> {
+    let insert = pg_sys::ACL_INSERT as pg_sys::AclMode;
+    // SAFETY: catalog look-ups by oid; raise for a relation that does not exist.
+    let allowed = unsafe {
+        let user = pg_sys::GetUserId();
+        let ok = pg_sys::AclResult::ACLCHECK_OK;
+        pg_sys::pg_class_aclcheck(relation, user, insert) == ok
+            || pg_sys::pg_attribute_aclcheck_all(relation, user, insert, pg_sys::AclMaskHow::ACLMASK_ANY)
+                == ok
+    };
+    if allowed {
+        return Ok(());
+    }
+    // SAFETY: as above; gives null for a relation that has just gone.
+    let name = unsafe {
+        let name = pg_sys::get_rel_name(relation);
+        if name.is_null() {
+            String::new()
+        } else {
+            std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+        }
+    };
+    Err(error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("permission denied for table {name}"))
+        .set_detail("next_key() needs the privilege to insert into the table."))
+}
+
 /// Acts as the owner of the extension, for foreshard's own tables.
 pub fn as_extension_owner() -> PgResult<UserGuard> {
     let owner = spi::one::<pg_sys::Oid>(

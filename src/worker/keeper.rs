@@ -1,19 +1,23 @@
-//! The keeper of one database: reads the counters every bucket, forecasts and plans, starts carriers,
-//! rolls history up. Leaves when the extension is gone.
+//! The keeper of one database: says what to watch, reads the counters every bucket and the samples every
+//! tick, learns, forecasts and plans, starts carriers, rolls history up. Leaves when the extension is gone.
 
-use crate::catalog::{colocation, decision, heat, moves, relation, session};
+use super::learn::{Learner, in_background};
+use super::load::Reader;
+use super::publish::Publisher;
+use crate::catalog::{decision, heat, moves, relation, session};
+use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::shmem::{self, State};
 use crate::planner;
-use foreshard_core::heat::{UnitCosts, cost_units_per_s, decayed_heat, rates};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::collections::{BTreeMap, HashMap};
 
 /// Longest sleep, ms: also how late a finished carrier is noticed.
 const TICK_MS: i64 = 1_000;
+/// Shortest sleep, ms.
+const MIN_WAIT_MS: i64 = 50;
 /// Pause between two clean-ups of the history, s.
 const EXPIRE_EVERY_S: f64 = 60.0;
 
@@ -33,16 +37,20 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
     }
     let mut state = Keeper::default();
     loop {
+        let begun_s = bgworker::now_s();
         match bgworker::transaction(relation::has_extension) {
             Ok(true) => state.tick(),
             Ok(false) => {
+                directory::withdraw();
                 shmem::with_entry(database, |entry| entry.state = State::Absent);
                 bgworker::exit();
             }
             Err(report) => pgrx::log!("foreshard keeper: {}", report.line),
         }
         bgworker::show_activity(None);
-        bgworker::wait(TICK_MS);
+        // Readings keep their pace, however long this took.
+        let spent_ms = ((bgworker::now_s() - begun_s) * 1e3) as i64;
+        bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
     }
 }
 
@@ -64,6 +72,9 @@ struct Keeper {
     last_plan_s: f64,
     last_expire_s: f64,
     carriers: Vec<(i64, Handle)>,
+    publisher: Publisher,
+    reader: Reader,
+    learner: Learner,
 }
 
 impl Keeper {
@@ -73,20 +84,38 @@ impl Keeper {
         report("moves", self.start_carriers());
         if now_s - self.last_expire_s >= EXPIRE_EVERY_S {
             self.last_expire_s = now_s;
-            report("history", bgworker::transaction(expire));
+            report("history", in_background(expire));
+            report("history", self.learner.forget_gone(&self.publisher));
         }
+        report("watching", self.watch(now_s));
+        self.learner.read(&self.publisher, now_s);
         if !guc::OBSERVE.get() {
             return;
         }
         let bucket_s = f64::from(guc::BUCKET.get());
         if now_s - self.last_bucket_s >= bucket_s - 0.05 {
             self.last_bucket_s = now_s;
-            report("observation", bgworker::transaction(|| observe(now_s)));
+            let (reader, publisher, costs) = (&mut self.reader, &mut self.publisher, &self.learner.costs);
+            report("observation", bgworker::transaction(|| reader.observe(publisher, costs, now_s)));
+            self.learner.costs.read();
+            self.publisher.publish(true);
+            report("learning", self.learner.store(&self.publisher, now_s));
         }
         if now_s - self.last_plan_s >= f64::from(guc::PLAN_INTERVAL.get()) - 0.05 {
             self.last_plan_s = now_s;
             report("planning", bgworker::transaction(plan));
         }
+    }
+
+    /// Tells backends what to watch, if that has changed.
+    fn watch(&mut self, now_s: f64) -> WorkResult<()> {
+        let (publisher, learner) = (&mut self.publisher, &mut self.learner);
+        let changed = bgworker::transaction(|| {
+            learner.restore(now_s)?;
+            publisher.refresh()
+        })?;
+        publisher.publish(false);
+        if changed { learner.forget_gone(publisher) } else { Ok(()) }
     }
 
     fn start_carriers(&mut self) -> WorkResult<()> {
@@ -124,71 +153,6 @@ fn report(what: &str, outcome: WorkResult<()>) {
     if let Err(error) = outcome {
         pgrx::log!("foreshard keeper: {what}: {}", error.line);
     }
-}
-
-/// Cost units per operation, as set.
-fn unit_costs() -> UnitCosts {
-    UnitCosts {
-        scan: guc::SCAN_COST.get(),
-        row_read: guc::ROW_COST.get(),
-        write: guc::WRITE_COST.get(),
-        block_read: guc::BLOCK_READ_COST.get(),
-        block_hit: guc::BLOCK_HIT_COST.get(),
-    }
-}
-
-/// One reading of all counters.
-fn observe(now_s: f64) -> PgResult<()> {
-    colocation::reconcile()?;
-    let previous = heat::previous()?;
-    let costs = unit_costs();
-    let half_life_s = f64::from(guc::HEAT_HALF_LIFE.get());
-    let mut loads: BTreeMap<i32, f64> = BTreeMap::new();
-    let mut observed = Vec::new();
-    let mut shard_of: HashMap<i64, i32> = HashMap::new();
-    for reading in heat::read_counters()? {
-        let before = previous.get(&reading.slot_id);
-        let elapsed_s = before.map_or(0.0, |b| now_s - b.observed_at_s);
-        let rates = before.and_then(|b| rates(&b.counters, &reading.counters, elapsed_s));
-        let cost = rates.as_ref().map(|r| cost_units_per_s(r, &costs));
-        let old_heat = before.map_or(0.0, |b| b.heat);
-        let heat = cost.map_or(old_heat, |c| decayed_heat(old_heat, c, elapsed_s, half_life_s));
-        // Heat, not the last reading: backends flush their counters at their own pace, so that a single
-        // reading jumps.
-        *loads.entry(reading.shard_id).or_default() += heat;
-        shard_of.insert(reading.slot_id, reading.shard_id);
-        observed.push(heat::Observed {
-            slot_id: reading.slot_id,
-            counters: reading.counters,
-            heat,
-            rates,
-            cost,
-            hot_buckets: before.map_or(0, |b| b.hot_buckets),
-        });
-    }
-    if observed.is_empty() {
-        return Ok(());
-    }
-    let hot = overloaded(&loads)?;
-    for o in &mut observed {
-        let is_hot = shard_of.get(&o.slot_id).is_some_and(|s| hot.contains(s));
-        o.hot_buckets = if is_hot { o.hot_buckets.saturating_add(1) } else { 0 };
-    }
-    heat::store(&observed, now_s, guc::BUCKET.get())?;
-    heat::roll_up(now_s, guc::BUCKET.get())
-}
-
-/// Shards whose utilisation exceeds the mean by the upper threshold, or that are being drained.
-fn overloaded(loads: &BTreeMap<i32, f64>) -> PgResult<Vec<i32>> {
-    let shards = colocation::shards()?;
-    let capacity: f64 = shards.iter().filter(|s| !s.draining).map(|s| s.capacity).sum();
-    let mean = loads.values().sum::<f64>() / capacity.max(f64::MIN_POSITIVE);
-    let limit = mean * (1.0 + guc::IMBALANCE_HIGH.get());
-    Ok(shards
-        .iter()
-        .filter(|s| s.draining || loads.get(&s.shard_id).copied().unwrap_or(0.0) / s.capacity > limit)
-        .map(|s| s.shard_id)
-        .collect())
 }
 
 /// One round of forecasting and planning; in auto mode confident steps become moves.

@@ -2,5 +2,10 @@
 //! per move).
 
 pub mod carrier;
+mod costs;
 pub mod keeper;
 pub mod launcher;
+mod learn;
+mod load;
+mod publish;
+mod triggers;

@@ -22,6 +22,18 @@ SELECT foreshard.get_shard_location('customer', 42) = foreshard.get_shard_locati
 
 SELECT count(*) FROM purchase JOIN customer ON id = customer_id WHERE customer_id = 42;
 
+CREATE TABLE ticket (id bigint PRIMARY KEY, customer_id bigint REFERENCES customer, body text);
+SELECT foreshard.distribute('ticket', 'id', slots => 8);
+ALTER TABLE ticket ALTER id SET DEFAULT foreshard.next_key('ticket', NULL::bigint);
+
+INSERT INTO ticket (body) SELECT 'somewhere' FROM generate_series(1, 1000);
+INSERT INTO ticket VALUES (foreshard.next_key('ticket', near => 42), 42, 'on the shard of customer 42');
+
+SELECT foreshard.get_shard_location('ticket', id) = foreshard.get_shard_location('customer', customer_id) AS together
+FROM ticket WHERE customer_id = 42;
+
+SELECT from_object, edge, to_object FROM foreshard.dependency_graph WHERE edge = 'references' ORDER BY 1, 3;
+
 SELECT foreshard.request_resharding(0.3, '{"1": "west"}');
 SELECT foreshard.request_resharding(0.9, '{"1": "north"}');
 SELECT count(*) FROM foreshard.progress_moves;

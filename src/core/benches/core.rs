@@ -3,9 +3,12 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use foreshard_core::affinity::CoAccess;
 use foreshard_core::forecast::{ForecastOptions, Series, fit};
 use foreshard_core::placement::{Hold, PlanOptions, Segment, Shard, plan};
+use foreshard_core::profile::{Profile, RESERVOIR, RESOURCES, Resource, Sample};
 use foreshard_core::ring::{ShardWeight, place_slots};
+use foreshard_core::sketch::{HotKeys, Key};
 
 /// Median time of one call, ns.
 fn time_ns(repeats: usize, mut call: impl FnMut()) -> f64 {
@@ -82,8 +85,85 @@ fn forecast(name: &str, step_s: u32, buckets: usize) {
     }
 }
 
+/// A call whose cost is linear in its features, give or take 20 %.
+fn call(index: usize, resources: usize) -> Sample {
+    let draw = |prime: usize, below: usize| (index * prime % 10_007 % below) as f64;
+    let features = [50.0 + draw(7_919, 2_000), 3.0 + draw(31, 9), draw(57, 4), 1.0 + draw(91, 20)];
+    let value = (40.0 + 0.05 * features[0] + 12.0 * features[2]) * (0.8 + draw(101, 401) / 1_000.0);
+    let outcomes = std::array::from_fn(|resource| (resource < resources).then_some(value));
+    Sample { version: 1, features, outcomes }
+}
+
+fn profile(resources: usize) {
+    let mut profile = Profile::new();
+    (0..RESERVOIR).for_each(|index| drop_result(profile.observe(call(index, resources))));
+    let data = vec![0.0; RESERVOIR * 12];
+    let op_ns = time_ns(21, || profile.refit());
+    report(&format!("refit: 512 samples, {resources} resources"), op_ns, RESERVOIR, &data);
+    let calls = 4_096;
+    let op_ns = time_ns(21, || {
+        (0..calls).for_each(|index| drop_result(profile.observe(black_box(call(index, resources)))));
+    });
+    report(&format!("observe: a call, {resources} resources"), op_ns, calls, &vec![0.0; calls * 12]);
+    let model = profile.models()[Resource::CpuUs.index()].clone();
+    let features = call(7, RESOURCES).features;
+    let op_ns = time_ns(51, || {
+        (0..calls).for_each(|_| {
+            black_box(model.as_ref().map(|model| model.predict(black_box(&features))));
+        });
+    });
+    report("predict: a call, 1 resource", op_ns, calls, &vec![0.0; calls * 4]);
+}
+
+fn drop_result<T>(result: T) {
+    black_box(result);
+}
+
+/// Zipf-like: half of the accesses to a hundredth of the keys.
+fn skewed(index: usize) -> u64 {
+    let draw = (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+    if draw.is_multiple_of(2) { draw % 1_000 } else { draw % 100_000 }
+}
+
+fn sketch() {
+    let count = 100_000;
+    let keys: Vec<Key> =
+        (0..count).filter_map(|index| Key::new(16_384, &skewed(index).to_be_bytes())).collect();
+    let mut hot = HotKeys::new(3_600.0, 4_096);
+    let mut now_s = 1.7e9;
+    let op_ns = time_ns(11, || {
+        for key in &keys {
+            now_s += 0.001;
+            hot.add(black_box(key), 4, now_s);
+        }
+    });
+    report("sketch add: 8-byte keys, 4096 kept", op_ns, count, &vec![0.0; count]);
+    let op_ns = time_ns(21, || {
+        black_box(hot.top(50, now_s));
+    });
+    report("sketch top: 50 of 4096", op_ns, 4_096, &vec![0.0; 4_096]);
+}
+
+fn affinity() {
+    let count = 10_000;
+    let mut pairs = CoAccess::new(3_600.0, 10_000);
+    let mut now_s = 1.7e9;
+    let op_ns = time_ns(11, || {
+        for index in 0..count {
+            now_s += 0.001;
+            let segments: [i64; 4] = std::array::from_fn(|i| (skewed(4 * index + i) % 1_024) as i64);
+            pairs.add(black_box(&segments), 1.0, now_s);
+        }
+    });
+    report("co-access add: 4 segments, 10000 pairs", op_ns, count, &vec![0.0; count * 4]);
+}
+
 fn main() {
     ring();
+    sketch();
+    affinity();
+    profile(1);
+    profile(RESOURCES);
     planner("1024 segments x 24 leads x 50, balanced", 1);
     planner("1024 segments x 24 leads x 50, skewed", 128);
     forecast("level", 300, 400);

@@ -10,6 +10,11 @@ use xxhash_rust::xxh3::Xxh3;
 /// Number of key buckets of a [`TableDigest`].
 pub const BUCKETS: usize = 256;
 
+/// 64-bit hash of a key's bytes (xxh3): tells long keys with one beginning apart.
+pub fn key_hash(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
+}
+
 /// Streaming xxh3-128 hash of one row (or one key).
 ///
 /// It sees only bytes: feed a length or a NULL mark before each attribute, or (`ab`, `c`) and

@@ -50,12 +50,14 @@ pub struct UnitCosts {
     pub block_read: f64,
     /// One block found in shared buffers.
     pub block_hit: f64,
+    /// One KiB of write-ahead log; only where WAL is measured ([`crate::unit_cost::load`]).
+    pub wal_kb: f64,
 }
 
 impl Default for UnitCosts {
     /// Guesses for a machine nothing has been measured on yet.
     fn default() -> Self {
-        Self { scan: 0.02, row_read: 0.001, write: 0.05, block_read: 0.1, block_hit: 0.001 }
+        Self { scan: 0.02, row_read: 0.001, write: 0.05, block_read: 0.1, block_hit: 0.001, wal_kb: 0.01 }
     }
 }
 

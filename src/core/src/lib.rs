@@ -6,21 +6,37 @@
 //! | module | question it answers |
 //! |---|---|
 //! | [`ring`] | where does a slot live when nothing is known yet? |
+//! | [`birth`] | where shall a new key live? |
 //! | [`heat`] | how busy is a slot now? |
+//! | [`sketch`] | which of its keys are hot? |
+//! | [`affinity`] | which slots are used together? |
+//! | [`profile`] | what does a call of a trigger cost? |
+//! | [`unit_cost`] | what do the executions cost that nobody measured? |
 //! | [`forecast`] | how busy will it be? |
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`digest`] | are two copies of a table equal? |
+//! | [`shared`] | how do many processes write samples without waiting for one another? |
+//! | [`frames`] | which of the nested calls spent it? |
+//! | [`gaps`] | which event is sampled next? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
 //!
 //! Deliberately absent: SQL, I/O, threads, logging, `unsafe`, and panics outside tests.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod affinity;
+pub mod birth;
 pub mod digest;
 pub mod forecast;
+pub mod frames;
+pub mod gaps;
 pub mod heat;
 pub mod phase;
 pub mod placement;
+pub mod profile;
 pub mod ring;
+pub mod shared;
 pub mod sim;
+pub mod sketch;
+pub mod unit_cost;

@@ -1,0 +1,70 @@
+//! How the observation fares: what shared memory holds, and what it had to drop.
+
+use crate::catalog::statistics;
+use crate::observe::drain;
+use crate::pg::{security, shmem};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+/// A counter as PostgreSQL's bigint.
+fn whole(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Internal, behind the view stat_foreshard: every area of shared memory, all databases together, and
+/// what this database's keeper could not read in time.
+#[pg_extern(volatile, parallel_restricted)]
+#[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity)]
+fn observation_areas() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(area, String),
+            name!(capacity, i64),
+            name!(used, Option<i64>),
+            name!(written, Option<i64>),
+            name!(dropped, i64),
+            name!(lost, Option<i64>),
+        ),
+    >,
+    ErrorReport,
+> {
+    shmem::require_preloaded()?;
+    let _owner = security::as_extension_owner()?;
+    let lost = statistics::lost()?;
+    let rows = drain::areas().into_iter().map(|area| {
+        // Only rings are overwritten.
+        let unread = area.written.map(|_| lost.get(area.name).copied().unwrap_or(0));
+        (
+            area.name.to_string(),
+            whole(area.capacity),
+            area.used.map(whole),
+            area.written.map(whole),
+            whole(area.dropped),
+            unread,
+        )
+    });
+    Ok(TableIterator::new(rows.collect::<Vec<_>>()))
+}
+
+/// Internal, behind the view stat_sampling: what measuring itself cost, all databases together.
+#[pg_extern(volatile, parallel_restricted)]
+#[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity)]
+fn observation_sampling() -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(statements_sampled, i64),
+            name!(measuring_ms, f64),
+            name!(too_deep, i64),
+            name!(given_up, i64),
+        ),
+    >,
+    ErrorReport,
+> {
+    shmem::require_preloaded()?;
+    let (statements, measuring_ms, too_deep, given_up) = drain::sampling();
+    Ok(TableIterator::once((whole(statements), measuring_ms, whole(too_deep), whole(given_up))))
+}

@@ -1,0 +1,56 @@
+//! The busiest keys of hot slots.
+
+use crate::pg::report::PgResult;
+use crate::pg::spi::{self, Arg};
+use pgrx::pg_sys::Oid;
+
+/// A hot key.
+pub struct HotKey {
+    /// Hash of the whole key.
+    pub hash: u64,
+    /// The partitioned table it was last seen in.
+    pub table: u32,
+    /// Its slot.
+    pub slot_id: i64,
+    /// Its text; None: cannot be told.
+    pub text: Option<String>,
+    /// The text is its beginning.
+    pub truncated: bool,
+    /// Accesses per second.
+    pub accesses_per_s: f64,
+    /// They are surely no fewer.
+    pub lower: f64,
+    /// They are surely no more.
+    pub upper: f64,
+    /// Decayed number of accesses.
+    pub access_score: f64,
+}
+
+/// Replaces the hot keys of a group; keys of a group or table that is gone are passed over.
+pub fn store(group_id: i32, keys: &[HotKey]) -> PgResult<()> {
+    spi::run("DELETE FROM foreshard.hot_key WHERE group_id = $1", &[group_id.into()])?;
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let number = |of: fn(&HotKey) -> f64| -> Arg<'static> { keys.iter().map(of).collect::<Vec<_>>().into() };
+    spi::run(
+        "INSERT INTO foreshard.hot_key (group_id, key_hash, table_oid, slot_id, key, truncated, accesses_per_s, lower, upper, access_score, observed_at) \
+         SELECT $1, q.h, q.t::regclass, q.s, q.k, q.cut, q.a, q.l, q.u, q.score, pg_catalog.now() \
+         FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), \
+             pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10)) AS q (h, t, s, k, cut, a, l, u, score) \
+         WHERE EXISTS (SELECT FROM foreshard.managed_table m WHERE m.table_oid = q.t AND m.group_id = $1)",
+        &[
+            group_id.into(),
+            keys.iter().map(|k| k.hash as i64).collect::<Vec<_>>().into(),
+            keys.iter().map(|k| Oid::from(k.table)).collect::<Vec<_>>().into(),
+            keys.iter().map(|k| k.slot_id).collect::<Vec<_>>().into(),
+            keys.iter().map(|k| k.text.clone()).collect::<Vec<_>>().into(),
+            keys.iter().map(|k| k.truncated).collect::<Vec<_>>().into(),
+            number(|k| k.accesses_per_s),
+            number(|k| k.lower),
+            number(|k| k.upper),
+            number(|k| k.access_score),
+        ],
+    )?;
+    Ok(())
+}

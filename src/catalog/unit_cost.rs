@@ -1,0 +1,120 @@
+//! Unit costs: what the settings say, and what was measured per slot and table.
+
+use crate::pg::guc;
+use crate::pg::report::PgResult;
+use crate::pg::spi::{self, Arg};
+use foreshard_core::heat::UnitCosts;
+use foreshard_core::profile::CostWeights;
+use foreshard_core::unit_cost::Sampled;
+use pgrx::pg_sys::Oid;
+
+/// Cost units per operation, as set.
+pub fn configured() -> UnitCosts {
+    UnitCosts {
+        scan: guc::SCAN_COST.get(),
+        row_read: guc::ROW_COST.get(),
+        write: guc::WRITE_COST.get(),
+        block_read: guc::BLOCK_READ_COST.get(),
+        block_hit: guc::BLOCK_HIT_COST.get(),
+        wal_kb: guc::WAL_KB_COST.get(),
+    }
+}
+
+/// Cost units per unit of a resource, as set. Blocks found in shared buffers cost CPU time, which is
+/// measured; blocks made dirty cost WAL, which is counted.
+pub fn weights() -> CostWeights {
+    CostWeights {
+        cpu_ms: 1.0,
+        block_hit: 0.0,
+        block_read: guc::BLOCK_READ_COST.get(),
+        block_dirtied: 0.0,
+        wal_kb: guc::WAL_KB_COST.get(),
+        temp_block: guc::TEMP_BLOCK_COST.get(),
+        memory_mb: guc::MEMORY_MB_COST.get(),
+    }
+}
+
+/// What was measured of a slot in one of its tables.
+pub struct Measured {
+    /// The partitioned table.
+    pub table: u32,
+    /// The slot.
+    pub slot_id: i64,
+    /// When the sums were true, seconds since the epoch; they decay from then on.
+    pub at_s: f64,
+    /// The sums; what the unit costs predict is not among them, because settings change.
+    pub sums: Sampled,
+}
+
+/// Everything that is stored.
+pub fn measured() -> PgResult<Vec<Measured>> {
+    spi::rows(
+        "SELECT table_oid::oid, slot_id, extract(epoch FROM measured_at)::float8, statements, scans, rows_read, blocks_hit, blocks_read, read_cpu_ms, \
+             rows_written, write_cpu_ms, wal_bytes, trigger_calls, trigger_cost_units, result_bytes FROM foreshard.slot_cost",
+        &[],
+        |row| {
+            Ok(Measured {
+                table: row.need::<Oid>(1)?.to_u32(),
+                slot_id: row.need(2)?,
+                at_s: row.need(3)?,
+                sums: Sampled {
+                    statements: row.need(4)?,
+                    scans: row.need(5)?,
+                    rows_read: row.need(6)?,
+                    blocks_hit: row.need(7)?,
+                    blocks_read: row.need(8)?,
+                    read_cpu_ms: row.need(9)?,
+                    rows_written: row.need(10)?,
+                    write_cpu_ms: row.need(11)?,
+                    wal_bytes: row.need(12)?,
+                    trigger_calls: row.need(13)?,
+                    trigger_cost_units: row.need(14)?,
+                    result_bytes: row.need(15)?,
+                    ..Sampled::default()
+                },
+            })
+        },
+    )
+}
+
+/// Stores these sums; those of slots and tables that are gone are passed over.
+pub fn store(measured: &[Measured]) -> PgResult<()> {
+    if measured.is_empty() {
+        return Ok(());
+    }
+    let sum = |of: fn(&Sampled) -> f64| -> Arg<'static> {
+        measured.iter().map(|m| of(&m.sums)).collect::<Vec<_>>().into()
+    };
+    spi::run(
+        "INSERT INTO foreshard.slot_cost (table_oid, slot_id, measured_at, statements, scans, rows_read, blocks_hit, blocks_read, read_cpu_ms, \
+             rows_written, write_cpu_ms, wal_bytes, trigger_calls, trigger_cost_units, result_bytes) \
+         SELECT q.t::regclass, q.s, pg_catalog.to_timestamp(q.at), q.c1, q.c2, q.c3, q.c4, q.c5, q.c6, q.c7, q.c8, q.c9, q.c10, q.c11, q.c12 \
+         FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), \
+             pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
+             pg_catalog.unnest($12), pg_catalog.unnest($13), pg_catalog.unnest($14), pg_catalog.unnest($15)) \
+             AS q (t, s, at, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12) \
+         JOIN foreshard.slot_partition p ON p.slot_id = q.s AND p.table_oid = q.t \
+         ON CONFLICT (slot_id, table_oid) DO UPDATE SET measured_at = excluded.measured_at, statements = excluded.statements, scans = excluded.scans, \
+             rows_read = excluded.rows_read, blocks_hit = excluded.blocks_hit, blocks_read = excluded.blocks_read, read_cpu_ms = excluded.read_cpu_ms, \
+             rows_written = excluded.rows_written, write_cpu_ms = excluded.write_cpu_ms, wal_bytes = excluded.wal_bytes, \
+             trigger_calls = excluded.trigger_calls, trigger_cost_units = excluded.trigger_cost_units, result_bytes = excluded.result_bytes",
+        &[
+            measured.iter().map(|m| Oid::from(m.table)).collect::<Vec<_>>().into(),
+            measured.iter().map(|m| m.slot_id).collect::<Vec<_>>().into(),
+            measured.iter().map(|m| m.at_s).collect::<Vec<_>>().into(),
+            sum(|s| s.statements),
+            sum(|s| s.scans),
+            sum(|s| s.rows_read),
+            sum(|s| s.blocks_hit),
+            sum(|s| s.blocks_read),
+            sum(|s| s.read_cpu_ms),
+            sum(|s| s.rows_written),
+            sum(|s| s.write_cpu_ms),
+            sum(|s| s.wal_bytes),
+            sum(|s| s.trigger_calls),
+            sum(|s| s.trigger_cost_units),
+            sum(|s| s.result_bytes),
+        ],
+    )?;
+    Ok(())
+}

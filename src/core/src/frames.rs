@@ -1,0 +1,184 @@
+//! Who spent what when measured pieces of work nest: triggers inside statements inside triggers.
+//!
+//! A piece is entered and left in the order of the C stack. An error may leave pieces without saying so
+//! (a longjmp past their frames); their stack addresses give them away: the stack grows downwards, so
+//! whatever was entered at a lower address than the piece at hand is gone.
+
+/// Counters a measurement reads at both ends.
+pub const AMOUNTS: usize = 9;
+/// Readings or differences of monotone counters, see [`Amount`].
+pub type Amounts = [u64; AMOUNTS];
+
+/// What the places of [`Amounts`] mean.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Amount {
+    /// CPU time of this process, ns.
+    CpuNs,
+    /// Time, ns.
+    ElapsedNs,
+    /// Memory held by memory contexts, bytes.
+    MemoryBytes,
+    /// Blocks found in shared buffers.
+    BlocksHit,
+    /// Blocks read from outside.
+    BlocksRead,
+    /// Blocks dirtied.
+    BlocksDirtied,
+    /// WAL written, bytes.
+    WalBytes,
+    /// Temporary blocks read and written.
+    TempBlocks,
+    /// Foreshard's own bookkeeping inside the piece, ns.
+    OverheadNs,
+}
+
+/// Pieces that nest deeper are part of the innermost measured one.
+pub const MAX_DEPTH: usize = 64;
+
+/// What a piece of work is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Kind {
+    /// A statement on a managed table: accounts for itself.
+    #[default]
+    Statement,
+    /// A statement on other tables only: part of whatever it runs in.
+    Unmanaged,
+    /// A trigger call; the number names its function.
+    Trigger(u32),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Frame {
+    kind: Kind,
+    address: usize,
+    start: Amounts,
+    nested_triggers: Amounts,
+    accounted: Amounts,
+    weight: u32,
+    children: u32,
+}
+
+/// What a finished piece took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Spent {
+    /// Everything between its ends.
+    pub inclusive: Amounts,
+    /// Without the triggers that ran inside it.
+    pub exclusive: Amounts,
+    /// Without the triggers and managed statements inside it: what nobody else accounts for.
+    pub own: Amounts,
+}
+
+/// The stack of measured pieces.
+#[derive(Debug)]
+pub struct Frames {
+    stack: [Frame; MAX_DEPTH],
+    depth: usize,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { stack: [Frame::default(); MAX_DEPTH], depth: 0 }
+    }
+}
+
+fn add(to: &mut Amounts, what: &Amounts, times: u64) {
+    for (sum, amount) in to.iter_mut().zip(what) {
+        *sum = sum.saturating_add(amount.saturating_mul(times));
+    }
+}
+
+fn less(from: &Amounts, what: &Amounts) -> Amounts {
+    std::array::from_fn(|i| from[i].saturating_sub(what[i]))
+}
+
+impl Frames {
+    /// Nothing is being measured.
+    pub fn is_empty(&self) -> bool {
+        self.depth == 0
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.depth = 0;
+    }
+
+    /// The innermost measured trigger function, if any.
+    pub fn trigger(&self) -> Option<u32> {
+        self.stack[..self.depth].iter().rev().find_map(|f| match f.kind {
+            Kind::Trigger(function) => Some(function),
+            _ => None,
+        })
+    }
+
+    /// A reading with which the innermost piece was entered.
+    pub fn started_with(&self, amount: Amount) -> u64 {
+        self.depth.checked_sub(1).map_or(0, |i| self.stack[i].start[amount as usize])
+    }
+
+    /// Drops pieces that an error left: those at or below `address`.
+    pub fn drop_left(&mut self, address: usize) {
+        while self.depth > 0 && self.stack[self.depth - 1].address <= address {
+            self.depth -= 1;
+        }
+    }
+
+    /// Counts a piece inside the innermost one and says whether to measure it: the first `always` of
+    /// them, then one in `interval`. The result is its weight: how many pieces it stands for.
+    pub fn wants_child(&mut self, always: u32, interval: u32) -> Option<u32> {
+        let top = self.depth.checked_sub(1).map(|i| &mut self.stack[i])?;
+        top.children = top.children.saturating_add(1);
+        if top.children <= always {
+            return Some(1);
+        }
+        let interval = interval.max(1);
+        (top.children % interval == 0).then_some(interval)
+    }
+
+    /// Enters a piece that stands for `weight` pieces like it. False: too deep, do not leave it.
+    pub fn enter(&mut self, kind: Kind, weight: u32, address: usize, now: Amounts) -> bool {
+        self.drop_left(address);
+        if self.depth == MAX_DEPTH {
+            return false;
+        }
+        self.stack[self.depth] = Frame { kind, weight, address, start: now, ..Frame::default() };
+        self.depth += 1;
+        true
+    }
+
+    /// Leaves the piece entered at `address`; None when it is not on the stack.
+    pub fn leave(&mut self, address: usize, now: Amounts) -> Option<Spent> {
+        while self.depth > 0 && self.stack[self.depth - 1].address < address {
+            self.depth -= 1;
+        }
+        let top = self.depth.checked_sub(1)?;
+        if self.stack[top].address != address {
+            return None;
+        }
+        self.depth = top;
+        let frame = self.stack[top];
+        let inclusive = less(&now, &frame.start);
+        if let Some(parent) = top.checked_sub(1).map(|i| &mut self.stack[i]) {
+            let times = u64::from(frame.weight);
+            match frame.kind {
+                Kind::Trigger(_) => {
+                    add(&mut parent.nested_triggers, &inclusive, times);
+                    add(&mut parent.accounted, &inclusive, times);
+                }
+                Kind::Statement => {
+                    add(&mut parent.nested_triggers, &frame.nested_triggers, times);
+                    add(&mut parent.accounted, &inclusive, times);
+                }
+                Kind::Unmanaged => {
+                    add(&mut parent.nested_triggers, &frame.nested_triggers, times);
+                    add(&mut parent.accounted, &frame.accounted, times);
+                }
+            }
+        }
+        Some(Spent {
+            inclusive,
+            exclusive: less(&inclusive, &frame.nested_triggers),
+            own: less(&inclusive, &frame.accounted),
+        })
+    }
+}

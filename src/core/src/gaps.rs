@@ -1,0 +1,24 @@
+//! Sampling one event in so many without falling into step with the events.
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+/// Random gaps between samples: a fixed stride would always meet the same statement of a transaction
+/// that has as many.
+#[derive(Clone, Debug)]
+pub struct Gaps {
+    rng: SmallRng,
+}
+
+impl Gaps {
+    /// Gaps determined by `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self { rng: SmallRng::seed_from_u64(seed) }
+    }
+
+    /// Events until the next sample, counted from 1, uniform with mean `interval`; 1 for an interval of 1.
+    pub fn next(&mut self, interval: u32) -> u32 {
+        let interval = interval.clamp(1, u32::MAX / 2);
+        self.rng.random_range(1..=2 * interval - 1)
+    }
+}

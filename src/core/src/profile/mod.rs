@@ -1,0 +1,309 @@
+//! What one call of a trigger function costs, learnt from sampled calls.
+//!
+//! A [`Profile`] keeps the newest [`RESERVOIR`] samples of one (trigger, table, operation) and one
+//! [`Model`] per [`Resource`]. Every new sample is first compared with what the models promised
+//! (prequential evaluation, Dawid 1984), then learnt from, so [`Feedback`] is always out of sample.
+//! A function that was replaced, or whose cost changed without that (Pettitt's test), forgets what it
+//! learnt before. [`cost`] turns outcomes and predictions into cost units.
+//!
+//! A profile takes at most about 140 KiB: 512 samples of 168 bytes and 256 comparisons of 192.
+
+pub mod cost;
+mod drift;
+mod feedback;
+mod fit;
+mod model;
+
+use std::collections::VecDeque;
+
+pub use cost::{CostWeights, cost_of, cost_units, total};
+pub use feedback::{FEEDBACK_WINDOW, Feedback};
+pub use model::{Fallback, LEVEL, Model, ModelKind, Prediction};
+
+use feedback::Comparisons;
+use fit::Row;
+
+/// Number of features of a call: see [`Sample::features`].
+pub const FEATURES: usize = 4;
+
+/// The names of the features, in the order of [`Sample::features`].
+pub const FEATURE_NAMES: [&str; FEATURES] = ["tuple_bytes", "non_null", "changed", "statement_rows"];
+
+/// Number of resources a call is measured by.
+pub const RESOURCES: usize = 8;
+
+/// The most samples a profile keeps; the oldest give way.
+pub const RESERVOIR: usize = 512;
+
+/// The fewest samples that make a model.
+pub const MIN_SAMPLES: usize = 8;
+
+/// A model that was restored from a table predicts until so many samples of its own are in.
+pub const RESTORED_UNTIL: usize = 32;
+
+/// Drift is looked for after every so many samples.
+const DRIFT_EVERY: usize = 8;
+
+/// The newest samples the frequent look for drift takes: a short window sees a change sooner.
+const DRIFT_WINDOW: usize = 128;
+
+/// So many samples in a row of the version just replaced are no late arrivals: it is back.
+const BACK_AGAIN: u32 = 8;
+
+/// Outcomes above this are broken measurements (a year in µs is 3e13) and count as unseen.
+const MAX_OUTCOME: f64 = 1e15;
+
+/// What a call is measured by, each in the unit its name ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// CPU time, µs.
+    CpuUs,
+    /// Wall clock time, µs.
+    ElapsedUs,
+    /// Peak of additional memory, bytes.
+    MemoryBytes,
+    /// Blocks found in shared buffers.
+    BlocksHit,
+    /// Blocks read from outside shared buffers.
+    BlocksRead,
+    /// Blocks made dirty.
+    BlocksDirtied,
+    /// Write-ahead log, bytes.
+    WalBytes,
+    /// Blocks of temporary files, read or written.
+    TempBlocks,
+}
+
+impl Resource {
+    /// Every resource, in the order of [`Sample::outcomes`].
+    pub const ALL: [Self; RESOURCES] = [
+        Self::CpuUs,
+        Self::ElapsedUs,
+        Self::MemoryBytes,
+        Self::BlocksHit,
+        Self::BlocksRead,
+        Self::BlocksDirtied,
+        Self::WalBytes,
+        Self::TempBlocks,
+    ];
+
+    /// The resource's name in the catalog.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CpuUs => "cpu_us",
+            Self::ElapsedUs => "elapsed_us",
+            Self::MemoryBytes => "memory_bytes",
+            Self::BlocksHit => "blocks_hit",
+            Self::BlocksRead => "blocks_read",
+            Self::BlocksDirtied => "blocks_dirtied",
+            Self::WalBytes => "wal_bytes",
+            Self::TempBlocks => "temp_blocks",
+        }
+    }
+
+    /// The resource called `name`; `None` when there is none.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|resource| resource.name() == name)
+    }
+
+    /// Position in [`Sample::outcomes`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether rare huge values are the session's start-up (a plan compiled, a cache filled) rather
+    /// than work that belongs in the mean, as a full-page image or a cache miss does.
+    fn has_startup(self) -> bool {
+        matches!(self, Self::CpuUs | Self::ElapsedUs | Self::MemoryBytes | Self::BlocksHit)
+    }
+}
+
+/// One measured call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Changes whenever the function is replaced.
+    pub version: u64,
+    /// Bytes of the row, its attributes that are not null, its attributes that changed, and rows of
+    /// the statement. A feature that is not finite counts as 0.
+    pub features: [f64; FEATURES],
+    /// Per [`Resource`], in its unit; `None` when it cannot be seen for this trigger. Negative and
+    /// non-finite outcomes count as unseen.
+    pub outcomes: [Option<f64>; RESOURCES],
+}
+
+/// What a sample did to its profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// It was added.
+    Added,
+    /// It was of a version that has been replaced, and was ignored.
+    Late,
+    /// It was the first of a new version: everything before is forgotten.
+    Replaced,
+    /// It was added, and revealed that the cost had changed: the samples before the change are
+    /// forgotten and the models fitted again.
+    Drifted,
+}
+
+/// The samples, models and track record of one (trigger, table, operation).
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    version: Option<u64>,
+    /// The version before, and how many samples of it came in a row since.
+    replaced: Option<(u64, u32)>,
+    reservoir: VecDeque<Sample>,
+    models: [Option<Model>; RESOURCES],
+    /// The models are a table's, not yet this reservoir's.
+    restored: bool,
+    comparisons: Comparisons,
+    observed: u64,
+    drifts: u64,
+}
+
+impl Profile {
+    /// A profile that knows nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes over `models` that were stored, so that a restarted worker keeps predicting until
+    /// [`RESTORED_UNTIL`] samples of its own are in.
+    ///
+    /// `version` is the function's version they were learnt from, `None` when unknown; a first sample
+    /// of another version drops them.
+    pub fn restore(&mut self, version: Option<u64>, models: [Option<Model>; RESOURCES]) {
+        *self = Self { version, models, restored: true, ..Self::default() };
+    }
+
+    /// Compares `sample` with what the models predict for it, then adds it.
+    ///
+    /// Constant time but for every 8th sample, which looks for drift (about 10 µs), and the rare one
+    /// that finds some, which fits again.
+    pub fn observe(&mut self, sample: Sample) -> Observed {
+        let replaced = match self.accept_version(sample.version) {
+            Observed::Late => return Observed::Late,
+            accepted => accepted,
+        };
+        let sample = cleaned(sample);
+        self.comparisons.push(
+            self.models.each_ref().map(|model| model.as_ref().map(|model| model.predict(&sample.features))),
+            &sample.outcomes,
+        );
+        if self.reservoir.len() == RESERVOIR {
+            self.reservoir.pop_front();
+        }
+        self.reservoir.push_back(sample);
+        self.observed = self.observed.saturating_add(1);
+        if self.observed.is_multiple_of(DRIFT_EVERY as u64) && self.forget_before_drift(DRIFT_WINDOW) {
+            self.fit_all();
+            return Observed::Drifted;
+        }
+        replaced
+    }
+
+    /// Fits the models to the reservoir; before that looks once more for drift, over all of it.
+    ///
+    /// A resource seen in fewer than [`MIN_SAMPLES`] samples has no model afterwards. Restored models
+    /// stay until [`RESTORED_UNTIL`] samples are in.
+    pub fn refit(&mut self) {
+        self.forget_before_drift(RESERVOIR);
+        if !self.restored || self.reservoir.len() >= RESTORED_UNTIL {
+            self.fit_all();
+        }
+    }
+
+    /// The models, in the order of [`Resource::ALL`]; `None` while there is too little to learn from.
+    pub fn models(&self) -> &[Option<Model>; RESOURCES] {
+        &self.models
+    }
+
+    /// How the last predictions of `resource` compared with what happened; `None` before the first.
+    pub fn feedback(&self, resource: Resource) -> Option<Feedback> {
+        self.comparisons.feedback(resource)
+    }
+
+    /// The version of the samples; `None` before the first.
+    pub fn version(&self) -> Option<u64> {
+        self.version
+    }
+
+    /// Samples the models may learn from now.
+    pub fn samples(&self) -> usize {
+        self.reservoir.len()
+    }
+
+    /// How often the cost changed without a new version.
+    pub fn drifts(&self) -> u64 {
+        self.drifts
+    }
+
+    /// Decides about a sample's version: forgets everything when it is a new one.
+    fn accept_version(&mut self, version: u64) -> Observed {
+        let Some(current) = self.version.filter(|current| *current != version) else {
+            self.version = Some(version);
+            if let Some((_, in_a_row)) = &mut self.replaced {
+                *in_a_row = 0;
+            }
+            return Observed::Added;
+        };
+        // Sessions that began before the function was replaced still deliver its old version.
+        if let Some((old, in_a_row)) = &mut self.replaced
+            && *old == version
+        {
+            *in_a_row += 1;
+            if *in_a_row < BACK_AGAIN {
+                return Observed::Late;
+            }
+        }
+        let drifts = self.drifts;
+        *self = Self { version: Some(version), replaced: Some((current, 0)), drifts, ..Self::default() };
+        Observed::Replaced
+    }
+
+    /// Drops the samples before a change of cost among the newest `window`; whether there was one.
+    fn forget_before_drift(&mut self, window: usize) -> bool {
+        // CPU time says it best; where it cannot be seen, elapsed time stands in.
+        let clock = [Resource::CpuUs, Resource::ElapsedUs]
+            .into_iter()
+            .find_map(|clock| Some((clock.index(), self.models[clock.index()].as_ref()?)));
+        let Some((index, model)) = clock else {
+            return false;
+        };
+        let from = self.reservoir.len().saturating_sub(window);
+        let residual = |(at, sample): (usize, &Sample)| {
+            sample.outcomes[index].map(|actual| (at, model.residual(&sample.features, actual)))
+        };
+        let (at, residuals): (Vec<usize>, Vec<f64>) =
+            self.reservoir.iter().enumerate().skip(from).filter_map(residual).unzip();
+        let Some(change) = drift::change(&residuals).and_then(|change| at.get(change).copied()) else {
+            return false;
+        };
+        self.reservoir.drain(..change);
+        self.drifts = self.drifts.saturating_add(1);
+        self.restored = false;
+        true
+    }
+
+    fn fit_all(&mut self) {
+        for resource in Resource::ALL {
+            let row = |sample: &Sample| {
+                let actual = sample.outcomes[resource.index()]?;
+                Some(Row { features: sample.features, actual })
+            };
+            let rows: Vec<Row> = self.reservoir.iter().filter_map(row).collect();
+            self.models[resource.index()] = fit::fit(&rows, resource.has_startup());
+        }
+        self.restored = false;
+    }
+}
+
+/// The sample without values no model can learn from.
+fn cleaned(sample: Sample) -> Sample {
+    let feature = |value: f64| if value.is_finite() { value.clamp(-MAX_OUTCOME, MAX_OUTCOME) } else { 0.0 };
+    let seen = |value: &f64| (0.0..=MAX_OUTCOME).contains(value);
+    Sample {
+        features: sample.features.map(feature),
+        outcomes: sample.outcomes.map(|outcome| outcome.filter(seen)),
+        ..sample
+    }
+}

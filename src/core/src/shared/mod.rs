@@ -1,0 +1,15 @@
+//! Lock-free structures over plain atomics, for memory that many processes share.
+//!
+//! They own nothing: the caller lends slices (in production they lie in PostgreSQL's shared memory, in
+//! tests on the heap). All-zero memory is the valid empty state of every structure here.
+
+mod directory;
+mod layout;
+mod ring;
+
+pub use directory::{Claim, Directory};
+pub use layout::{
+    Activity, Counter, KEY_BYTES, NAME_WORDS, Profile, ProfileIdentity, SEGMENT_COUNTERS, Segment,
+    SegmentCounter, TOTALS, Total,
+};
+pub use ring::{Entry, SampleRing};

@@ -1,0 +1,273 @@
+//! The lock-free structures under real threads, and the accounting of nested work.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
+
+use foreshard_core::frames::{AMOUNTS, Amount, Amounts, Frames, Kind, MAX_DEPTH};
+use foreshard_core::gaps::Gaps;
+use foreshard_core::shared::{
+    Activity, Claim, Directory, Entry, Profile, ProfileIdentity, SampleRing, Segment, SegmentCounter, Total,
+};
+use proptest::prelude::*;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+fn keys(length: usize) -> Vec<AtomicU64> {
+    (0..length).map(|_| AtomicU64::new(0)).collect()
+}
+
+fn entries<const W: usize>(length: usize) -> Vec<Entry<W>> {
+    (0..length).map(|_| Entry::default()).collect()
+}
+
+#[test]
+fn a_ring_hands_out_what_was_put_in_and_counts_the_rest() {
+    let (head, places) = (AtomicU64::new(0), entries::<2>(8));
+    let ring = SampleRing::new(&head, &places);
+    let mut cursor = ring.head();
+    for i in 0..5 {
+        assert!(ring.push(&[i, i * 10]));
+    }
+    let mut seen = Vec::new();
+    assert_eq!(ring.drain(&mut cursor, |w| seen.push(*w)), 0);
+    assert_eq!(seen, (0..5).map(|i| [i, i * 10]).collect::<Vec<_>>());
+    for i in 0..20 {
+        ring.push(&[i, 0]);
+    }
+    seen.clear();
+    assert_eq!(ring.drain(&mut cursor, |w| seen.push(*w)), 12, "the oldest of 20 in a ring of 8 are lost");
+    assert_eq!(seen.first(), Some(&[12, 0]));
+    assert!(!SampleRing::<2>::new(&head, &[]).push(&[0, 0]));
+}
+
+/// Torn samples would show as words that do not belong together.
+#[test]
+fn no_reader_sees_a_torn_sample() {
+    let (head, places) = (AtomicU64::new(0), entries::<8>(64));
+    let (writers, each) = (4_u64, 50_000_u64);
+    let running = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for writer in 0..writers {
+            let ring = SampleRing::new(&head, &places);
+            threads.push(scope.spawn(move || {
+                for i in 0..each {
+                    ring.push(&std::array::from_fn(|w| (writer << 32 | i) ^ (w as u64) << 56));
+                }
+            }));
+        }
+        let (places, head, running) = (&places, &head, &running);
+        let reader = scope.spawn(move || {
+            let ring = SampleRing::new(head, places);
+            let (mut cursor, mut read, mut lost) = (0, 0_u64, 0);
+            loop {
+                let last = !running.load(Ordering::Acquire);
+                lost += ring.drain(&mut cursor, |words| {
+                    for (w, word) in words.iter().enumerate() {
+                        assert_eq!(*word, words[0] ^ (w as u64) << 56, "torn");
+                    }
+                    read += 1;
+                });
+                if last {
+                    return (read, lost);
+                }
+            }
+        });
+        threads.into_iter().for_each(|t| t.join().unwrap());
+        running.store(false, Ordering::Release);
+        let (read, lost) = reader.join().unwrap();
+        assert_eq!(read + lost, writers * each);
+        assert!(read > 0);
+    });
+}
+
+#[test]
+fn threads_claim_each_key_once() {
+    let table = keys(4096);
+    let found: Vec<HashMap<u64, usize>> = std::thread::scope(|scope| {
+        let spawn = |_| {
+            let directory = Directory::new(&table);
+            scope.spawn(move || {
+                let claim = |key| match directory.claim(key) {
+                    Claim::Found(place) | Claim::Entered(place) => (key, place),
+                    Claim::Full => panic!("full"),
+                };
+                (1..=1000).map(claim).collect()
+            })
+        };
+        let threads: Vec<_> = (0..4).map(spawn).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(found.iter().all(|f| *f == found[0]));
+    assert_eq!(found[0].values().collect::<HashSet<_>>().len(), 1000);
+}
+
+proptest! {
+    /// The directory against a map, with removals and re-entries.
+    #[test]
+    fn a_directory_is_a_set(operations in prop::collection::vec((0_u8..3, 1_u64..60), 0..400)) {
+        let table = keys(64);
+        let directory = Directory::new(&table);
+        let mut model = HashSet::new();
+        for (operation, key) in operations {
+            match operation {
+                0 => if let Some(place) = directory.find(key) {
+                    directory.remove(place);
+                    model.remove(&key);
+                },
+                1 => if directory.find(key).is_none() && let Some(place) = directory.reserve(key) {
+                    directory.publish(place, key);
+                    model.insert(key);
+                },
+                _ => match directory.claim(key) {
+                    Claim::Entered(_) => prop_assert!(model.insert(key)),
+                    // Only empty places are claimed: places that were left may make it full early.
+                    Claim::Found(_) => prop_assert!(model.contains(&key)),
+                    Claim::Full => {}
+                },
+            }
+            for key in 1..60 {
+                prop_assert_eq!(directory.find(key).is_some(), model.contains(&key));
+            }
+        }
+        prop_assert_eq!(directory.entries().map(|(_, k)| k).collect::<HashSet<_>>(), model);
+    }
+
+    #[test]
+    fn gaps_average_their_interval(seed in any::<u64>(), interval in 1_u32..500) {
+        let mut gaps = Gaps::new(seed);
+        let drawn: Vec<u32> = (0..4000).map(|_| gaps.next(interval)).collect();
+        prop_assert!(drawn.iter().all(|g| *g >= 1 && *g < 2 * interval));
+        let mean = drawn.iter().map(|g| f64::from(*g)).sum::<f64>() / 4000.0;
+        prop_assert!((mean / f64::from(interval) - 1.0).abs() < 0.1);
+    }
+}
+
+#[test]
+fn reserved_keys_are_refused() {
+    let table = keys(8);
+    let directory = Directory::new(&table);
+    for key in [0, u64::MAX] {
+        assert_eq!(directory.claim(key), Claim::Full);
+        assert_eq!(directory.find(key), None);
+    }
+    assert_eq!(Directory::new(&keys(6)).claim(1), Claim::Full, "not a power of two");
+}
+
+#[test]
+fn counters_are_taken_once() {
+    let segment = Segment::default();
+    segment.add(SegmentCounter::Scans, 3);
+    segment.add(SegmentCounter::Scans, 4);
+    assert_eq!(segment.take()[SegmentCounter::Scans as usize], 7);
+    assert_eq!(segment.take()[SegmentCounter::Scans as usize], 0);
+    for bits in 0..8 {
+        let activity = Activity { observed: bits & 1 != 0, hot: bits & 2 != 0, leaf: bits & 4 != 0 };
+        segment.set_activity(activity);
+        assert_eq!(segment.activity(), activity);
+    }
+    segment.set_load(2.5, 100.0);
+    assert_eq!(segment.load(), (2.5, 100.0));
+}
+
+#[test]
+fn a_profile_knows_whose_it_is() {
+    let identity = ProfileIdentity {
+        database: 5,
+        table: 16_384,
+        function: 20_000,
+        event: 6,
+        name: ProfileIdentity::name_words("prüfung".as_bytes()),
+    };
+    let profile = Profile::default();
+    assert_eq!(profile.identity(), None);
+    profile.enter(&identity);
+    assert_eq!(profile.identity(), Some(identity));
+    assert_eq!(identity.name_bytes(), "prüfung".as_bytes());
+    profile.add(Total::Calls, 2);
+    assert_eq!(profile.total(Total::Calls), 2);
+    assert_ne!(identity.key(), ProfileIdentity { event: 5, ..identity }.key());
+    profile.leave();
+    assert_eq!(profile.identity(), None);
+}
+
+fn at(cpu: u64) -> Amounts {
+    let mut amounts = [0; AMOUNTS];
+    amounts[Amount::CpuNs as usize] = cpu;
+    amounts
+}
+
+fn cpu(amounts: &Amounts) -> u64 {
+    amounts[Amount::CpuNs as usize]
+}
+
+/// statement { trigger { unmanaged statement { trigger } , managed statement } }
+#[test]
+fn nested_work_is_counted_where_it_belongs() {
+    let mut frames = Frames::default();
+    assert!(frames.enter(Kind::Statement, 1, 1000, at(0)));
+    assert!(frames.enter(Kind::Trigger(7), 1, 900, at(10)));
+    assert_eq!(frames.trigger(), Some(7));
+    assert!(frames.enter(Kind::Unmanaged, 1, 800, at(20)));
+    assert!(frames.enter(Kind::Trigger(8), 1, 700, at(30)));
+    let inner = frames.leave(700, at(60)).unwrap();
+    assert_eq!((cpu(&inner.inclusive), cpu(&inner.exclusive), cpu(&inner.own)), (30, 30, 30));
+    let unmanaged = frames.leave(800, at(70)).unwrap();
+    assert_eq!((cpu(&unmanaged.inclusive), cpu(&unmanaged.own)), (50, 20));
+    assert!(frames.enter(Kind::Statement, 1, 800, at(70)));
+    let managed = frames.leave(800, at(100)).unwrap();
+    assert_eq!(cpu(&managed.own), 30);
+    let outer = frames.leave(900, at(110)).unwrap();
+    assert_eq!(cpu(&outer.inclusive), 100);
+    assert_eq!(cpu(&outer.exclusive), 70, "without the nested trigger only");
+    assert_eq!(cpu(&outer.own), 40, "without the nested trigger and the managed statement");
+    let statement = frames.leave(1000, at(200)).unwrap();
+    assert_eq!((cpu(&statement.inclusive), cpu(&statement.own)), (200, 100));
+    assert!(frames.is_empty());
+}
+
+#[test]
+fn pieces_that_an_error_left_are_dropped() {
+    let mut frames = Frames::default();
+    frames.enter(Kind::Statement, 1, 1000, at(0));
+    frames.enter(Kind::Trigger(1), 1, 900, at(1));
+    frames.enter(Kind::Trigger(2), 1, 800, at(2));
+    // An error jumped back to somewhere above 900; the next piece begins at 950.
+    assert!(frames.enter(Kind::Statement, 1, 950, at(10)));
+    assert_eq!(frames.trigger(), None);
+    assert_eq!(cpu(&frames.leave(950, at(14)).unwrap().own), 4);
+    assert_eq!(frames.leave(900, at(20)), None, "gone");
+    assert_eq!(cpu(&frames.leave(1000, at(20)).unwrap().own), 16);
+    frames.enter(Kind::Statement, 1, 1000, at(0));
+    frames.enter(Kind::Trigger(1), 1, 900, at(0));
+    assert!(frames.leave(1000, at(5)).is_some(), "the statement ends although its trigger never did");
+    assert!(frames.is_empty());
+}
+
+#[test]
+fn depth_and_sampling_inside_a_piece_are_bounded() {
+    let mut frames = Frames::default();
+    for depth in 0..MAX_DEPTH {
+        assert!(frames.enter(Kind::Trigger(1), 1, 100_000 - depth, at(0)));
+    }
+    assert!(!frames.enter(Kind::Trigger(1), 1, 1, at(0)));
+    frames.clear();
+    assert_eq!(frames.wants_child(1, 1), None, "nothing is being measured");
+    frames.enter(Kind::Statement, 1, 1000, at(0));
+    let weights: Vec<u32> = (0..160).filter_map(|_| frames.wants_child(64, 16)).collect();
+    assert_eq!(weights.iter().sum::<u32>(), 64 + 96, "what is measured stands for all");
+    // Calls after the first 64 take 5 each; one in 16 is measured and stands for 16.
+    let mut frames = Frames::default();
+    frames.enter(Kind::Statement, 1, 1000, at(0));
+    let mut now = 0;
+    for _ in 0..640 {
+        let weight = frames.wants_child(64, 16);
+        if let Some(weight) = weight {
+            frames.enter(Kind::Trigger(1), weight, 900, at(now));
+        }
+        now += 5;
+        if weight.is_some() {
+            frames.leave(900, at(now)).unwrap();
+        }
+    }
+    let statement = frames.leave(1000, at(now + 100)).unwrap();
+    assert_eq!(cpu(&statement.own), 100, "all triggers are taken off, measured or not");
+}

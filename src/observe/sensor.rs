@@ -1,0 +1,337 @@
+//! The sensor behind the hooks: what is sampled, and what a sample says.
+//!
+//! All state is this session's own. A statement that is sampled as the first of its transaction makes the
+//! whole transaction sampled, so that co-access can be seen. What runs inside a measured piece is measured
+//! too, the first [`ALWAYS`] pieces of it all, then one in so many, so that its cost can be told apart.
+
+use super::budget::Budget;
+use super::{statement, trigger};
+use crate::pg::executor::Sensor;
+use crate::pg::local::{Local, LocalBox};
+use crate::pg::plan::{Instrument, Named, Report};
+use crate::pg::region::{self, Dropped};
+use crate::pg::trigger::Measured;
+use crate::pg::{bgworker, guc, usage};
+use foreshard_core::frames::{Amounts, Frames, Kind};
+use foreshard_core::gaps::Gaps;
+
+/// Pieces inside a measured piece that are all measured.
+pub(super) const ALWAYS: u32 = 64;
+/// Calls of a trigger that are all measured, so that a new trigger is known soon.
+const FIRST_CALLS: u64 = 64;
+/// Statements of one transaction that are measured because the transaction is.
+const MAX_STATEMENTS: u32 = 64;
+/// Statements that can be measured at the same time (cursors, nesting).
+const MAX_TRACKED: usize = 16;
+
+/// The sensor for `pg::executor::register`.
+pub static SENSOR: Sensor = Sensor {
+    wants_statement,
+    statement_starts,
+    measures,
+    part_starts,
+    part_ends,
+    statement_ends,
+    wants_keys,
+    keys: |keys| statement::push_keys(keys, interval(guc::KEY_SAMPLE_INTERVAL.get())),
+    wants_trigger,
+    trigger_starts,
+    trigger_ends,
+    trigger_fails,
+    transaction_ends,
+    failed,
+};
+
+/// A statement that is being measured.
+pub(super) struct Tracked {
+    query: usize,
+    kind: Kind,
+    weight: u32,
+    /// What its parts have taken so far.
+    pub spent: Amounts,
+}
+
+/// What the transaction touched.
+#[derive(Default)]
+pub(super) struct Transaction {
+    pub slots: Vec<i64>,
+}
+
+pub(super) struct State {
+    pub frames: Frames,
+    pub tracked: Vec<Tracked>,
+    pub transaction: Transaction,
+    pub budget: Budget,
+    pub edges: statement::RecentEdges,
+    gaps: Gaps,
+}
+
+impl State {
+    fn new() -> Self {
+        let seed = (bgworker::pid() as u64) << 32 ^ usage::elapsed_ns();
+        Self {
+            frames: Frames::default(),
+            tracked: Vec::with_capacity(MAX_TRACKED),
+            transaction: Transaction { slots: Vec::with_capacity(super::samples::MAX_SEGMENTS) },
+            budget: Budget::default(),
+            edges: statement::RecentEdges::default(),
+            gaps: Gaps::new(seed),
+        }
+    }
+}
+
+static STATE: LocalBox<State> = LocalBox::new();
+/// Events until the next sample; 0: not drawn yet.
+static STATEMENT_GAP: Local<u32> = Local::new(0);
+static TRIGGER_GAP: Local<u32> = Local::new(0);
+static KEY_GAP: Local<u32> = Local::new(0);
+/// Statements seen in this transaction.
+static STATEMENTS: Local<u32> = Local::new(0);
+static TRANSACTION_SAMPLED: Local<bool> = Local::new(false);
+/// Some piece is being measured.
+static IN_FRAME: Local<bool> = Local::new(false);
+/// Statements being measured.
+static TRACKED: Local<usize> = Local::new(0);
+/// By how much sampling is thinned out to keep the budget.
+static THINNING: Local<u32> = Local::new(1);
+
+/// Runs `work` on the state; None when it is in use, which only an error inside it can cause.
+pub(super) fn with<R>(work: impl FnOnce(&mut State) -> R) -> Option<R> {
+    STATE.with(State::new, |state| {
+        let result = work(state);
+        IN_FRAME.set(!state.frames.is_empty());
+        TRACKED.set(state.tracked.len());
+        THINNING.set(state.budget.thinning());
+        result
+    })
+}
+
+/// One in how many, with thinning.
+fn interval(setting: i32) -> u32 {
+    (setting.max(1) as u32).saturating_mul(THINNING.get())
+}
+
+/// Counts down; true when it is time for a sample.
+#[inline]
+fn due(gap: &'static Local<u32>, setting: i32) -> bool {
+    match gap.get() {
+        0 => {
+            gap.set(with(|s| s.gaps.next(interval(setting))).unwrap_or(1));
+            due_after_draw(gap, setting)
+        }
+        1 => {
+            gap.set(0);
+            true
+        }
+        // The setting was lowered: what was drawn for the old one no longer counts.
+        left if left > interval(setting).saturating_mul(2) => {
+            gap.set(0);
+            due(gap, setting)
+        }
+        left => {
+            gap.set(left - 1);
+            false
+        }
+    }
+}
+
+fn due_after_draw(gap: &'static Local<u32>, setting: i32) -> bool {
+    if gap.get() == 0 { false } else { due(gap, setting) }
+}
+
+fn wants_statement() -> bool {
+    let before = STATEMENTS.get();
+    STATEMENTS.set(before.saturating_add(1));
+    if IN_FRAME.get() || (TRANSACTION_SAMPLED.get() && before < MAX_STATEMENTS) {
+        return true;
+    }
+    if !due(&STATEMENT_GAP, guc::STATEMENT_SAMPLE_INTERVAL.get()) {
+        return false;
+    }
+    TRANSACTION_SAMPLED.set(before == 0);
+    true
+}
+
+fn statement_starts(query: usize, address: usize, relations: &[Named]) -> Instrument {
+    let since_ns = usage::elapsed_ns();
+    let Some(region) = region::get() else { return Instrument::None };
+    let observed = |named: &&Named| region.segment(named.relation).is_some_and(|s| s.activity().observed);
+    let managed = relations.iter().any(|n| observed(&n));
+    let writes = relations.iter().any(|n| n.writes && observed(&n));
+    with(|state| {
+        state.frames.drop_left(address);
+        state.tracked.retain(|t| t.query != query);
+        let weight = if state.frames.is_empty() {
+            managed.then_some(1)
+        } else {
+            state.frames.wants_child(ALWAYS, interval(guc::STATEMENT_SAMPLE_INTERVAL.get()))
+        };
+        let Some(weight) = weight else { return Instrument::None };
+        if let Some(function) = state.frames.trigger() {
+            state.edges.push(region, function, relations);
+        }
+        let kind = if managed { Kind::Statement } else { Kind::Unmanaged };
+        if !enter(state, kind, weight, address, since_ns, false) {
+            region.drop_one(Dropped::Depth);
+            return Instrument::None;
+        }
+        if state.tracked.len() >= MAX_TRACKED {
+            // A cursor left open, or a statement that an error left in a subtransaction.
+            state.tracked.remove(0);
+        }
+        state.tracked.push(Tracked { query, kind, weight, spent: Amounts::default() });
+        if managed {
+            region.mark_sampling(true);
+        }
+        match (managed, writes) {
+            (false, _) => Instrument::Bare,
+            (true, false) => Instrument::Nodes,
+            (true, true) => Instrument::NodesAndTime,
+        }
+    })
+    .unwrap_or(Instrument::None)
+}
+
+/// Enters a piece, after work of ours since `since_ns`.
+fn enter(state: &mut State, kind: Kind, weight: u32, address: usize, since_ns: u64, memory: bool) -> bool {
+    let now = usage::now(memory, state.budget.overhead_ns());
+    let began_ns = now[foreshard_core::frames::Amount::ElapsedNs as usize];
+    state.budget.spend(began_ns.saturating_sub(since_ns));
+    let mut now = now;
+    now[foreshard_core::frames::Amount::OverheadNs as usize] = state.budget.overhead_ns();
+    state.frames.enter(kind, weight, address, now)
+}
+
+#[inline]
+fn measures(query: usize) -> bool {
+    TRACKED.get() > 0 && with(|s| s.tracked.iter().any(|t| t.query == query)).unwrap_or(false)
+}
+
+fn part_starts(query: usize, address: usize) {
+    let since_ns = usage::elapsed_ns();
+    with(|state| {
+        let found = state.tracked.iter().find(|t| t.query == query).map(|t| (t.kind, t.weight));
+        if let Some((kind, weight)) = found {
+            enter(state, kind, weight, address, since_ns, false);
+        }
+    });
+}
+
+fn part_ends(query: usize, address: usize) {
+    with(|state| {
+        let now = usage::now(false, state.budget.overhead_ns());
+        let Some(spent) = state.frames.leave(address, now) else { return };
+        let own = trigger::without_overhead(&spent.own);
+        if let Some(tracked) = state.tracked.iter_mut().find(|t| t.query == query) {
+            for (sum, amount) in tracked.spent.iter_mut().zip(own) {
+                *sum = sum.saturating_add(amount);
+            }
+        }
+        state.budget.spend_since(&now);
+    });
+}
+
+fn statement_ends(query: usize, report: &Report) {
+    let since_ns = usage::elapsed_ns();
+    let Some(region) = region::get() else { return };
+    with(|state| {
+        let Some(at) = state.tracked.iter().position(|t| t.query == query) else { return };
+        let tracked = state.tracked.swap_remove(at);
+        if tracked.kind == Kind::Statement {
+            if !state.tracked.iter().any(|t| t.kind == Kind::Statement) {
+                region.mark_sampling(false);
+            }
+            let slots = TRANSACTION_SAMPLED.get().then_some(&mut state.transaction.slots);
+            statement::attribute(region, &tracked.spent, report, slots);
+        }
+        let took_ns = usage::elapsed_ns().saturating_sub(since_ns);
+        state.budget.spend(took_ns);
+        region.count_sampling(1, state.budget.take_unreported_ns());
+        state.budget.adjust();
+    });
+    statement::push_keys(&report.keys, interval(guc::KEY_SAMPLE_INTERVAL.get()));
+}
+
+#[inline]
+fn wants_keys() -> bool {
+    region::get().is_some_and(|r| r.any_hot()) && due(&KEY_GAP, guc::KEY_SAMPLE_INTERVAL.get())
+}
+
+#[inline]
+fn wants_trigger(measured_before: u64) -> Option<u32> {
+    let setting = guc::TRIGGER_SAMPLE_INTERVAL.get();
+    if IN_FRAME.get() {
+        return with(|s| s.frames.wants_child(ALWAYS, interval(setting))).flatten();
+    }
+    if measured_before == u64::MAX {
+        return None;
+    }
+    (measured_before < FIRST_CALLS || due(&TRIGGER_GAP, setting)).then_some(1)
+}
+
+fn trigger_starts(function: u32, weight: u32, address: usize, since_ns: u64) -> bool {
+    let begun = with(|state| {
+        let memory = state.budget.wants_memory(guc::TRIGGER_SAMPLE_INTERVAL.get());
+        enter(state, Kind::Trigger(function), weight, address, since_ns, memory)
+    });
+    if begun == Some(false)
+        && let Some(region) = region::get()
+    {
+        region.drop_one(Dropped::Depth);
+    }
+    begun.unwrap_or(false)
+}
+
+fn trigger_ends(address: usize, call: Option<&Measured>) {
+    let Some(region) = region::get() else { return };
+    with(|state| {
+        let memory = state.frames.started_with(foreshard_core::frames::Amount::MemoryBytes) > 0;
+        let now = usage::now(memory, state.budget.overhead_ns());
+        let Some(spent) = state.frames.leave(address, now) else { return };
+        if let Some(call) = call {
+            trigger::record(region, call, &spent, memory);
+        }
+        state.budget.spend_since(&now);
+        region.count_sampling(0, state.budget.take_unreported_ns());
+        state.budget.adjust();
+    });
+}
+
+fn trigger_fails(address: usize) {
+    if IN_FRAME.get() {
+        with(|state| state.frames.drop_left(address));
+    }
+}
+
+fn transaction_ends(committed: bool) {
+    STATEMENTS.set(0);
+    let sampled = TRANSACTION_SAMPLED.replace(false);
+    if !sampled && TRACKED.get() == 0 && !IN_FRAME.get() {
+        return;
+    }
+    let weight = interval(guc::STATEMENT_SAMPLE_INTERVAL.get());
+    with(|state| {
+        let Some(region) = region::get() else { return };
+        if sampled && committed {
+            statement::push_transaction(region, &state.transaction.slots, weight);
+        }
+        state.transaction.slots.clear();
+        state.frames.clear();
+        if !state.tracked.is_empty() {
+            state.tracked.clear();
+            region.mark_sampling(false);
+        }
+    });
+}
+
+fn failed() {
+    if let Some(region) = region::get() {
+        region.drop_one(Dropped::Failure);
+        region.mark_sampling(false);
+    }
+    // In use while the call that failed unwinds; its borrow ends before this is called.
+    STATE.forget();
+    IN_FRAME.set(false);
+    TRACKED.set(0);
+    TRANSACTION_SAMPLED.set(false);
+}

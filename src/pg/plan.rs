@@ -1,0 +1,404 @@
+//! What a statement touched: read from its finished plan state, without changing it.
+//!
+//! Instrumentation is inclusive of child nodes; scans have none that matter (a bitmap heap scan contains
+//! its index scans), and what a ModifyTable node writes goes to the leaves its rows came from or were
+//! routed to.
+
+use super::builtin::{self, BuiltInCalls};
+use super::region::{self, Region};
+use super::{compat, keydatum};
+use foreshard_core::shared::{KEY_BYTES, Segment};
+use pgrx::pg_sys;
+use std::sync::atomic::Ordering;
+
+/// Plan nodes looked at; a bigger plan is known by its first ones.
+pub(super) const MAX_NODES: usize = 8192;
+/// Keys taken from one statement.
+pub const MAX_KEYS: usize = 16;
+
+/// A relation of a statement's range table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its oid.
+    pub relation: u32,
+    /// The statement modifies it (for a partitioned table: modifies some of its partitions).
+    pub writes: bool,
+}
+
+/// How a statement is to be instrumented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instrument {
+    /// Not measured at all.
+    None,
+    /// Its time is measured, its nodes are not.
+    Bare,
+    /// Rows, buffers and WAL of every node.
+    Nodes,
+    /// The same and time, for the triggers that only the executor sees.
+    NodesAndTime,
+}
+
+/// What was done to one leaf partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Touch {
+    /// Its oid.
+    pub relation: u32,
+    /// Scans started.
+    pub scans: f64,
+    /// Rows read, filtered ones included.
+    pub rows_read: f64,
+    /// Rows handed on × planned width, bytes.
+    pub result_bytes: f64,
+    /// Blocks found in shared buffers by its scans.
+    pub blocks_hit: f64,
+    /// Blocks read from outside by its scans.
+    pub blocks_read: f64,
+    /// Rows written.
+    pub rows_written: f64,
+    /// It may have been written.
+    pub writes: bool,
+}
+
+/// A key that a statement looked up or wrote.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Key {
+    /// The partitioned table; the leaf partition for a key longer than `bytes`, whose hash value cannot be
+    /// computed again from them.
+    pub relation: u32,
+    /// Its first bytes.
+    pub bytes: [u8; KEY_BYTES],
+    /// How many of them are set.
+    pub length: usize,
+    /// Length of the whole key, bytes.
+    pub whole: usize,
+    /// Hash of the whole key.
+    pub hash: u64,
+}
+
+/// A finished statement.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Managed leaf partitions it touched.
+    pub touches: Vec<Touch>,
+    /// Built-in triggers it fired on managed tables.
+    pub built_in: Vec<BuiltInCalls>,
+    /// Keys on hot slots.
+    pub keys: Vec<Key>,
+    /// This process is a parallel worker; its leader reports everything but CPU time.
+    pub worker: bool,
+}
+
+/// `instrument_options` of a choice.
+pub fn options(instrument: Instrument) -> i32 {
+    use pg_sys::InstrumentOption::{INSTRUMENT_BUFFERS, INSTRUMENT_ROWS, INSTRUMENT_TIMER, INSTRUMENT_WAL};
+    let nodes = INSTRUMENT_ROWS | INSTRUMENT_BUFFERS | INSTRUMENT_WAL;
+    (match instrument {
+        Instrument::None | Instrument::Bare => 0,
+        Instrument::Nodes => nodes,
+        Instrument::NodesAndTime => nodes | INSTRUMENT_TIMER,
+    }) as i32
+}
+
+/// The elements of a List of pointers.
+///
+/// # Safety
+/// `list` must be null or a valid pointer list.
+pub(super) unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
+    // SAFETY: as promised by the caller.
+    let length = if list.is_null() { 0 } else { unsafe { (*list).length.max(0) as usize } };
+    // SAFETY: below length.
+    (0..length).map(move |i| unsafe { (*(*list).elements.add(i)).ptr_value.cast::<T>() })
+}
+
+/// The relations of a statement.
+///
+/// # Safety
+/// `statement` must be a planned statement.
+pub unsafe fn relations(statement: *const pg_sys::PlannedStmt) -> Vec<Named> {
+    // SAFETY: the range table holds RangeTblEntry nodes, resultRelations integers that index it from 1.
+    unsafe {
+        let statement = &*statement;
+        let targets = statement.resultRelations;
+        let target_count = if targets.is_null() { 0 } else { (*targets).length.max(0) as usize };
+        let is_target = |index: usize| {
+            (0..target_count).any(|i| (*(*targets).elements.add(i)).int_value as usize == index + 1)
+        };
+        let mut found: Vec<Named> = Vec::new();
+        for (index, entry) in pointers::<pg_sys::RangeTblEntry>(statement.rtable).enumerate().take(MAX_NODES)
+        {
+            if (*entry).rtekind == pg_sys::RTEKind::RTE_RELATION {
+                found.push(Named { relation: (*entry).relid.to_u32(), writes: is_target(index) });
+            }
+        }
+        found
+    }
+}
+
+struct Walk<'a> {
+    region: &'static Region,
+    report: &'a mut Report,
+    query: *mut pg_sys::QueryDesc,
+    nodes: usize,
+    /// Look for keys.
+    keys: bool,
+    /// Read instrumentation.
+    counts: bool,
+}
+
+/// What a measured statement touched; `keys`: also the keys on hot slots.
+///
+/// # Safety
+/// `query` must have run and not been ended yet.
+pub unsafe fn report(query: *mut pg_sys::QueryDesc, keys: bool) -> Report {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let worker = pg_sys::ParallelWorkerNumber >= 0;
+        let mut found = walk(query, true, keys && !worker);
+        found.worker = worker;
+        if !worker {
+            builtin::triggers(query, &mut found.built_in);
+        }
+        found
+    }
+}
+
+/// The keys that a statement looked up on, or wrote to, hot slots.
+///
+/// # Safety
+/// As for [`report`].
+pub unsafe fn keys(query: *mut pg_sys::QueryDesc) -> Vec<Key> {
+    // SAFETY: as promised by the caller.
+    unsafe { walk(query, false, true).keys }
+}
+
+/// # Safety
+/// As for [`report`].
+unsafe fn walk(query: *mut pg_sys::QueryDesc, counts: bool, keys: bool) -> Report {
+    let mut report = Report::default();
+    let Some(region) = region::get() else { return report };
+    let mut walk = Walk { region, report: &mut report, query, nodes: 0, keys, counts };
+    // SAFETY: planstate is the root of a tree of initialised nodes.
+    unsafe {
+        if !(*query).planstate.is_null() {
+            visit((*query).planstate, (&raw mut walk).cast());
+        }
+    }
+    report
+}
+
+// SAFETY: `context` is the Walk of `walk`; `state` an initialised plan state.
+unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut std::ffi::c_void) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        let walk = &mut *context.cast::<Walk>();
+        walk.nodes += 1;
+        if state.is_null() || walk.nodes > MAX_NODES {
+            return walk.nodes > MAX_NODES;
+        }
+        match (*state).type_ {
+            pg_sys::NodeTag::T_SeqScanState
+            | pg_sys::NodeTag::T_SampleScanState
+            | pg_sys::NodeTag::T_BitmapHeapScanState
+            | pg_sys::NodeTag::T_TidScanState
+            | pg_sys::NodeTag::T_TidRangeScanState => walk.scan(state),
+            pg_sys::NodeTag::T_IndexScanState => {
+                walk.scan(state);
+                let scan = &*state.cast::<pg_sys::IndexScanState>();
+                let ready = !scan.iss_ScanDesc.is_null()
+                    && (scan.iss_NumRuntimeKeys == 0 || scan.iss_RuntimeKeysReady);
+                walk.index(scan.iss_RelationDesc, scan.iss_ScanKeys, scan.iss_NumScanKeys, ready);
+            }
+            pg_sys::NodeTag::T_IndexOnlyScanState => {
+                walk.scan(state);
+                let scan = &*state.cast::<pg_sys::IndexOnlyScanState>();
+                let ready = !scan.ioss_ScanDesc.is_null()
+                    && (scan.ioss_NumRuntimeKeys == 0 || scan.ioss_RuntimeKeysReady);
+                walk.index(scan.ioss_RelationDesc, scan.ioss_ScanKeys, scan.ioss_NumScanKeys, ready);
+            }
+            pg_sys::NodeTag::T_BitmapIndexScanState => {
+                let scan = &*state.cast::<pg_sys::BitmapIndexScanState>();
+                let ready = scan.biss_NumRuntimeKeys == 0 || scan.biss_RuntimeKeysReady;
+                walk.index(scan.biss_RelationDesc, scan.biss_ScanKeys, scan.biss_NumScanKeys, ready);
+            }
+            _ => {}
+        }
+        let stopped = compat::walk_plan_state(state, visit, context);
+        // After the children: rows written go where the scans below found them.
+        if (*state).type_ == pg_sys::NodeTag::T_ModifyTableState {
+            walk.modify(state.cast());
+        }
+        stopped
+    }
+}
+
+impl Walk<'_> {
+    fn touch(&mut self, relation: u32) -> &mut Touch {
+        let touches = &mut self.report.touches;
+        let at = touches.iter().position(|t| t.relation == relation).unwrap_or_else(|| {
+            touches.push(Touch { relation, ..Touch::default() });
+            touches.len() - 1
+        });
+        &mut touches[at]
+    }
+
+    fn is_leaf(&self, relation: u32) -> bool {
+        self.region.segment(relation).map(|s| s.activity()).is_some_and(|a| a.leaf && a.observed)
+    }
+
+    /// # Safety
+    /// `state` must be a scan's state.
+    unsafe fn scan(&mut self, state: *mut pg_sys::PlanState) {
+        // SAFETY: as promised by the caller; InstrEndLoop only closes the open cycle, as EXPLAIN does.
+        unsafe {
+            let relation = (*state.cast::<pg_sys::ScanState>()).ss_currentRelation;
+            let instrument = (*state).instrument;
+            if !self.counts || relation.is_null() || instrument.is_null() {
+                return;
+            }
+            let oid = (*relation).rd_id.to_u32();
+            if !self.is_leaf(oid) {
+                return;
+            }
+            builtin::end_loop(instrument);
+            let counted = &*instrument;
+            if counted.nloops <= 0.0 {
+                return;
+            }
+            let buffers = &counted.bufusage;
+            let width = f64::from((*(*state).plan).plan_width.max(0));
+            let touch = self.touch(oid);
+            touch.scans += counted.nloops;
+            touch.rows_read += counted.ntuples + counted.nfiltered1 + counted.nfiltered2;
+            touch.result_bytes += counted.ntuples * width;
+            touch.blocks_hit += buffers.shared_blks_hit as f64;
+            touch.blocks_read += buffers.shared_blks_read as f64;
+        }
+    }
+
+    /// # Safety
+    /// The arguments must come from an index scan's state.
+    unsafe fn index(
+        &mut self,
+        index: pg_sys::Relation,
+        keys: *mut pg_sys::ScanKeyData,
+        count: i32,
+        ready: bool,
+    ) {
+        if !self.keys || !ready || index.is_null() || keys.is_null() {
+            return;
+        }
+        // SAFETY: as promised by the caller; indkey holds indnatts elements, scan keys name one of them.
+        unsafe {
+            let form = &*(*index).rd_index;
+            let leaf = form.indrelid.to_u32();
+            let Some(segment) = self.region.segment(leaf).filter(|s| s.activity().hot) else { return };
+            let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
+            for i in 0..count.max(0) as usize {
+                let key = &*keys.add(i);
+                let column = key.sk_attno - 1;
+                let is_key = column >= 0
+                    && column < form.indnatts
+                    && *form.indkey.values.as_ptr().add(column as usize) == wanted;
+                if is_key && self.report.keys.len() < MAX_KEYS {
+                    keydatum::from_scan_key(index, key, |bytes, whole| {
+                        push_key(&mut self.report.keys, leaf, segment, bytes, whole);
+                    });
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `state` must be a ModifyTable's state whose children were visited.
+    unsafe fn modify(&mut self, state: *mut pg_sys::ModifyTableState) {
+        // SAFETY: the executor state and its lists of result relations are alive until ExecutorEnd.
+        unsafe {
+            let estate = &*(*self.query).estate;
+            let mut leaves: Vec<u32> = Vec::new();
+            let mut note = |oid: u32| {
+                if !leaves.contains(&oid) && leaves.len() < MAX_NODES {
+                    leaves.push(oid);
+                }
+            };
+            if (*state).operation == pg_sys::CmdType::CMD_INSERT {
+                for info in pointers::<pg_sys::ResultRelInfo>(estate.es_tuple_routing_result_relations) {
+                    note((*(*info).ri_RelationDesc).rd_id.to_u32());
+                }
+            }
+            for i in 0..(*state).mt_nrels.max(0) as usize {
+                note((*(*(*state).resultRelInfo.add(i)).ri_RelationDesc).rd_id.to_u32());
+            }
+            leaves.retain(|oid| self.is_leaf(*oid));
+            if self.keys && leaves.len() == 1 && (*state).operation == pg_sys::CmdType::CMD_INSERT {
+                self.inserted_key(state, leaves[0]);
+            }
+            if !self.counts || leaves.is_empty() {
+                return;
+            }
+            let rows = if (*self.query).operation == pg_sys::CmdType::CMD_SELECT {
+                0.0
+            } else {
+                estate.es_processed as f64
+            };
+            let read: f64 = self.touched_rows(&leaves);
+            for leaf in &leaves {
+                let own = self.touched_rows(&[*leaf]);
+                let share = if (*state).operation == pg_sys::CmdType::CMD_INSERT {
+                    1.0 / leaves.len() as f64
+                } else if read > 0.0 {
+                    own / read
+                } else {
+                    0.0
+                };
+                if share > 0.0 && rows > 0.0 {
+                    let touch = self.touch(*leaf);
+                    touch.rows_written += rows * share;
+                    touch.writes = true;
+                }
+            }
+        }
+    }
+
+    fn touched_rows(&self, leaves: &[u32]) -> f64 {
+        let of_leaves = self.report.touches.iter().filter(|t| leaves.contains(&t.relation));
+        of_leaves.map(|t| t.rows_read).sum()
+    }
+
+    /// The key of a one-row INSERT, when it is a constant or a parameter.
+    ///
+    /// # Safety
+    /// As for [`Walk::modify`].
+    unsafe fn inserted_key(&mut self, state: *mut pg_sys::ModifyTableState, leaf: u32) {
+        // SAFETY: the target list holds TargetEntry nodes in the order of the target's attributes.
+        unsafe {
+            let Some(region_leaf) = self.region.segment(leaf).filter(|s| s.activity().hot) else { return };
+            let target = (*(*(*state).resultRelInfo).ri_RelationDesc).rd_id.to_u32();
+            let segment = self.region.segment(target).unwrap_or(region_leaf);
+            let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
+            let source = (*state).ps.lefttree;
+            if source.is_null() || (*source).type_ != pg_sys::NodeTag::T_ResultState {
+                return;
+            }
+            for entry in pointers::<pg_sys::TargetEntry>((*(*source).plan).targetlist) {
+                if (*entry).resno == wanted {
+                    keydatum::from_expression((*entry).expr, (*self.query).params, |bytes, whole| {
+                        push_key(&mut self.report.keys, leaf, segment, bytes, whole);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Each key counts once per statement: every leaf that `key = ANY (array)` scans has the whole array.
+fn push_key(keys: &mut Vec<Key>, leaf: u32, segment: &Segment, bytes: &[u8], whole: usize) {
+    let table = segment.table.load(Ordering::Relaxed) as u32;
+    let relation = if whole > KEY_BYTES { leaf } else { table };
+    let hash = foreshard_core::digest::key_hash(bytes);
+    if keys.len() >= MAX_KEYS || keys.iter().any(|k| k.hash == hash && k.relation == relation) {
+        return;
+    }
+    let mut key = Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash };
+    key.bytes[..key.length].copy_from_slice(&bytes[..key.length]);
+    keys.push(key);
+}

@@ -1,0 +1,79 @@
+//! Sequences, as a source of numbers that nobody gets twice, and strong random bytes.
+
+use super::compat;
+use super::lock::ACCESS_SHARE;
+use super::report::{PgResult, internal};
+use pgrx::pg_sys;
+
+/// The next value of a sequence, once it is on disk that it was given away. `nextval()` promises that only
+/// for a transaction that commits; here not even a crash of the server brings a value back. Values are
+/// logged in batches (of 32 here), so it is rarely necessary to wait for the disk.
+///
+/// The only lock kept to the end of the transaction is `nextval()`'s own ROW EXCLUSIVE on the sequence,
+/// which keeps nobody but ALTER and DROP SEQUENCE waiting.
+pub fn next_durable(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: runs inside a statement; the caller has checked the privileges. The sequence's only page is
+    // read under a share lock; its LSN is at or behind the record that covers the value.
+    unsafe {
+        let value = compat::nextval(sequence);
+        let relation = pg_sys::relation_open(sequence, ACCESS_SHARE);
+        let buffer = pg_sys::ReadBuffer(relation, 0);
+        pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+        let logged_at = pg_sys::BufferGetLSNAtomic(buffer);
+        pg_sys::UnlockReleaseBuffer(buffer);
+        pg_sys::relation_close(relation, ACCESS_SHARE);
+        pg_sys::XLogFlush(logged_at);
+        value
+    }
+}
+
+/// 25006 in a read-only transaction and on a standby, as `nextval()` has it, whatever is in stock.
+pub fn refuse_read_only() {
+    // SAFETY: raises an ERROR or does nothing.
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(c"next_key()".as_ptr());
+        pg_sys::PreventCommandDuringRecovery(c"next_key()".as_ptr());
+    }
+}
+
+/// Whether `sequence` is (still) a sequence that a column of `table` owns.
+pub fn is_owned_by(sequence: pg_sys::Oid, table: pg_sys::Oid) -> bool {
+    let (mut owner, mut column) = (pg_sys::InvalidOid, 0);
+    // SAFETY: catalog look-ups by oid; a missing relation gives 0.
+    unsafe {
+        pg_sys::get_rel_relkind(sequence) == pg_sys::RELKIND_SEQUENCE as std::ffi::c_char
+            && pg_sys::sequenceIsOwned(
+                sequence,
+                pg_sys::DependencyType::DEPENDENCY_AUTO as std::ffi::c_char,
+                &mut owner,
+                &mut column,
+            )
+            && owner == table
+    }
+}
+
+/// A name for a relation beside `table` that nobody has: `<table>_<column>_<label>`, cut and numbered as
+/// CREATE TABLE does for serial columns.
+pub fn free_name(table: pg_sys::Oid, column: &str, label: &str) -> PgResult<String> {
+    let (column, label) = (super::report::cstring(column), super::report::cstring(label));
+    // SAFETY: catalog look-ups; the names are C strings that live during the call.
+    unsafe {
+        let name = pg_sys::get_rel_name(table);
+        if name.is_null() {
+            return Err(internal(format!("relation {} does not exist", table.to_u32())));
+        }
+        let schema = pg_sys::get_rel_namespace(table);
+        let free = pg_sys::ChooseRelationName(name, column.as_ptr(), label.as_ptr(), schema, false);
+        Ok(std::ffi::CStr::from_ptr(free).to_string_lossy().into_owned())
+    }
+}
+
+/// Fills `bytes` with strong random numbers.
+pub fn fill_random(bytes: &mut [u8]) -> PgResult<()> {
+    // SAFETY: writes exactly the slice.
+    if unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) } {
+        Ok(())
+    } else {
+        Err(internal("no random numbers from the operating system"))
+    }
+}

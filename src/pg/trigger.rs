@@ -1,0 +1,336 @@
+//! Trigger functions seen without touching their DDL: fmgr's hook lets us stand in for the function.
+//!
+//! `needs_fmgr_hook` sends every trigger function that is not built in through `fmgr_security_definer`,
+//! which calls `fmgr_hook` before the function and, after an error, with FHET_ABORT. At the first
+//! FHET_START of an FmgrInfo the function's address is replaced by [`shim`], which sees the whole call.
+//! The shim calls the original directly on a frame of plain data, so that an ERROR passes unchanged.
+
+use super::executor::{quietly, rows_so_far, watching};
+use super::region::{self, Dropped, segment_key};
+use super::{bgworker, tuple};
+use foreshard_core::shared::{Claim, Profile, ProfileIdentity, Segment, SegmentCounter, Total};
+use pgrx::pg_sys;
+
+static mut PREVIOUS_NEEDS: pg_sys::needs_fmgr_hook_type = None;
+static mut PREVIOUS_HOOK: pg_sys::fmgr_hook_type = None;
+/// The record of the function that is about to be called.
+static mut PENDING: *mut Record = std::ptr::null_mut();
+
+mod raw {
+    use pgrx::pg_sys;
+    // SAFETY: the declaration is PostgreSQL's own (utils/lsyscache.h); it raises only for a function that
+    // does not exist, and callers have just looked it up.
+    unsafe extern "C-unwind" {
+        pub fn get_func_rettype(function: pg_sys::Oid) -> pg_sys::Oid;
+    }
+}
+
+/// A measured call, for the sensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// The trigger's profile.
+    pub profile: &'static Profile,
+    /// Its key.
+    pub profile_key: u64,
+    /// The leaf it fired on, if it is one.
+    pub segment: Option<&'static Segment>,
+    /// Changes when the function is replaced.
+    pub version: u64,
+    /// What the call was about.
+    pub features: tuple::Features,
+    /// Rows the statement has processed, as far as known.
+    pub statement_rows: Option<u64>,
+}
+
+/// What we remember of an FmgrInfo; lives in its memory context.
+#[repr(C)]
+struct Record {
+    original: pg_sys::PGFunction,
+    /// What another hook keeps for this FmgrInfo.
+    next_private: pg_sys::Datum,
+    function: u32,
+    is_trigger: bool,
+    /// Where on the stack its last call began.
+    address: usize,
+    version: u64,
+    relation: u32,
+    event: u32,
+    segment_place: usize,
+    profile_place: usize,
+    profile_key: u64,
+    /// The three above are of `relation` and `event`.
+    known: bool,
+    /// That relation is watched, and the profile has an entry.
+    watched: bool,
+    is_leaf: bool,
+}
+
+/// Installs the hooks; from `_PG_init` while preloading.
+pub fn register() {
+    // SAFETY: single-threaded start-up of the postmaster.
+    unsafe {
+        PREVIOUS_NEEDS = pg_sys::needs_fmgr_hook;
+        pg_sys::needs_fmgr_hook = Some(needs_hook);
+        PREVIOUS_HOOK = pg_sys::fmgr_hook;
+        pg_sys::fmgr_hook = Some(hook);
+    }
+}
+
+/// The name of a trigger, padded with zeros.
+///
+/// # Safety
+/// `name` must be a C string.
+pub unsafe fn name_bytes(name: *const std::ffi::c_char) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    // SAFETY: as promised by the caller.
+    let name = unsafe { std::ffi::CStr::from_ptr(name) }.to_bytes();
+    let length = name.len().min(bytes.len());
+    bytes[..length].copy_from_slice(&name[..length]);
+    bytes
+}
+
+// SAFETY: called by fmgr with the oid of an existing function.
+unsafe extern "C-unwind" fn needs_hook(function: pg_sys::Oid) -> bool {
+    // SAFETY: hooks chain; see raw.
+    unsafe {
+        if PREVIOUS_NEEDS.is_some_and(|previous| previous(function)) {
+            return true;
+        }
+        watching().is_some() && region::get().is_some() && is_trigger(function)
+    }
+}
+
+fn is_trigger(function: pg_sys::Oid) -> bool {
+    // SAFETY: see raw.
+    unsafe { raw::get_func_rettype(function) == pg_sys::TRIGGEROID }
+}
+
+// SAFETY: called by fmgr_security_definer with the FmgrInfo it owns and a word kept with it.
+unsafe extern "C-unwind" fn hook(
+    event: pg_sys::FmgrHookEventType::Type,
+    info: *mut pg_sys::FmgrInfo,
+    private: *mut pg_sys::Datum,
+) {
+    // SAFETY: as above; the private word is null or the record made below.
+    unsafe {
+        let mut record = (*private).cast_mut_ptr::<Record>();
+        if record.is_null() && event == pg_sys::FmgrHookEventType::FHET_START {
+            record = remember(info);
+            *private = pg_sys::Datum::from(record);
+        }
+        if record.is_null() {
+            return;
+        }
+        if let Some(previous) = PREVIOUS_HOOK {
+            previous(event, info, &raw mut (*record).next_private);
+        }
+        if !(*record).is_trigger {
+            return;
+        }
+        match event {
+            pg_sys::FmgrHookEventType::FHET_START => PENDING = record,
+            pg_sys::FmgrHookEventType::FHET_ABORT => aborted(record),
+            _ => {}
+        }
+    }
+}
+
+/// The record of a function that is called for the first time through this FmgrInfo; null when memory is
+/// short.
+///
+/// # Safety
+/// `info` must be the FmgrInfo of fmgr_security_definer.
+unsafe fn remember(info: *mut pg_sys::FmgrInfo) -> *mut Record {
+    // SAFETY: the record lives as long as the FmgrInfo, in the same context; no error for lack of memory.
+    unsafe {
+        let flags = (pg_sys::MCXT_ALLOC_NO_OOM | pg_sys::MCXT_ALLOC_ZERO) as i32;
+        let record =
+            pg_sys::MemoryContextAllocExtended((*info).fn_mcxt, size_of::<Record>(), flags).cast::<Record>();
+        if record.is_null() {
+            return record;
+        }
+        (*record).function = (*info).fn_oid.to_u32();
+        (*record).is_trigger = region::get().is_some() && is_trigger((*info).fn_oid);
+        if (*record).is_trigger {
+            (*record).version = version((*info).fn_oid);
+            (*record).original = (*info).fn_addr;
+            (*info).fn_addr = Some(shim);
+        }
+        record
+    }
+}
+
+/// Which definition of the function is in force: the transaction that wrote its catalog row.
+fn version(function: pg_sys::Oid) -> u64 {
+    // SAFETY: a look-up in the catalog cache; the tuple is released.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::PROCOID as i32;
+        let row = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(function));
+        if row.is_null() {
+            return 0;
+        }
+        let header = &*(*row).t_data;
+        let place = &header.t_ctid;
+        let block = u64::from(place.ip_blkid.bi_hi) << 16 | u64::from(place.ip_blkid.bi_lo);
+        let version = u64::from(header.t_choice.t_heap.t_xmin.into_inner()) << 32
+            ^ block << 16
+            ^ u64::from(place.ip_posid);
+        pg_sys::ReleaseSysCache(row);
+        version
+    }
+}
+
+/// A call as the shim sees it; plain data.
+#[derive(Clone, Copy)]
+struct Call {
+    /// It has a frame of its own among the measured pieces.
+    framed: bool,
+    measured: Option<Measured>,
+}
+
+/// In place of the trigger function.
+// SAFETY: called by fmgr_security_definer right after FHET_START.
+unsafe extern "C-unwind" fn shim(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    let frame = 0_u8;
+    let address = &raw const frame as usize;
+    // SAFETY: PENDING was set by FHET_START of this very call.
+    unsafe {
+        let record = PENDING;
+        let begun = begin(record, call, address);
+        let result = match (*record).original {
+            Some(original) => original(call),
+            None => pg_sys::Datum::from(0usize),
+        };
+        if let (true, Some(sensor)) = (begun.framed, watching()) {
+            quietly(sensor, || (sensor.trigger_ends)(address, begun.measured.as_ref()));
+        }
+        result
+    }
+}
+
+/// Counts a call and says whether it is measured.
+///
+/// # Safety
+/// `record` must be that of the call.
+unsafe fn begin(record: *mut Record, call: pg_sys::FunctionCallInfo, address: usize) -> Call {
+    let unmeasured = Call { framed: false, measured: None };
+    let (Some(sensor), Some(region)) = (watching(), region::get()) else { return unmeasured };
+    // SAFETY: as promised by the caller; the context of a call as trigger is its TriggerData.
+    unsafe {
+        let data = (*call).context.cast::<pg_sys::TriggerData>();
+        if data.is_null() || (*data).type_ != pg_sys::NodeTag::T_TriggerData {
+            return unmeasured;
+        }
+        let record = &mut *record;
+        record.address = address;
+        let relation = (*(*data).tg_relation).rd_id.to_u32();
+        let event = (*data).tg_event & 0x1f;
+        if !record.known || record.relation != relation || record.event != event || !still(record, region) {
+            quietly(sensor, || look_up(record, region, relation, event, data));
+        }
+        let before = if record.watched { count(record, region) } else { u64::MAX };
+        let Some(weight) = (sensor.wants_trigger)(before) else { return unmeasured };
+        let begun = quietly(sensor, || {
+            let since_ns = super::usage::elapsed_ns();
+            let measured = record.watched.then(|| Measured {
+                profile: &region.profiles[record.profile_place],
+                profile_key: record.profile_key,
+                segment: record.is_leaf.then(|| &region.segments[record.segment_place]),
+                version: record.version,
+                features: tuple::features(data),
+                statement_rows: rows_so_far(address),
+            });
+            let framed = (sensor.trigger_starts)(record.function, weight, address, since_ns);
+            Call { framed, measured: measured.filter(|_| framed) }
+        });
+        begun.unwrap_or(unmeasured)
+    }
+}
+
+/// Counts a call of a watched trigger; how many calls of it were measured before.
+fn count(record: &Record, region: &'static region::Region) -> u64 {
+    let profile = &region.profiles[record.profile_place];
+    profile.add(Total::Calls, 1);
+    if record.is_leaf {
+        region.segments[record.segment_place].add(SegmentCounter::TriggerCalls, 1);
+    }
+    profile.total(Total::Sampled)
+}
+
+fn still(record: &Record, region: &region::Region) -> bool {
+    if !record.watched {
+        // Whether it has become watched since is asked at the next statement.
+        return true;
+    }
+    let key = segment_key(bgworker::database(), record.relation);
+    region.segment_keys().is_at(record.segment_place, key)
+        && region.profile_keys().is_at(record.profile_place, record.profile_key)
+}
+
+/// Finds the entries of a relation and of the trigger's profile.
+///
+/// # Safety
+/// `data` must be the TriggerData of the call.
+unsafe fn look_up(
+    record: &mut Record,
+    region: &'static region::Region,
+    relation: u32,
+    event: u32,
+    data: *const pg_sys::TriggerData,
+) {
+    (record.known, record.watched) = (true, false);
+    (record.relation, record.event) = (relation, event);
+    let database = bgworker::database();
+    let Some(place) = region.segment_keys().find(segment_key(database, relation)) else { return };
+    let segment = &region.segments[place];
+    let activity = segment.activity();
+    if !activity.observed {
+        return;
+    }
+    // SAFETY: as promised by the caller.
+    let name = unsafe { name_bytes((*(*data).tg_trigger).tgname) };
+    let identity = ProfileIdentity {
+        database,
+        table: segment.table.load(std::sync::atomic::Ordering::Relaxed) as u32,
+        function: record.function,
+        event,
+        name: ProfileIdentity::name_words(&name),
+    };
+    let Some((profile_place, key)) = enter_profile(region, &identity) else { return };
+    record.segment_place = place;
+    record.profile_place = profile_place;
+    record.profile_key = key;
+    record.is_leaf = activity.leaf;
+    record.watched = true;
+}
+
+/// The place and key of a trigger's profile, made if there is room.
+pub fn enter_profile(region: &region::Region, identity: &ProfileIdentity) -> Option<(usize, u64)> {
+    let key = identity.key();
+    match region.profile_keys().claim(key) {
+        Claim::Found(place) => Some((place, key)),
+        Claim::Entered(place) => {
+            region.profiles[place].enter(identity);
+            Some((place, key))
+        }
+        Claim::Full => {
+            region.drop_one(Dropped::Profile);
+            None
+        }
+    }
+}
+
+/// A call ended in an error, which the shim did not see.
+///
+/// # Safety
+/// `record` must be that of the call.
+unsafe fn aborted(record: *mut Record) {
+    // SAFETY: as promised by the caller.
+    let record = unsafe { &*record };
+    if let (Some(region), true) = (region::get(), record.watched) {
+        region.profiles[record.profile_place].add(Total::Failed, 1);
+    }
+    if let Some(sensor) = watching() {
+        quietly(sensor, || (sensor.trigger_fails)(record.address));
+    }
+}

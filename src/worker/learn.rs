@@ -1,0 +1,260 @@
+//! What the keeper learns from samples: trigger costs, unit costs, hot keys, co-access and dependencies.
+//! Samples are read every tick, what follows from them is stored every bucket.
+
+use super::costs::Book;
+use super::publish::Publisher;
+use super::triggers::Triggers;
+use crate::catalog::{coaccess, dependency, hot_key, statistics};
+use crate::observe::drain::{self, Cursors};
+use crate::observe::samples::{DependencySample, KeySample};
+use crate::pg::bgworker::{self, WorkResult};
+use crate::pg::partition::{Lifetime, Router};
+use crate::pg::report::PgResult;
+use crate::pg::{guc, keytext, spi};
+use foreshard_core::affinity::CoAccess;
+use foreshard_core::sketch::{HotKey, HotKeys};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+/// Keys stored per group.
+const TOP_KEYS: usize = 100;
+/// Pairs of slots stored per database.
+const TOP_PAIRS: usize = 1000;
+/// Pairs of slots kept in memory.
+const MAX_PAIRS: usize = 65_536;
+/// Half-life of co-access, s: which slots belong together changes slowly.
+const CO_ACCESS_HALF_LIFE_S: f64 = 3600.0;
+/// Edges that may wait to be stored.
+const MAX_EDGES: usize = 4096;
+/// Keys accessed less than this are no longer worth a row, accesses/s.
+const FORGOTTEN_PER_S: f64 = 0.01;
+
+/// A key as it was sampled.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct SampledKey {
+    relation: u32,
+    hash: u64,
+    truncated: bool,
+    bytes: Vec<u8>,
+}
+
+/// The hot keys of one colocation group, and the settings they were made with.
+struct GroupKeys {
+    keys: HotKeys<SampledKey>,
+    half_life_s: i32,
+    max_keys: i32,
+    /// The table shows some.
+    shown: bool,
+}
+
+impl GroupKeys {
+    fn new() -> Self {
+        let (half_life_s, max_keys) = (guc::HEAT_HALF_LIFE.get(), guc::MAX_HOT_KEYS.get());
+        let keys = HotKeys::new(f64::from(half_life_s), max_keys.max(1) as usize);
+        Self { keys, half_life_s, max_keys, shown: true }
+    }
+
+    fn is_as_set(&self) -> bool {
+        (self.half_life_s, self.max_keys) == (guc::HEAT_HALF_LIFE.get(), guc::MAX_HOT_KEYS.get())
+    }
+}
+
+/// What the keeper has learnt and not stored yet.
+pub struct Learner {
+    cursors: Cursors,
+    triggers: Triggers,
+    /// Unit costs of slots.
+    pub costs: Book,
+    groups: HashMap<i32, GroupKeys>,
+    pairs: CoAccess,
+    pairs_shown: bool,
+    edges: HashMap<DependencySample, u64>,
+    lost: [(&'static str, u64); 4],
+}
+
+impl Default for Learner {
+    fn default() -> Self {
+        Self {
+            cursors: Cursors::default(),
+            triggers: Triggers::default(),
+            costs: Book::default(),
+            groups: HashMap::new(),
+            pairs: CoAccess::new(CO_ACCESS_HALF_LIFE_S, MAX_PAIRS),
+            pairs_shown: true,
+            edges: HashMap::new(),
+            lost: [
+                ("trigger samples", 0),
+                ("key samples", 0),
+                ("transaction samples", 0),
+                ("dependency samples", 0),
+            ],
+        }
+    }
+}
+
+impl Learner {
+    /// Goes on where the last keeper stood; once.
+    pub fn restore(&mut self, now_s: f64) -> PgResult<()> {
+        self.triggers.restore()?;
+        self.costs.restore(now_s)
+    }
+
+    /// Reads every sample since the last time.
+    pub fn read(&mut self, publisher: &Publisher, now_s: f64) {
+        let Self { cursors, triggers, groups, pairs, edges, lost, .. } = self;
+        lost[0].1 += cursors.triggers(|sample| triggers.observe(sample));
+        lost[1].1 += cursors.keys(|sample| {
+            if let Some(relation) = publisher.relation(sample.relation) {
+                let group = groups.entry(relation.group_id).or_insert_with(GroupKeys::new);
+                let KeySample { relation, weight, bytes, truncated, hash } = sample;
+                group.keys.add(&SampledKey { relation, hash, truncated, bytes }, u64::from(weight), now_s);
+            }
+        });
+        lost[2].1 += cursors.transactions(|s| pairs.add(&s.slots, f64::from(s.weight), now_s));
+        lost[3].1 += cursors.dependencies(|sample| {
+            if edges.len() < MAX_EDGES || edges.contains_key(&sample) {
+                *edges.entry(sample).or_default() += 1;
+            }
+        });
+        self.costs.add(&drain::segments(), now_s);
+    }
+
+    /// Stores what was learnt, topic by topic: what fails does not hold up the rest.
+    pub fn store(&mut self, publisher: &Publisher, now_s: f64) -> WorkResult<()> {
+        let triggers = &mut self.triggers;
+        let done = in_background(|| triggers.store()).map(|seen| triggers.stored(seen));
+        let (keys, pairs) = (self.store_keys(publisher, now_s), self.store_pairs(publisher, now_s));
+        let costs = in_background(|| self.costs.store()).map(|stored| {
+            if stored {
+                self.costs.stored();
+            }
+        });
+        done.and(keys).and(pairs).and(costs).and(self.store_rest())
+    }
+
+    /// Forgets what was dropped.
+    pub fn forget_gone(&mut self, publisher: &Publisher) -> WorkResult<()> {
+        let groups: HashSet<i32> = publisher.relations().iter().map(|r| r.group_id).collect();
+        self.groups.retain(|group, _| groups.contains(group));
+        self.costs.retain(publisher);
+        let triggers = &self.triggers;
+        let gone = in_background(|| {
+            dependency::forget_gone()?;
+            triggers.forget_gone()
+        })?;
+        self.triggers.forgotten(&gone);
+        Ok(())
+    }
+
+    fn store_keys(&mut self, publisher: &Publisher, now_s: f64) -> WorkResult<()> {
+        let mut outcome = Ok(());
+        for (group_id, group) in &mut self.groups {
+            let top = group.keys.top(TOP_KEYS, now_s);
+            let hot: Vec<_> = top.into_iter().filter(|k| k.access_score >= FORGOTTEN_PER_S).collect();
+            // Nothing to show, and nothing shown: no need to say so again.
+            if !hot.is_empty() || group.shown {
+                let rows = || rows_of(&hot, publisher, f64::from(group.half_life_s));
+                let stored = in_background(|| hot_key::store(*group_id, &rows()?));
+                group.shown = !hot.is_empty() || stored.is_err();
+                outcome = outcome.and(stored);
+            }
+            if !group.is_as_set() {
+                *group = GroupKeys::new();
+            }
+        }
+        outcome
+    }
+
+    fn store_pairs(&mut self, publisher: &Publisher, now_s: f64) -> WorkResult<()> {
+        let slots: HashSet<i64> = publisher.relations().iter().filter_map(|r| r.slot_id).collect();
+        let top = self.pairs.top(TOP_PAIRS, now_s).into_iter();
+        let pairs: Vec<coaccess::Pair> = top
+            .filter(|p| slots.contains(&p.a) && slots.contains(&p.b))
+            .map(|p| coaccess::Pair {
+                slot_a: p.a,
+                slot_b: p.b,
+                weight: p.weight,
+                lift: p.lift,
+                share: p.share,
+            })
+            .collect();
+        if pairs.is_empty() && !self.pairs_shown {
+            return Ok(());
+        }
+        in_background(|| coaccess::store(&pairs))?;
+        self.pairs_shown = !pairs.is_empty();
+        Ok(())
+    }
+
+    fn store_rest(&mut self) -> WorkResult<()> {
+        let seen = |(edge, times): (&DependencySample, &u64)| dependency::Seen {
+            function: edge.function,
+            relation: edge.relation,
+            writes: edge.writes,
+            times: *times,
+        };
+        let edges: Vec<_> = self.edges.iter().map(seen).collect();
+        if edges.is_empty() && self.lost.iter().all(|(_, lost)| *lost == 0) {
+            return Ok(());
+        }
+        let lost = self.lost;
+        in_background(|| {
+            dependency::add(&edges)?;
+            statistics::add_lost(&lost)
+        })?;
+        self.edges.clear();
+        self.lost.iter_mut().for_each(|(_, lost)| *lost = 0);
+        Ok(())
+    }
+}
+
+/// A transaction whose loss in a crash costs some seconds of learning: it waits for no disk.
+pub fn in_background<R>(work: impl FnOnce() -> PgResult<R>) -> WorkResult<R> {
+    bgworker::transaction(|| {
+        spi::set_local("synchronous_commit", "off")?;
+        work()
+    })
+}
+
+/// Hot keys as rows; of relations that are no longer there, none.
+fn rows_of(
+    keys: &[HotKey<SampledKey>],
+    publisher: &Publisher,
+    half_life_s: f64,
+) -> PgResult<Vec<hot_key::HotKey>> {
+    // A steady rate is its own score: counts decay by half in a half-life.
+    let per_s = |count: f64| count * std::f64::consts::LN_2 / half_life_s;
+    let mut rows = Vec::new();
+    let mut routers: HashMap<u32, Router> = HashMap::new();
+    for hot in keys {
+        let Some(relation) = publisher.relation(hot.key.relation) else { continue };
+        let slot_id = match relation.slot_id {
+            Some(slot_id) => slot_id,
+            None => {
+                let router = match routers.entry(relation.table) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(place) => {
+                        place.insert(Router::of(relation.table.into(), Lifetime::Statement)?)
+                    }
+                };
+                let leaf = keytext::leaf(router, relation.key_type, &hot.key.bytes)?;
+                let leaf = leaf.and_then(|leaf| publisher.relation(leaf.to_u32()));
+                let Some(slot_id) = leaf.and_then(|leaf| leaf.slot_id) else { continue };
+                slot_id
+            }
+        };
+        let (text, truncated) = keytext::text(relation.key_type, &hot.key.bytes, hot.key.truncated)?;
+        rows.push(hot_key::HotKey {
+            hash: hot.key.hash,
+            table: relation.table,
+            slot_id,
+            text,
+            truncated,
+            accesses_per_s: hot.access_score,
+            lower: per_s(hot.lower),
+            upper: per_s(hot.upper),
+            access_score: hot.access_score,
+        });
+    }
+    Ok(rows)
+}

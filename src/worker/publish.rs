@@ -1,0 +1,127 @@
+//! What the keeper tells every backend: which relations to watch, how loaded their slots are and which
+//! of them are hot.
+
+use crate::catalog::{heat, watched};
+use crate::observe::directory::{self, Watched};
+use crate::pg::guc;
+use crate::pg::report::PgResult;
+use foreshard_core::heat::decayed_heat;
+use std::collections::{HashMap, HashSet};
+
+/// Half-life of the pace that decides whether a slot is hot: a burst counts at once, a pause of some
+/// seconds does not cool.
+const PACE_HALF_LIFE_S: f64 = 5.0;
+/// A hot slot stays hot until its pace falls below this share of the threshold.
+const COOL_SHARE: f64 = 0.5;
+
+/// What is known of a slot between two readings.
+#[derive(Clone, Copy, Default)]
+struct Pace {
+    heat: f64,
+    accesses_per_s: f64,
+    hot: bool,
+}
+
+/// The relations as last published.
+#[derive(Default)]
+pub struct Publisher {
+    fingerprint: Option<String>,
+    relations: Vec<watched::Relation>,
+    by_oid: HashMap<u32, usize>,
+    pace: HashMap<i64, Pace>,
+    published: Vec<Watched>,
+    unwatched: usize,
+}
+
+impl Publisher {
+    /// Looks whether the relations are other ones than before; whether they are.
+    pub fn refresh(&mut self) -> PgResult<bool> {
+        let fingerprint = watched::fingerprint()?;
+        if self.fingerprint.as_ref() == Some(&fingerprint) {
+            return Ok(false);
+        }
+        if self.fingerprint.is_none() {
+            // A new keeper goes on where the last one stood.
+            for (slot, previous) in heat::previous()? {
+                let accesses_per_s = previous.access_score;
+                self.pace.insert(slot, Pace { heat: previous.heat, accesses_per_s, hot: false });
+            }
+        }
+        self.relations = watched::relations()?;
+        self.by_oid = self.relations.iter().enumerate().map(|(i, r)| (r.relation, i)).collect();
+        let slots: HashSet<i64> = self.relations.iter().filter_map(|r| r.slot_id).collect();
+        self.pace.retain(|slot, _| slots.contains(slot));
+        self.judge();
+        self.fingerprint = Some(fingerprint);
+        Ok(true)
+    }
+
+    /// A watched relation.
+    pub fn relation(&self, oid: u32) -> Option<&watched::Relation> {
+        self.by_oid.get(&oid).and_then(|i| self.relations.get(*i))
+    }
+
+    /// Every watched relation.
+    pub fn relations(&self) -> &[watched::Relation] {
+        &self.relations
+    }
+
+    /// Takes over a reading made `elapsed_s` after the one before; accesses None: unknown.
+    pub fn note(&mut self, slot_id: i64, heat: f64, accesses_per_s: Option<f64>, elapsed_s: f64) {
+        let pace = self.pace.entry(slot_id).or_default();
+        pace.heat = heat;
+        if let Some(accesses) = accesses_per_s {
+            pace.accesses_per_s = decayed_heat(pace.accesses_per_s, accesses, elapsed_s, PACE_HALF_LIFE_S);
+        }
+    }
+
+    /// Decides which slots are hot.
+    fn judge(&mut self) {
+        let threshold = guc::HOT_SLOT_THRESHOLD.get();
+        for pace in self.pace.values_mut() {
+            pace.hot = is_hot(pace.hot, pace.accesses_per_s, threshold);
+        }
+    }
+
+    /// Publishes if that changes anything; `always`: also when the readings are the same, because backends
+    /// count what they place since the last time.
+    pub fn publish(&mut self, always: bool) {
+        let observe = guc::OBSERVE.get();
+        self.judge();
+        let wanted: Vec<Watched> = self.relations.iter().map(|r| self.watched(r, observe)).collect();
+        if !always && wanted == self.published {
+            return;
+        }
+        let missing = directory::publish(&wanted);
+        self.published = wanted;
+        if missing > 0 && self.unwatched == 0 {
+            pgrx::log!(
+                "foreshard keeper: {missing} partitions are not watched, shared memory has room for {} of all databases (hint: Raise foreshard.max_relations and restart.)",
+                guc::MAX_RELATIONS.get()
+            );
+        }
+        self.unwatched = missing;
+    }
+
+    fn watched(&self, relation: &watched::Relation, observe: bool) -> Watched {
+        let unread = Pace { hot: is_hot(false, 0.0, guc::HOT_SLOT_THRESHOLD.get()), ..Pace::default() };
+        let pace = relation.slot_id.and_then(|slot| self.pace.get(&slot)).copied().unwrap_or(unread);
+        Watched {
+            relation: relation.relation,
+            table: relation.table,
+            slot_id: relation.slot_id,
+            group_id: relation.group_id,
+            shard_id: relation.shard_id,
+            key_attribute: relation.key_attribute,
+            observed: observe && relation.observed,
+            hot: pace.hot,
+            load: pace.heat,
+            capacity: relation.capacity,
+        }
+    }
+}
+
+/// Hot from the threshold on, until below half of it.
+fn is_hot(was_hot: bool, accesses_per_s: f64, threshold: f64) -> bool {
+    accesses_per_s >= if was_hot { threshold * COOL_SHARE } else { threshold }
+}
