@@ -6,6 +6,7 @@
 //!   unprivileged user; it can be stopped, crashed (`kill9_postmaster`) and started again,
 //!   and is removed when dropped (`FORESHARD_KEEP=1` keeps its directory).
 //! * [`Client`]: libpq, with prepared statements, one asynchronous query, COPY and notices.
+//! * [`Awake`]: processors that do not doze off, for those who measure time in microseconds.
 //! * [`load`]: an open-loop load generator that measures from the time a statement was due.
 //!
 //! ```no_run
@@ -18,6 +19,7 @@
 //! # }
 //! ```
 
+pub mod awake;
 pub mod cluster;
 pub mod error;
 mod ffi;
@@ -27,6 +29,7 @@ pub mod load;
 pub mod process;
 mod template;
 
+pub use awake::Awake;
 pub use cluster::{Cluster, ClusterOptions, StopMode};
 pub use error::{Error, Result, SqlError};
 pub use ffi::client;

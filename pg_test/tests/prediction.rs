@@ -15,10 +15,14 @@ mod common;
 use common::known::known_options;
 use common::rows::{Case, Rows, connect, create_cases, fire, place};
 use common::{PATIENCE, Server};
-use foreshard_test::{Client, Error, Result, wait_until};
+use foreshard_test::{Awake, Client, Error, Result, wait_until};
+use std::time::Duration;
 
-/// Rows that the models are learnt from.
-const LEARNT: usize = 600;
+/// Batches of rows that the models are learnt from, one a reading of the keeper (1 s), so that there are
+/// models before the last batches come, whose own record of their predictions is judged.
+const BATCHES: usize = 16;
+/// Rows of a batch.
+const BATCH: usize = 60;
 /// Rows that are then predicted.
 const HELD_OUT: usize = 60;
 /// Unwatched calls of every trigger before each of those.
@@ -74,12 +78,18 @@ fn learn(server: &mut Server, client: &mut Client, rows: &mut Rows) -> Result<()
         }
         Ok(true)
     })?;
-    for _ in 0..LEARNT {
-        fire_all(client, rows)?;
+    for _ in 0..BATCHES {
+        for _ in 0..BATCH {
+            fire_all(client, rows)?;
+        }
+        std::thread::sleep(Duration::from_millis(1_200));
     }
     // A profile that believes that a cost has changed forgets what was before, so not all may be left.
     server.wait_query(
-        &format!("SELECT count(*) FROM foreshard.stat_triggers WHERE model IS NOT NULL AND sampled_calls >= {LEARNT}"),
+        &format!(
+            "SELECT count(*) FROM foreshard.stat_triggers WHERE model IS NOT NULL AND sampled_calls >= {}",
+            BATCHES * BATCH
+        ),
         &Case::ALL.len().to_string(),
     )?;
     println!(
@@ -193,7 +203,7 @@ fn wait_measured_all(server: &mut Server) -> Result<Vec<(f64, f64)>> {
     let mut last = Vec::new();
     wait_until("the sums settle", PATIENCE, || {
         let now = Case::ALL.iter().map(|case| measured(server, *case)).collect::<Result<Vec<_>>>()?;
-        std::thread::sleep(std::time::Duration::from_millis(2_300));
+        std::thread::sleep(Duration::from_millis(2_300));
         Ok(std::mem::replace(&mut last, now.clone()) == now)
     })?;
     Ok(last)
@@ -229,6 +239,7 @@ fn five_triggers_are_predicted() -> Result<()> {
     for weight in ["wal_kb_cost", "block_read_cost", "temp_block_cost", "memory_mb_cost"] {
         options = options.set(&format!("foreshard.{weight}"), "0");
     }
+    let _awake = Awake::keep();
     let mut server = Server::start(&options)?;
     create_cases(&mut server)?;
     let mut client = connect(&server)?;
