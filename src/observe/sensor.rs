@@ -15,8 +15,9 @@ use crate::pg::{bgworker, guc, usage};
 use foreshard_core::frames::{Amounts, Frames, Kind};
 use foreshard_core::gaps::Gaps;
 
-/// Pieces inside a measured piece that are all measured.
-pub(super) const ALWAYS: u32 = 64;
+/// Pieces inside a measured piece that are all measured. Few: totals of triggers are not weighted, and the
+/// first calls of a statement tend to cost more than the rest.
+pub(super) const ALWAYS: u32 = 8;
 /// Calls of a trigger that are all measured, so that a new trigger is known soon.
 const FIRST_CALLS: u64 = 64;
 /// Statements of one transaction that are measured because the transaction is.
