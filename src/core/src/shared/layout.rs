@@ -109,7 +109,7 @@ counters! {
     }
 }
 
-/// What kind of attention a relation gets: bits of [`Segment::flags`].
+/// What kind of attention a relation gets: bits of a word of [`Segment`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Activity {
     /// Counted and sampled.
