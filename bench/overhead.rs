@@ -1,15 +1,17 @@
 //! What watching costs: throughput of a server that foreshard observes against the same partitioned
 //! table in a server without foreshard.
 //!
-//! Two servers stand side by side with the same settings and the same 32 hash partitions: one with
+//! Three servers stand side by side with the same settings and the same 32 hash partitions: one with
 //! `shared_preload_libraries` empty, one with foreshard preloaded at its defaults, where foreshard
-//! distributed the table and its keeper runs. A round measures pgbench on each state in turn (plain,
-//! defaults, `foreshard.observe = off`), in an order that changes from round to round; the ratio to the
-//! plain server is taken within the round. Whatever is not measured is stopped meanwhile (SIGSTOP), so
-//! that an idle keeper cannot slow the plain server down. Nothing waits for a disk (fsync,
-//! synchronous_commit, full_page_writes off, all in shared_buffers) and partitions have fillfactor 50, so
-//! that updates stay HOT and tables keep their size: both make a transaction cheaper and so an overhead
-//! larger.
+//! distributed the table and its keeper runs, and one like that with `foreshard.observe = off`. In a round
+//! each of them runs pgbench for the same time, in turns of a second with new connections; whoever has no
+//! turn is stopped (SIGSTOP). So what else happens on the machine, and how it drifts, hits all of them
+//! alike, an idle keeper cannot slow the plain server down, and the luck of a session (two equal ones
+//! differ by several per cent for as long as they live, it seems by where their memory lies) is drawn
+//! often. The ratio to the plain server is taken within the round. Nothing waits for a disk (fsync, synchronous_commit, full_page_writes off, all in
+//! shared_buffers) and partitions have fillfactor 50, so that updates stay HOT and tables keep their size:
+//! both make a transaction cheaper and so an overhead larger. A keeper that was stopped looks at the
+//! counters as soon as it goes on, so it works up to three times as often as it would.
 //!
 //! `foreshard-bench-overhead [--pairs N] [--seconds N] [--clients N] [--scale N]
 //! [--workload select|update|trigger|all] [--control]`; `--control` compares two plain servers, which
@@ -20,7 +22,7 @@ mod servers;
 
 use foreshard_test::{Error, Result};
 use pgbench::{Speed, Workload, pgbench};
-use servers::{Server, Stopped};
+use servers::Server;
 use std::process::ExitCode;
 
 /// Least ratio to the plain server with everything at its default.
@@ -30,6 +32,10 @@ const BAR_OFF: f64 = 0.995;
 /// Length of the run before the first measured one: longer than `foreshard.bucket`, so that the keeper
 /// has read the counters at least twice under load.
 const WARM_UP_S: u32 = 22;
+/// Length of the run before each round: caches of processes are filled, keepers are there.
+const LEAD_IN_S: u32 = 3;
+/// Length of a turn, s.
+const TURN_S: u32 = 1;
 
 /// What the command line asked for.
 pub struct Options {
@@ -79,24 +85,24 @@ impl Options {
     }
 
     fn states(&self) -> Vec<State> {
-        let state = |name, server, observe, bar| State { name, server, observe, bar };
-        let plain = state("plain", 0, None, None);
+        let state = |name, preloaded, observe, bar| State { name, preloaded, observe, bar };
+        let plain = state("plain", false, true, None);
         if self.control {
-            return vec![plain, state("plain again", 1, None, None)];
+            return vec![plain, state("plain again", false, true, None)];
         }
         vec![
             plain,
-            state("defaults", 1, Some("on"), Some(BAR_DEFAULTS)),
-            state("observe off", 1, Some("off"), Some(BAR_OFF)),
+            state("defaults", true, true, Some(BAR_DEFAULTS)),
+            state("observe off", true, false, Some(BAR_OFF)),
         ]
     }
 }
 
-/// One of the things compared: a server and how it is set.
+/// One of the things compared.
 struct State {
     name: &'static str,
-    server: usize,
-    observe: Option<&'static str>,
+    preloaded: bool,
+    observe: bool,
     bar: Option<f64>,
 }
 
@@ -117,10 +123,10 @@ fn main() -> ExitCode {
 /// Measures and prints everything; whether all bars hold.
 fn run(options: &Options) -> Result<bool> {
     let states = options.states();
-    let mut servers = vec![
-        Server::start("plain", false, options.scale)?,
-        Server::start("second", !options.control, options.scale)?,
-    ];
+    let mut servers = Vec::new();
+    for state in &states {
+        servers.push(Server::start(state.name, state.preloaded, options.scale)?);
+    }
     servers::require_same_table(&mut servers)?;
     println!(
         "{}; {} rows in 32 partitions; {} rounds of {} s, {} clients, -M prepared",
@@ -130,7 +136,7 @@ fn run(options: &Options) -> Result<bool> {
         options.seconds,
         options.clients
     );
-    println!("both servers: {}", servers::settings_text());
+    println!("every server: {}", servers::settings_text());
     print_head();
     let mut good = true;
     for workload in &options.workloads {
@@ -147,37 +153,56 @@ fn measure(
     states: &[State],
     workload: Workload,
 ) -> Result<Vec<Series>> {
-    for number in 0..servers.len() {
-        let others = Stopped::all_but(servers, number);
-        let server = &mut servers[number];
+    for (server, state) in servers.iter_mut().zip(states) {
         server.prepare_workload(workload)?;
-        server.observe("on")?;
+        server.prepare_round(workload)?;
         pgbench(server, workload, options.clients, WARM_UP_S, 1)?;
-        server.require_observing(workload)?;
-        drop(others);
+        if state.preloaded && state.observe {
+            server.require_observing(workload)?;
+        } else if state.preloaded {
+            server.observe_nothing()?;
+        }
     }
     let mut series: Vec<Series> = states.iter().map(|_| Series::new()).collect();
     for round in 0..options.pairs {
-        for index in order(states.len(), round) {
-            let state = &states[index];
-            let others = Stopped::all_but(servers, state.server);
-            let server = &mut servers[state.server];
-            if let Some(observe) = state.observe {
-                server.observe(observe)?;
-            }
-            server.prepare_run(workload)?;
-            // The same keys for every state of a round.
-            let seed = 1000 + round as u32;
-            let speed = pgbench(server, workload, options.clients, options.seconds, seed)?;
-            drop(others);
-            eprintln!("{} round {} {}: {:.0} tps", workload.name(), round + 1, state.name, speed.tps);
-            series[index].push(speed);
+        let speeds = measure_round(options, servers, workload, round)?;
+        for ((own, speed), state) in series.iter_mut().zip(speeds).zip(states) {
+            eprintln!("{} round {} {}: {:.0} tps", workload.name(), round + 1, state.name, speed.tps());
+            own.push(speed);
         }
     }
     Ok(series)
 }
 
-/// The order of states in a round: every permutation of two or three in turn, so that no state profits
+/// One round: what each server reached.
+fn measure_round(
+    options: &Options,
+    servers: &mut [Server],
+    workload: Workload,
+    round: usize,
+) -> Result<Vec<Speed>> {
+    for server in servers.iter_mut() {
+        server.prepare_round(workload)?;
+        pgbench(server, workload, options.clients, LEAD_IN_S, 1)?;
+    }
+    servers.iter().for_each(Server::hold);
+    let mut speeds = vec![Speed::default(); servers.len()];
+    for turn in 0..options.seconds / TURN_S {
+        for index in order(servers.len(), round + turn as usize) {
+            let server = &servers[index];
+            server.release();
+            // The same keys for every server.
+            let seed = 1000 * (round as u32 + 1) + turn;
+            let speed = pgbench(server, workload, options.clients, TURN_S, seed)?;
+            server.hold();
+            speeds[index] = speeds[index].and(speed);
+        }
+    }
+    servers.iter().for_each(Server::release);
+    Ok(speeds)
+}
+
+/// The order of states in a turn: every permutation of two or three in turn, so that no state profits
 /// from always following another.
 fn order(states: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..states).map(|place| (place + round) % states).collect();
@@ -201,8 +226,8 @@ fn report(workload: Workload, states: &[State], series: &[Series]) -> bool {
     let column = |own: &Series, of: fn(&Speed) -> f64| sorted(own.iter().map(of));
     for (state, own) in states.iter().zip(series).skip(1) {
         let ratios = |of: fn(&Speed) -> f64| sorted(own.iter().zip(&series[0]).map(|(a, b)| of(a) / of(b)));
-        let by_time = ratios(|speed| speed.tps);
-        let by_cpu = ratios(|speed| speed.per_cpu_tick);
+        let by_time = ratios(Speed::tps);
+        let by_cpu = ratios(Speed::per_cpu_tick);
         let (bar, verdict) = match state.bar {
             None => ("-".to_string(), "CONTROL"),
             Some(bar) if median(&by_time) >= bar => (format!("{bar}"), "PASS"),
@@ -215,8 +240,8 @@ fn report(workload: Workload, states: &[State], series: &[Series]) -> bool {
             "{:<9} {:<12} {:>9.0} {:>9.0} {:>8.4} {:>8.4} {:>8.4} {:>8.4} {bar:>6} {verdict}",
             workload.name(),
             state.name,
-            median(&column(&series[0], |speed| speed.tps)),
-            median(&column(own, |speed| speed.tps)),
+            median(&column(&series[0], Speed::tps)),
+            median(&column(own, Speed::tps)),
             median(&by_time),
             by_time.first().copied().unwrap_or(f64::NAN),
             by_time.last().copied().unwrap_or(f64::NAN),

@@ -46,14 +46,35 @@ impl Workload {
     }
 }
 
-/// What one run of pgbench showed.
-#[derive(Clone, Copy)]
+/// What runs of pgbench showed.
+#[derive(Clone, Copy, Default)]
 pub struct Speed {
+    transactions: f64,
+    /// Without the time to connect.
+    seconds: f64,
+    cpu_ticks: f64,
+}
+
+impl Speed {
     /// Transactions per second, without the time to connect.
-    pub tps: f64,
+    pub fn tps(&self) -> f64 {
+        self.transactions / self.seconds
+    }
+
     /// Transactions per clock tick of processor time that the whole server used, background workers
     /// included. Other work on the machine disturbs it less than it disturbs the time on the clock.
-    pub per_cpu_tick: f64,
+    pub fn per_cpu_tick(&self) -> f64 {
+        self.transactions / self.cpu_ticks.max(1.0)
+    }
+
+    /// Of both together.
+    pub fn and(self, other: Speed) -> Speed {
+        Speed {
+            transactions: self.transactions + other.transactions,
+            seconds: self.seconds + other.seconds,
+            cpu_ticks: self.cpu_ticks + other.cpu_ticks,
+        }
+    }
 }
 
 /// Runs pgbench for so many seconds.
@@ -81,10 +102,8 @@ pub fn pgbench(server: &Server, workload: Workload, clients: u32, seconds: u32, 
         return Err(Error::new(format!("{failed} transactions of pgbench failed."), "See the server's log."));
     }
     let transactions = transactions.ok_or_else(|| unread("number of transactions"))?;
-    Ok(Speed {
-        tps: tps.filter(|tps| *tps > 0.0).ok_or_else(|| unread("throughput"))?,
-        per_cpu_tick: transactions / ticks.max(1) as f64,
-    })
+    let tps = tps.filter(|tps| *tps > 0.0).ok_or_else(|| unread("throughput"))?;
+    Ok(Speed { transactions, seconds: transactions / tps, cpu_ticks: ticks as f64 })
 }
 
 /// The number behind `begin` in the line that begins and ends so.

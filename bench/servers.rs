@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What both servers are set to. Autovacuum would come at times of its own, so tables are vacuumed before
 /// each run instead; checkpoints likewise.
 const SETTINGS: [(&str, &str); 9] = [
-    ("shared_buffers", "2GB"),
+    ("shared_buffers", "1GB"),
     ("fsync", "off"),
     ("synchronous_commit", "off"),
     ("full_page_writes", "off"),
@@ -35,7 +35,6 @@ pub struct Server {
     /// The cluster.
     pub cluster: Cluster,
     preloaded: bool,
-    observe: Option<&'static str>,
 }
 
 impl Server {
@@ -52,7 +51,7 @@ impl Server {
         }
         let cluster = Cluster::start(&options)?;
         cluster.connect("postgres")?.exec(&format!("CREATE DATABASE {DATABASE} TEMPLATE template0"))?;
-        let mut server = Server { cluster, preloaded, observe: None };
+        let mut server = Server { cluster, preloaded };
         server.load(scale)?;
         Ok(server)
     }
@@ -127,7 +126,7 @@ impl Server {
         Ok(rows.to_text())
     }
 
-    /// Makes the server fit for a workload: its trigger, and everything in shared buffers.
+    /// Makes the server fit for a workload: its trigger.
     pub fn prepare_workload(&mut self, workload: Workload) -> Result<()> {
         let mut client = self.connect()?;
         client.exec("DROP TRIGGER IF EXISTS audit ON pgbench_accounts")?;
@@ -144,30 +143,48 @@ impl Server {
                 "CREATE TRIGGER audit AFTER UPDATE ON pgbench_accounts FOR EACH ROW EXECUTE FUNCTION audit()",
             )?;
         }
-        client.exec(
-            "SELECT sum(pg_prewarm(oid)) FROM pg_class WHERE relkind IN ('r', 'i') AND relname LIKE 'pgbench%'",
-        )?;
-        self.prepare_run(workload)
+        Ok(())
     }
 
-    /// Brings the server back to where every run begins.
-    pub fn prepare_run(&mut self, workload: Workload) -> Result<()> {
+    /// Brings the server back to where every round begins, everything in shared buffers. It is started
+    /// anew, because where its memory happens to lie changes its speed by some per cent for as long as it
+    /// runs.
+    pub fn prepare_round(&mut self, workload: Workload) -> Result<()> {
+        self.cluster.restart()?;
         let mut client = self.connect()?;
         if workload != Workload::Select {
             client.exec("TRUNCATE pgbench_history, audit")?;
             client.exec("VACUUM pgbench_accounts")?;
         }
+        client.exec(
+            "SELECT sum(pg_prewarm(oid)) FROM pg_class WHERE relkind IN ('r', 'i') AND relname LIKE 'pgbench%'",
+        )?;
         client.exec("CHECKPOINT")?;
         Ok(())
     }
 
-    /// Sets `foreshard.observe`, where there is foreshard.
-    pub fn observe(&mut self, value: &'static str) -> Result<()> {
-        if self.preloaded && self.observe != Some(value) {
-            self.cluster.set_and_reload(&[("foreshard.observe", value)])?;
-            self.observe = Some(value);
-        }
+    /// Switches observation off.
+    pub fn observe_nothing(&mut self) -> Result<()> {
+        self.cluster.set_and_reload(&[("foreshard.observe", "off")])?;
         Ok(())
+    }
+
+    /// Stops every process of the server where it is.
+    pub fn hold(&self) {
+        // The postmaster first, so that no child is born between the list and the signal.
+        let postmaster = self.cluster.postmaster_pid();
+        signal(postmaster, libc::SIGSTOP);
+        children(postmaster).into_iter().for_each(|child| signal(child, libc::SIGSTOP));
+    }
+
+    /// Lets them go on.
+    pub fn release(&self) {
+        let postmaster = self.cluster.postmaster_pid();
+        if postmaster == 0 {
+            return;
+        }
+        children(postmaster).into_iter().for_each(|child| signal(child, libc::SIGCONT));
+        signal(postmaster, libc::SIGCONT);
     }
 
     /// Clock ticks of processor time used by all processes of the server so far.
@@ -209,6 +226,13 @@ impl Server {
     }
 }
 
+impl Drop for Server {
+    fn drop(&mut self) {
+        // What is held still cannot be stopped.
+        self.release();
+    }
+}
+
 /// The title of a server process.
 fn command_line(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()
@@ -244,34 +268,4 @@ pub fn require_same_table(servers: &mut [Server]) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// Servers that are held still; they go on when this is dropped.
-pub struct Stopped {
-    processes: Vec<i32>,
-}
-
-impl Stopped {
-    /// Stops every process of all servers but one.
-    pub fn all_but(servers: &[Server], number: usize) -> Stopped {
-        let mut processes = Vec::new();
-        let others = servers.iter().enumerate().filter(|(other, _)| *other != number);
-        for (_, server) in others {
-            // The postmaster first, so that no child is born between the list and the signal.
-            let postmaster = server.cluster.postmaster_pid();
-            signal(postmaster, libc::SIGSTOP);
-            processes.push(postmaster);
-            for child in children(postmaster) {
-                signal(child, libc::SIGSTOP);
-                processes.push(child);
-            }
-        }
-        Stopped { processes }
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        self.processes.iter().rev().for_each(|process| signal(*process, libc::SIGCONT));
-    }
 }

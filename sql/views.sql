@@ -97,13 +97,13 @@ SELECT p.table_oid AS "table", p.trigger_name AS trigger, p.function_oid::regpro
        CASE WHEN NOT b.built_in THEN p.cpu_inclusive_ns / 1e3::float8 END AS total_cpu_us_inclusive,
        p.elapsed_ns / 1e3::float8 / b.n AS elapsed_us,
        p.elapsed_inclusive_ns / 1e3::float8 / b.n AS elapsed_us_inclusive,
-       p.memory_bytes / nullif(p.memory_sampled_calls, 0)::float8 AS memory_retained_bytes,
+       p.memory_bytes / nullif(p.memory_weight, 0)::float8 AS memory_retained_bytes,
        p.blocks_hit / b.n AS blocks_hit, p.blocks_read / b.n AS blocks_read, p.blocks_dirtied / b.n AS blocks_dirtied,
        p.wal_bytes / b.n AS wal_bytes, p.temp_blocks / b.n AS temp_blocks,
        CASE WHEN b.built_in THEN 'elapsed, blocks, wal' ELSE 'all' END AS sees,
        m.model, m.reason AS model_reason, m.samples, m.relative_error, m.bias, m.r2, m.coverage
 FROM foreshard.trigger_profile p
-CROSS JOIN LATERAL (SELECT p.function_oid::bigint < 10000 AS built_in, nullif(p.sampled_calls, 0)::float8 AS n) b
+CROSS JOIN LATERAL (SELECT p.function_oid::bigint < 10000 AS built_in, nullif(p.sampled_weight, 0)::float8 AS n) b
 LEFT JOIN foreshard.trigger_model m
     ON m.profile_id = p.profile_id AND m.resource = CASE WHEN b.built_in THEN 'elapsed_us' ELSE 'cpu_us' END;
 

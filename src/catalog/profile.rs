@@ -88,23 +88,24 @@ pub fn add(counted: &[Counted], counted_in_s: Option<f64>) -> PgResult<()> {
     args.push(seen.into());
     args.push(counted_in_s.into());
     spi::run(
-        "INSERT INTO foreshard.trigger_profile AS p (table_oid, trigger_name, function_oid, event, level, timing, calls, failed_calls, sampled_calls, \
-             cpu_ns, cpu_inclusive_ns, elapsed_ns, elapsed_inclusive_ns, memory_bytes, memory_sampled_calls, blocks_hit, blocks_read, blocks_dirtied, \
+        "INSERT INTO foreshard.trigger_profile AS p (table_oid, trigger_name, function_oid, event, level, timing, calls, failed_calls, sampled_calls, sampled_weight, \
+             cpu_ns, cpu_inclusive_ns, elapsed_ns, elapsed_inclusive_ns, memory_bytes, memory_weight, blocks_hit, blocks_read, blocks_dirtied, \
              wal_bytes, temp_blocks, first_seen_at, last_seen_at, counted, counted_in) \
-         SELECT q.t::regclass, q.n::name, q.f, q.e, q.l, q.w, q.c1, q.c2, q.c3, q.c4, q.c5, q.c6, q.c7, q.c8, q.c9, q.c10, q.c11, q.c12, q.c13, q.c14, \
-             pg_catalog.now(), pg_catalog.now(), q.seen::int8[], pg_catalog.to_timestamp($22) \
+         SELECT q.t::regclass, q.n::name, q.f, q.e, q.l, q.w, q.c1, q.c2, q.c3, q.c4, q.c5, q.c6, q.c7, q.c8, q.c9, q.c10, q.c11, q.c12, q.c13, q.c14, q.c15, \
+             pg_catalog.now(), pg_catalog.now(), q.seen::int8[], pg_catalog.to_timestamp($23) \
          FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), \
              pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
              pg_catalog.unnest($12), pg_catalog.unnest($13), pg_catalog.unnest($14), pg_catalog.unnest($15), pg_catalog.unnest($16), pg_catalog.unnest($17), \
-             pg_catalog.unnest($18), pg_catalog.unnest($19), pg_catalog.unnest($20), pg_catalog.unnest($21)) \
-             AS q (t, n, f, e, l, w, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, seen) \
+             pg_catalog.unnest($18), pg_catalog.unnest($19), pg_catalog.unnest($20), pg_catalog.unnest($21), pg_catalog.unnest($22)) \
+             AS q (t, n, f, e, l, w, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, seen) \
          WHERE EXISTS (SELECT FROM foreshard.managed_table m WHERE m.table_oid = q.t) AND EXISTS (SELECT FROM pg_catalog.pg_proc r WHERE r.oid = q.f) \
          ON CONFLICT (table_oid, trigger_name, function_oid, event, level, timing) DO UPDATE SET calls = p.calls + excluded.calls, \
              failed_calls = p.failed_calls + excluded.failed_calls, sampled_calls = p.sampled_calls + excluded.sampled_calls, \
+             sampled_weight = p.sampled_weight + excluded.sampled_weight, \
              cpu_ns = p.cpu_ns + excluded.cpu_ns, cpu_inclusive_ns = p.cpu_inclusive_ns + excluded.cpu_inclusive_ns, \
              elapsed_ns = p.elapsed_ns + excluded.elapsed_ns, elapsed_inclusive_ns = p.elapsed_inclusive_ns + excluded.elapsed_inclusive_ns, \
              memory_bytes = p.memory_bytes + excluded.memory_bytes, \
-             memory_sampled_calls = p.memory_sampled_calls + excluded.memory_sampled_calls, blocks_hit = p.blocks_hit + excluded.blocks_hit, \
+             memory_weight = p.memory_weight + excluded.memory_weight, blocks_hit = p.blocks_hit + excluded.blocks_hit, \
              blocks_read = p.blocks_read + excluded.blocks_read, blocks_dirtied = p.blocks_dirtied + excluded.blocks_dirtied, \
              wal_bytes = p.wal_bytes + excluded.wal_bytes, temp_blocks = p.temp_blocks + excluded.temp_blocks, \
              last_seen_at = excluded.last_seen_at, counted = excluded.counted, counted_in = excluded.counted_in",

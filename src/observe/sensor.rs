@@ -6,7 +6,7 @@
 
 use super::budget::Budget;
 use super::{statement, trigger};
-use crate::pg::executor::Sensor;
+use crate::pg::executor::{Draw, Sensor};
 use crate::pg::local::{Local, LocalBox};
 use crate::pg::plan::{Instrument, Named, Report};
 use crate::pg::region::{self, Dropped};
@@ -15,9 +15,8 @@ use crate::pg::{bgworker, guc, usage};
 use foreshard_core::frames::{Amounts, Frames, Kind};
 use foreshard_core::gaps::Gaps;
 
-/// Pieces inside a measured piece that are all measured. Few: totals of triggers are not weighted, and the
-/// first calls of a statement tend to cost more than the rest.
-pub(super) const ALWAYS: u32 = 8;
+/// Pieces inside a measured piece that are all measured, so that its own cost is exact when they are few.
+const ALWAYS: u32 = 64;
 /// Calls of a trigger that are all measured, so that a new trigger is known soon.
 const FIRST_CALLS: u64 = 64;
 /// Statements of one transaction that are measured because the transaction is.
@@ -28,6 +27,7 @@ const MAX_TRACKED: usize = 16;
 /// The sensor for `pg::executor::register`.
 pub static SENSOR: Sensor = Sensor {
     wants_statement,
+    follows_leader,
     statement_starts,
     measures,
     part_starts,
@@ -47,7 +47,7 @@ pub static SENSOR: Sensor = Sensor {
 pub(super) struct Tracked {
     query: usize,
     kind: Kind,
-    weight: u32,
+    draw: Draw,
     /// What its parts have taken so far.
     pub spent: Amounts,
 }
@@ -89,6 +89,8 @@ static KEY_GAP: Local<u32> = Local::new(0);
 /// Statements seen in this transaction.
 static STATEMENTS: Local<u32> = Local::new(0);
 static TRANSACTION_SAMPLED: Local<bool> = Local::new(false);
+/// The statement that begins was drawn itself, not only its transaction.
+static DRAWN: Local<bool> = Local::new(false);
 /// Some piece is being measured.
 static IN_FRAME: Local<bool> = Local::new(false);
 /// Statements being measured.
@@ -143,14 +145,22 @@ fn due_after_draw(gap: &'static Local<u32>, setting: i32) -> bool {
 fn wants_statement() -> bool {
     let before = STATEMENTS.get();
     STATEMENTS.set(before.saturating_add(1));
-    if IN_FRAME.get() || (TRANSACTION_SAMPLED.get() && before < MAX_STATEMENTS) {
+    if IN_FRAME.get() {
         return true;
     }
-    if !due(&STATEMENT_GAP, guc::STATEMENT_SAMPLE_INTERVAL.get()) {
-        return false;
+    let drawn = due(&STATEMENT_GAP, guc::STATEMENT_SAMPLE_INTERVAL.get());
+    DRAWN.set(drawn);
+    if TRANSACTION_SAMPLED.get() && before < MAX_STATEMENTS {
+        return true;
     }
-    TRANSACTION_SAMPLED.set(before == 0);
-    true
+    TRANSACTION_SAMPLED.set(drawn && before == 0);
+    drawn
+}
+
+fn follows_leader() -> bool {
+    let follows = region::get().is_some_and(|r| r.leader_samples());
+    DRAWN.set(follows);
+    follows
 }
 
 fn statement_starts(query: usize, address: usize, relations: &[Named]) -> Instrument {
@@ -162,17 +172,17 @@ fn statement_starts(query: usize, address: usize, relations: &[Named]) -> Instru
     with(|state| {
         state.frames.drop_left(address);
         state.tracked.retain(|t| t.query != query);
-        let weight = if state.frames.is_empty() {
-            managed.then_some(1)
+        let draw = if state.frames.is_empty() {
+            managed.then(|| Draw { weight: 1, typical: DRAWN.get() })
         } else {
-            state.frames.wants_child(ALWAYS, interval(guc::STATEMENT_SAMPLE_INTERVAL.get()))
+            within(state, guc::STATEMENT_SAMPLE_INTERVAL.get())
         };
-        let Some(weight) = weight else { return Instrument::None };
+        let Some(draw) = draw else { return Instrument::None };
         if let Some(function) = state.frames.trigger() {
             state.edges.push(region, function, relations);
         }
         let kind = if managed { Kind::Statement } else { Kind::Unmanaged };
-        if !enter(state, kind, weight, address, since_ns, false) {
+        if !enter(state, kind, draw.weight, address, since_ns, false) {
             region.drop_one(Dropped::Depth);
             return Instrument::None;
         }
@@ -180,8 +190,8 @@ fn statement_starts(query: usize, address: usize, relations: &[Named]) -> Instru
             // A cursor left open, or a statement that an error left in a subtransaction.
             state.tracked.remove(0);
         }
-        state.tracked.push(Tracked { query, kind, weight, spent: Amounts::default() });
-        if managed {
+        state.tracked.push(Tracked { query, kind, draw, spent: Amounts::default() });
+        if managed && draw.typical {
             region.mark_sampling(true);
         }
         match (managed, writes) {
@@ -211,7 +221,7 @@ fn measures(query: usize) -> bool {
 fn part_starts(query: usize, address: usize) {
     let since_ns = usage::elapsed_ns();
     with(|state| {
-        let found = state.tracked.iter().find(|t| t.query == query).map(|t| (t.kind, t.weight));
+        let found = state.tracked.iter().find(|t| t.query == query).map(|t| (t.kind, t.draw.weight));
         if let Some((kind, weight)) = found {
             enter(state, kind, weight, address, since_ns, false);
         }
@@ -243,7 +253,8 @@ fn statement_ends(query: usize, report: &Report) {
                 region.mark_sampling(false);
             }
             let slots = TRANSACTION_SAMPLED.get().then_some(&mut state.transaction.slots);
-            statement::attribute(region, &tracked.spent, report, slots);
+            let costs = tracked.draw.typical.then_some(&tracked.spent);
+            statement::attribute(region, costs, report, slots);
         }
         let took_ns = usage::elapsed_ns().saturating_sub(since_ns);
         state.budget.spend(took_ns);
@@ -259,15 +270,24 @@ fn wants_keys() -> bool {
 }
 
 #[inline]
-fn wants_trigger(measured_before: u64) -> Option<u32> {
+fn wants_trigger(measured_before: u64) -> Option<Draw> {
     let setting = guc::TRIGGER_SAMPLE_INTERVAL.get();
     if IN_FRAME.get() {
-        return with(|s| s.frames.wants_child(ALWAYS, interval(setting))).flatten();
+        return with(|state| within(state, setting)).flatten();
     }
-    if measured_before == u64::MAX {
-        return None;
+    if measured_before < FIRST_CALLS {
+        return Some(Draw { weight: 1, typical: true });
     }
-    (measured_before < FIRST_CALLS || due(&TRIGGER_GAP, setting)).then_some(1)
+    // Not watched: u64::MAX.
+    let drawn = measured_before < u64::MAX && due(&TRIGGER_GAP, setting);
+    drawn.then(|| Draw { weight: interval(setting), typical: true })
+}
+
+/// Whether to measure a piece inside a measured one.
+fn within(state: &mut State, setting: i32) -> Option<Draw> {
+    let interval = interval(setting);
+    let weight = state.frames.wants_child(ALWAYS, interval)?;
+    Some(Draw { weight, typical: weight == interval })
 }
 
 fn trigger_starts(function: u32, weight: u32, address: usize, since_ns: u64) -> bool {

@@ -13,8 +13,31 @@ use std::sync::atomic::Ordering;
 /// Divides what a statement took among the partitions it touched and its reading and writing of them, in
 /// proportion to what the configured unit costs say of each; WAL and dirtied blocks go where it wrote.
 ///
-/// `slots` collects the slots of a sampled transaction.
-pub(super) fn attribute(region: &Region, spent: &Amounts, report: &Report, slots: Option<&mut Vec<i64>>) {
+/// `spent` is None for a statement that was not drawn itself: later statements of a sampled transaction
+/// would count twice as often as first ones. `slots` collects the slots of a sampled transaction.
+pub(super) fn attribute(
+    region: &Region,
+    spent: Option<&Amounts>,
+    report: &Report,
+    slots: Option<&mut Vec<i64>>,
+) {
+    if let Some(spent) = spent {
+        attribute_costs(region, spent, report);
+    }
+    if let Some(slots) = slots {
+        for touch in &report.touches {
+            let slot = region.segment(touch.relation).map(|s| s.slot_id.load(Ordering::Relaxed) as i64);
+            if let Some(slot) = slot.filter(|s| !slots.contains(s) && slots.len() < MAX_SEGMENTS) {
+                slots.push(slot);
+            }
+        }
+    }
+    for calls in &report.built_in {
+        record_built_in(region, calls);
+    }
+}
+
+fn attribute_costs(region: &Region, spent: &Amounts, report: &Report) {
     let predicted: Vec<(f64, f64)> = report.touches.iter().map(predicted_ns).collect();
     let total: f64 = predicted.iter().map(|(read, write)| read + write).sum();
     let written: f64 = report.touches.iter().map(|t| t.rows_written).sum();
@@ -42,17 +65,6 @@ pub(super) fn attribute(region: &Region, spent: &Amounts, report: &Report, slots
         segment.add(SegmentCounter::BlocksHit, touch.blocks_hit.round() as u64);
         segment.add(SegmentCounter::BlocksRead, touch.blocks_read.round() as u64);
         segment.add(SegmentCounter::ResultBytes, touch.result_bytes.round() as u64);
-    }
-    if let Some(slots) = slots {
-        for touch in &report.touches {
-            let slot = region.segment(touch.relation).map(|s| s.slot_id.load(Ordering::Relaxed) as i64);
-            if let Some(slot) = slot.filter(|s| !slots.contains(s) && slots.len() < MAX_SEGMENTS) {
-                slots.push(slot);
-            }
-        }
-    }
-    for calls in &report.built_in {
-        record_built_in(region, calls);
     }
 }
 
@@ -86,6 +98,7 @@ fn record_built_in(region: &Region, calls: &BuiltInCalls) {
     let totals = [
         (Total::Calls, calls.calls),
         (Total::Sampled, calls.calls),
+        (Total::Weight, calls.calls),
         (Total::ElapsedNs, elapsed_ns as f64),
         (Total::ElapsedInclusiveNs, elapsed_ns as f64),
         (Total::BlocksHit, calls.blocks_hit),

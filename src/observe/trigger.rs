@@ -41,13 +41,14 @@ pub(super) fn record(region: &Region, call: &Measured, spent: &Spent, memory: bo
         (Total::WalBytes, exclusive[Amount::WalBytes as usize]),
         (Total::TempBlocks, exclusive[Amount::TempBlocks as usize]),
         (Total::MemoryBytes, inclusive[Amount::MemoryBytes as usize]),
-        (Total::MemorySampled, u64::from(memory)),
-        (Total::Sampled, 1),
+        (Total::MemoryWeight, u64::from(memory)),
+        (Total::Weight, 1),
     ];
     for (total, amount) in totals {
-        call.profile.add(total, amount);
+        call.profile.add(total, amount.saturating_mul(u64::from(call.draw.weight)));
     }
-    if let Some(segment) = call.segment {
+    call.profile.add(Total::Sampled, 1);
+    if let Some(segment) = call.segment.filter(|_| call.draw.typical) {
         segment.add(SegmentCounter::SampledTriggerCalls, 1);
         segment.add(SegmentCounter::TriggerCostNs, cost_ns(&without_overhead(&spent.own)));
     }

@@ -7,7 +7,7 @@
 //! parts of a user's error.
 
 use super::plan;
-use super::{compat, guc, region};
+use super::{compat, guc};
 use pgrx::pg_sys;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,6 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub struct Sensor {
     /// A statement begins: should it be looked at? Called for every statement, so it only counts down.
     pub wants_statement: fn() -> bool,
+    /// The part of a statement in a parallel worker begins: should it be looked at?
+    pub follows_leader: fn() -> bool,
     /// It begins, and these are its relations; the address is that of the hook's frame.
     pub statement_starts: fn(query: usize, address: usize, relations: &[plan::Named]) -> plan::Instrument,
     /// Whether any statement is being measured.
@@ -29,10 +31,9 @@ pub struct Sensor {
     pub wants_keys: fn() -> bool,
     /// Keys of hot slots.
     pub keys: fn(&[plan::Key]),
-    /// A trigger call begins: should it be measured, and for how many calls does it stand? The argument
-    /// says how often its trigger was measured (`u64::MAX`: it is not watched, but may be part of a
-    /// measured piece).
-    pub wants_trigger: fn(measured_before: u64) -> Option<u32>,
+    /// A trigger call begins: should it be measured? The argument says how often its trigger was measured
+    /// (`u64::MAX`: it is not watched, but may be part of a measured piece).
+    pub wants_trigger: fn(measured_before: u64) -> Option<Draw>,
     /// It begins, after work of ours since `since_ns`; false: do not end it.
     pub trigger_starts: fn(function: u32, weight: u32, address: usize, since_ns: u64) -> bool,
     /// It has ended normally (None: of a trigger that is not watched).
@@ -43,6 +44,16 @@ pub struct Sensor {
     pub transaction_ends: fn(committed: bool),
     /// Something of ours failed; measuring of this session should stop for a while.
     pub failed: fn(),
+}
+
+/// Why a piece is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// How many pieces like it it stands for.
+    pub weight: u32,
+    /// It was drawn like most others. Else it is measured without exception, because it is among the first
+    /// inside a measured piece: too often to count with the drawn ones without its weight.
+    pub typical: bool,
 }
 
 static mut SENSOR: Option<&'static Sensor> = None;
@@ -155,7 +166,7 @@ fn wanted(sensor: &Sensor) -> bool {
     if unsafe { pg_sys::ParallelWorkerNumber } < 0 {
         return (sensor.wants_statement)();
     }
-    region::get().is_some_and(|r| r.leader_samples())
+    (sensor.follows_leader)()
 }
 
 fn part_ends(query: *mut pg_sys::QueryDesc, address: usize) {

@@ -5,7 +5,7 @@
 //! FHET_START of an FmgrInfo the function's address is replaced by [`shim`], which sees the whole call.
 //! The shim calls the original directly on a frame of plain data, so that an ERROR passes unchanged.
 
-use super::executor::{quietly, rows_so_far, watching};
+use super::executor::{Draw, quietly, rows_so_far, watching};
 use super::region::{self, Dropped, segment_key};
 use super::{bgworker, tuple};
 use foreshard_core::shared::{Claim, Profile, ProfileIdentity, Segment, SegmentCounter, Total};
@@ -38,6 +38,8 @@ pub struct Measured {
     pub version: u64,
     /// What the call was about.
     pub features: tuple::Features,
+    /// Why it is measured.
+    pub draw: Draw,
     /// Rows the statement has processed, as far as known.
     pub statement_rows: Option<u64>,
 }
@@ -229,7 +231,7 @@ unsafe fn begin(record: *mut Record, call: pg_sys::FunctionCallInfo, address: us
             quietly(sensor, || look_up(record, region, relation, event, data));
         }
         let before = if record.watched { count(record, region) } else { u64::MAX };
-        let Some(weight) = (sensor.wants_trigger)(before) else { return unmeasured };
+        let Some(draw) = (sensor.wants_trigger)(before) else { return unmeasured };
         let begun = quietly(sensor, || {
             let since_ns = super::usage::elapsed_ns();
             let measured = record.watched.then(|| Measured {
@@ -238,9 +240,10 @@ unsafe fn begin(record: *mut Record, call: pg_sys::FunctionCallInfo, address: us
                 segment: record.is_leaf.then(|| &region.segments[record.segment_place]),
                 version: record.version,
                 features: tuple::features(data),
+                draw,
                 statement_rows: rows_so_far(address),
             });
-            let framed = (sensor.trigger_starts)(record.function, weight, address, since_ns);
+            let framed = (sensor.trigger_starts)(record.function, draw.weight, address, since_ns);
             Call { framed, measured: measured.filter(|_| framed) }
         });
         begun.unwrap_or(unmeasured)

@@ -28,11 +28,20 @@ pub(super) fn plan(shards: &[Shard], segments: &[Segment], options: &PlanOptions
     let mut state = State::new(shards, segments);
     let imbalance_before = state.imbalance();
     let mut steps = Vec::new();
-    drain(&mut state, options, &mut steps);
-    let acts =
-        state.total_peak >= options.min_load && state.active_imbalance() > 1.0 + options.imbalance_high;
-    if acts {
-        balance(&mut state, options, &mut steps);
+    let mut acts = false;
+    // A drained segment can find room only after others were balanced away, and the best style of
+    // balancing can leave what another one would still move; so again until nothing changes. Every step
+    // lowers the objective, which bounds the rounds, as does `max_steps`.
+    loop {
+        let known = steps.len();
+        drain(&mut state, options, &mut steps);
+        if state.total_peak >= options.min_load && state.active_imbalance() > 1.0 + options.imbalance_high {
+            acts = true;
+            balance(&mut state, options, &mut steps);
+        }
+        if steps.len() == known {
+            break;
+        }
     }
     Plan {
         refusals: refusals(&state, options, acts),

@@ -76,7 +76,8 @@ counters! {
 }
 
 counters! {
-    /// What is counted of a trigger; all but the first two add up measured calls only.
+    /// What is counted of a trigger. Behind [`Total::Weight`] everything adds up measured calls only, each
+    /// times the number of calls it stands for.
     Total, TOTALS {
         /// Calls, exact.
         Calls,
@@ -84,6 +85,8 @@ counters! {
         Failed,
         /// Measured calls.
         Sampled,
+        /// Calls that the measured ones stand for.
+        Weight,
         /// CPU time without nested triggers, ns.
         CpuNs,
         /// CPU time, ns.
@@ -94,8 +97,8 @@ counters! {
         ElapsedInclusiveNs,
         /// Memory still allocated when the call returned, bytes (growth only), of the calls below.
         MemoryBytes,
-        /// Measured calls that measured memory, too (it takes longer than all the rest).
-        MemorySampled,
+        /// Calls that those stand for that measured memory, too (it takes longer than all the rest).
+        MemoryWeight,
         /// Blocks found in shared buffers, without nested triggers; also below.
         BlocksHit,
         /// Blocks read from outside.
