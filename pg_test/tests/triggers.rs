@@ -226,7 +226,7 @@ fn memory_that_stays_is_seen() -> Result<()> {
         let truth = (memory_bytes(&mut client)? - start) / 20.0;
         client.exec("COMMIT")?;
         let since = wait_calls(&mut server, (table, table, "INSERT"), before, 22)?;
-        let kept = since.mean(|p| p.memory_bytes);
+        let kept = since.mean_memory_bytes();
         assert_near(&format!("memory that \"{table}\" keeps, bytes"), kept, truth, 0.05, 20_000.0);
         assert_eq!(kept > 900_000.0, table == "keeps", "{kept} bytes");
     }

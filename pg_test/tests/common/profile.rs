@@ -7,6 +7,20 @@ use std::time::Duration;
 /// Longer than two buckets of the test servers (1 s): a keeper has been by.
 const QUIET: Duration = Duration::from_millis(2_300);
 
+/// The means of `stat_triggers`, in the order of `Profile`.
+const MEANS: [&str; 10] = [
+    "cpu_us",
+    "cpu_us_inclusive",
+    "elapsed_us",
+    "elapsed_us_inclusive",
+    "memory_retained_bytes",
+    "blocks_hit",
+    "blocks_read",
+    "blocks_dirtied",
+    "wal_bytes",
+    "temp_blocks",
+];
+
 /// Sums over all calls of a trigger for an event; times in µs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Profile {
@@ -16,6 +30,10 @@ pub struct Profile {
     pub sampled: f64,
     /// Calls that raised an error.
     pub failed: f64,
+    /// Calls that the measured ones stand for.
+    pub weight: f64,
+    /// Calls that those whose memory was measured stand for.
+    pub memory_weight: f64,
     /// CPU without nested triggers.
     pub cpu_us: f64,
     /// CPU with them.
@@ -39,11 +57,13 @@ pub struct Profile {
 }
 
 impl Profile {
-    fn numbers(&mut self) -> [&mut f64; 13] {
+    fn numbers(&mut self) -> [&mut f64; 15] {
         [
             &mut self.calls,
             &mut self.sampled,
             &mut self.failed,
+            &mut self.weight,
+            &mut self.memory_weight,
             &mut self.cpu_us,
             &mut self.cpu_us_inclusive,
             &mut self.elapsed_us,
@@ -63,23 +83,33 @@ impl Profile {
         self
     }
 
-    /// Per measured call.
+    /// Per call; of everything but memory, which fewer calls measure.
     pub fn mean(&self, of: fn(&Profile) -> f64) -> f64 {
-        of(self) / self.sampled
+        of(self) / self.weight
+    }
+
+    /// Memory that stayed, per call.
+    pub fn mean_memory_bytes(&self) -> f64 {
+        self.memory_bytes / self.memory_weight
     }
 }
 
 /// What is known of a trigger of a table for an event; zeros when it is not known.
 pub fn read(server: &mut Server, table: &str, trigger: &str, event: &str) -> Result<Profile> {
+    // Each mean the view shows, times the calls it stands for, is a sum.
+    let sums: String = MEANS
+        .iter()
+        .map(|mean| {
+            let weight = if *mean == "memory_retained_bytes" { "memory_weight" } else { "sampled_weight" };
+            format!(", coalesce(sum(v.{mean} * p.{weight}), 0)")
+        })
+        .collect();
     let text = server.query(&format!(
-        "SELECT coalesce(sum(calls), 0), coalesce(sum(sampled_calls), 0), coalesce(sum(failed_calls), 0), \
-             coalesce(sum(cpu_us * sampled_calls), 0), coalesce(sum(cpu_us_inclusive * sampled_calls), 0), \
-             coalesce(sum(elapsed_us * sampled_calls), 0), coalesce(sum(elapsed_us_inclusive * sampled_calls), 0), \
-             coalesce(sum(memory_retained_bytes * sampled_calls), 0), coalesce(sum(blocks_hit * sampled_calls), 0), \
-             coalesce(sum(blocks_read * sampled_calls), 0), coalesce(sum(blocks_dirtied * sampled_calls), 0), \
-             coalesce(sum(wal_bytes * sampled_calls), 0), coalesce(sum(temp_blocks * sampled_calls), 0) \
-         FROM foreshard.stat_triggers \
-         WHERE \"table\" = '{table}'::regclass AND trigger = '{trigger}' AND event = '{event}'"
+        "SELECT coalesce(sum(v.calls), 0), coalesce(sum(v.sampled_calls), 0), coalesce(sum(v.failed_calls), 0), \
+             coalesce(sum(p.sampled_weight), 0), coalesce(sum(p.memory_weight), 0){sums} \
+         FROM foreshard.stat_triggers v JOIN foreshard.trigger_profile p \
+             ON (p.table_oid, p.trigger_name, p.event, p.function_oid) = (v.\"table\", v.trigger, v.event, v.function) \
+         WHERE v.\"table\" = '{table}'::regclass AND v.trigger = '{trigger}' AND v.event = '{event}'"
     ))?;
     let mut profile = Profile::default();
     let mut fields = text.split('|');
