@@ -11,6 +11,7 @@ use crate::pg::local::{Local, LocalBox};
 use crate::pg::plan::{Instrument, Named, Report};
 use crate::pg::region::{self, Dropped};
 use crate::pg::trigger::Measured;
+use crate::pg::usage::End;
 use crate::pg::{bgworker, guc, usage};
 use foreshard_core::frames::{Amounts, Frames, Kind};
 use foreshard_core::gaps::Gaps;
@@ -46,7 +47,6 @@ pub static SENSOR: Sensor = Sensor {
 /// A statement that is being measured.
 pub(super) struct Tracked {
     query: usize,
-    kind: Kind,
     draw: Draw,
     /// What its parts have taken so far.
     pub spent: Amounts,
@@ -163,8 +163,7 @@ fn follows_leader() -> bool {
     follows
 }
 
-fn statement_starts(query: usize, address: usize, relations: &[Named]) -> Instrument {
-    let since_ns = usage::elapsed_ns();
+fn statement_starts(query: usize, address: usize, relations: &[Named], since_ns: u64) -> Instrument {
     let Some(region) = region::get() else { return Instrument::None };
     let observed = |named: &&Named| region.segment(named.relation).is_some_and(|s| s.activity().observed);
     let managed = relations.iter().any(|n| observed(&n));
@@ -172,17 +171,20 @@ fn statement_starts(query: usize, address: usize, relations: &[Named]) -> Instru
     with(|state| {
         state.frames.drop_left(address);
         state.tracked.retain(|t| t.query != query);
-        let draw = if state.frames.is_empty() {
-            managed.then(|| Draw { weight: 1, typical: DRAWN.get() })
-        } else {
-            within(state, guc::STATEMENT_SAMPLE_INTERVAL.get())
-        };
-        let Some(draw) = draw else { return Instrument::None };
         if let Some(function) = state.frames.trigger() {
             state.edges.push(region, function, relations);
         }
-        let kind = if managed { Kind::Statement } else { Kind::Unmanaged };
-        if !enter(state, kind, draw.weight, address, since_ns, false) {
+        // A statement on other tables only is part of whatever it runs in.
+        let draw = match (managed, state.frames.is_empty()) {
+            (false, _) => None,
+            (true, true) => Some(Draw { weight: 1, typical: DRAWN.get() }),
+            (true, false) => within(state, guc::STATEMENT_SAMPLE_INTERVAL.get()),
+        };
+        let Some(draw) = draw else {
+            state.budget.spend(usage::elapsed_ns().saturating_sub(since_ns));
+            return Instrument::None;
+        };
+        if !enter(state, Kind::Statement, draw.weight, address, since_ns, false) {
             region.drop_one(Dropped::Depth);
             return Instrument::None;
         }
@@ -190,22 +192,18 @@ fn statement_starts(query: usize, address: usize, relations: &[Named]) -> Instru
             // A cursor left open, or a statement that an error left in a subtransaction.
             state.tracked.remove(0);
         }
-        state.tracked.push(Tracked { query, kind, draw, spent: Amounts::default() });
-        if managed && draw.typical {
+        state.tracked.push(Tracked { query, draw, spent: Amounts::default() });
+        if draw.typical {
             region.mark_sampling(true);
         }
-        match (managed, writes) {
-            (false, _) => Instrument::Bare,
-            (true, false) => Instrument::Nodes,
-            (true, true) => Instrument::NodesAndTime,
-        }
+        if writes { Instrument::NodesAndTime } else { Instrument::Nodes }
     })
     .unwrap_or(Instrument::None)
 }
 
 /// Enters a piece, after work of ours since `since_ns`.
 fn enter(state: &mut State, kind: Kind, weight: u32, address: usize, since_ns: u64, memory: bool) -> bool {
-    let now = usage::now(memory, state.budget.overhead_ns());
+    let now = usage::now(End::Start, memory, state.budget.overhead_ns());
     let began_ns = now[foreshard_core::frames::Amount::ElapsedNs as usize];
     state.budget.spend(began_ns.saturating_sub(since_ns));
     let mut now = now;
@@ -221,16 +219,16 @@ fn measures(query: usize) -> bool {
 fn part_starts(query: usize, address: usize) {
     let since_ns = usage::elapsed_ns();
     with(|state| {
-        let found = state.tracked.iter().find(|t| t.query == query).map(|t| (t.kind, t.draw.weight));
-        if let Some((kind, weight)) = found {
-            enter(state, kind, weight, address, since_ns, false);
+        let found = state.tracked.iter().find(|t| t.query == query).map(|t| t.draw.weight);
+        if let Some(weight) = found {
+            enter(state, Kind::Statement, weight, address, since_ns, false);
         }
     });
 }
 
 fn part_ends(query: usize, address: usize) {
     with(|state| {
-        let now = usage::now(false, state.budget.overhead_ns());
+        let now = usage::now(End::Finish, false, state.budget.overhead_ns());
         let Some(spent) = state.frames.leave(address, now) else { return };
         let own = trigger::without_overhead(&spent.own);
         if let Some(tracked) = state.tracked.iter_mut().find(|t| t.query == query) {
@@ -242,20 +240,17 @@ fn part_ends(query: usize, address: usize) {
     });
 }
 
-fn statement_ends(query: usize, report: &Report) {
-    let since_ns = usage::elapsed_ns();
+fn statement_ends(query: usize, report: &Report, since_ns: u64) {
     let Some(region) = region::get() else { return };
     with(|state| {
         let Some(at) = state.tracked.iter().position(|t| t.query == query) else { return };
         let tracked = state.tracked.swap_remove(at);
-        if tracked.kind == Kind::Statement {
-            if !state.tracked.iter().any(|t| t.kind == Kind::Statement) {
-                region.mark_sampling(false);
-            }
-            let slots = TRANSACTION_SAMPLED.get().then_some(&mut state.transaction.slots);
-            let costs = tracked.draw.typical.then_some(&tracked.spent);
-            statement::attribute(region, costs, report, slots);
+        if state.tracked.is_empty() {
+            region.mark_sampling(false);
         }
+        let slots = TRANSACTION_SAMPLED.get().then_some(&mut state.transaction.slots);
+        let costs = tracked.draw.typical.then_some(&tracked.spent);
+        statement::attribute(region, costs, report, slots);
         let took_ns = usage::elapsed_ns().saturating_sub(since_ns);
         state.budget.spend(took_ns);
         region.count_sampling(1, state.budget.take_unreported_ns());
@@ -307,7 +302,7 @@ fn trigger_ends(address: usize, call: Option<&Measured>) {
     let Some(region) = region::get() else { return };
     with(|state| {
         let memory = state.frames.started_with(foreshard_core::frames::Amount::MemoryBytes) > 0;
-        let now = usage::now(memory, state.budget.overhead_ns());
+        let now = usage::now(End::Finish, memory, state.budget.overhead_ns());
         let Some(spent) = state.frames.leave(address, now) else { return };
         if let Some(call) = call {
             trigger::record(region, call, &spent, memory);

@@ -7,7 +7,7 @@
 //! parts of a user's error.
 
 use super::plan;
-use super::{compat, guc};
+use super::{compat, guc, usage};
 use pgrx::pg_sys;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -18,15 +18,17 @@ pub struct Sensor {
     /// The part of a statement in a parallel worker begins: should it be looked at?
     pub follows_leader: fn() -> bool,
     /// It begins, and these are its relations; the address is that of the hook's frame.
-    pub statement_starts: fn(query: usize, address: usize, relations: &[plan::Named]) -> plan::Instrument,
+    /// Work of ours began at `since_ns`.
+    pub statement_starts:
+        fn(query: usize, address: usize, relations: &[plan::Named], since_ns: u64) -> plan::Instrument,
     /// Whether any statement is being measured.
     pub measures: fn(query: usize) -> bool,
     /// A measured statement is about to run a part.
     pub part_starts: fn(query: usize, address: usize),
     /// That part has ended.
     pub part_ends: fn(query: usize, address: usize),
-    /// A measured statement ends.
-    pub statement_ends: fn(query: usize, report: &plan::Report),
+    /// A measured statement ends; work of ours began at `since_ns`.
+    pub statement_ends: fn(query: usize, report: &plan::Report, since_ns: u64),
     /// A statement ends while some slot is hot: are its keys wanted?
     pub wants_keys: fn() -> bool,
     /// Keys of hot slots.
@@ -142,8 +144,9 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
             && wanted(sensor)
         {
             let started = quietly(sensor, || {
+                let since_ns = usage::elapsed_ns();
                 let relations = plan::relations((*query).plannedstmt);
-                (sensor.statement_starts)(query as usize, address, &relations)
+                (sensor.statement_starts)(query as usize, address, &relations, since_ns)
             });
             if let Some(instrument) = started.filter(|i| *i != plan::Instrument::None) {
                 measured = true;
@@ -228,7 +231,10 @@ unsafe extern "C-unwind" fn end(query: *mut pg_sys::QueryDesc) {
         if let Some(sensor) = watching() {
             let keys = (sensor.wants_keys)();
             if (sensor.measures)(query as usize) {
-                quietly(sensor, || (sensor.statement_ends)(query as usize, &plan::report(query, keys)));
+                quietly(sensor, || {
+                    let since_ns = usage::elapsed_ns();
+                    (sensor.statement_ends)(query as usize, &plan::report(query, keys), since_ns);
+                });
             } else if keys {
                 quietly(sensor, || (sensor.keys)(&plan::keys(query)));
             }

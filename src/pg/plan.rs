@@ -30,8 +30,6 @@ pub struct Named {
 pub enum Instrument {
     /// Not measured at all.
     None,
-    /// Its time is measured, its nodes are not.
-    Bare,
     /// Rows, buffers and WAL of every node.
     Nodes,
     /// The same and time, for the triggers that only the executor sees.
@@ -93,7 +91,7 @@ pub fn options(instrument: Instrument) -> i32 {
     use pg_sys::InstrumentOption::{INSTRUMENT_BUFFERS, INSTRUMENT_ROWS, INSTRUMENT_TIMER, INSTRUMENT_WAL};
     let nodes = INSTRUMENT_ROWS | INSTRUMENT_BUFFERS | INSTRUMENT_WAL;
     (match instrument {
-        Instrument::None | Instrument::Bare => 0,
+        Instrument::None => 0,
         Instrument::Nodes => nodes,
         Instrument::NodesAndTime => nodes | INSTRUMENT_TIMER,
     }) as i32

@@ -30,10 +30,23 @@ pub fn cpu_ns() -> u64 {
     clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
+/// Which end of a piece a reading is taken at; the clocks are read next to the piece, so that what else the
+/// reading takes is not counted as the piece's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Before it begins: the clocks last.
+    Start,
+    /// After it has ended: the clocks first.
+    Finish,
+}
+
 /// A reading of everything. `memory`: also the memory held by all contexts, which takes microseconds;
 /// otherwise 0. `overhead_ns` is the caller's own reading.
-pub fn now(memory: bool, overhead_ns: u64) -> Amounts {
+pub fn now(end: End, memory: bool, overhead_ns: u64) -> Amounts {
     let mut amounts = [0; AMOUNTS];
+    if end == End::Finish {
+        read_clocks(&mut amounts);
+    }
     let count = |n: i64| n.max(0) as u64;
     // SAFETY: plain counters of this process, copied.
     let (buffers, wal) = unsafe { (pg_sys::pgBufferUsage, pg_sys::pgWalUsage) };
@@ -48,7 +61,13 @@ pub fn now(memory: bool, overhead_ns: u64) -> Amounts {
         amounts[Amount::MemoryBytes as usize] = held as u64;
     }
     amounts[Amount::OverheadNs as usize] = overhead_ns;
+    if end == End::Start {
+        read_clocks(&mut amounts);
+    }
+    amounts
+}
+
+fn read_clocks(amounts: &mut Amounts) {
     amounts[Amount::ElapsedNs as usize] = elapsed_ns();
     amounts[Amount::CpuNs as usize] = cpu_ns();
-    amounts
 }

@@ -159,6 +159,17 @@ impl Rows {
         format!("[{}]", numbers.join(","))
     }
 
+    /// A row like another, with a key of its own; of a case whose trigger fires on UPDATE, the row itself.
+    pub fn again(&mut self, case: Case, row: &str) -> String {
+        match row.split_once(',') {
+            Some((_, rest)) if case != Case::Audit => {
+                self.next_id += 1;
+                format!("{{\"id\": {},{rest}", self.next_id - 1)
+            }
+            _ => row.to_string(),
+        }
+    }
+
     /// A new row of a case's table, as a JSON object.
     pub fn row(&mut self, case: Case) -> String {
         let id = self.next_id;

@@ -41,8 +41,6 @@ pub enum Kind {
     /// A statement on a managed table: accounts for itself.
     #[default]
     Statement,
-    /// A statement on other tables only: part of whatever it runs in.
-    Unmanaged,
     /// A trigger call; the number names its function.
     Trigger(u32),
 }
@@ -168,10 +166,6 @@ impl Frames {
                 Kind::Statement => {
                     add(&mut parent.nested_triggers, &frame.nested_triggers, times);
                     add(&mut parent.accounted, &inclusive, times);
-                }
-                Kind::Unmanaged => {
-                    add(&mut parent.nested_triggers, &frame.nested_triggers, times);
-                    add(&mut parent.accounted, &frame.accounted, times);
                 }
             }
         }

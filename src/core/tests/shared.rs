@@ -199,19 +199,16 @@ fn cpu(amounts: &Amounts) -> u64 {
     amounts[Amount::CpuNs as usize]
 }
 
-/// statement { trigger { unmanaged statement { trigger } , managed statement } }
+/// statement { trigger { trigger, statement } }
 #[test]
 fn nested_work_is_counted_where_it_belongs() {
     let mut frames = Frames::default();
     assert!(frames.enter(Kind::Statement, 1, 1000, at(0)));
     assert!(frames.enter(Kind::Trigger(7), 1, 900, at(10)));
     assert_eq!(frames.trigger(), Some(7));
-    assert!(frames.enter(Kind::Unmanaged, 1, 800, at(20)));
     assert!(frames.enter(Kind::Trigger(8), 1, 700, at(30)));
     let inner = frames.leave(700, at(60)).unwrap();
     assert_eq!((cpu(&inner.inclusive), cpu(&inner.exclusive), cpu(&inner.own)), (30, 30, 30));
-    let unmanaged = frames.leave(800, at(70)).unwrap();
-    assert_eq!((cpu(&unmanaged.inclusive), cpu(&unmanaged.own)), (50, 20));
     assert!(frames.enter(Kind::Statement, 1, 800, at(70)));
     let managed = frames.leave(800, at(100)).unwrap();
     assert_eq!(cpu(&managed.own), 30);

@@ -39,11 +39,12 @@ pub(super) fn change(residuals: &[f64]) -> Option<usize> {
     if p > MAX_P || before.len() < MIN_SIDE || after.len() < MIN_SIDE {
         return None;
     }
-    let (before, after) = (median(before), median(after));
-    if (after - before).abs() < MIN_SHIFT {
-        return None;
-    }
-    Some(refined(residuals, before, after))
+    moved(before, after).then(|| refined(residuals, median(before), median(after)))
+}
+
+/// Whether the median moved by enough to matter.
+pub(super) fn moved(before: &[f64], after: &[f64]) -> bool {
+    (median(after) - median(before)).abs() >= MIN_SHIFT
 }
 
 /// The split for which the residuals are nearest to `before`, then `after`, in absolute distance (Bai
@@ -57,6 +58,30 @@ fn refined(residuals: &[f64], before: f64, after: f64) -> usize {
         }
     }
     at.clamp(1, residuals.len() - MIN_SIDE)
+}
+
+/// Factors within these are a machine that is slower or faster for a while (a neighbour on the same core
+/// was seen to make it 1.6 times) or a function that does the same work with another constant.
+const FACTORS: std::ops::RangeInclusive<f64> = 0.4..=2.5;
+
+/// How much wider the relative spread around the new level may be than around the old one, as a factor
+/// and in addition, before the change is more than a factor.
+const WIDER: (f64, f64) = (1.5, 0.03);
+
+/// By which factor the cost changed, when all calls changed by the same; from ratios of cost to
+/// prediction before and after the change. `None` when the shape changed, too, so that older samples say
+/// nothing about the cost now.
+pub(super) fn factor(before: &[f64], after: &[f64]) -> Option<f64> {
+    let spread = |ratios: &[f64], middle: f64| {
+        let distances: Vec<f64> = ratios.iter().map(|ratio| (ratio - middle).abs()).collect();
+        median(&distances) / middle
+    };
+    let (old, new) = (median(before), median(after));
+    if old <= 0.0 || !FACTORS.contains(&(new / old)) {
+        return None;
+    }
+    let same_shape = spread(after, new) <= WIDER.0 * spread(before, old) + WIDER.1;
+    same_shape.then_some(new / old)
 }
 
 /// Ranks from 1; equal values share their mean rank.

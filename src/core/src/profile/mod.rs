@@ -3,8 +3,8 @@
 //! A [`Profile`] keeps the newest [`RESERVOIR`] samples of one (trigger, table, operation) and one
 //! [`Model`] per [`Resource`]. Every new sample is first compared with what the models promised
 //! (prequential evaluation, Dawid 1984), then learnt from, so [`Feedback`] is always out of sample.
-//! A function that was replaced, or whose cost changed without that (Pettitt's test), forgets what it
-//! learnt before. [`cost`] turns outcomes and predictions into cost units.
+//! A function that was replaced forgets what it learnt before; so does one whose cost changed without
+//! that (Pettitt's test), unless all calls changed by the same factor. [`cost`] turns outcomes and predictions into cost units.
 //!
 //! A profile takes at most about 140 KiB: 512 samples of 168 bytes and 256 comparisons of 192.
 
@@ -50,6 +50,9 @@ const DRIFT_WINDOW: usize = 128;
 /// So many samples in a row of the version just replaced are no late arrivals: it is back.
 const BACK_AGAIN: u32 = 8;
 
+/// The level after a change is estimated again until so many samples of it are in.
+const LEVEL_KNOWN: usize = 128;
+
 /// Outcomes above this are broken measurements (a year in µs is 3e13) and count as unseen.
 const MAX_OUTCOME: f64 = 1e15;
 
@@ -73,6 +76,9 @@ pub enum Resource {
     /// Blocks of temporary files, read or written.
     TempBlocks,
 }
+
+/// CPU time says it best; where it cannot be seen, elapsed time stands in.
+const CLOCKS: [Resource; 2] = [Resource::CpuUs, Resource::ElapsedUs];
 
 impl Resource {
     /// Every resource, in the order of [`Sample::outcomes`].
@@ -140,8 +146,8 @@ pub enum Observed {
     Late,
     /// It was the first of a new version: everything before is forgotten.
     Replaced,
-    /// It was added, and revealed that the cost had changed: the samples before the change are
-    /// forgotten and the models fitted again.
+    /// It was added, and revealed that the cost had changed: the samples before the change are brought
+    /// to the new level or forgotten, and the models fitted again.
     Drifted,
 }
 
@@ -158,6 +164,8 @@ pub struct Profile {
     comparisons: Comparisons,
     observed: u64,
     drifts: u64,
+    /// Samples since the last change of level that those before were brought to.
+    since_change: Option<usize>,
 }
 
 impl Profile {
@@ -194,7 +202,8 @@ impl Profile {
         }
         self.reservoir.push_back(sample);
         self.observed = self.observed.saturating_add(1);
-        if self.observed.is_multiple_of(DRIFT_EVERY as u64) && self.forget_before_drift(DRIFT_WINDOW) {
+        self.since_change = self.since_change.map(|count| count + 1).filter(|count| *count <= LEVEL_KNOWN);
+        if self.observed.is_multiple_of(DRIFT_EVERY as u64) && self.follow_drift(DRIFT_WINDOW) {
             self.fit_all();
             return Observed::Drifted;
         }
@@ -206,7 +215,9 @@ impl Profile {
     /// A resource seen in fewer than [`MIN_SAMPLES`] samples has no model afterwards. Restored models
     /// stay until [`RESTORED_UNTIL`] samples are in.
     pub fn refit(&mut self) {
-        self.forget_before_drift(RESERVOIR);
+        if !self.follow_drift(RESERVOIR) {
+            self.correct_level();
+        }
         if !self.restored || self.reservoir.len() >= RESTORED_UNTIL {
             self.fit_all();
         }
@@ -260,28 +271,84 @@ impl Profile {
         Observed::Replaced
     }
 
-    /// Drops the samples before a change of cost among the newest `window`; whether there was one.
-    fn forget_before_drift(&mut self, window: usize) -> bool {
-        // CPU time says it best; where it cannot be seen, elapsed time stands in.
-        let clock = [Resource::CpuUs, Resource::ElapsedUs]
-            .into_iter()
-            .find_map(|clock| Some((clock.index(), self.models[clock.index()].as_ref()?)));
-        let Some((index, model)) = clock else {
+    /// Looks for a change of cost among the newest `window` samples; whether there was one. The samples
+    /// before it are brought to the new level when every call changed by the same factor, as when the
+    /// machine is slower for a while: what was learnt about the features holds. Otherwise they are dropped.
+    fn follow_drift(&mut self, window: usize) -> bool {
+        let Some(clock) = CLOCKS.into_iter().find(|clock| self.models[clock.index()].is_some()) else {
             return false;
         };
         let from = self.reservoir.len().saturating_sub(window);
-        let residual = |(at, sample): (usize, &Sample)| {
-            sample.outcomes[index].map(|actual| (at, model.residual(&sample.features, actual)))
-        };
-        let (at, residuals): (Vec<usize>, Vec<f64>) =
-            self.reservoir.iter().enumerate().skip(from).filter_map(residual).unzip();
-        let Some(change) = drift::change(&residuals).and_then(|change| at.get(change).copied()) else {
+        let (at, residuals): (Vec<usize>, Vec<f64>) = self.residuals(clock, from).into_iter().unzip();
+        let Some(change) = drift::change(&residuals) else {
             return false;
         };
-        self.reservoir.drain(..change);
+        let change = at[change];
+        if self.others_stay(from, change) && self.level(from, change) {
+            self.since_change = Some(self.reservoir.len() - change);
+        } else {
+            self.reservoir.drain(..change);
+            self.since_change = None;
+        }
         self.drifts = self.drifts.saturating_add(1);
         self.restored = false;
         true
+    }
+
+    /// The first estimate of a new level came from few samples.
+    fn correct_level(&mut self) {
+        if let Some(count) = self.since_change {
+            self.level(0, self.reservoir.len().saturating_sub(count));
+        }
+    }
+
+    /// Brings the times of the samples before `change` to the level of those after it; false when the change
+    /// was none of level alone.
+    fn level(&mut self, from: usize, change: usize) -> bool {
+        let factors = CLOCKS.map(|clock| self.factor(clock, from, change));
+        for (clock, factor) in CLOCKS.into_iter().zip(factors) {
+            let scale = |outcome: f64| (outcome * factor.unwrap_or(1.0)).min(MAX_OUTCOME);
+            for sample in self.reservoir.iter_mut().take(change) {
+                let outcome = &mut sample.outcomes[clock.index()];
+                *outcome = outcome.map(scale);
+            }
+        }
+        factors.into_iter().any(|factor| factor.is_some())
+    }
+
+    /// How far a resource was from its model, per sample from `from` on that saw it, with its place.
+    fn residuals(&self, resource: Resource, from: usize) -> Vec<(usize, f64)> {
+        let Some(model) = &self.models[resource.index()] else {
+            return Vec::new();
+        };
+        let residual = |(at, sample): (usize, &Sample)| {
+            Some((at, model.residual(&sample.features, sample.outcomes[resource.index()]?)))
+        };
+        self.reservoir.iter().enumerate().skip(from).filter_map(residual).collect()
+    }
+
+    /// Residuals of the samples from `from` to `change` and of those after.
+    fn sides(&self, resource: Resource, from: usize, change: usize) -> (Vec<f64>, Vec<f64>) {
+        let (before, after): (Vec<_>, Vec<_>) =
+            self.residuals(resource, from).into_iter().partition(|(at, _)| *at < change);
+        let values = |side: Vec<(usize, f64)>| side.into_iter().map(|(_, residual)| residual).collect();
+        (values(before), values(after))
+    }
+
+    /// The factor by which a time changed at `change`, when it was one.
+    fn factor(&self, clock: Resource, from: usize, change: usize) -> Option<f64> {
+        let (before, after) = self.sides(clock, from, change);
+        let ratios =
+            |residuals: Vec<f64>| residuals.iter().map(|residual| 1.0 + residual).collect::<Vec<_>>();
+        drift::factor(&ratios(before), &ratios(after))
+    }
+
+    /// Whether no resource but time changed: then the function does what it did.
+    fn others_stay(&self, from: usize, change: usize) -> bool {
+        Resource::ALL.into_iter().filter(|resource| !CLOCKS.contains(resource)).all(|resource| {
+            let (before, after) = self.sides(resource, from, change);
+            !drift::moved(&before, &after)
+        })
     }
 
     fn fit_all(&mut self) {
