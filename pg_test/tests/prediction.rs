@@ -1,12 +1,12 @@
 //! How well the cost of a trigger is predicted: five unlike triggers, rows of widely varying size.
 //!
-//! The triggers run on rows of one seed, and their models are learnt. Rows of another seed are then predicted
-//! by `foreshard.predict_cost()`, in some blocks with more learning between them, and what their triggers
-//! really take is told by PostgreSQL's own statistics of functions while foreshard does not watch, so that
-//! nothing is learnt from them.
+//! The triggers run on rows of one seed, and their models are learnt from them. In turn with these come rows
+//! of another seed, again and again, while foreshard does not watch, so that nothing is learnt from them;
+//! what their triggers take is told by PostgreSQL's own statistics of functions. Before every batch of
+//! turns each of them is predicted by `foreshard.predict_cost()`.
 //!
-//! A prediction says two things. Its value is the cost to be expected: it is compared with the mean of
-//! [`CALLS`] calls for the same row, because one call of 50 µs is as noisy as the machine (the same loop was
+//! A prediction says two things. Its value is the cost to be expected: its mean over the
+//! batches is compared with the mean of as many calls for the same row, because one call of 50 µs is as noisy as the machine (the same loop was
 //! seen to take 44 or 74 µs, minutes long, and to scatter by 15 % around the latter). Its interval is where
 //! a single call ends: it must hold enough of them. The error that the best possible prediction of single
 //! calls makes, the mean of that very row, is printed beside.
@@ -24,19 +24,13 @@ use foreshard_test::{Awake, Client, Error, Result, wait_until};
 use std::time::Duration;
 
 /// Batches of rows that the models are learnt from at first, one a reading of the keeper (1 s).
-const BATCHES: usize = 12;
-/// Rows of a batch.
+const BATCHES: usize = 8;
+/// Batches in which the held-out rows take their turns.
+const HELD_OUT_BATCHES: usize = 25;
+/// Rows of a batch, of either kind.
 const BATCH: usize = 60;
-/// Blocks of rows that are then predicted, each after one more batch.
-const BLOCKS: usize = 8;
-/// Rows of a block.
-const BLOCK: usize = 8;
-/// Calls for each of them.
-const CALLS: usize = 25;
 /// Unwatched calls of every trigger before a batch.
 const WARM: usize = 60;
-/// Calls for other rows between those for a held-out one.
-const BETWEEN: usize = 3;
 
 /// Measured calls and their CPU time so far, µs.
 fn measured(server: &mut Server, case: Case) -> Result<(f64, f64)> {
@@ -74,7 +68,7 @@ fn learn(server: &mut Server, client: &mut Client, rows: &mut Rows) -> Result<()
         }
         Ok(true)
     })?;
-    (0..BATCHES).try_for_each(|_| batch(client, rows))?;
+    (0..BATCHES).try_for_each(|_| batch(client, rows, &[], &mut []))?;
     // A profile that believes that a cost has changed forgets what was before, so not all may be left.
     server.wait_query(
         &format!(
@@ -85,17 +79,31 @@ fn learn(server: &mut Server, client: &mut Client, rows: &mut Rows) -> Result<()
     )
 }
 
-/// Fires every trigger for a batch of rows, in the same turns as [`round`] does, and gives the keeper the
-/// time to learn from it. Before that the triggers run unwatched: after a second of doing nothing caches
-/// are cold, and what is predicted is the cost of a call on a server at work.
-fn batch(client: &mut Client, rows: &mut Rows) -> Result<()> {
+/// Fires every trigger for a batch of rows, and in turn with them unwatched for those held out, whose times
+/// it adds to the outcomes; then gives the keeper the time to learn. Before that the triggers run unwatched:
+/// after a second of doing nothing caches are cold, and what is predicted is the cost on a server at work.
+fn batch(
+    client: &mut Client,
+    rows: &mut Rows,
+    held: &[Vec<String>],
+    outcomes: &mut [Vec<Outcome>],
+) -> Result<()> {
     client.exec("SET foreshard.observe = off")?;
     (0..WARM).try_for_each(|_| fire_all(client, rows))?;
-    client.exec("SET foreshard.observe = on")?;
     client.exec("BEGIN")?;
-    for _ in 0..BATCH {
+    for at in 0..BATCH {
+        client.exec("SET foreshard.observe = on")?;
         fire_all(client, rows)?;
-        function_us(client)?;
+        client.exec("SET foreshard.observe = off")?;
+        let before = function_us(client)?;
+        let Some(held) = held.get(at) else { continue };
+        for (case, row) in Case::ALL.into_iter().zip(held) {
+            let row = rows.again(case, row);
+            fire(client, case, &row)?;
+        }
+        for (outcomes, (now, before)) in outcomes.iter_mut().zip(function_us(client)?.iter().zip(before)) {
+            outcomes[at].calls_us.push(now - before);
+        }
     }
     client.exec("COMMIT")?;
     std::thread::sleep(Duration::from_millis(1_200));
@@ -128,21 +136,32 @@ fn predict(client: &mut Client, case: Case, row: &str) -> Result<Predicted> {
     Ok(Predicted { cpu_us, lower, upper })
 }
 
-/// A held-out row: what was predicted, and what its calls took, µs.
-#[derive(Clone, Debug)]
+/// A held-out row: what was predicted, and what its calls then took, µs.
+#[derive(Clone, Debug, Default)]
 struct Outcome {
-    predicted: Predicted,
+    predicted: Vec<Predicted>,
     calls_us: Vec<f64>,
 }
 
+fn mean(numbers: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = numbers.len() as f64;
+    numbers.sum::<f64>() / count
+}
+
 impl Outcome {
+    fn predicted_us(&self) -> f64 {
+        mean(self.predicted.iter().map(|predicted| predicted.cpu_us))
+    }
+
     fn expected_us(&self) -> f64 {
-        self.calls_us.iter().sum::<f64>() / self.calls_us.len() as f64
+        mean(self.calls_us.iter().copied())
     }
 
     fn covered(&self) -> usize {
-        let range = self.predicted.lower..=self.predicted.upper;
-        self.calls_us.iter().filter(|us| range.contains(&(**us / 1000.0))).count()
+        let held = |(predicted, us): &(&Predicted, &f64)| {
+            (predicted.lower..=predicted.upper).contains(&(*us / 1000.0))
+        };
+        self.predicted.iter().zip(&self.calls_us).filter(held).count()
     }
 }
 
@@ -177,54 +196,23 @@ fn function_us(client: &mut Client) -> Result<Vec<f64>> {
     Ok(text.split('|').map(|ms| ms.parse::<f64>().unwrap_or(f64::NAN) * 1e3).collect())
 }
 
-/// Fires every trigger for each of these rows, unwatched; adds what they took to the outcomes.
-fn round(
-    client: &mut Client,
-    rows: &mut Rows,
-    held: &[Vec<String>],
-    outcomes: &mut [Vec<Outcome>],
-) -> Result<()> {
-    client.exec("BEGIN")?;
-    let mut before = Vec::new();
-    for (at, held) in held.iter().enumerate() {
-        for _ in 0..BETWEEN {
-            fire_all(client, rows)?;
-            before = function_us(client)?;
-        }
-        for (case, row) in Case::ALL.into_iter().zip(held) {
-            let row = rows.again(case, row);
-            fire(client, case, &row)?;
-        }
-        let now = function_us(client)?;
-        for (index, outcomes) in outcomes.iter_mut().enumerate() {
-            outcomes[at].calls_us.push(now[index] - before[index]);
-        }
-    }
-    client.exec("COMMIT")?;
-    Ok(())
-}
-
 /// Predicts rows that are not learnt from, and tells what they take; per case.
 fn hold_out(client: &mut Client, known: &mut Rows, rows: &mut Rows) -> Result<Vec<Vec<Outcome>>> {
-    let mut all = vec![Vec::new(); Case::ALL.len()];
-    for _ in 0..BLOCKS {
-        batch(client, known)?;
-        let held: Vec<Vec<String>> =
-            (0..BLOCK).map(|_| Case::ALL.iter().map(|case| rows.row(*case)).collect()).collect();
-        client.exec("SET foreshard.observe = off")?;
-        let mut outcomes = vec![Vec::new(); Case::ALL.len()];
-        for held in &held {
+    let row = |rows: &mut Rows| Case::ALL.iter().map(|case| rows.row(*case)).collect::<Vec<_>>();
+    let held: Vec<Vec<String>> = (0..BATCH).map(|_| row(rows)).collect();
+    let mut outcomes = vec![vec![Outcome::default(); held.len()]; Case::ALL.len()];
+    for (case, row) in held.iter().flat_map(|held| Case::ALL.into_iter().zip(held)) {
+        place(client, case, row)?;
+    }
+    for _ in 0..HELD_OUT_BATCHES {
+        for (at, held) in held.iter().enumerate() {
             for (index, (case, row)) in Case::ALL.into_iter().zip(held).enumerate() {
-                place(client, case, row)?;
-                let predicted = predict(client, case, row)?;
-                outcomes[index].push(Outcome { predicted, calls_us: Vec::new() });
+                outcomes[index][at].predicted.push(predict(client, case, row)?);
             }
         }
-        (0..CALLS).try_for_each(|_| round(client, rows, &held, &mut outcomes))?;
-        client.exec("SET foreshard.observe = on")?;
-        all.iter_mut().zip(outcomes).for_each(|(all, outcomes)| all.extend(outcomes));
+        batch(client, known, &held, &mut outcomes)?;
     }
-    Ok(all)
+    Ok(outcomes)
 }
 
 /// What `stat_triggers` says of its own predictions of a case: model, relative error, bias, R², coverage.
@@ -243,15 +231,16 @@ fn own_record(server: &mut Server, case: Case) -> Result<(String, [f64; 4])> {
 
 /// Prints what became of a case's predictions; what missed its bar.
 fn judge(server: &mut Server, case: Case, outcomes: &[Outcome]) -> Result<Vec<String>> {
-    let expected: Vec<_> = outcomes.iter().map(|o| (o.predicted.cpu_us, o.expected_us())).collect();
+    let expected: Vec<_> = outcomes.iter().map(|o| (o.predicted_us(), o.expected_us())).collect();
     let expected = Errors::of(&expected);
-    let single = |of: fn(&Outcome) -> f64| {
-        let calls = outcomes.iter().flat_map(|o| o.calls_us.iter().map(move |us| (of(o), *us)));
+    let single = |of: fn(&Outcome, usize) -> f64| {
+        let calls =
+            outcomes.iter().flat_map(|o| o.calls_us.iter().enumerate().map(move |(i, us)| (of(o, i), *us)));
         Errors::of(&calls.collect::<Vec<_>>())
     };
-    let (predicted, best) = (single(|o| o.predicted.cpu_us), single(Outcome::expected_us));
+    let (predicted, best) = (single(|o, i| o.predicted[i].cpu_us), single(|o, _| o.expected_us()));
     let covered: usize = outcomes.iter().map(Outcome::covered).sum();
-    let coverage = covered as f64 / (outcomes.len() * CALLS) as f64;
+    let coverage = covered as f64 / (outcomes.len() * HELD_OUT_BATCHES) as f64;
     let (model, own) = own_record(server, case)?;
     let own_errors = Errors { relative_error: own[0], bias: own[1], r2: own[2] };
     let costs = outcomes.iter().map(Outcome::expected_us);
