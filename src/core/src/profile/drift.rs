@@ -64,24 +64,20 @@ fn refined(residuals: &[f64], before: f64, after: f64) -> usize {
 /// was seen to make it 1.6 times) or a function that does the same work with another constant.
 const FACTORS: std::ops::RangeInclusive<f64> = 0.4..=2.5;
 
-/// How much wider the relative spread around the new level may be than around the old one, as a factor
-/// and in addition, before the change is more than a factor.
-const WIDER: (f64, f64) = (1.5, 0.03);
+/// Cheap and expensive calls changed by the same factor when theirs differ by less than this factor.
+const SAME: f64 = 1.35;
 
-/// By which factor the cost changed, when all calls changed by the same; from ratios of cost to
-/// prediction before and after the change. `None` when the shape changed, too, so that older samples say
-/// nothing about the cost now.
-pub(super) fn factor(before: &[f64], after: &[f64]) -> Option<f64> {
-    let spread = |ratios: &[f64], middle: f64| {
-        let distances: Vec<f64> = ratios.iter().map(|ratio| (ratio - middle).abs()).collect();
-        median(&distances) / middle
-    };
-    let (old, new) = (median(before), median(after));
-    if old <= 0.0 || !FACTORS.contains(&(new / old)) {
-        return None;
-    }
-    let same_shape = spread(after, new) <= WIDER.0 * spread(before, old) + WIDER.1;
-    same_shape.then_some(new / old)
+/// By which factor the cost changed, when all calls changed by the same; from pairs of prediction and ratio of
+/// cost to prediction before and after the change. `None` when cheap calls changed by another factor than
+/// expensive ones, so that older samples say nothing about the cost now.
+pub(super) fn factor(before: &[(f64, f64)], after: &[(f64, f64)]) -> Option<f64> {
+    let ratios = |pairs: &[(f64, f64)]| pairs.iter().map(|(_, ratio)| *ratio).collect::<Vec<_>>();
+    let factor = median(&ratios(after)) / median(&ratios(before));
+    let mut sorted = after.to_vec();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (cheap, expensive) = sorted.split_at(sorted.len() / 2);
+    let tilt = median(&ratios(cheap)) / median(&ratios(expensive));
+    (FACTORS.contains(&factor) && (1.0 / SAME..=SAME).contains(&tilt)).then_some(factor)
 }
 
 /// Ranks from 1; equal values share their mean rank.

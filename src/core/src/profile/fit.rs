@@ -6,7 +6,8 @@
 //! off the line, measured by the median absolute deviation, are dropped and the line is fitted again,
 //! where a session's first call explains them. The interval is cross-conformal (Vovk 2015): every
 //! sample is compared with a line fitted without its fold, and the interval ends at the quantiles of
-//! these residuals, with the finite-sample correction. The line stored is fitted on all samples.
+//! these residuals, with the finite-sample correction, and further out when recent
+//! predictions were further off. The line stored is fitted on all samples.
 
 use linfa::DatasetBase;
 use linfa::traits::Fit;
@@ -19,6 +20,9 @@ use super::{FEATURES, MIN_SAMPLES};
 
 /// The fewest samples worth a line; below, noise would draw it.
 const MIN_LINEAR: usize = 20;
+
+/// The fewest recent predictions whose errors say something about the tails.
+const MIN_TRACK: usize = 60;
 
 /// Folds of the cross-conformal calibration. They interleave, so that each spans all of the time.
 const FOLDS: usize = 4;
@@ -160,6 +164,19 @@ impl Candidate {
             floor,
             level: LEVEL,
         }
+    }
+}
+
+/// Widens the interval to what recent predictions were off, once there are enough of them. Samples in a
+/// reservoir are as if drawn in any order, but the next call comes after them: a machine that changes its
+/// speed is seen only here (Gibbs and Candès 2021 on conformal prediction under shift).
+/// `stretch` is what it took lately to hold as many calls as promised.
+pub(super) fn with_track(model: Model, residuals: Vec<f64>, stretch: f64) -> Model {
+    let (lower, upper) = if residuals.len() < MIN_TRACK { (0.0, 0.0) } else { interval(residuals) };
+    Model {
+        lower_quantile: stretch * model.lower_quantile.min(lower),
+        upper_quantile: stretch * model.upper_quantile.max(upper),
+        ..model
     }
 }
 

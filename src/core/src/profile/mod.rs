@@ -6,7 +6,7 @@
 //! A function that was replaced forgets what it learnt before; so does one whose cost changed without
 //! that (Pettitt's test), unless all calls changed by the same factor. [`cost`] turns outcomes and predictions into cost units.
 //!
-//! A profile takes at most about 140 KiB: 512 samples of 168 bytes and 256 comparisons of 192.
+//! A profile takes at most about 140 KiB: 512 samples of 168 bytes and 256 comparisons of 320.
 
 pub mod cost;
 mod drift;
@@ -193,10 +193,7 @@ impl Profile {
             accepted => accepted,
         };
         let sample = cleaned(sample);
-        self.comparisons.push(
-            self.models.each_ref().map(|model| model.as_ref().map(|model| model.predict(&sample.features))),
-            &sample.outcomes,
-        );
+        self.comparisons.push(&self.models, &sample);
         if self.reservoir.len() == RESERVOIR {
             self.reservoir.pop_front();
         }
@@ -289,6 +286,7 @@ impl Profile {
         } else {
             self.reservoir.drain(..change);
             self.since_change = None;
+            self.comparisons.forget_residuals();
         }
         self.drifts = self.drifts.saturating_add(1);
         self.restored = false;
@@ -337,10 +335,15 @@ impl Profile {
 
     /// The factor by which a time changed at `change`, when it was one.
     fn factor(&self, clock: Resource, from: usize, change: usize) -> Option<f64> {
-        let (before, after) = self.sides(clock, from, change);
-        let ratios =
-            |residuals: Vec<f64>| residuals.iter().map(|residual| 1.0 + residual).collect::<Vec<_>>();
-        drift::factor(&ratios(before), &ratios(after))
+        let model = self.models[clock.index()].as_ref()?;
+        let pairs = |residuals: Vec<(usize, f64)>| {
+            let pair = |(at, residual): (usize, f64)| {
+                (model.predict(&self.reservoir[at].features).value, 1.0 + residual)
+            };
+            residuals.into_iter().map(pair).collect::<Vec<_>>()
+        };
+        let (before, after) = self.residuals(clock, from).into_iter().partition(|(at, _)| *at < change);
+        drift::factor(&pairs(before), &pairs(after))
     }
 
     /// Whether no resource but time changed: then the function does what it did.
@@ -358,7 +361,9 @@ impl Profile {
                 Some(Row { features: sample.features, actual })
             };
             let rows: Vec<Row> = self.reservoir.iter().filter_map(row).collect();
-            self.models[resource.index()] = fit::fit(&rows, resource.has_startup());
+            let (track, stretch) = (self.comparisons.residuals(resource), self.comparisons.stretch(resource));
+            self.models[resource.index()] =
+                fit::fit(&rows, resource.has_startup()).map(|model| fit::with_track(model, track, stretch));
         }
         self.restored = false;
     }
