@@ -12,8 +12,10 @@
 //! calls makes, the mean of that very row, is printed beside.
 //!
 //! Bars, for every trigger: R² of at least 0.9 or a relative error (sum of errors over sum of costs) of at
-//! most 15 % of the expected cost, and intervals that hold at least 85 % of the single calls. The record in
-//! `stat_triggers`, of the newest calls learnt from, is printed.
+//! most 15 % of the expected cost, and intervals that hold at least 85 % of single calls. The latter is asked
+//! of the record in `stat_triggers`, whose calls were predicted before they were learnt from: it compares CPU
+//! time with CPU time, where PostgreSQL's statistics are elapsed time and leave out the call itself, which
+//! is printed beside.
 
 mod common;
 
@@ -263,7 +265,7 @@ fn judge(server: &mut Server, case: Case, outcomes: &[Outcome]) -> Result<Vec<St
     }
     let kept = [
         ("expected cost", expected.r2 >= 0.9 || expected.relative_error <= 0.15),
-        ("coverage", coverage >= 0.85),
+        ("coverage", own[3] >= 0.85),
     ];
     Ok(kept
         .into_iter()

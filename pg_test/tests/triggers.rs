@@ -224,10 +224,10 @@ fn memory_that_stays_is_seen() -> Result<()> {
         client.exec("BEGIN")?;
         insert_each(&mut client, table, 1, 2)?;
         let start = memory_bytes(&mut client)?;
-        insert_each(&mut client, table, 3, 20)?;
-        let truth = (memory_bytes(&mut client)? - start) / 20.0;
+        insert_each(&mut client, table, 3, 40)?;
+        let truth = (memory_bytes(&mut client)? - start) / 40.0;
         client.exec("COMMIT")?;
-        let since = wait_calls(&mut server, (table, table, "INSERT"), before, 22)?;
+        let since = wait_calls(&mut server, (table, table, "INSERT"), before, 42)?;
         let kept = since.mean_memory_bytes();
         assert_near(&format!("memory that \"{table}\" keeps, bytes"), kept, truth, 0.05, 20_000.0);
         assert_eq!(kept > 900_000.0, table == "keeps", "{kept} bytes");

@@ -287,7 +287,7 @@ fn within(state: &mut State, setting: i32) -> Option<Draw> {
 
 fn trigger_starts(function: u32, weight: u32, address: usize, since_ns: u64) -> bool {
     let begun = with(|state| {
-        let memory = state.budget.wants_memory(guc::TRIGGER_SAMPLE_INTERVAL.get());
+        let memory = state.budget.wants_memory();
         enter(state, Kind::Trigger(function), weight, address, since_ns, memory)
     });
     if begun == Some(false)

@@ -39,7 +39,7 @@ struct Comparison {
 /// How fast intervals follow their misses: after a miss they are stretched by this times the level, after a
 /// hit shrunk by this times the rest, so that in the long run the share of misses is what it should be,
 /// whatever the machine does (adaptive conformal inference, Gibbs and Candès 2021).
-const STEP: f64 = 0.02;
+const STEP: f64 = 0.05;
 
 /// Intervals are never stretched more than this.
 const MAX_STRETCH: f64 = 4.0;
