@@ -48,6 +48,9 @@ COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the vi
 COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
 COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online.';
 COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cutover; the slot stays where it is.';
+COMMENT ON FUNCTION foreshard.pause_move(bigint) IS 'Holds a move up where it stands, before its cutover.';
+COMMENT ON FUNCTION foreshard.resume_move(bigint) IS 'Lets a paused move go on.';
+COMMENT ON FUNCTION foreshard.rollback_move(bigint) IS 'Brings a slot back: cancels a move before its cutover, swaps the copies back after it while the old one is kept.';
 
 GRANT USAGE ON SCHEMA foreshard TO PUBLIC;
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA foreshard FROM PUBLIC;

@@ -270,6 +270,8 @@ CREATE TABLE foreshard.move (
     phase       text NOT NULL DEFAULT 'preflight',
     finished    boolean NOT NULL DEFAULT false,
     cancel_requested boolean NOT NULL DEFAULT false,
+    rollback_requested boolean NOT NULL DEFAULT false,
+    paused      boolean NOT NULL DEFAULT false,
     created_at  timestamptz NOT NULL DEFAULT now(),
     started_at  timestamptz,
     finished_at timestamptz,
@@ -281,6 +283,7 @@ CREATE TABLE foreshard.move (
     -- outlives the transaction of the final drain: cutover waits out snapshots older than this
     last_replay_xid xid8,
     verified_at timestamptz,
+    swapped_at  timestamptz,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,
     bytes_copied bigint

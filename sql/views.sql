@@ -70,7 +70,8 @@ FROM (
     SELECT m.move_id, m.request_id, m.slot_id, a.shard_name AS from_shard, b.shard_name AS to_shard,
            m.phase, m.finished,
            CASE WHEN m.finished THEN m.phase WHEN m.started_at IS NULL THEN 'waiting'
-                WHEN m.cancel_requested THEN 'cancelling' ELSE 'running' END AS state,
+                WHEN m.cancel_requested OR m.rollback_requested THEN 'cancelling' WHEN m.paused THEN 'paused'
+                WHEN m.phase = 'watch' THEN 'watching' ELSE 'running' END AS state,
            coalesce(r.rows_done, m.rows_copied) AS rows_done, coalesce(r.rows_total, m.rows_copied) AS rows_total,
            coalesce(r.blocks_done * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_done,
            coalesce(r.blocks_total * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_total,
@@ -84,8 +85,11 @@ FROM (
                FROM foreshard.move_relation GROUP BY 1) r USING (move_id)
 ) q;
 
+-- The keys of rows that a verification found to differ are the users' data.
 CREATE VIEW foreshard.history AS
-SELECT event_id, at, event, move_id, slot_id, detail FROM foreshard.event;
+SELECT event_id, at, event, move_id, slot_id,
+       CASE WHEN pg_catalog.pg_has_role('pg_read_all_data', 'USAGE') THEN detail ELSE detail - 'rows' END AS detail
+FROM foreshard.event;
 
 -- A trigger function of PostgreSQL's own passes by the hooks; the executor's instrumentation of measured
 -- statements sees its elapsed time, its blocks and its WAL.

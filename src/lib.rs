@@ -28,6 +28,7 @@ pub extern "C-unwind" fn _PG_init() {
         pg::shmem::register();
         pg::region::register();
         observe::register();
+        pg::mirror::register();
         pg::hooks::register(catalog::shadow::sources_under_way);
         worker::launcher::register();
     }

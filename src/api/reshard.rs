@@ -86,11 +86,59 @@ fn cancel_move(move_id: i64) -> PgResult<bool> {
         return Err(unknown(format!("move {move_id} does not exist")));
     };
     require_slot_owner(slot_id)?;
-    if finished || phase == "retire" {
+    if finished || phase == "retire" || phase == "watch" {
         return Ok(false);
     }
     let _owner = security::as_extension_owner()?;
     let asked = moves::request_cancel(move_id)?;
     wake_keeper();
     Ok(asked)
+}
+
+/// Brings a slot back to where it was before a move: before the cutover the move is cancelled, after it the
+/// copies change places again, as long as the old one is kept (`foreshard.rollback_window`). False when it is
+/// too late.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn rollback_move(move_id: i64) -> PgResult<bool> {
+    let as_owner = security::as_extension_owner()?;
+    let found = moves::slot_of(move_id)?;
+    drop(as_owner);
+    let Some((slot_id, _, _)) = found else {
+        return Err(unknown(format!("move {move_id} does not exist")));
+    };
+    require_slot_owner(slot_id)?;
+    let _owner = security::as_extension_owner()?;
+    let asked = moves::request_rollback(move_id)?;
+    wake_keeper();
+    if asked { Ok(true) } else { cancel_move(move_id) }
+}
+
+fn set_paused(move_id: i64, paused: bool) -> PgResult<bool> {
+    let as_owner = security::as_extension_owner()?;
+    let found = moves::slot_of(move_id)?;
+    drop(as_owner);
+    let Some((slot_id, _, _)) = found else {
+        return Err(unknown(format!("move {move_id} does not exist")));
+    };
+    require_slot_owner(slot_id)?;
+    let _owner = security::as_extension_owner()?;
+    let changed = moves::set_paused(move_id, paused)?;
+    wake_keeper();
+    Ok(changed)
+}
+
+/// Holds a move up where it stands; changes go on being logged or mirrored. False when it has passed its
+/// cutover or is paused already.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn pause_move(move_id: i64) -> PgResult<bool> {
+    set_paused(move_id, true)
+}
+
+/// Lets a paused move go on. False when it is not paused.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn resume_move(move_id: i64) -> PgResult<bool> {
+    set_paused(move_id, false)
 }

@@ -18,6 +18,8 @@ pub struct MoveRow {
     pub move_id: i64,
     /// Slot that moves.
     pub slot_id: i64,
+    /// Shard it comes from.
+    pub from_shard: i32,
     /// Target shard.
     pub to_shard: i32,
     /// Tablespace of the target shard.
@@ -26,8 +28,14 @@ pub struct MoveRow {
     pub phase: Phase,
     /// Somebody called cancel_move.
     pub cancel_requested: bool,
+    /// Somebody called rollback_move after the swap.
+    pub rollback_requested: bool,
+    /// Somebody called pause_move.
+    pub paused: bool,
     /// Nothing more to do.
     pub finished: bool,
+    /// Seconds since the swap; None: not yet.
+    pub swapped_age_s: Option<f64>,
     /// Seconds since the last verification; None: never.
     pub verified_age_s: Option<f64>,
 }
@@ -36,7 +44,8 @@ pub struct MoveRow {
 pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested, m.finished, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8 \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -49,20 +58,29 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 cancel_requested: row.need(6)?,
                 finished: row.need(7)?,
                 verified_age_s: row.get(8)?,
+                from_shard: row.need(9)?,
+                rollback_requested: row.need(10)?,
+                swapped_age_s: row.get(11)?,
+                paused: row.need(12)?,
             })
         },
     )?;
     Ok(found.into_iter().next())
 }
 
-/// Moves that should have a carrier and have none, at most `limit`; those under way first.
+/// Moves that should have a carrier and have none, at most `limit`; those under way first. While an old copy
+/// is only kept, nothing is to be done.
 pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
     spi::rows(
-        "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
+        "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished \
+           AND (NOT m.paused OR m.cancel_requested OR m.phase = ANY ($2)) \
+           AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
+                    AND m.swapped_at > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \
          ORDER BY m.started_at NULLS LAST, m.move_id LIMIT $1",
-        &[limit.into()],
+        &[limit.into(), unpausable().into()],
         |row| row.need::<i64>(1),
     )
 }
@@ -282,13 +300,39 @@ pub fn set_verified(move_id: i64) -> PgResult<()> {
     Ok(())
 }
 
-/// The placement changes: the slot is on its new shard.
-pub fn place_slot(row: &MoveRow) -> PgResult<()> {
+/// The placement changes: the slot is on another shard.
+pub fn place_slot(row: &MoveRow, shard: i32) -> PgResult<()> {
     spi::run(
         "UPDATE foreshard.slot SET shard_id = $2, last_moved_at = pg_catalog.clock_timestamp() WHERE slot_id = $1",
-        &[row.slot_id.into(), row.to_shard.into()],
+        &[row.slot_id.into(), shard.into()],
+    )?;
+    spi::run(
+        "UPDATE foreshard.move SET swapped_at = pg_catalog.clock_timestamp() WHERE move_id = $1",
+        &[row.move_id.into()],
     )?;
     Ok(())
+}
+
+/// Holds a move up, or lets it go on; false when it is too late or was so already.
+pub fn set_paused(move_id: i64, paused: bool) -> PgResult<bool> {
+    Ok(spi::run(
+        "UPDATE foreshard.move SET paused = $2 WHERE move_id = $1 AND NOT finished AND paused <> $2 AND NOT (phase = ANY ($3) AND $2)",
+        &[move_id.into(), paused.into(), unpausable().into()],
+    )? > 0)
+}
+
+/// The phases in which a pause has no effect: the old copy is on its way out.
+fn unpausable() -> Vec<String> {
+    let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_reversible());
+    phases.map(|phase| phase.as_str().to_string()).collect()
+}
+
+/// Asks a move that has swapped to swap back; false when it has ended.
+pub fn request_rollback(move_id: i64) -> PgResult<bool> {
+    Ok(spi::run(
+        "UPDATE foreshard.move SET rollback_requested = true WHERE move_id = $1 AND NOT finished AND phase = 'watch'",
+        &[move_id.into()],
+    )? > 0)
 }
 
 /// Asks a move to stop; false when it does not exist or has ended.

@@ -96,9 +96,7 @@ pub fn create(move_id: i64, source: pg_sys::Oid, tablespace: &str) -> PgResult<(
     let log = create_log(source, &key, &format!("capture_{tag}"))?;
     let function = spi::one::<pg_sys::Oid>("SELECT 'foreshard.capture()'::regprocedure::oid", &[])?
         .ok_or_else(|| internal("function foreshard.capture() is missing"))?;
-    let mut arguments = vec![log.to_u32()];
-    arguments.extend(key.iter().map(|k| *k as u32));
-    let trigger = storage::install_capture(source, function, &arguments);
+    let trigger = storage::install_capture(source, function, &capture_arguments(log, None, &key));
     let print = fingerprint(source, trigger, log)?.ok_or_else(|| internal("no fingerprint"))?;
     spi::run(
         "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, blocks_total, rows_total) \
@@ -115,6 +113,58 @@ pub fn create(move_id: i64, source: pg_sys::Oid, tablespace: &str) -> PgResult<(
         ],
     )?;
     create_indexes(move_id, source, shadow, space)
+}
+
+/// The capture trigger's arguments: `pg::capture` explains them. `mirror`: shadow, identity index and that of
+/// the shadow.
+fn capture_arguments(log: pg_sys::Oid, mirror: Option<[pg_sys::Oid; 3]>, key: &[i16]) -> Vec<u32> {
+    let mut arguments = vec![log.to_u32()];
+    arguments.extend(mirror.map_or([0; 3], |oids| oids.map(|oid| oid.to_u32())));
+    arguments.extend(key.iter().map(|attnum| *attnum as u32));
+    arguments
+}
+
+/// Makes the capture trigger a mirror, or a mirror a capture trigger again. The caller holds SHARE ROW
+/// EXCLUSIVE on the source; every writer after that sees it.
+pub fn set_mirroring(move_id: i64, row: &RelationRow, mirroring: bool) -> PgResult<()> {
+    let indexes = spi::rows(
+        "SELECT r.identity_index, i.shadow_index FROM foreshard.move_relation r \
+         JOIN foreshard.move_index i ON (i.move_id, i.source_index) = (r.move_id, r.identity_index) \
+         WHERE r.move_id = $1 AND r.source = $2",
+        &[move_id.into(), row.source.into()],
+        |r| Ok((r.need::<pg_sys::Oid>(1)?, r.need::<pg_sys::Oid>(2)?)),
+    )?;
+    let Some((identity, shadow_identity)) = indexes.into_iter().next() else {
+        return Err(internal("the move has lost its identity index"));
+    };
+    let mirror = mirroring.then_some([row.shadow, identity, shadow_identity]);
+    let arguments = capture_arguments(row.log, mirror, &row.key);
+    let text: String = arguments.iter().map(|argument| format!("{argument}\\000")).collect();
+    spi::run(
+        "UPDATE pg_catalog.pg_trigger SET tgargs = pg_catalog.decode($2, 'escape') WHERE oid = $1",
+        &[row.trigger.into(), text.as_str().into()],
+    )?;
+    storage::forget_cached(row.source);
+    set_fingerprint(move_id, row)
+}
+
+/// Whether a capture trigger mirrors.
+pub fn is_mirroring(trigger: pg_sys::Oid) -> PgResult<bool> {
+    Ok(spi::one::<bool>(
+        "SELECT pg_catalog.split_part(pg_catalog.encode(tgargs, 'escape'), '\\000', 2) <> '0' FROM pg_catalog.pg_trigger WHERE oid = $1",
+        &[trigger.into()],
+    )?
+    .unwrap_or(false))
+}
+
+/// Takes the definition of a source as it is now for the one to compare with.
+pub fn set_fingerprint(move_id: i64, row: &RelationRow) -> PgResult<()> {
+    let print = fingerprint(row.source, row.trigger, row.log)?.ok_or_else(|| internal("no fingerprint"))?;
+    spi::run(
+        "UPDATE foreshard.move_relation SET fingerprint = $3 WHERE move_id = $1 AND source = $2",
+        &[move_id.into(), row.source.into(), print.as_str().into()],
+    )?;
+    Ok(())
 }
 
 fn create_indexes(

@@ -11,15 +11,13 @@ use crate::pg::storage;
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
 
-/// What this engine can do today; mirror, canary and watch follow.
-const LOCAL: Capabilities = Capabilities { mirror: false, canary: false, watch: false };
-
 /// See the module.
 pub struct Local;
 
 impl Engine for Local {
     fn capabilities(&self) -> Capabilities {
-        LOCAL
+        // Canary routes follow.
+        Capabilities { mirror: true, canary: false, watch: guc::ROLLBACK_WINDOW.get() > 0 }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
@@ -64,14 +62,24 @@ impl Engine for Local {
         Ok(true)
     }
 
-    fn swap(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
+    fn set_mirroring(&self, row: &MoveRow, relations: &[RelationRow], mirroring: bool) -> PgResult<()> {
+        relations.iter().try_for_each(|relation| shadow::set_mirroring(row.move_id, relation, mirroring))
+    }
+
+    fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()> {
         for relation in relations {
             storage::promote_predicate_locks(relation.source, relation.shadow);
-            self.remove_capture(relation)?;
+            if !keep_mirror {
+                self.remove_capture(relation)?;
+            }
             for (source_index, shadow_index) in shadow::index_pairs(row.move_id, relation.source)? {
                 storage::swap_storage(source_index, shadow_index)?;
             }
             storage::swap_storage(relation.source, relation.shadow)?;
+            if keep_mirror {
+                // The same trigger mirrors the other way now: the shadow has the old storage.
+                shadow::set_fingerprint(row.move_id, relation)?;
+            }
         }
         Ok(())
     }

@@ -22,8 +22,11 @@ pub trait Engine {
     fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<()>;
     /// Fills the next shadow index; false when all are built.
     fn build_next_index(&self, row: &MoveRow) -> PgResult<bool>;
-    /// Exchanges the storage of source and shadow and ends capture; everything is locked.
-    fn swap(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()>;
+    /// Makes capture a mirror, or a mirror capture again; the partitions are locked against writers.
+    fn set_mirroring(&self, row: &MoveRow, relations: &[RelationRow], mirroring: bool) -> PgResult<()>;
+    /// Exchanges the storage of source and shadow; everything is locked. `keep_mirror`: what is written from
+    /// now on is mirrored into the old storage; otherwise capture ends.
+    fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()>;
     /// Ends capture on one partition; it is locked.
     fn remove_capture(&self, relation: &RelationRow) -> PgResult<()>;
     /// Drops shadows and logs.

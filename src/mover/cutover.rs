@@ -1,74 +1,95 @@
 //! The swap. Until it commits, the source is authoritative; afterwards the former shadow's storage is.
 //!
-//! Without a mirror the last changes are replayed by the carrier, so a copied row carries the carrier's
-//! transaction id. Snapshots older than that must not read it: outside any lock we wait until none is
-//! left, and under the lock we prefer an empty log. Only when a slot is written so often that its log
-//! is never empty, a bounded rest is replayed under the lock, and then snapshots that were taken before
-//! are waited out under the same bound.
+//! Both copies are kept equal by the mirror, so nothing is left to do under the lock but to look that it is
+//! so. Rows that the carrier copied or replayed before carry its own transaction id: snapshots older than
+//! that must not read them, so we wait, outside any lock, until none is left.
 
-use super::phases::{is_unchanged, replay};
+use super::phases::{Compared, compare, is_unchanged};
 use super::{Outcome, short_lock};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{copy, record_event};
 use crate::engine::Engine;
 use crate::pg::bgworker::{WorkResult, transaction};
-use crate::pg::report::{PgResult, busy};
+use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc, lock, spi};
 use foreshard_core::phase::Event;
 use pgrx::pg_sys;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A verification older than this is made again, s.
 const FRESH_S: f64 = 60.0;
-/// Attempts that insist on an empty log.
-const EMPTY_LOG_ATTEMPTS: u32 = 12;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 1_000;
 
-/// One attempt: replay, wait out old snapshots, lock, swap.
+/// One attempt: wait out old snapshots, lock, swap.
 pub fn attempt(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     if row.verified_age_s.is_none_or(|age| age > FRESH_S) {
-        return Ok(Outcome::Leave(Event::BacklogTooLarge));
-    }
-    // While the snapshots older than the last replay live, another replay would only start the wait
-    // again; unless too much has come together for the rest that the lock allows.
-    let waiting_anyway = attempt > 0 && !older_snapshots(row)?.is_empty();
-    let pending = pending(row)?;
-    if (pending > 0 && !waiting_anyway || pending > i64::from(guc::CUTOVER_MAX_KEYS.get()))
-        && replay(row)?.is_none()
-    {
-        return Ok(Outcome::Leave(Event::SourceChanged));
+        return Ok(match compare(engine, row)? {
+            Compared::Equal => Outcome::Again(0),
+            Compared::Different => Outcome::Advanced,
+            Compared::Leave(event) => Outcome::Leave(event),
+        });
     }
     if !old_snapshots_are_gone(row)? {
         return Ok(Outcome::Again(20));
     }
+    swap(engine, row, attempt, Direction::There)
+}
+
+/// After the swap: until the window has passed, a rollback is a swap back.
+pub fn watch(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    // A cancel that the swap overtook counts as well.
+    if row.rollback_requested || row.cancel_requested {
+        return swap(engine, row, attempt, Direction::Back);
+    }
+    if let Some(event) = transaction(|| way_back_lost(&shadow::relations(row.move_id)?))? {
+        return Ok(Outcome::Leave(event));
+    }
+    let window_s = f64::from(guc::ROLLBACK_WINDOW.get());
+    if row.swapped_age_s.is_none_or(|age| age >= window_s) {
+        return Ok(Outcome::Leave(Event::Completed));
+    }
+    Ok(Outcome::Rest)
+}
+
+/// Why the copies can no longer be exchanged, if so.
+fn way_back_lost(relations: &[RelationRow]) -> PgResult<Option<Event>> {
+    for relation in relations {
+        if !is_unchanged(relation)? {
+            return Ok(Some(Event::SourceChanged));
+        }
+        if !shadow::is_mirroring(relation.trigger)? || copy::plan(relation)?.pending(1)? > 0 {
+            return Ok(Some(Event::FatalError));
+        }
+    }
+    Ok(None)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    There,
+    Back,
+}
+
+fn swap(engine: &dyn Engine, row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outcome> {
     let relations = transaction(|| shadow::relations(row.move_id))?;
     let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
-    match transaction(|| swap_locked(engine, row, &relations, &sources, attempt))? {
+    match transaction(|| swap_locked(engine, row, &relations, &sources, attempt, direction))? {
         Swap::Done => Ok(Outcome::Advanced),
-        Swap::Changed => Ok(Outcome::Leave(Event::SourceChanged)),
-        Swap::NotEmpty => Ok(Outcome::Again(1)),
+        Swap::Leave(event) => {
+            if direction == Direction::Back {
+                let lost = "there is no way back: the table was altered, or a change could not be mirrored";
+                transaction(|| moves::note(row.move_id, None, Some(lost), None))?;
+            }
+            Ok(Outcome::Leave(event))
+        }
         Swap::Blocked => {
             short_lock::report_blocked(row.move_id, &sources, attempt)?;
             Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
         }
     }
-}
-
-fn pending(row: &MoveRow) -> WorkResult<i64> {
-    let limit = i64::from(guc::CUTOVER_MAX_KEYS.get()) + 1;
-    transaction(|| {
-        let mut pending = 0;
-        for relation in shadow::relations(row.move_id)? {
-            if !is_unchanged(&relation)? {
-                return Ok(1);
-            }
-            pending += copy::plan(&relation)?.pending(limit)?;
-        }
-        Ok(pending)
-    })
 }
 
 /// Waits, without a lock, until no snapshot is left that may not see the last replay; names the
@@ -102,8 +123,7 @@ fn older_snapshots(row: &MoveRow) -> WorkResult<Vec<pg_sys::VirtualTransactionId
 enum Swap {
     Done,
     Blocked,
-    Changed,
-    NotEmpty,
+    Leave(Event),
 }
 
 /// Everything under ACCESS EXCLUSIVE. Whatever is not `Done` ends this transaction at once.
@@ -113,63 +133,43 @@ fn swap_locked(
     relations: &[RelationRow],
     sources: &[pg_sys::Oid],
     attempt: u32,
+    direction: Direction,
 ) -> PgResult<Swap> {
     // With an id assigned, every statement below takes a fresh snapshot.
-    let xid = lock::current_xid();
+    let _ = lock::current_xid();
     spi::set_local("synchronous_commit", "off")?;
     let shadows: Vec<pg_sys::Oid> = relations.iter().map(|r| r.shadow).collect();
-    if !lock::try_lock_all(&shadows, lock::ACCESS_EXCLUSIVE)
-        || !short_lock::try_lock(sources, lock::ACCESS_EXCLUSIVE, attempt)?
-    {
+    // Sources first: who commits holds them and then asks for the shadow, to mirror.
+    if !short_lock::try_lock(sources, lock::ACCESS_EXCLUSIVE, attempt)? {
         return Ok(Swap::Blocked);
     }
     let held = Instant::now();
+    if !lock::try_lock_all(&shadows, lock::ACCESS_EXCLUSIVE) {
+        return Ok(Swap::Blocked);
+    }
     for relation in relations {
         if !lock::try_lock_all(&shadow::swapped_with(row.move_id, relation)?, lock::ACCESS_EXCLUSIVE) {
             return Ok(Swap::Blocked);
         }
     }
-    let limit = i64::from(guc::CUTOVER_MAX_KEYS.get());
-    let mut replayed = 0;
     for relation in relations {
-        let plan = copy::plan(relation)?;
-        let pending = plan.pending(limit + 1)?;
-        if pending > limit || (pending > 0 && attempt < EMPTY_LOG_ATTEMPTS) {
-            return Ok(if pending > limit * 20 { Swap::Blocked } else { Swap::NotEmpty });
-        }
-        if !is_unchanged(relation)? || !shadow::fits(row.move_id, relation)? {
-            return Ok(Swap::Changed);
-        }
-        if pending > 0 {
-            replayed += plan.replay_few()?;
+        if !shadow::fits(row.move_id, relation)? {
+            return Ok(Swap::Leave(Event::SourceChanged));
         }
     }
-    if replayed > 0 {
-        wait_out_snapshots(xid, sources, held)?;
+    // Before the swap a mirror that had to give up can catch up again.
+    if let Some(event) = way_back_lost(relations)? {
+        let backlog = event == Event::FatalError && direction == Direction::There;
+        return Ok(Swap::Leave(if backlog { Event::BacklogTooLarge } else { event }));
     }
-    engine.swap(row, relations)?;
-    moves::place_slot(row)?;
-    let detail =
-        json!({"held_us": held.elapsed().as_micros() as u64, "replayed": replayed, "attempts": attempt + 1});
-    record_event("cutover", Some(row.move_id), Some(row.slot_id), detail)?;
-    moves::advance(row, Event::Completed, engine.capabilities())?;
+    let (what, shard, keep_mirror, event) = match direction {
+        Direction::There => ("cutover", row.to_shard, engine.capabilities().watch, Event::Completed),
+        Direction::Back => ("rollback", row.from_shard, false, Event::RollbackRequested),
+    };
+    engine.swap(row, relations, keep_mirror)?;
+    moves::place_slot(row, shard)?;
+    let detail = json!({"held_us": held.elapsed().as_micros() as u64, "attempts": attempt + 1});
+    record_event(what, Some(row.move_id), Some(row.slot_id), detail)?;
+    moves::advance(row, event, engine.capabilities())?;
     Ok(Swap::Done)
-}
-
-/// Under the lock: snapshots that cannot see what this transaction replayed must end first. Backends
-/// that wait for our own lock are left out.
-fn wait_out_snapshots(xid: u32, sources: &[pg_sys::Oid], held: Instant) -> PgResult<()> {
-    let budget = Duration::from_millis(guc::MAX_LOCK_TIME.get().max(1) as u64 / 2);
-    let mut waiting = lock::not_waiting_for(lock::older_snapshots(xid), sources)?;
-    loop {
-        waiting.retain(|vxid| !lock::has_ended(vxid));
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        if held.elapsed() > budget {
-            return Err(busy("older snapshots are in use"));
-        }
-        std::thread::sleep(Duration::from_micros(200));
-        waiting = lock::not_waiting_for(waiting, sources)?;
-    }
 }

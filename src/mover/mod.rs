@@ -2,6 +2,7 @@
 //! commits together with the phase or progress it leads to, so that a crash at any point resumes.
 
 mod cutover;
+mod mirror;
 mod phases;
 mod short_lock;
 
@@ -19,6 +20,8 @@ pub enum Outcome {
     Advanced,
     /// Progress is committed, or nothing could be done yet: come again after so many ms.
     Again(i64),
+    /// Nothing to do for a long while: the keeper will start a carrier again.
+    Rest,
     /// The phase must be left for this reason.
     Leave(Event),
 }
@@ -44,6 +47,10 @@ pub fn drive(move_id: i64) {
                 return;
             }
         };
+        // What it has done stays; the keeper starts a carrier again when it is resumed.
+        if row.paused && !row.cancel_requested && row.phase.is_reversible() {
+            return;
+        }
         if is_held(row.phase) {
             bgworker::wait(100);
             continue;
@@ -68,6 +75,7 @@ pub fn drive(move_id: i64) {
                 attempts += 1;
                 bgworker::wait(pause_ms);
             }
+            Ok(Outcome::Rest) => return,
             Ok(Outcome::Leave(event)) => {
                 errors = 0;
                 attempts = 0;

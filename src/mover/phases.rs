@@ -1,6 +1,6 @@
 //! The work of every phase but the cutover.
 
-use super::{Outcome, cutover, short_lock};
+use super::{Outcome, cutover, mirror, short_lock};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
@@ -27,14 +27,15 @@ pub fn perform(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
         Phase::Capture => capture(engine, row, attempt),
         Phase::Copy => copy_chunk(engine, row),
         Phase::Index => index(engine, row),
-        Phase::CatchUp => catch_up(engine, row),
+        Phase::CatchUp => catch_up(engine, row, attempt),
+        Phase::Mirror => mirror::install(engine, row, attempt),
         Phase::Verify => verify(engine, row),
         Phase::Cutover => cutover::attempt(engine, row, attempt),
-        Phase::Retire => retire(engine, row),
-        Phase::Revert | Phase::RevertFailed => clean(engine, row, attempt, Some(Event::Completed)),
-        Phase::Mirror | Phase::Canary | Phase::Watch => {
-            transaction(|| Err(unsupported(format!("the engine has no phase {}", row.phase.as_str()))))
+        Phase::Watch => cutover::watch(engine, row, attempt),
+        Phase::Retire | Phase::Revert | Phase::RevertFailed => {
+            clean(engine, row, attempt, Some(Event::Completed))
         }
+        Phase::Canary => transaction(|| Err(unsupported("the engine has no canary"))),
         Phase::Done | Phase::Cancelled | Phase::Failed => Ok(Outcome::Again(0)),
     }
 }
@@ -171,7 +172,10 @@ pub fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
     })
 }
 
-fn catch_up(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+fn catch_up(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    if let Some(outcome) = mirror::demote(engine, row, attempt)? {
+        return Ok(outcome);
+    }
     let Some(replayed) = replay(row)? else {
         return Ok(Outcome::Leave(Event::SourceChanged));
     };
@@ -190,23 +194,62 @@ fn catch_up(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
     })
 }
 
+/// Vacuums the shadow, so that index-only scans of the new copy need not visit the heap, then compares both
+/// copies and moves on.
+fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+    let shadows = transaction(|| {
+        let relations = shadow::relations(row.move_id)?;
+        relations
+            .iter()
+            .map(|relation| crate::catalog::name_of(relation.shadow))
+            .collect::<PgResult<Vec<_>>>()
+    })?;
+    for shadow in shadows {
+        bgworker::command(&format!("VACUUM (TRUNCATE off) {shadow}"))?;
+    }
+    Ok(match compare(engine, row)? {
+        Compared::Equal => {
+            transaction(|| moves::advance(row, Event::Completed, engine.capabilities()))?;
+            Outcome::Advanced
+        }
+        Compared::Different => Outcome::Advanced,
+        Compared::Leave(event) => Outcome::Leave(event),
+    })
+}
+
+/// What a comparison came to.
+pub enum Compared {
+    /// Both copies are equal, and that is noted.
+    Equal,
+    /// They differ; the move ends.
+    Different,
+    /// They could not be compared.
+    Leave(Event),
+}
+
 /// Compares both copies under one snapshot: count and hash of every row, by key bucket. A key that the
 /// snapshot sees in the log is left out on both sides; every other row must be equal.
-fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+pub fn compare(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
     let begun = Instant::now();
     let sources = sources(row)?;
     bgworker::transaction_repeatable_read(&sources, || {
         let mut rows = 0;
         let mut skipped = 0;
-        for relation in shadow::relations(row.move_id)? {
+        let relations = shadow::relations(row.move_id)?;
+        let mirrors = mirror::is_mirroring(&relations)?;
+        for relation in relations {
             if !is_unchanged(&relation)? {
-                return Ok(Outcome::Leave(Event::SourceChanged));
+                return Ok(Compared::Leave(Event::SourceChanged));
             }
             spi::set_local("track_counts", "off")?;
             let plan: CopyPlan = copy::plan(&relation)?;
             let Some(skip) = digest::logged_keys(relation.log, relation.key.len(), MAX_SKIPPED_KEYS)? else {
-                return Ok(Outcome::Leave(Event::BacklogTooLarge));
+                return Ok(Compared::Leave(Event::BacklogTooLarge));
             };
+            // Somebody could not mirror what it changed.
+            if mirrors && !skip.is_empty() {
+                return Ok(Compared::Leave(Event::BacklogTooLarge));
+            }
             let source = digest::digest(relation.source, &relation.key, &plan.stored, &skip)?;
             let copy = digest::digest(relation.shadow, &relation.key, &plan.stored, &skip)?;
             let differing = source.differing_buckets(&copy);
@@ -218,14 +261,13 @@ fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
                     copy.rows()
                 );
                 moves::note(row.move_id, None, Some(&what), None)?;
-                crate::catalog::record_event(
-                    "mismatch",
-                    Some(row.move_id),
-                    Some(row.slot_id),
-                    serde_json::json!({"detail": what}),
-                )?;
+                let named = plan.differing_rows()?;
+                let rows: Vec<serde_json::Value> =
+                    named.iter().filter_map(|row| serde_json::from_str(row).ok()).collect();
+                let detail = serde_json::json!({"detail": what, "rows": rows});
+                crate::catalog::record_event("mismatch", Some(row.move_id), Some(row.slot_id), detail)?;
                 moves::advance(row, Event::Mismatch, engine.capabilities())?;
-                return Ok(Outcome::Advanced);
+                return Ok(Compared::Different);
             }
             rows += source.rows();
             skipped += skip.len();
@@ -233,17 +275,7 @@ fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         moves::set_verified(row.move_id)?;
         let detail = serde_json::json!({"rows": rows, "skipped_keys": skipped, "ms": begun.elapsed().as_millis() as u64});
         crate::catalog::record_event("verified", Some(row.move_id), Some(row.slot_id), detail)?;
-        moves::advance(row, Event::Completed, engine.capabilities())?;
-        Ok(Outcome::Advanced)
-    })
-}
-
-/// Drops the old copy.
-fn retire(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
-    transaction(|| {
-        engine.drop_shadows(row)?;
-        moves::advance(row, Event::Completed, engine.capabilities())?;
-        Ok(Outcome::Advanced)
+        Ok(Compared::Equal)
     })
 }
 

@@ -208,19 +208,64 @@ fn transaction_at<R>(
             }
         }
     }))
-    .catch_others(|caught| {
-        // SAFETY: after an ERROR the transaction is in progress or aborted; this ends it either way.
-        unsafe { pg_sys::AbortCurrentTransaction() };
-        Err(match caught {
-            pg_sys::panic::CaughtError::PostgresError(report)
-            | pg_sys::panic::CaughtError::ErrorReport(report) => failure(&report),
-            pg_sys::panic::CaughtError::RustPanic { ereport, .. } => failure(&ereport),
-        })
-    })
+    .catch_others(|caught| Err(aborted(caught)))
     .execute();
     // SAFETY: flushes this worker's statistics at most once a second, outside a transaction.
     unsafe { pg_sys::pgstat_report_stat(false) };
     outcome
+}
+
+/// Runs a command that manages its own transactions (VACUUM); outside a transaction.
+pub fn command(sql: &str) -> WorkResult<()> {
+    let text = super::report::cstring(sql);
+    PgTryBuilder::new(AssertUnwindSafe(|| {
+        // SAFETY: the worker is outside any transaction; the command's tree must outlive those it makes, so it
+        // lives in a context of its own.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            let context = pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                c"foreshard command".as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            );
+            pg_sys::MemoryContextSwitchTo(context);
+            let parsed = pgrx::PgList::<pg_sys::RawStmt>::from_pg(pg_sys::pg_parse_query(text.as_ptr()));
+            if let Some(raw) = parsed.get_ptr(0) {
+                let mut plan = pgrx::PgBox::<pg_sys::PlannedStmt>::alloc_node(pg_sys::NodeTag::T_PlannedStmt);
+                plan.commandType = pg_sys::CmdType::CMD_UTILITY;
+                plan.utilityStmt = (*raw).stmt;
+                pg_sys::ProcessUtility(
+                    plan.into_pg(),
+                    text.as_ptr(),
+                    false,
+                    pg_sys::ProcessUtilityContext::PROCESS_UTILITY_TOPLEVEL,
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                    pg_sys::CreateDestReceiver(pg_sys::CommandDest::DestNone),
+                    std::ptr::null_mut(),
+                );
+            }
+            pg_sys::CommitTransactionCommand();
+            pg_sys::MemoryContextDelete(context);
+        }
+        Ok(())
+    }))
+    .catch_others(|caught| Err(aborted(caught)))
+    .execute()
+}
+
+/// Ends the transaction after an error and says what it was.
+fn aborted(caught: pg_sys::panic::CaughtError) -> Failure {
+    // SAFETY: after an ERROR the transaction is in progress or aborted; this ends it either way.
+    unsafe { pg_sys::AbortCurrentTransaction() };
+    match caught {
+        pg_sys::panic::CaughtError::PostgresError(report)
+        | pg_sys::panic::CaughtError::ErrorReport(report) => failure(&report),
+        pg_sys::panic::CaughtError::RustPanic { ereport, .. } => failure(&ereport),
+    }
 }
 
 fn failure(report: &pg_sys::panic::ErrorReportWithLevel) -> Failure {

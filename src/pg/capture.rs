@@ -1,7 +1,8 @@
 //! The capture trigger: AFTER ROW, internal, ENABLE ALWAYS. It writes the identity key of every
 //! changed row to the move's log, in the user's own transaction and without permission checks, and
-//! does nothing else: no SPI, no user code.
+//! does nothing else: no SPI, no user code. As a mirror it hands the key to `pg::mirror` instead.
 
+use super::mirror::{self, Target};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -17,7 +18,8 @@ const OP_MASK: u32 = 3;
 const OP_INSERT: u32 = 0;
 const OP_UPDATE: u32 = 2;
 
-/// `tgargs`: the log's oid, then the key's attribute numbers in the order of the log's columns.
+/// `tgargs`: the oids of log, shadow, identity index and the shadow's identity index (the last three 0
+/// while changes are only logged), then the key's attribute numbers in the order of the log's columns.
 ///
 /// # Safety
 /// Called by PostgreSQL's function manager only; anything but a row trigger is refused with 39P01.
@@ -42,11 +44,12 @@ pub unsafe extern "C-unwind" fn foreshard_capture(fcinfo: pg_sys::FunctionCallIn
         let args: Vec<u32> = (0..count)
             .filter_map(|i| std::ffi::CStr::from_ptr(*(*trigger).tgargs.add(i)).to_str().ok()?.parse().ok())
             .collect();
-        let Some((log, key)) = args.split_first() else {
+        let Some((&[log_oid, shadow, source_index, shadow_index], key)) = args.split_first_chunk::<4>()
+        else {
             return pg_sys::Datum::from(0usize);
         };
         // A log that is gone means that the move is gone; the user's statement must not suffer.
-        let log = pg_sys::try_relation_open(pg_sys::Oid::from(*log), pg_sys::RowExclusiveLock as i32);
+        let log = pg_sys::try_relation_open(pg_sys::Oid::from(log_oid), pg_sys::RowExclusiveLock as i32);
         if log.is_null() {
             return pg_sys::Datum::from(0usize);
         }
@@ -70,11 +73,15 @@ pub unsafe extern "C-unwind" fn foreshard_capture(fcinfo: pg_sys::FunctionCallIn
             (Some(a), Some(b)) => same_key(a, b, key, descriptor),
             _ => false,
         };
-        if let Some(tuple) = old {
-            append(log, tuple, key, descriptor);
-        }
-        if let (Some(tuple), false) = (new, same) {
-            append(log, tuple, key, descriptor);
+        let target = (shadow > 0).then(|| Target {
+            source: (*source).rd_id,
+            log: (*log).rd_id,
+            shadow: pg_sys::Oid::from(shadow),
+            source_index: pg_sys::Oid::from(source_index),
+            shadow_index: pg_sys::Oid::from(shadow_index),
+        });
+        for tuple in [old, new.filter(|_| !same)].into_iter().flatten() {
+            record(log, target, tuple, key, descriptor);
         }
         // The lock stays to the end of the transaction: whoever empties the log must not miss us.
         pg_sys::relation_close(log, pg_sys::NoLock as i32);
@@ -134,10 +141,13 @@ unsafe fn same_key(
     })
 }
 
+/// Remembers a key for the mirror, or appends it to the log.
+///
 /// # Safety
 /// `log` must be open with ROW EXCLUSIVE and have one column per key column.
-unsafe fn append(
+unsafe fn record(
     log: pg_sys::Relation,
+    target: Option<Target>,
     tuple: pg_sys::HeapTuple,
     key: &[u32],
     descriptor: pg_sys::TupleDesc,
@@ -159,10 +169,34 @@ unsafe fn append(
         for attnum in key {
             let datum = value(tuple, *attnum, descriptor);
             nulls.push(datum.is_none());
-            values.push(datum.unwrap_or(pg_sys::Datum::from(0usize)));
+            let attribute = super::compat::attribute(descriptor, (*attnum as usize).saturating_sub(1));
+            values.push(match datum {
+                // What is remembered must not depend on a row that may be gone when it is looked at.
+                Some(datum) if (*attribute).attlen == -1 => fetched(datum),
+                Some(datum) => datum,
+                None => pg_sys::Datum::from(0usize),
+            });
         }
-        let logged = pg_sys::heap_form_tuple((*log).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-        pg_sys::simple_heap_insert(log, logged);
-        pg_sys::heap_freetuple(logged);
+        let key = pg_sys::heap_form_tuple((*log).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        let bytes = std::slice::from_raw_parts((*key).t_data.cast::<u8>(), (*key).t_len as usize);
+        if !target.is_some_and(|target| mirror::remember(target, bytes)) {
+            pg_sys::simple_heap_insert(log, key);
+        }
+        pg_sys::heap_freetuple(key);
+    }
+}
+
+/// A value without a pointer into a toast table.
+///
+/// # Safety
+/// `value` must be a varlena.
+unsafe fn fetched(value: pg_sys::Datum) -> pg_sys::Datum {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let pointer = value.cast_mut_ptr::<pg_sys::varlena>();
+        if pgrx::varlena::varatt_is_1b_e(pointer) {
+            return pg_sys::Datum::from(pg_sys::detoast_external_attr(pointer));
+        }
+        value
     }
 }

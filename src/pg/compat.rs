@@ -19,6 +19,7 @@ mod raw {
         ) -> pg_sys::Oid;
         pub fn TransferPredicateLocksToHeapRelation(relation: pg_sys::Relation);
         pub fn datumIsEqual(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool;
+        pub fn datum_image_eq(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool;
         pub fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
         pub fn compute_partition_hash_value(
             partnatts: i32,
@@ -360,5 +361,124 @@ pub unsafe fn walk_plan_state(
         return raw::planstate_tree_walker(state, walker, context);
         #[cfg(not(feature = "pg15"))]
         return raw::planstate_tree_walker_impl(state, walker, context);
+    }
+}
+
+/// Equality of two values of one type as they are stored, whether toasted or not.
+///
+/// # Safety
+/// Both must be non-NULL values with this passing convention and length.
+pub unsafe fn datum_image_eq(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool {
+    // SAFETY: as promised by the caller; raises when a toasted value cannot be fetched.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::datum_image_eq(a, b, by_value, length)) }
+}
+
+/// Begins an index scan with so many keys; `index_rescan` sets them.
+///
+/// # Safety
+/// Both relations must be open, and the snapshot must live as long as the scan.
+pub unsafe fn index_beginscan(
+    heap: pg_sys::Relation,
+    index: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+    keys: i32,
+) -> pg_sys::IndexScanDesc {
+    #[cfg(feature = "pg18")]
+    // SAFETY: as promised by the caller; no instrumentation.
+    unsafe {
+        pg_sys::index_beginscan(heap, index, snapshot, std::ptr::null_mut(), keys, 0)
+    }
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        pg_sys::index_beginscan(heap, index, snapshot, keys, 0)
+    }
+}
+
+/// Which indexes need an entry for a new version of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewEntries {
+    /// None: it hangs on the entries of the old one.
+    None,
+    /// Only those that summarize ranges of blocks.
+    Summarizing,
+    /// All.
+    All,
+}
+
+/// Replaces a row.
+///
+/// # Safety
+/// `tid` must be a row of the relation that nobody else changes, `tuple` of its shape.
+pub unsafe fn simple_heap_update(
+    relation: pg_sys::Relation,
+    tid: pg_sys::ItemPointer,
+    tuple: pg_sys::HeapTuple,
+) -> NewEntries {
+    #[cfg(feature = "pg15")]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        pg_sys::simple_heap_update(relation, tid, tuple);
+        let heap_only = u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0;
+        if heap_only { NewEntries::None } else { NewEntries::All }
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut update = pg_sys::TU_UpdateIndexes::TU_All;
+        pg_sys::simple_heap_update(relation, tid, tuple, &mut update);
+        match update {
+            pg_sys::TU_UpdateIndexes::TU_None => NewEntries::None,
+            pg_sys::TU_UpdateIndexes::TU_Summarizing => NewEntries::Summarizing,
+            _ => NewEntries::All,
+        }
+    }
+}
+
+/// Whether an index summarizes ranges of blocks (before 16 that makes no difference).
+///
+/// # Safety
+/// `info` must be valid.
+pub unsafe fn is_summarizing(info: *const pg_sys::IndexInfo) -> bool {
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        (*info).ii_Summarizing
+    }
+    #[cfg(feature = "pg15")]
+    {
+        let _ = info;
+        false
+    }
+}
+
+/// Ends a series of insertions into an index.
+///
+/// # Safety
+/// The index must be open, with the info the insertions used.
+pub unsafe fn index_insert_cleanup(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo) {
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        pg_sys::index_insert_cleanup(index, info);
+    }
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    let _ = (index, info);
+}
+
+/// Whether a prepared qualification holds for the row in the context.
+///
+/// # Safety
+/// `state` must be what `ExecPrepareQual` gave, for this row's shape.
+pub unsafe fn holds(state: *mut pg_sys::ExprState, context: *mut pg_sys::ExprContext) -> bool {
+    let mut isnull = false;
+    // SAFETY: as promised by the caller; the guard turns an ERROR of the expression into a Rust unwind.
+    unsafe {
+        let before = pg_sys::MemoryContextSwitchTo((*context).ecxt_per_tuple_memory);
+        let holds = pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            (*state).evalfunc.is_some_and(|evaluate| evaluate(state, context, &mut isnull).value() != 0)
+        });
+        pg_sys::MemoryContextSwitchTo(before);
+        holds
     }
 }

@@ -182,7 +182,10 @@ settings! {
         c"Kilobytes per second a move may copy; 0 means no limit.";
     /// Final drain, keys.
     int CUTOVER_MAX_KEYS = c"foreshard.cutover_max_keys", 200, 1, 100000; Ctx::Sighup, NONE;
-        c"Most changed keys that may be replayed under the cutover's lock.";
+        c"Most changed keys that may be replayed under the lock that turns a log into a mirror.";
+    /// How long the old copy is kept equal after the swap, seconds.
+    int ROLLBACK_WINDOW = c"foreshard.rollback_window", 300, 0, 86400; Ctx::Sighup, S;
+        c"Time after a cutover in which the old copy is kept equal, so that rollback_move() can swap back at once; 0: none.";
     /// Free space kept, percent.
     int MIN_FREE_DISK = c"foreshard.min_free_disk", 10, 0, 99; Ctx::Sighup, NONE;
         c"Per cent of the target file system that must stay free after a copy.";

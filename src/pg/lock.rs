@@ -1,6 +1,5 @@
 //! Short locks: tried without queueing, so that nobody ever waits behind a move that waits.
 
-use super::compat;
 use super::report::PgResult;
 use super::spi;
 use pgrx::pg_sys;
@@ -72,26 +71,6 @@ pub fn older_snapshots(xid: u32) -> Vec<pg_sys::VirtualTransactionId> {
         }
         out
     }
-}
-
-/// Whether a virtual transaction has ended.
-pub fn has_ended(vxid: &pg_sys::VirtualTransactionId) -> bool {
-    // SAFETY: with wait = false this only looks.
-    unsafe { pg_sys::VirtualXactLock(*vxid, false) }
-}
-
-/// Keeps the virtual transactions that do not wait for a lock on `relations` themselves: those that
-/// do take their execution snapshot after we let go (READ COMMITTED plans under an earlier one).
-pub fn not_waiting_for(
-    vxids: Vec<pg_sys::VirtualTransactionId>,
-    relations: &[pg_sys::Oid],
-) -> PgResult<Vec<pg_sys::VirtualTransactionId>> {
-    let waiting: Vec<String> = spi::rows(
-        "SELECT virtualtransaction FROM pg_catalog.pg_locks WHERE NOT granted AND relation = ANY ($1)",
-        &[relations.to_vec().into()],
-        |row| row.need::<String>(1),
-    )?;
-    Ok(vxids.into_iter().filter(|v| !waiting.contains(&compat::vxid_text(v))).collect())
 }
 
 /// The current transaction's id, assigned if it has none yet.

@@ -15,6 +15,7 @@ pub mod keydatum;
 pub mod keytext;
 pub mod local;
 pub mod lock;
+pub mod mirror;
 pub mod partition;
 pub mod plan;
 pub mod region;

@@ -121,6 +121,15 @@ pub fn install_capture(source: pg_sys::Oid, function: pg_sys::Oid, arguments: &[
     }
 }
 
+/// Makes every session read a relation's definition anew, from its next use on.
+pub fn forget_cached(relation: pg_sys::Oid) {
+    // SAFETY: only queues the message; raises when the relation is gone.
+    unsafe {
+        pg_sys::CacheInvalidateRelcacheByRelid(relation);
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
 /// Drops a capture trigger; the caller holds ACCESS EXCLUSIVE on its table.
 pub fn drop_trigger(trigger: pg_sys::Oid) {
     drop_object(address(pg_sys::TriggerRelationId, trigger));
