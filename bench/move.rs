@@ -83,7 +83,8 @@ fn run(options: &Options) -> Result<()> {
         &ClusterOptions::new("bench")
             .set("shared_buffers", "512MB")
             .set("max_wal_size", "8GB")
-            .set("maintenance_work_mem", "256MB"),
+            .set("maintenance_work_mem", "256MB")
+            .set("foreshard.rollback_window", "0"),
     )?;
     let mut client = prepare(&cluster, options)?;
     let sessions = (0..CLIENTS as u64)

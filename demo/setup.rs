@@ -20,8 +20,9 @@ pub const BUCKET_S: u64 = 4;
 pub const HORIZON_S: u64 = 80;
 
 /// What differs from the extension's defaults, because the demo has minutes, not days.
-pub const SETTINGS: [(&str, &str); 6] = [
+pub const SETTINGS: [(&str, &str); 7] = [
     ("foreshard.bucket", "4s"),
+    ("foreshard.rollback_window", "0"),
     ("foreshard.plan_interval", "8s"),
     ("foreshard.forecast_horizon", "80s"),
     ("foreshard.imbalance_high", "0.05"),
