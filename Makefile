@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo psql demo-stop test bench bench-overhead docs install check clean-run
+.PHONY: help demo psql demo-stop test bench bench-move bench-overhead chaos docs install check clean-run
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ test: ## every test, on PostgreSQL 15 and 18; TEST_PG=15 restricts
 
 bench: ## how long a move takes against a bare copy; ARGS="--rows 200000" for a short one
 	@scripts/bench.sh $(ARGS)
+
+bench-move: bench ## the same
+
+chaos: ## 220 kills, cancels, locks, DDL and full disks under a ledger; PG=18 SEED=7 FAULTS=50
+	@scripts/chaos.sh
 
 bench-overhead: ## what watching costs, in throughput; ARGS="--pg 18 --pairs 3 --seconds 5" for a short one
 	@scripts/bench-overhead.sh $(ARGS)

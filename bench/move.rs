@@ -5,13 +5,18 @@
 //!
 //! * raw: `INSERT … SELECT` into a bare table, then the same indexes: what a copy costs
 //!   without any of the rest;
-//! * move: `foreshard.move_slot`, in all and up to each phase.
+//! * move: `foreshard.move_slot`, in all and up to each phase;
+//! * tablespace: `ALTER TABLE … SET TABLESPACE` and the same for its indexes, what PostgreSQL has of its own.
 //!
-//! `foreshard-bench-move [--rows N] [--rate N]` (2,000,000 rows, 500 updates/s)
+//! With `--hold S`, a session keeps a write transaction on the table open for S seconds from the end of the
+//! copy on, across everything the move needs a lock for; nobody else should notice.
+//!
+//! `foreshard-bench-move [--rows N] [--rate N] [--hold S]` (2,000,000 rows, 500 updates/s, no such transaction)
 
 use foreshard_test::load::{Load, Session, Window};
 use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, wait_until};
 use std::process::ExitCode;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Clients that update.
@@ -25,21 +30,24 @@ const DATABASE: &str = "bench";
 struct Options {
     rows: u64,
     rate: f64,
+    /// Seconds; 0: no open transaction.
+    hold_s: f64,
 }
 
 impl Options {
     fn parse() -> Result<Options> {
-        let mut options = Options { rows: 2_000_000, rate: 500.0 };
+        let mut options = Options { rows: 2_000_000, rate: 500.0, hold_s: 0.0 };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             let value = arguments.next().and_then(|value| value.parse::<f64>().ok());
             match (name.as_str(), value) {
-                ("--rows", Some(rows)) if rows >= 1.0 => options.rows = rows as u64,
+                ("--rows", Some(rows)) if rows >= 2.0 => options.rows = rows as u64,
                 ("--rate", Some(rate)) if rate > 0.0 => options.rate = rate,
+                ("--hold", Some(hold_s)) if (0.0..=600.0).contains(&hold_s) => options.hold_s = hold_s,
                 _ => {
                     return Err(Error::new(
                         format!("The argument {name} is unknown or lacks a number."),
-                        "Use --rows N and --rate N.",
+                        "Use --rows N, --rate N and --hold SECONDS.",
                     ));
                 }
             }
@@ -63,7 +71,7 @@ impl Session for Updater {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
-        let key = (self.state % self.rows + 1).to_string();
+        let key = (self.state % (self.rows - 1) + 2).to_string();
         client.exec_prepared("u", &[Some(&key)]).map(drop)
     }
 }
@@ -95,14 +103,26 @@ fn run(options: &Options) -> Result<()> {
     load.mark("before");
     std::thread::sleep(BEFORE);
     load.mark("raw copy");
+    let wal = wal_bytes(&mut client)?;
     let (insert, index) = raw_copy(&mut client)?;
+    let raw_wal = wal_bytes(&mut client)? - wal;
     load.mark("pause");
     client.exec("DROP TABLE raw; CHECKPOINT")?;
     std::thread::sleep(Duration::from_secs(3));
     load.mark("move");
+    let holder = (options.hold_s > 0.0).then(|| hold(&cluster, options.hold_s)).transpose()?;
+    let wal = wal_bytes(&mut client)?;
     let (elapsed, phases) = move_slot(&mut client)?;
+    let move_wal = wal_bytes(&mut client)? - wal;
     load.mark("after");
+    if let Some(holder) = holder {
+        holder.join().map_err(|_| Error::new("The open transaction failed.", ""))??;
+    }
     std::thread::sleep(Duration::from_secs(5));
+    load.mark("tablespace");
+    let tablespace = set_tablespace(&mut client)?;
+    load.mark("end");
+    std::thread::sleep(Duration::from_secs(1));
     let errors = load.error_texts();
     let windows = load.finish()?;
 
@@ -120,11 +140,53 @@ fn run(options: &Options) -> Result<()> {
         options.rows as f64 / elapsed.as_secs_f64()
     );
     println!("ratio move / raw: {:.2}", ratio(elapsed, raw));
+    println!("SET TABLESPACE: {:.2} s, ratio to raw {:.2}", tablespace.as_secs_f64(), ratio(tablespace, raw));
+    let bytes: f64 = client.query_one("SELECT sum(bytes) FROM foreshard.slots")?.parse().unwrap_or(f64::NAN);
+    println!(
+        "WAL per byte of the slot, the clients' included: raw {:.2}, move {:.2}",
+        raw_wal / bytes,
+        move_wal / bytes
+    );
     for (event, at) in &phases {
         println!("  up to {event}: {:.2} s, ratio {:.2}", at.as_secs_f64(), ratio(*at, raw));
     }
     print_clients(&windows, &errors);
     verify(&mut client, &windows)
+}
+
+/// Bytes of WAL written so far.
+fn wal_bytes(client: &mut Client) -> Result<f64> {
+    let text = client.query_one("SELECT pg_current_wal_insert_lsn() - '0/0'")?;
+    text.parse().map_err(|_| Error::new(format!("The WAL position is \"{text}\"."), ""))
+}
+
+/// A session that, once the move has copied, changes one row and keeps its transaction open.
+fn hold(cluster: &Cluster, hold_s: f64) -> Result<JoinHandle<Result<()>>> {
+    let mut client = cluster.connect(DATABASE)?;
+    Ok(std::thread::spawn(move || {
+        let copied =
+            "SELECT EXISTS (SELECT FROM foreshard.move WHERE phase NOT IN ('preflight', 'capture', 'copy'))";
+        wait_until("the move has copied", PATIENCE, || Ok(client.query_one(copied)? == "t"))?;
+        // A row that no client updates: it is the transaction that is in the way, not the row.
+        client.exec("BEGIN; UPDATE account SET balance = balance WHERE id = 1")?;
+        std::thread::sleep(Duration::from_secs_f64(hold_s));
+        client.exec("COMMIT")?;
+        Ok(())
+    }))
+}
+
+/// Moves the slot's partition back the way PostgreSQL does it by itself.
+fn set_tablespace(client: &mut Client) -> Result<Duration> {
+    let partition = client.query_one("SELECT partition FROM foreshard.slots")?;
+    let indexes = client.exec(&format!(
+        "SELECT indexrelid::regclass FROM pg_index WHERE indrelid = '{partition}'::regclass"
+    ))?;
+    let begin = Instant::now();
+    client.exec(&format!("ALTER TABLE {partition} SET TABLESPACE bench_a"))?;
+    for index in indexes.to_text().lines() {
+        client.exec(&format!("ALTER INDEX {index} SET TABLESPACE bench_a"))?;
+    }
+    Ok(begin.elapsed())
 }
 
 fn ratio(time: Duration, raw: Duration) -> f64 {
@@ -224,7 +286,7 @@ fn print_clients(windows: &[Window], errors: &[String]) {
         "updates", "p50 ms", "p99 ms", "max ms", "gap ms", "errors"
     );
     for window in windows {
-        if window.label == "warm-up" || window.label == "pause" {
+        if ["warm-up", "pause", "end"].contains(&window.label.as_str()) {
             continue;
         }
         println!(

@@ -285,6 +285,34 @@ fn hostile_settings_do_not_matter() -> Result<()> {
 }
 
 #[test]
+fn a_replica_that_is_behind_holds_up_the_copy() -> Result<()> {
+    let options =
+        options("lag").set("foreshard.copy_chunk", "64kB").set("foreshard.max_replica_lag", "256kB");
+    let mut server = Server::start(&options)?;
+    server.query(
+        "CREATE TABLE t (id bigint PRIMARY KEY, v text); \
+         INSERT INTO t SELECT g, repeat(md5(g::text), 20) FROM generate_series(1, 4000) g; \
+         SELECT foreshard.distribute('t', 'id', 2)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    let mut standby = Standby::start(&server.cluster)?;
+    standby.wait_replayed(&mut server)?;
+    standby.connect()?.exec("SELECT pg_wal_replay_pause()")?;
+    let move_id = server.move_slot(&slot)?;
+    let waits = format!(
+        "SELECT phase || ' ' || (waiting_for LIKE 'replica % is % behind') FROM foreshard.progress_moves WHERE move_id = {move_id}"
+    );
+    server.wait_query(&waits, "copy true")?;
+    let blocks = format!("SELECT sum(blocks_done) FROM foreshard.move_relation WHERE move_id = {move_id}");
+    let done = server.query(&blocks)?;
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(server.query(&blocks)?, done, "blocks copied while the replica is behind");
+    standby.connect()?.exec("SELECT pg_wal_replay_resume()")?;
+    server.wait_end(&move_id, "done")?;
+    server.assert_settled()
+}
+
+#[test]
 fn standbys_have_no_workers_until_promoted() -> Result<()> {
     let mut server = Server::start(&options("standby").set("foreshard.copy_chunk", "64kB"))?;
     server.query(

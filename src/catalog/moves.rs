@@ -265,6 +265,26 @@ pub fn note(
     Ok(())
 }
 
+/// The replica that is furthest behind, in words, when it is more than so many bytes.
+pub fn lagging_replica(limit_bytes: i64) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT format('replica \"%s\" (pid %s) is %s behind', application_name, pid, pg_catalog.pg_size_pretty(lag)) \
+         FROM (SELECT application_name, pid, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), \
+                      coalesce(replay_lsn, flush_lsn, write_lsn, sent_lsn)) AS lag \
+               FROM pg_catalog.pg_stat_replication WHERE state = 'streaming') q WHERE lag > $1 ORDER BY lag DESC LIMIT 1",
+        &[limit_bytes.into()],
+    )
+}
+
+/// Forgets what a move waited for.
+pub fn waits_no_more(move_id: i64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move SET waiting_for = NULL WHERE move_id = $1 AND waiting_for IS NOT NULL",
+        &[move_id.into()],
+    )?;
+    Ok(())
+}
+
 /// Counts an attempt at a short lock.
 pub fn count_lock_attempt(move_id: i64) -> PgResult<()> {
     spi::run(

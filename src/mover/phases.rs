@@ -17,6 +17,8 @@ use std::time::Instant;
 const CAUGHT_UP_KEYS: i64 = 2_000;
 /// Keys a verification may leave out because they changed while it began.
 const MAX_SKIPPED_KEYS: usize = 200_000;
+/// Pause between two looks at a replica that is behind, ms.
+const HELD_BACK_MS: i64 = 250;
 /// A PostgreSQL block, as all packaged servers are built.
 const BLOCK_KIB: i32 = (pg_sys::BLCKSZ / 1024) as i32;
 
@@ -96,9 +98,27 @@ pub fn is_unchanged(relation: &RelationRow) -> PgResult<bool> {
     Ok(now.as_deref() == Some(relation.fingerprint.as_str()))
 }
 
+/// Whether production is not well enough for more copying; says why.
+fn held_back(row: &MoveRow) -> WorkResult<bool> {
+    let limit_kib = i64::from(guc::MAX_REPLICA_LAG.get());
+    if limit_kib == 0 {
+        return Ok(false);
+    }
+    transaction(|| {
+        let who = moves::lagging_replica(limit_kib * 1024)?;
+        if who.is_some() {
+            moves::note(row.move_id, who.as_deref(), None, None)?;
+        }
+        Ok(who.is_some())
+    })
+}
+
 /// Copies the next chunk of blocks, throttled, with its progress.
 fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
     let begun = Instant::now();
+    if held_back(row)? {
+        return Ok(Outcome::Again(HELD_BACK_MS));
+    }
     let chunk_blocks = i64::from(guc::COPY_CHUNK.get() / BLOCK_KIB).max(1);
     let mut copied_blocks = 0;
     let outcome = transaction(|| {
@@ -116,6 +136,7 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         let last = (relation.blocks_done + chunk_blocks).min(relation.blocks_total);
         let rows = copy::plan(relation)?.chunk(relation.blocks_done, last)?;
         copy::set_progress(row.move_id, relation.source, last, rows)?;
+        moves::waits_no_more(row.move_id)?;
         copied_blocks = last - relation.blocks_done;
         Ok(Outcome::Again(0))
     })?;

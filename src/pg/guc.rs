@@ -180,6 +180,9 @@ settings! {
     /// Copy rate, kB/s.
     int COPY_RATE = c"foreshard.copy_rate", 0, 0, 2000000000; Ctx::Sighup, KB;
         c"Kilobytes per second a move may copy; 0 means no limit.";
+    /// Replica lag at which copying waits, kB.
+    int MAX_REPLICA_LAG = c"foreshard.max_replica_lag", 262144, 0, 2000000000; Ctx::Sighup, KB;
+        c"WAL that a replica may be behind before moves stop copying until it has caught up; 0 means no limit.";
     /// Final drain, keys.
     int CUTOVER_MAX_KEYS = c"foreshard.cutover_max_keys", 200, 1, 100000; Ctx::Sighup, NONE;
         c"Most changed keys that may be replayed under the lock that turns a log into a mirror.";
