@@ -74,11 +74,8 @@ fn move_slot(slot_id: i64, to_shard: &str) -> PgResult<i64> {
     moves.first().copied().ok_or_else(|| crate::pg::report::internal("no move id"))
 }
 
-/// Stops a move and removes its copy; the slot stays where it is. False when it has already ended or
-/// passed the cutover.
-#[pg_extern(volatile, parallel_unsafe)]
-#[search_path(pg_catalog, pg_temp)]
-fn cancel_move(move_id: i64) -> PgResult<bool> {
+/// Phase of a move whose tables belong to the current user, and whether it has ended.
+fn own_move(move_id: i64) -> PgResult<(String, bool)> {
     let as_owner = security::as_extension_owner()?;
     let found = moves::slot_of(move_id)?;
     drop(as_owner);
@@ -86,6 +83,15 @@ fn cancel_move(move_id: i64) -> PgResult<bool> {
         return Err(unknown(format!("move {move_id} does not exist")));
     };
     require_slot_owner(slot_id)?;
+    Ok((phase, finished))
+}
+
+/// Stops a move and removes its copy; the slot stays where it is. False when it has already ended or
+/// passed the cutover.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn cancel_move(move_id: i64) -> PgResult<bool> {
+    let (phase, finished) = own_move(move_id)?;
     if finished || phase == "retire" || phase == "watch" {
         return Ok(false);
     }
@@ -101,13 +107,7 @@ fn cancel_move(move_id: i64) -> PgResult<bool> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn rollback_move(move_id: i64) -> PgResult<bool> {
-    let as_owner = security::as_extension_owner()?;
-    let found = moves::slot_of(move_id)?;
-    drop(as_owner);
-    let Some((slot_id, _, _)) = found else {
-        return Err(unknown(format!("move {move_id} does not exist")));
-    };
-    require_slot_owner(slot_id)?;
+    own_move(move_id)?;
     let _owner = security::as_extension_owner()?;
     let asked = moves::request_rollback(move_id)?;
     wake_keeper();
@@ -115,13 +115,7 @@ fn rollback_move(move_id: i64) -> PgResult<bool> {
 }
 
 fn set_paused(move_id: i64, paused: bool) -> PgResult<bool> {
-    let as_owner = security::as_extension_owner()?;
-    let found = moves::slot_of(move_id)?;
-    drop(as_owner);
-    let Some((slot_id, _, _)) = found else {
-        return Err(unknown(format!("move {move_id} does not exist")));
-    };
-    require_slot_owner(slot_id)?;
+    own_move(move_id)?;
     let _owner = security::as_extension_owner()?;
     let changed = moves::set_paused(move_id, paused)?;
     wake_keeper();

@@ -177,7 +177,7 @@ fn sources(row: &MoveRow) -> WorkResult<Vec<pg_sys::Oid>> {
 }
 
 /// One replay of everything logged by now, under one snapshot. None: the source changed.
-pub fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
+fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
     let sources = sources(row)?;
     bgworker::transaction_repeatable_read(&sources, || {
         let mut replayed = 0;
