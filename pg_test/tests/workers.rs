@@ -38,11 +38,15 @@ fn file_move(client: &mut Client) -> Result<String> {
 }
 
 fn wait_phase(server: &Server, database: &str, phase: &str) -> Result<()> {
-    wait_until(&format!("a move in {database} stands in {phase}"), PATIENCE, || {
+    let mut seen = String::new();
+    let what = format!("a move in {database} stands in {phase}");
+    let reached = wait_until(&what, PATIENCE, || {
         let mut client = server.cluster.connect(database)?;
         let sql = "SELECT phase FROM foreshard.move ORDER BY move_id DESC LIMIT 1";
-        Ok(client.query_one(sql)? == phase)
-    })
+        seen = client.query_one(sql)?;
+        Ok(seen == phase)
+    });
+    reached.inspect_err(|_| println!("the last move in {database} stood in {seen}"))
 }
 
 #[test]

@@ -102,6 +102,9 @@ pub fn begin(database: u32) {
     unsafe {
         pg_sys::BackgroundWorkerUnblockSignals();
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(database), pg_sys::InvalidOid, 0);
+        // A worker is born with SIGHUP ignored: a reload between its fork and its handlers is lost, so the
+        // files are read once more (outside a transaction, like a backend between two statements).
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
     }
 }
 
