@@ -92,7 +92,8 @@ fn run(options: &Options) -> Result<()> {
             .set("shared_buffers", "512MB")
             .set("max_wal_size", "8GB")
             .set("maintenance_work_mem", "256MB")
-            .set("foreshard.rollback_window", "0"),
+            .set("foreshard.rollback_window", "0")
+            .set("foreshard.canary_steps", ""),
     )?;
     let mut client = prepare(&cluster, options)?;
     let sessions = (0..CLIENTS as u64)

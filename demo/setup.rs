@@ -20,9 +20,10 @@ pub const BUCKET_S: u64 = 4;
 pub const HORIZON_S: u64 = 80;
 
 /// What differs from the extension's defaults, because the demo has minutes, not days.
-pub const SETTINGS: [(&str, &str); 7] = [
+pub const SETTINGS: [(&str, &str); 8] = [
     ("foreshard.bucket", "4s"),
     ("foreshard.rollback_window", "0"),
+    ("foreshard.canary_steps", ""),
     ("foreshard.plan_interval", "8s"),
     ("foreshard.forecast_horizon", "80s"),
     ("foreshard.imbalance_high", "0.05"),

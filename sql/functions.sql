@@ -50,6 +50,7 @@ COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a sh
 COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cutover; the slot stays where it is.';
 COMMENT ON FUNCTION foreshard.pause_move(bigint) IS 'Holds a move up where it stands, before its cutover.';
 COMMENT ON FUNCTION foreshard.resume_move(bigint) IS 'Lets a paused move go on.';
+COMMENT ON FUNCTION foreshard.set_route_weight(bigint, double precision) IS 'Sends this share (0 to 1) of the reads of a moving slot to its copy and stays there; NULL lets the canary take its own steps.';
 COMMENT ON FUNCTION foreshard.rollback_move(bigint) IS 'Brings a slot back: cancels a move before its cutover, swaps the copies back after it while the old one is kept.';
 
 GRANT USAGE ON SCHEMA foreshard TO PUBLIC;

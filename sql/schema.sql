@@ -283,6 +283,9 @@ CREATE TABLE foreshard.move (
     -- outlives the transaction of the final drain: cutover waits out snapshots older than this
     last_replay_xid xid8,
     verified_at timestamptz,
+    -- share of reads that the copy serves, and the one that was asked for by hand
+    route_weight float8,
+    manual_weight float8,
     swapped_at  timestamptz,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,

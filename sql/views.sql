@@ -65,7 +65,7 @@ SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.
        q.bytes_done / nullif(extract(epoch FROM q.elapsed), 0)::float8 AS bytes_per_s,
        CASE WHEN q.phase = 'copy' AND q.bytes_done > 0
             THEN q.elapsed * ((q.bytes_total - q.bytes_done)::float8 / q.bytes_done) END AS eta,
-       q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed
+       q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed
 FROM (
     SELECT m.move_id, m.request_id, m.slot_id, a.shard_name AS from_shard, b.shard_name AS to_shard,
            m.phase, m.finished,
@@ -75,7 +75,7 @@ FROM (
            coalesce(r.rows_done, m.rows_copied) AS rows_done, coalesce(r.rows_total, m.rows_copied) AS rows_total,
            coalesce(r.blocks_done * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_done,
            coalesce(r.blocks_total * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_total,
-           m.pending_keys, m.lock_attempts, m.waiting_for, m.restarts, m.last_error, m.started_at,
+           m.route_weight AS weight, m.pending_keys, m.lock_attempts, m.waiting_for, m.restarts, m.last_error, m.started_at,
            coalesce(m.finished_at, clock_timestamp()) - m.started_at AS elapsed
     FROM foreshard.move m
     JOIN foreshard.shard a ON a.shard_id = m.from_shard

@@ -114,6 +114,20 @@ fn rollback_move(move_id: i64) -> PgResult<bool> {
     if asked { Ok(true) } else { cancel_move(move_id) }
 }
 
+/// Sends a share (0 to 1) of the reads of a moving slot to its copy, once the canary has begun, and holds the
+/// move there; NULL lets the canary take its own steps again. False when the move has passed its cutover.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn set_route_weight(move_id: Option<i64>, weight: Option<f64>) -> PgResult<Option<bool>> {
+    let Some(move_id) = move_id else { return Ok(None) };
+    if weight.is_some_and(|weight| !(0.0..=1.0).contains(&weight)) {
+        return Err(bad_argument("weight must be between 0 and 1"));
+    }
+    own_move(move_id)?;
+    let _owner = security::as_extension_owner()?;
+    moves::request_weight(move_id, weight).map(Some)
+}
+
 fn set_paused(move_id: i64, paused: bool) -> PgResult<bool> {
     own_move(move_id)?;
     let _owner = security::as_extension_owner()?;

@@ -38,6 +38,10 @@ pub struct MoveRow {
     pub swapped_age_s: Option<f64>,
     /// Seconds since the last verification; None: never.
     pub verified_age_s: Option<f64>,
+    /// Share of reads that the copy serves.
+    pub route_weight: Option<f64>,
+    /// Share of reads that somebody asked for with set_route_weight.
+    pub manual_weight: Option<f64>,
 }
 
 /// Reads a move; None when it is gone.
@@ -45,7 +49,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested, m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -62,6 +66,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 rollback_requested: row.need(10)?,
                 swapped_age_s: row.get(11)?,
                 paused: row.need(12)?,
+                route_weight: row.get(13)?,
+                manual_weight: row.get(14)?,
             })
         },
     )?;
@@ -234,7 +240,8 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
         "UPDATE foreshard.move SET phase = $2, finished = $3, waiting_for = NULL, \
                 started_at = coalesce(started_at, pg_catalog.clock_timestamp()), \
                 finished_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() END, \
-                restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END WHERE move_id = $1",
+                restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END, \
+                route_weight = CASE WHEN $2 IN ('canary', 'cutover') THEN route_weight END WHERE move_id = $1",
         &[
             row.move_id.into(),
             to.as_str().into(),
@@ -345,6 +352,37 @@ pub fn set_paused(move_id: i64, paused: bool) -> PgResult<bool> {
 fn unpausable() -> Vec<String> {
     let phases = Phase::ALL.into_iter().filter(|phase| !phase.is_reversible());
     phases.map(|phase| phase.as_str().to_string()).collect()
+}
+
+/// Notes the share of reads that the copy serves.
+pub fn set_route_weight(move_id: i64, weight: f64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move SET route_weight = $2 WHERE move_id = $1",
+        &[move_id.into(), weight.into()],
+    )?;
+    Ok(())
+}
+
+/// Asks for a share of reads, None: the canary's own steps; false when the move has passed its cutover.
+pub fn request_weight(move_id: i64, weight: Option<f64>) -> PgResult<bool> {
+    Ok(spi::run(
+        "UPDATE foreshard.move SET manual_weight = $2 WHERE move_id = $1 AND NOT finished AND NOT (phase = ANY ($3))",
+        &[move_id.into(), weight.into(), unpausable().into()],
+    )? > 0)
+}
+
+/// Moves of which an old copy is kept and nobody has asked to swap back: (move, slot).
+pub fn watched() -> PgResult<Vec<(i64, i64)>> {
+    spi::rows(
+        "SELECT move_id, slot_id FROM foreshard.move WHERE phase = 'watch' AND NOT finished AND NOT rollback_requested",
+        &[],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
+/// All moves that have not ended.
+pub fn unfinished() -> PgResult<Vec<i64>> {
+    spi::rows("SELECT move_id FROM foreshard.move WHERE NOT finished", &[], |row| row.need(1))
 }
 
 /// Asks a move that has swapped to swap back; false when it has ended.

@@ -16,8 +16,9 @@ pub struct Local;
 
 impl Engine for Local {
     fn capabilities(&self) -> Capabilities {
-        // Canary routes follow.
-        Capabilities { mirror: true, canary: false, watch: guc::ROLLBACK_WINDOW.get() > 0 }
+        // A list that cannot be read is told by the phase itself.
+        let canary = guc::CANARY_STEPS.get().is_some_and(|steps| !steps.to_bytes().trim_ascii().is_empty());
+        Capabilities { mirror: true, canary, watch: guc::ROLLBACK_WINDOW.get() > 0 }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {

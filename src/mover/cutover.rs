@@ -5,17 +5,20 @@
 //! that must not read them, so we wait, outside any lock, until none is left.
 
 use super::phases::{Compared, compare, is_unchanged};
-use super::{Outcome, short_lock};
+use super::{Outcome, canary, short_lock};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{copy, record_event};
 use crate::engine::Engine;
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::PgResult;
+use crate::pg::route::MoveRoutes;
 use crate::pg::{bgworker, guc, lock, spi};
 use foreshard_core::phase::Event;
+use foreshard_core::shared::Arm;
 use pgrx::pg_sys;
 use serde_json::json;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// A verification older than this is made again, s.
@@ -49,9 +52,21 @@ pub fn watch(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
     }
     let window_s = f64::from(guc::ROLLBACK_WINDOW.get());
     if row.swapped_age_s.is_none_or(|age| age >= window_s) {
+        record_fare(row)?;
         return Ok(Outcome::Leave(Event::Completed));
     }
     Ok(Outcome::Rest)
+}
+
+/// How statements fared before and after the swap, for the history.
+fn record_fare(row: &MoveRow) -> WorkResult<()> {
+    let Some(stats) = MoveRoutes::of(row.move_id).and_then(|routes| routes.stats()) else { return Ok(()) };
+    let fared = |arm| canary::latencies(&stats.arm(arm).read());
+    let detail = json!({
+        "before": fared(Arm::Before), "after": fared(Arm::After),
+        "others_before": fared(Arm::OthersBefore), "others_after": fared(Arm::OthersAfter),
+    });
+    transaction(|| record_event("watched", Some(row.move_id), Some(row.slot_id), detail))
 }
 
 /// Why the copies can no longer be exchanged, if so.
@@ -77,7 +92,13 @@ fn swap(engine: &dyn Engine, row: &MoveRow, attempt: u32, direction: Direction) 
     let relations = transaction(|| shadow::relations(row.move_id))?;
     let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
     match transaction(|| swap_locked(engine, row, &relations, &sources, attempt, direction))? {
-        Swap::Done => Ok(Outcome::Advanced),
+        Swap::Done => {
+            if let Some(stats) = MoveRoutes::of(row.move_id).and_then(|routes| routes.stats()) {
+                stats.swapped.store(u32::from(direction == Direction::There), Ordering::Relaxed);
+            }
+            canary::close_routes(row.move_id);
+            Ok(Outcome::Advanced)
+        }
         Swap::Leave(event) => {
             if direction == Direction::Back {
                 let lost = "there is no way back: the table was altered, or a change could not be mirrored";
@@ -86,7 +107,9 @@ fn swap(engine: &dyn Engine, row: &MoveRow, attempt: u32, direction: Direction) 
             Ok(Outcome::Leave(event))
         }
         Swap::Blocked => {
-            short_lock::report_blocked(row.move_id, &sources, attempt)?;
+            let shadows = relations.iter().map(|r| r.shadow);
+            let both: Vec<pg_sys::Oid> = sources.iter().copied().chain(shadows).collect();
+            short_lock::report_blocked(row.move_id, &both, attempt)?;
             Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
         }
     }

@@ -2,7 +2,7 @@
 //! way when it is granted, and every later one does what the trigger then says.
 
 use super::phases::is_unchanged;
-use super::{Outcome, short_lock};
+use super::{Outcome, canary, short_lock};
 use crate::catalog::copy;
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
@@ -14,9 +14,12 @@ use foreshard_core::phase::Event;
 use pgrx::pg_sys;
 
 /// What came of an attempt under the lock.
-enum Attempt {
+pub(super) enum Attempt {
+    /// The work is done.
     Done,
+    /// The locks were not to be had.
     Blocked,
+    /// The phase must be left.
     Leave(Event),
 }
 
@@ -41,6 +44,8 @@ pub fn install(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
             moves::set_last_replay(row.move_id, 0)?;
         }
         engine.set_mirroring(row, relations, true)?;
+        // Closed ones: from now on it is known how statements fare.
+        canary::make_routes(row, relations)?;
         moves::advance(row, Event::Completed, engine.capabilities())?;
         Ok(Attempt::Done)
     })
@@ -48,6 +53,7 @@ pub fn install(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
 
 /// Turns a mirror back into capture, so that the carrier may write the shadow again; None: it is capture.
 pub fn demote(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Option<Outcome>> {
+    canary::close_routes(row.move_id);
     let mirrors = transaction(|| is_mirroring(&shadow::relations(row.move_id)?))?;
     if !mirrors {
         return Ok(None);
@@ -74,7 +80,8 @@ pub fn is_mirroring(relations: &[RelationRow]) -> PgResult<bool> {
     Ok(false)
 }
 
-fn locked(
+/// Does `work` under SHARE ROW EXCLUSIVE on every partition of a move.
+pub(super) fn locked(
     row: &MoveRow,
     attempt: u32,
     work: impl FnOnce(&[RelationRow]) -> PgResult<Attempt>,

@@ -1,6 +1,7 @@
 //! Effects of the phases, and the loop that drives a move from phase to phase. Every piece of work
 //! commits together with the phase or progress it leads to, so that a crash at any point resumes.
 
+pub mod canary;
 mod cutover;
 mod mirror;
 mod phases;
@@ -49,6 +50,7 @@ pub fn drive(move_id: i64) {
         };
         // What it has done stays; the keeper starts a carrier again when it is resumed.
         if row.paused && !row.cancel_requested && row.phase.is_reversible() {
+            canary::close_routes(move_id);
             return;
         }
         if is_held(row.phase) {
@@ -104,6 +106,8 @@ fn is_held(phase: Phase) -> bool {
 }
 
 fn leave(engine: &dyn Engine, row: &MoveRow, event: Event) {
+    // First of all: no read may be sent to a copy that is about not to be kept equal.
+    canary::close_routes(row.move_id);
     if let Err(report) = bgworker::transaction(|| moves::advance(row, event, engine.capabilities())) {
         pgrx::log!("foreshard: move {}: {}", row.move_id, report.line);
         bgworker::wait(MAX_BACKOFF_MS);

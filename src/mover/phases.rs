@@ -1,12 +1,13 @@
 //! The work of every phase but the cutover.
 
-use super::{Outcome, cutover, mirror, short_lock};
+use super::{Outcome, canary, cutover, mirror, short_lock};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::engine::Engine;
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::{PgResult, busy, error, unsupported};
+use crate::pg::route::MoveRoutes;
 use crate::pg::{bgworker, digest, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
 use pgrx::pg_sys;
@@ -37,7 +38,7 @@ pub fn perform(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
         Phase::Retire | Phase::Revert | Phase::RevertFailed => {
             clean(engine, row, attempt, Some(Event::Completed))
         }
-        Phase::Canary => transaction(|| Err(unsupported("the engine has no canary"))),
+        Phase::Canary => canary::step(engine, row, attempt),
         Phase::Done | Phase::Cancelled | Phase::Failed => Ok(Outcome::Again(0)),
     }
 }
@@ -303,6 +304,9 @@ pub fn compare(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
 /// Ends capture, then drops the shadows and, with `then`, moves on. Two transactions, so that nothing is
 /// waited for while the partition is locked.
 fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) -> WorkResult<Outcome> {
+    if let Some(routes) = MoveRoutes::of(row.move_id) {
+        routes.remove();
+    }
     let mut locked = Vec::new();
     let captured = transaction(|| {
         let mut captured = Vec::new();

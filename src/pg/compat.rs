@@ -1,5 +1,9 @@
 //! Every difference between PostgreSQL 15, 16, 17 and 18. No other file mentions a version.
 
+mod run;
+
+pub use run::{RunArguments, register_run_hook, run_next, walk_plan_state};
+
 use pgrx::pg_sys;
 
 // Server functions that pgrx does not bind (`commands/cluster.h`, `storage/predicate.h`, `utils/datum.h`,
@@ -20,6 +24,7 @@ mod raw {
         pub fn TransferPredicateLocksToHeapRelation(relation: pg_sys::Relation);
         pub fn datumIsEqual(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool;
         pub fn datum_image_eq(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool;
+        pub fn datum_image_hash(value: pg_sys::Datum, by_value: bool, length: i32) -> u32;
         pub fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
         pub fn compute_partition_hash_value(
             partnatts: i32,
@@ -29,31 +34,6 @@ mod raw {
             isnull: *const bool,
         ) -> u64;
         pub fn die(signal: i32);
-        #[cfg(not(feature = "pg18"))]
-        pub fn standard_ExecutorRun(
-            query: *mut pg_sys::QueryDesc,
-            direction: pg_sys::ScanDirection::Type,
-            count: u64,
-            execute_once: bool,
-        );
-        #[cfg(feature = "pg18")]
-        pub fn standard_ExecutorRun(
-            query: *mut pg_sys::QueryDesc,
-            direction: pg_sys::ScanDirection::Type,
-            count: u64,
-        );
-        #[cfg(feature = "pg15")]
-        pub fn planstate_tree_walker(
-            state: *mut pg_sys::PlanState,
-            walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
-            context: *mut std::ffi::c_void,
-        ) -> bool;
-        #[cfg(not(feature = "pg15"))]
-        pub fn planstate_tree_walker_impl(
-            state: *mut pg_sys::PlanState,
-            walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
-            context: *mut std::ffi::c_void,
-        ) -> bool;
         pub fn SignalHandlerForConfigReload(signal: i32);
     }
 }
@@ -93,6 +73,46 @@ pub unsafe fn promote_predicate_locks(relation: pg_sys::Relation) {
 pub unsafe fn datum_is_equal(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i32) -> bool {
     // SAFETY: as promised by the caller; raises only for corrupt varlena headers.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::datumIsEqual(a, b, by_value, length)) }
+}
+
+/// Hash of a value as it is stored, the same whether toasted or not.
+///
+/// # Safety
+/// A non-NULL value with this passing convention and length.
+pub unsafe fn datum_image_hash(value: pg_sys::Datum, by_value: bool, length: i32) -> u32 {
+    // SAFETY: as promised by the caller; raises when a toasted value cannot be fetched.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::datum_image_hash(value, by_value, length)) }
+}
+
+/// Whether a statement names this relation itself (privileges are checked on it), rather than reaching it as
+/// the partition of another one.
+///
+/// # Safety
+/// `entry` must be a relation's range table entry.
+pub unsafe fn is_named(entry: *const pg_sys::RangeTblEntry) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        (*entry).requiredPerms != 0
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        (*entry).perminfoindex != 0
+    }
+}
+
+/// The number of a relation's storage, 0 when it is gone.
+pub fn storage_number(relation: pg_sys::Oid) -> u32 {
+    // SAFETY: the relation is locked by the caller's transaction; null when it is gone; closed again.
+    unsafe {
+        let open = pg_sys::RelationIdGetRelation(relation);
+        let number = open.as_ref().map_or(0, |open| (*open.rd_rel).relfilenode.to_u32());
+        if !open.is_null() {
+            pg_sys::RelationClose(open);
+        }
+        number
+    }
 }
 
 /// The next value of a sequence, as `nextval()` gives it, without its check of privileges.
@@ -259,108 +279,6 @@ pub unsafe fn drops_extension(statement: *mut pg_sys::Node, name: &std::ffi::CSt
             (*object).type_ == pg_sys::NodeTag::T_String
                 && std::ffi::CStr::from_ptr((*object.cast::<pg_sys::String>()).sval) == name
         })
-    }
-}
-
-/// What ExecutorRun is called with besides the query.
-pub struct RunArguments {
-    direction: pg_sys::ScanDirection::Type,
-    count: u64,
-    #[cfg(not(feature = "pg18"))]
-    execute_once: bool,
-}
-
-/// Our part of an ExecutorRun hook.
-// SAFETY: called with a valid query only.
-pub type RunHook = unsafe fn(*mut pg_sys::QueryDesc, &RunArguments);
-
-static mut RUN: Option<RunHook> = None;
-static mut PREVIOUS_RUN: pg_sys::ExecutorRun_hook_type = None;
-
-/// Installs an ExecutorRun hook that calls `run`, which must call [`run_next`].
-///
-/// # Safety
-/// Only while the postmaster preloads libraries.
-pub unsafe fn register_run_hook(run: RunHook) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        RUN = Some(run);
-        PREVIOUS_RUN = pg_sys::ExecutorRun_hook;
-        pg_sys::ExecutorRun_hook = Some(executor_run);
-    }
-}
-
-#[cfg(not(feature = "pg18"))]
-// SAFETY: called by PostgreSQL with a valid query.
-unsafe extern "C-unwind" fn executor_run(
-    query: *mut pg_sys::QueryDesc,
-    direction: pg_sys::ScanDirection::Type,
-    count: u64,
-    execute_once: bool,
-) {
-    let arguments = RunArguments { direction, count, execute_once };
-    // SAFETY: RUN is set before the hook is.
-    unsafe {
-        if let Some(run) = RUN {
-            run(query, &arguments);
-        }
-    }
-}
-
-#[cfg(feature = "pg18")]
-// SAFETY: called by PostgreSQL with a valid query.
-unsafe extern "C-unwind" fn executor_run(
-    query: *mut pg_sys::QueryDesc,
-    direction: pg_sys::ScanDirection::Type,
-    count: u64,
-) {
-    let arguments = RunArguments { direction, count };
-    // SAFETY: RUN is set before the hook is.
-    unsafe {
-        if let Some(run) = RUN {
-            run(query, &arguments);
-        }
-    }
-}
-
-/// Runs the query as it would be without us.
-///
-/// # Safety
-/// From a [`RunHook`], with its arguments. Raises like the original.
-pub unsafe fn run_next(query: *mut pg_sys::QueryDesc, arguments: &RunArguments) {
-    let RunArguments { direction, count, .. } = *arguments;
-    // SAFETY: as promised by the caller.
-    unsafe {
-        #[cfg(not(feature = "pg18"))]
-        match PREVIOUS_RUN {
-            Some(previous) => previous(query, direction, count, arguments.execute_once),
-            None => raw::standard_ExecutorRun(query, direction, count, arguments.execute_once),
-        }
-        #[cfg(feature = "pg18")]
-        match PREVIOUS_RUN {
-            Some(previous) => previous(query, direction, count),
-            None => raw::standard_ExecutorRun(query, direction, count),
-        }
-    }
-}
-
-/// Calls `walker` for each child of a plan state (children of Append and sub-plans included) until it
-/// returns true.
-///
-/// # Safety
-/// `state` must be an initialised plan state.
-pub unsafe fn walk_plan_state(
-    state: *mut pg_sys::PlanState,
-    // SAFETY: called with children of `state` and with `context`.
-    walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
-    context: *mut std::ffi::c_void,
-) -> bool {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        #[cfg(feature = "pg15")]
-        return raw::planstate_tree_walker(state, walker, context);
-        #[cfg(not(feature = "pg15"))]
-        return raw::planstate_tree_walker_impl(state, walker, context);
     }
 }
 

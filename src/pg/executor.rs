@@ -7,7 +7,7 @@
 //! parts of a user's error.
 
 use super::plan;
-use super::{compat, guc, usage};
+use super::{compat, guc, route, usage};
 use pgrx::pg_sys;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -139,6 +139,9 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
     let mut measured = false;
     // SAFETY: as above.
     unsafe {
+        if route::concerns_us() {
+            route::begins(query, eflags);
+        }
         if let Some(sensor) = watching()
             && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0
             && wanted(sensor)
@@ -192,6 +195,7 @@ unsafe fn run(query: *mut pg_sys::QueryDesc, arguments: &compat::RunArguments) {
     let frame = 0_u8;
     let address = &raw const frame as usize;
     let measured = part_starts(query, address);
+    let since_ns = route::runs(query, None);
     // SAFETY: plain variables of this process; the query is valid.
     unsafe {
         let outer = CURRENT;
@@ -199,6 +203,7 @@ unsafe fn run(query: *mut pg_sys::QueryDesc, arguments: &compat::RunArguments) {
         compat::run_next(query, arguments);
         CURRENT = outer;
     }
+    route::runs(query, Some(since_ns));
     if measured {
         part_ends(query, address);
     }
@@ -228,6 +233,9 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
 unsafe extern "C-unwind" fn end(query: *mut pg_sys::QueryDesc) {
     // SAFETY: as above; the plan state is alive until the original ends it.
     unsafe {
+        if route::concerns_us() {
+            route::ends(query);
+        }
         if let Some(sensor) = watching() {
             let keys = (sensor.wants_keys)();
             if (sensor.measures)(query as usize) {
@@ -260,6 +268,7 @@ unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _: *mut 
     // SAFETY: plain variables of this process.
     unsafe {
         CURRENT = Current { query: std::ptr::null_mut(), address: usize::MAX };
+        route::forget(None, !committed);
         // Not `watching`: what was begun while watching must end.
         if let Some(sensor) = SENSOR {
             quietly(sensor, || (sensor.transaction_ends)(committed));
@@ -270,11 +279,12 @@ unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _: *mut 
 // SAFETY: a subtransaction callback of PostgreSQL.
 unsafe extern "C-unwind" fn subtransaction(
     event: pg_sys::SubXactEvent::Type,
-    _: pg_sys::SubTransactionId,
+    level: pg_sys::SubTransactionId,
     _: pg_sys::SubTransactionId,
     _: *mut std::ffi::c_void,
 ) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        route::forget(Some(level), true);
         // The statement that ran may be gone with its memory.
         // SAFETY: a plain variable of this process.
         unsafe { CURRENT = Current { query: std::ptr::null_mut(), address: usize::MAX } };

@@ -186,6 +186,15 @@ settings! {
     /// Final drain, keys.
     int CUTOVER_MAX_KEYS = c"foreshard.cutover_max_keys", 200, 1, 100000; Ctx::Sighup, NONE;
         c"Most changed keys that may be replayed under the lock that turns a log into a mirror.";
+    /// Weights of the canary, per cent.
+    string CANARY_STEPS = c"foreshard.canary_steps", Some(c"1, 5, 25, 100"); Ctx::Sighup, NONE;
+        c"Per cent of the reads of a moving slot that its copy serves before the cutover, step by step; empty: no canary.";
+    /// How long each weight of the canary stands, milliseconds.
+    int CANARY_DWELL = c"foreshard.canary_dwell", 5000, 0, 3600000; Ctx::Sighup, MS;
+        c"Time for which every step of the canary stands before it is judged.";
+    /// How much slower is too slow.
+    real MAX_SLOWDOWN = c"foreshard.max_slowdown", 2.0, 0.0, 1000.0; Ctx::Sighup, NONE;
+        c"How many times slower statements may be on a new copy (median, 99th percentile) before the canary steps back or a swap is undone; 0: any.";
     /// How long the old copy is kept equal after the swap, seconds.
     int ROLLBACK_WINDOW = c"foreshard.rollback_window", 300, 0, 86400; Ctx::Sighup, S;
         c"Time after a cutover in which the old copy is kept equal, so that rollback_move() can swap back at once; 0: none.";

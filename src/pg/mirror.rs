@@ -18,10 +18,11 @@
 mod pair;
 
 use super::local::{Local, LocalBox};
+use super::route;
+use super::subtransaction::{self, Ended};
 use pair::Pair;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::panic::AssertUnwindSafe;
 
 /// Memory for the keys of one transaction.
 const MAX_BYTES: usize = 16 << 20;
@@ -65,6 +66,8 @@ struct Pending {
 
 static PENDING: LocalBox<Pending> = LocalBox::new();
 static ANY: Local<bool> = Local::new(false);
+/// The pass of this transaction is over: what is changed now (by another extension, before the commit) is logged.
+static PASSED: Local<bool> = Local::new(false);
 /// The callbacks are there: without them nothing would be mirrored.
 static READY: Local<bool> = Local::new(false);
 
@@ -80,7 +83,8 @@ pub fn register() {
 
 /// Remembers a key, a tuple of the log's shape without external values. False: it has to be logged.
 pub fn remember(target: Target, tuple: &[u8]) -> bool {
-    if !READY.get() {
+    if !READY.get() || PASSED.get() {
+        route::fail(target.source);
         return false;
     }
     // SAFETY: a plain number of this process.
@@ -164,13 +168,14 @@ unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _argumen
     }
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
-            ANY.set(false);
+            PASSED.set(true);
             if let Some(pending) = PENDING.with(Pending::default, std::mem::take) {
                 mirror(pending);
             }
         }
         XACT_EVENT_ABORT | XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => {
             ANY.set(false);
+            PASSED.set(false);
             PENDING.forget();
         }
         _ => {}
@@ -199,8 +204,10 @@ unsafe extern "C-unwind" fn subtransaction(
 /// Makes every shadow equal, or logs the keys.
 fn mirror(mut pending: Pending) {
     let full = pending.full;
-    let mirrored = !full && in_subtransaction(|| make_equal(&mut pending));
+    let mirrored = !full && subtransaction::run(|| make_equal(&mut pending)) == Ended::Well;
     if !mirrored {
+        // Before the commit, so that whoever sees it does not read the shadow.
+        pending.targets.iter().for_each(|target| route::fail(target.source));
         let keys = std::mem::take(&mut pending.keys);
         for key in keys {
             let target = pending.targets[key.target];
@@ -222,41 +229,6 @@ unsafe fn log_key(log: pg_sys::Oid, tuple: &mut pg_sys::HeapTupleData) {
             pg_sys::relation_close(relation, pg_sys::NoLock as i32);
         }
     }
-}
-
-/// Runs `work` in a subtransaction with a snapshot; false: it failed, and nothing of it is left.
-fn in_subtransaction(work: impl FnOnce()) -> bool {
-    // SAFETY: inside a transaction that is about to commit; context and owner are those of before.
-    let (context, owner) = unsafe {
-        let before = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
-        pg_sys::BeginInternalSubTransaction(std::ptr::null());
-        before
-    };
-    let done = PgTryBuilder::new(AssertUnwindSafe(|| {
-        // SAFETY: the snapshot (values may be fetched from toast, expressions evaluated) is popped again.
-        unsafe {
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            work();
-            pg_sys::PopActiveSnapshot();
-            pg_sys::ReleaseCurrentSubTransaction();
-        }
-        true
-    }))
-    .catch_others(|caught| {
-        // SAFETY: the subtransaction is in progress or aborted.
-        unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
-        if let pg_sys::panic::CaughtError::PostgresError(report) = &caught {
-            pgrx::debug1!("foreshard: a mirror steps back to its log: {}", report.message());
-        }
-        false
-    })
-    .execute();
-    // SAFETY: what a subtransaction changed for its own time.
-    unsafe {
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
-    }
-    done
 }
 
 fn make_equal(pending: &mut Pending) {

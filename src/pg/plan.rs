@@ -253,7 +253,7 @@ impl Walk<'_> {
             if !self.counts || relation.is_null() || instrument.is_null() {
                 return;
             }
-            let oid = (*relation).rd_id.to_u32();
+            let oid = super::route::source_of((*relation).rd_id.to_u32());
             if !self.is_leaf(oid) {
                 return;
             }
@@ -288,7 +288,7 @@ impl Walk<'_> {
         // SAFETY: as promised by the caller; indkey holds indnatts elements, scan keys name one of them.
         unsafe {
             let form = &*(*index).rd_index;
-            let leaf = form.indrelid.to_u32();
+            let leaf = super::route::source_of(form.indrelid.to_u32());
             let Some(segment) = self.region.segment(leaf).filter(|s| s.activity().hot) else { return };
             let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
             for i in 0..count.max(0) as usize {

@@ -1,12 +1,15 @@
 //! The observation region: shared memory sized by POSTMASTER settings, carved into arrays of atomics.
 //!
-//! Lock protocol: none for counting and sampling (see `foreshard_core::shared`). Entering and removing
-//! relations ([`Region::segment_keys`]) is done by keepers only, under the LWLock of `pg::shmem`. Every
+//! Lock protocol: none for counting, sampling and reading routes (see `foreshard_core::shared`). Entering and
+//! removing relations ([`Region::segment_keys`]) is done by keepers only, making and removing routes
+//! ([`Region::routes`]) by carriers and keepers, both under the LWLock of `pg::shmem`. Every
 //! array has a fixed length; what does not fit is dropped and counted in [`Region::dropped`]. The region is
 //! lost on a restart; keepers fill it again.
 
 use super::guc;
-use foreshard_core::shared::{Directory, Entry, Profile, SampleRing, Segment};
+use foreshard_core::shared::{
+    Directory, Entry, Profile, ROUTED_MOVES, ROUTES, Route, RouteStats, Routes, SampleRing, Segment,
+};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -57,6 +60,7 @@ struct Header {
     statements: AtomicU64,
     overhead_ns: AtomicU64,
     hot: AtomicU64,
+    routes: AtomicU64,
 }
 
 /// A type for which all-zero memory is a valid value and which has no padding rules beyond 64 bytes.
@@ -75,6 +79,10 @@ unsafe impl Zeroed for Segment {}
 // SAFETY: atomics only.
 unsafe impl Zeroed for Profile {}
 // SAFETY: atomics only.
+unsafe impl Zeroed for Route {}
+// SAFETY: atomics only.
+unsafe impl Zeroed for RouteStats {}
+// SAFETY: atomics only.
 unsafe impl<const W: usize> Zeroed for Entry<W> {}
 
 /// The arrays.
@@ -91,6 +99,8 @@ pub struct Region {
     transactions: &'static [Entry<TRANSACTION_WORDS>],
     dependencies: &'static [Entry<DEPENDENCY_WORDS>],
     sampling: &'static [AtomicU32],
+    routes: &'static [Route],
+    route_stats: &'static [RouteStats],
 }
 
 struct Carver {
@@ -135,6 +145,8 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
     let transactions = carver.take(samples);
     let dependencies = carver.take(DEPENDENCY_ENTRIES);
     let sampling = carver.take(processes);
+    let routes = carver.take(ROUTES);
+    let route_stats = carver.take(ROUTED_MOVES);
     let region = header.first().map(|header| Region {
         header,
         segment_keys,
@@ -146,6 +158,8 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
         transactions,
         dependencies,
         sampling,
+        routes,
+        route_stats,
     });
     (carver.at + LINE, region)
 }
@@ -169,6 +183,12 @@ impl Region {
         self.segment_keys()
             .find(segment_key(super::bgworker::database(), relation))
             .map(|i| &self.segments[i])
+    }
+
+    /// Read routes of moves under way.
+    #[inline]
+    pub fn routes(&self) -> Routes<'static> {
+        Routes::new(&self.header.routes, self.routes, self.route_stats)
     }
 
     /// Samples of trigger calls.

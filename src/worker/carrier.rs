@@ -37,6 +37,8 @@ pub extern "C-unwind" fn foreshard_carrier_main(argument: pg_sys::Datum) {
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     let pid = bgworker::pid();
+    // Nobody is left to look after the reads of a copy; what is known of an old copy that is kept stays.
+    mover::canary::close_routes(bgworker::extra());
     shmem::with_entry(bgworker::database(), |entry| {
         for slot in entry.carriers.iter_mut().filter(|slot| **slot == pid) {
             *slot = 0;

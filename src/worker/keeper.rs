@@ -4,11 +4,13 @@
 use super::learn::{Learner, in_background};
 use super::load::Reader;
 use super::publish::Publisher;
+use super::watch;
 use crate::catalog::{decision, heat, moves, relation, session};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
+use crate::pg::route;
 use crate::pg::shmem::{self, State};
 use crate::planner;
 use pgrx::pg_sys;
@@ -42,6 +44,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
             Ok(true) => state.tick(),
             Ok(false) => {
                 directory::withdraw();
+                route::keep_only(&[]);
                 shmem::with_entry(database, |entry| entry.state = State::Absent);
                 bgworker::exit();
             }
@@ -59,6 +62,8 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     let pid = bgworker::pid();
+    // Somebody may drop the database; a carrier that is at it makes its routes anew.
+    route::keep_only(&[]);
     shmem::with_entry(bgworker::database(), |entry| {
         if entry.keeper == pid {
             entry.keeper = 0;
@@ -81,6 +86,7 @@ impl Keeper {
     fn tick(&mut self) {
         let now_s = bgworker::now_s();
         self.carriers.retain(|(_, handle)| handle.is_alive());
+        report("swapped moves", watch::look());
         report("moves", self.start_carriers());
         if now_s - self.last_expire_s >= EXPIRE_EVERY_S {
             self.last_expire_s = now_s;

@@ -6,6 +6,7 @@ use crate::catalog::colocation;
 use crate::catalog::heat::{self, Previous, Reading};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
+use crate::pg::route;
 use foreshard_core::heat::{Counters, Rates, decayed_heat, rates};
 use foreshard_core::unit_cost::Load;
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +20,17 @@ fn accesses_per_s(rates: &Rates) -> f64 {
 #[derive(Default)]
 pub struct Reader {
     partitions: HashMap<u32, Counters>,
+    routed: HashMap<u32, Routed>,
     read_at_s: f64,
+}
+
+/// Reads of a partition that its copies served, which its own counters lack: (scans, rows).
+#[derive(Clone, Copy, Default)]
+struct Routed {
+    /// As last seen of the present route.
+    seen: (u64, u64),
+    /// Of all routes since this keeper began.
+    total: (u64, u64),
 }
 
 /// A slot at a reading.
@@ -35,7 +46,8 @@ impl Reader {
     pub fn observe(&mut self, publisher: &mut Publisher, costs: &Book, now_s: f64) -> PgResult<()> {
         colocation::reconcile()?;
         let previous = heat::previous()?;
-        let readings = heat::read_counters()?;
+        let mut readings = heat::read_counters()?;
+        readings.iter_mut().for_each(|reading| self.add_routed(reading));
         let mut loads: BTreeMap<i32, f64> = BTreeMap::new();
         let mut observed = Vec::new();
         let mut shard_of: HashMap<i64, i32> = HashMap::new();
@@ -62,6 +74,22 @@ impl Reader {
         }
         heat::store(&observed, now_s, guc::BUCKET.get())?;
         heat::roll_up(now_s, guc::BUCKET.get())
+    }
+
+    fn add_routed(&mut self, reading: &mut Reading) {
+        let now = route::routed(reading.relation);
+        if now.is_none() && !self.routed.contains_key(&reading.relation) {
+            return;
+        }
+        let now = now.unwrap_or_default();
+        let routed = self.routed.entry(reading.relation).or_default();
+        // A new route counts from 0.
+        let since = |now: u64, seen: u64| if now >= seen { now - seen } else { now };
+        routed.total.0 += since(now.0, routed.seen.0);
+        routed.total.1 += since(now.1, routed.seen.1);
+        routed.seen = now;
+        reading.counters.scans += routed.total.0;
+        reading.counters.rows_read += routed.total.1;
     }
 
     /// What a slot's counters say, given the reading before.

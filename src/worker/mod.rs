@@ -9,3 +9,4 @@ mod learn;
 mod load;
 mod publish;
 mod triggers;
+mod watch;

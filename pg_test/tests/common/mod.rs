@@ -39,6 +39,7 @@ pub fn options(name: &str) -> ClusterOptions {
         .set("foreshard.min_free_disk", "0")
         .set("foreshard.bucket", "1")
         .set("foreshard.rollback_window", "0")
+        .set("foreshard.canary_steps", "")
 }
 
 impl Server {

@@ -15,7 +15,11 @@ pub const SPACES: [&str; 3] = ["ts_a", "ts_b", "ts_c"];
 pub fn cluster(options: &ClusterOptions) -> Result<Cluster> {
     // The shared disk of a test machine may be fuller than a server's.
     let cluster = Cluster::start(
-        &options.clone().set("foreshard.min_free_disk", "0").set("foreshard.rollback_window", "0"),
+        &options
+            .clone()
+            .set("foreshard.min_free_disk", "0")
+            .set("foreshard.rollback_window", "0")
+            .set("foreshard.canary_steps", ""),
     )?;
     let mut client = cluster.connect("postgres")?;
     for name in SPACES {

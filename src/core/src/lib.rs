@@ -15,7 +15,9 @@
 //! | [`forecast`] | how busy will it be? |
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
 //! | [`phase`] | what does a move do next, whatever happens? |
+//! | [`canary`] | how many reads may the new copy serve now? |
 //! | [`digest`] | are two copies of a table equal? |
+//! | [`latency`] | is the new copy slower than the old one? |
 //! | [`shared`] | how do many processes write samples without waiting for one another? |
 //! | [`frames`] | which of the nested calls spent it? |
 //! | [`gaps`] | which event is sampled next? |
@@ -27,11 +29,13 @@
 
 pub mod affinity;
 pub mod birth;
+pub mod canary;
 pub mod digest;
 pub mod forecast;
 pub mod frames;
 pub mod gaps;
 pub mod heat;
+pub mod latency;
 pub mod phase;
 pub mod placement;
 pub mod profile;

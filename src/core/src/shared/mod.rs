@@ -6,6 +6,7 @@
 mod directory;
 mod layout;
 mod ring;
+mod route;
 
 pub use directory::{Claim, Directory};
 pub use layout::{
@@ -13,3 +14,4 @@ pub use layout::{
     SegmentCounter, TOTALS, Total,
 };
 pub use ring::{Entry, SampleRing};
+pub use route::{ARMS, Arm, ROUTE_INDEXES, ROUTED_MOVES, ROUTES, Route, RouteSpec, RouteStats, Routes, Seen};

@@ -1,0 +1,179 @@
+//! The canary: growing shares of the reads run on the shadow and are compared with those that stay.
+
+use super::Outcome;
+use super::mirror::{self, Attempt};
+use super::phases::{Compared, compare, is_unchanged};
+use crate::catalog::moves::{self, MoveRow};
+use crate::catalog::shadow::{self, RelationRow};
+use crate::catalog::{copy, record_event};
+use crate::engine::Engine;
+use crate::pg::bgworker::{self, WorkResult, transaction};
+use crate::pg::guc;
+use crate::pg::local::LocalBox;
+use crate::pg::report::{PgResult, bad_argument};
+use crate::pg::route::{MoveRoutes, Spec};
+use foreshard_core::canary::{Canary, Decision, Evidence, parse_steps};
+use foreshard_core::latency::Counts;
+use foreshard_core::phase::Event;
+use foreshard_core::shared::{Arm, RouteStats};
+use pgrx::pg_sys;
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
+
+/// Longest and shortest pause between two looks, ms.
+const LOOK_MS: (f64, f64) = (500.0, 10.0);
+
+/// This carrier's canary; a new carrier begins anew.
+static CANARY: LocalBox<Canary> = LocalBox::new();
+
+/// The shares that reads are to step through; empty: no canary.
+pub fn steps() -> PgResult<Vec<f64>> {
+    let list = guc::CANARY_STEPS.get();
+    let list = list.as_deref().and_then(|list| list.to_str().ok()).unwrap_or_default();
+    parse_steps(list).map_err(|bad| bad_argument(format!("foreshard.canary_steps: {bad}")))
+}
+
+/// Makes the routes of a move, all closed. The caller holds SHARE ROW EXCLUSIVE on the partitions, and their
+/// changes are mirrored.
+pub fn make_routes(row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+    let Some(horizon) = moves::last_replay(row.move_id)? else { return Ok(false) };
+    let spec = |relation: &RelationRow| -> PgResult<Spec> {
+        let indexes = shadow::index_pairs(row.move_id, relation.source)?;
+        Ok(Spec { source: relation.source, shadow: relation.shadow, indexes })
+    };
+    let specs = relations.iter().map(spec).collect::<PgResult<Vec<_>>>()?;
+    Ok(MoveRoutes::make(row.move_id, &specs, horizon as u32).is_some())
+}
+
+/// No more reads for the shadow.
+pub fn close_routes(move_id: i64) {
+    if let Some(routes) = MoveRoutes::of(move_id) {
+        routes.set_weight(0.0);
+    }
+}
+
+/// One look at the canary.
+pub fn step(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    let steps = transaction(steps)?;
+    let sources: Vec<pg_sys::Oid> =
+        transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))?;
+    let Some(routes) = MoveRoutes::of(row.move_id) else { return begin(engine, row, attempt) };
+    let Some(stats) = routes.stats().filter(|_| !routes.have_failed(&sources)) else {
+        return Ok(Outcome::Leave(Event::BacklogTooLarge));
+    };
+    if stats.differed.load(Ordering::Relaxed) > 0 {
+        return differ(engine, row, stats);
+    }
+    if let Some(weight) = row.manual_weight {
+        return weigh(row, &routes, weight, 200);
+    }
+    let (stayed, routed) = (stats.arm(Arm::Stayed).read(), stats.arm(Arm::Routed).read());
+    let evidence = Evidence { stayed: &stayed, routed: &routed, differed: 0 };
+    let dwell_ms = f64::from(guc::CANARY_DWELL.get());
+    let (now_ms, ratio) = (bgworker::now_s() * 1e3, guc::MAX_SLOWDOWN.get());
+    let look = CANARY.with(|| Canary::new(steps), |canary| canary.look(now_ms, &evidence, dwell_ms, ratio));
+    let pause_ms = (dwell_ms / 4.0).clamp(LOOK_MS.1, LOOK_MS.0) as i64;
+    match look.unwrap_or(Decision::Wait) {
+        Decision::Wait => Ok(Outcome::Again(pause_ms)),
+        Decision::Measure => {
+            stats.arm(Arm::Routed).clear();
+            Ok(Outcome::Again(pause_ms))
+        }
+        Decision::Weigh(weight) => weigh(row, &routes, weight, pause_ms),
+        Decision::Differ => differ(engine, row, stats),
+        Decision::GiveUp(reason) => {
+            close_routes(row.move_id);
+            give_up(row, &reason.to_string(), stats)?;
+            Ok(Outcome::Leave(Event::FatalError))
+        }
+        Decision::Finished => {
+            CANARY.forget();
+            transaction(|| {
+                record_event("canary", Some(row.move_id), Some(row.slot_id), summary(row, stats))?;
+                moves::advance(row, Event::Completed, engine.capabilities())
+            })?;
+            Ok(Outcome::Advanced)
+        }
+    }
+}
+
+/// Makes the routes, when a crash or another carrier's end has taken them; without room for them there is no
+/// canary.
+fn begin(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    CANARY.forget();
+    mirror::locked(row, attempt, |relations| {
+        for relation in relations {
+            if !is_unchanged(relation)? {
+                return Ok(Attempt::Leave(Event::SourceChanged));
+            }
+            if !shadow::is_mirroring(relation.trigger)? || copy::plan(relation)?.pending(1)? > 0 {
+                return Ok(Attempt::Leave(Event::BacklogTooLarge));
+            }
+        }
+        if !make_routes(row, relations)? {
+            let why = json!({"skipped": "no room for routes, or too many indexes"});
+            record_event("canary", Some(row.move_id), Some(row.slot_id), why)?;
+            moves::advance(row, Event::Completed, engine.capabilities())?;
+        }
+        Ok(Attempt::Done)
+    })
+}
+
+fn weigh(row: &MoveRow, routes: &MoveRoutes, weight: f64, pause_ms: i64) -> WorkResult<Outcome> {
+    routes.set_weight(weight);
+    if row.route_weight != Some(weight) {
+        transaction(|| {
+            moves::set_route_weight(row.move_id, weight)?;
+            record_event("canary", Some(row.move_id), Some(row.slot_id), json!({"weight": weight}))
+        })?;
+    }
+    Ok(Outcome::Again(pause_ms))
+}
+
+/// Look-ups differed: the whole is verified again, which names the rows; if they are equal, an index is not.
+fn differ(engine: &dyn Engine, row: &MoveRow, stats: &RouteStats) -> WorkResult<Outcome> {
+    close_routes(row.move_id);
+    match compare(engine, row)? {
+        Compared::Different => Ok(Outcome::Advanced),
+        Compared::Leave(event) => Ok(Outcome::Leave(event)),
+        Compared::Equal => {
+            let index = pg_sys::Oid::from(stats.differing_index.load(Ordering::Relaxed));
+            let name = transaction(|| crate::catalog::name_of(index))?;
+            give_up(
+                row,
+                &format!("look-ups by index {name} find other rows in the copy than in the source"),
+                stats,
+            )?;
+            Ok(Outcome::Leave(Event::Mismatch))
+        }
+    }
+}
+
+fn give_up(row: &MoveRow, why: &str, stats: &RouteStats) -> WorkResult<()> {
+    transaction(|| {
+        moves::note(row.move_id, None, Some(why), None)?;
+        let mut detail = summary(row, stats);
+        detail["refused"] = why.into();
+        record_event("canary", Some(row.move_id), Some(row.slot_id), detail)
+    })
+}
+
+fn summary(row: &MoveRow, stats: &RouteStats) -> Value {
+    json!({
+        "reads": MoveRoutes::of(row.move_id).map(|routes| routes.reads()),
+        "stayed": latencies(&stats.arm(Arm::Stayed).read()),
+        "routed": latencies(&stats.arm(Arm::Routed).read()),
+        "compared": stats.compared.load(Ordering::Relaxed),
+        "differed": stats.differed.load(Ordering::Relaxed),
+    })
+}
+
+/// What the history shows of a histogram.
+pub fn latencies(counts: &Counts) -> Value {
+    json!({
+        "statements": counts.total(),
+        "errors": counts.errors,
+        "p50_ms": counts.quantile_ms(0.5),
+        "p99_ms": counts.quantile_ms(0.99),
+    })
+}

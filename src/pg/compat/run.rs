@@ -1,0 +1,138 @@
+//! How versions run and walk plans. The originals are called through raw externs, because pgrx's guard would lose
+//! parts of a user's error.
+
+use pgrx::pg_sys;
+
+mod raw {
+    use pgrx::pg_sys;
+    // SAFETY: declarations follow the server headers of 15 to 18.
+    unsafe extern "C-unwind" {
+        #[cfg(not(feature = "pg18"))]
+        pub fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: u64,
+            execute_once: bool,
+        );
+        #[cfg(feature = "pg18")]
+        pub fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: u64,
+        );
+        #[cfg(feature = "pg15")]
+        pub fn planstate_tree_walker(
+            state: *mut pg_sys::PlanState,
+            walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
+            context: *mut std::ffi::c_void,
+        ) -> bool;
+        #[cfg(not(feature = "pg15"))]
+        pub fn planstate_tree_walker_impl(
+            state: *mut pg_sys::PlanState,
+            walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
+            context: *mut std::ffi::c_void,
+        ) -> bool;
+    }
+}
+
+/// What ExecutorRun is called with besides the query.
+pub struct RunArguments {
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    #[cfg(not(feature = "pg18"))]
+    execute_once: bool,
+}
+
+/// Our part of an ExecutorRun hook.
+// SAFETY: called with a valid query only.
+pub type RunHook = unsafe fn(*mut pg_sys::QueryDesc, &RunArguments);
+
+static mut RUN: Option<RunHook> = None;
+static mut PREVIOUS_RUN: pg_sys::ExecutorRun_hook_type = None;
+
+/// Installs an ExecutorRun hook that calls `run`, which must call [`run_next`].
+///
+/// # Safety
+/// Only while the postmaster preloads libraries.
+pub unsafe fn register_run_hook(run: RunHook) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        RUN = Some(run);
+        PREVIOUS_RUN = pg_sys::ExecutorRun_hook;
+        pg_sys::ExecutorRun_hook = Some(executor_run);
+    }
+}
+
+#[cfg(not(feature = "pg18"))]
+// SAFETY: called by PostgreSQL with a valid query.
+unsafe extern "C-unwind" fn executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    execute_once: bool,
+) {
+    let arguments = RunArguments { direction, count, execute_once };
+    // SAFETY: RUN is set before the hook is.
+    unsafe {
+        if let Some(run) = RUN {
+            run(query, &arguments);
+        }
+    }
+}
+
+#[cfg(feature = "pg18")]
+// SAFETY: called by PostgreSQL with a valid query.
+unsafe extern "C-unwind" fn executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+) {
+    let arguments = RunArguments { direction, count };
+    // SAFETY: RUN is set before the hook is.
+    unsafe {
+        if let Some(run) = RUN {
+            run(query, &arguments);
+        }
+    }
+}
+
+/// Runs the query as it would be without us.
+///
+/// # Safety
+/// From a [`RunHook`], with its arguments. Raises like the original.
+pub unsafe fn run_next(query: *mut pg_sys::QueryDesc, arguments: &RunArguments) {
+    let RunArguments { direction, count, .. } = *arguments;
+    // SAFETY: as promised by the caller.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        match PREVIOUS_RUN {
+            Some(previous) => previous(query, direction, count, arguments.execute_once),
+            None => raw::standard_ExecutorRun(query, direction, count, arguments.execute_once),
+        }
+        #[cfg(feature = "pg18")]
+        match PREVIOUS_RUN {
+            Some(previous) => previous(query, direction, count),
+            None => raw::standard_ExecutorRun(query, direction, count),
+        }
+    }
+}
+
+/// Calls `walker` for each child of a plan state (children of Append and sub-plans included) until it
+/// returns true.
+///
+/// # Safety
+/// `state` must be an initialised plan state.
+pub unsafe fn walk_plan_state(
+    state: *mut pg_sys::PlanState,
+    // SAFETY: called with children of `state` and with `context`.
+    walker: unsafe extern "C-unwind" fn(*mut pg_sys::PlanState, *mut std::ffi::c_void) -> bool,
+    context: *mut std::ffi::c_void,
+) -> bool {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return raw::planstate_tree_walker(state, walker, context);
+        #[cfg(not(feature = "pg15"))]
+        return raw::planstate_tree_walker_impl(state, walker, context);
+    }
+}

@@ -1,0 +1,305 @@
+//! Which plans may read a shadow, and making one do so.
+
+use super::super::compat;
+use super::super::plan::pointers;
+use super::super::region::Region;
+use foreshard_core::shared::Seen;
+use pgrx::pg_sys;
+
+/// Plan nodes looked at; a bigger plan is not routed.
+const MAX_NODES: usize = 4096;
+
+/// Whether a statement may be routed at all, whatever its locks.
+///
+/// # Safety
+/// `query` must be valid and not started yet.
+pub(super) unsafe fn may_route(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> bool {
+    // SAFETY: as promised by the caller; the rest are variables of this process.
+    unsafe {
+        let statement = &*(*query).plannedstmt;
+        let snapshot = (*query).snapshot;
+        let reads = statement.commandType == pg_sys::CmdType::CMD_SELECT
+            && !statement.hasModifyingCTE
+            && statement.rowMarks.is_null();
+        if !reads
+            || snapshot.is_null()
+            || !(*query).crosscheck_snapshot.is_null()
+            || (*snapshot).snapshot_type != pg_sys::SnapshotType::SNAPSHOT_MVCC
+            || pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32
+            || pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId
+        {
+            return false;
+        }
+        let sees_all = |route: &Seen| {
+            let horizon = pg_sys::TransactionId::from_inner(route.horizon);
+            pg_sys::TransactionIdFollows((*snapshot).xmin, horizon)
+        };
+        if !seen.iter().all(sees_all) {
+            return false;
+        }
+        let places = places(statement, seen);
+        let Some(places) = places else { return false };
+        let mut nodes = 0;
+        let mut fits = |plan: *mut pg_sys::Plan| fits(plan, &places);
+        each_plan(statement, &mut nodes, &mut fits)
+    }
+}
+
+/// Where the partitions stand in the range table: (index from 1, route). None: one is named directly.
+///
+/// # Safety
+/// `statement` must be valid.
+unsafe fn places(statement: &pg_sys::PlannedStmt, seen: &[Seen]) -> Option<Vec<(u32, Seen)>> {
+    let mut found = Vec::new();
+    // SAFETY: the range table holds RangeTblEntry nodes.
+    unsafe {
+        for (index, entry) in pointers::<pg_sys::RangeTblEntry>(statement.rtable).enumerate() {
+            if (*entry).rtekind != pg_sys::RTEKind::RTE_RELATION {
+                continue;
+            }
+            if let Some(route) = seen.iter().find(|s| s.source == (*entry).relid.to_u32()) {
+                if compat::is_named(entry) {
+                    return None;
+                }
+                found.push((index as u32 + 1, *route));
+            }
+        }
+    }
+    Some(found)
+}
+
+/// Whether a node is one we know how to route, or reads something else.
+///
+/// # Safety
+/// `plan` must be a plan node.
+unsafe fn fits(plan: *mut pg_sys::Plan, places: &[(u32, Seen)]) -> bool {
+    use pg_sys::NodeTag::{
+        T_BitmapHeapScan, T_BitmapIndexScan, T_CustomScan, T_IndexOnlyScan, T_IndexScan, T_SeqScan,
+    };
+    // SAFETY: each node is read as the struct its tag names.
+    unsafe {
+        let tag = (*plan).type_;
+        // What it reads, only its provider knows.
+        if tag == T_CustomScan {
+            return false;
+        }
+        let Some(place) = scanned(plan) else { return true };
+        let Some((_, route)) = places.iter().find(|(index, _)| *index == place) else { return true };
+        let known = match tag {
+            T_SeqScan | T_BitmapHeapScan => true,
+            T_IndexScan => has_counterpart(route, (*plan.cast::<pg_sys::IndexScan>()).indexid),
+            T_IndexOnlyScan => has_counterpart(route, (*plan.cast::<pg_sys::IndexOnlyScan>()).indexid),
+            T_BitmapIndexScan => has_counterpart(route, (*plan.cast::<pg_sys::BitmapIndexScan>()).indexid),
+            _ => false,
+        };
+        known && !asks_for_system_columns(plan, place)
+    }
+}
+
+fn has_counterpart(route: &Seen, index: pg_sys::Oid) -> bool {
+    route.counterpart(index.to_u32()).is_some()
+}
+
+/// # Safety
+/// `plan` must be a plan node.
+unsafe fn asks_for_system_columns(plan: *mut pg_sys::Plan, place: u32) -> bool {
+    // SAFETY: both are expression lists; bit 0 stands for the lowest system column.
+    unsafe {
+        let mut columns: *mut pg_sys::Bitmapset = std::ptr::null_mut();
+        pg_sys::pull_varattnos((*plan).targetlist.cast(), place, &mut columns);
+        pg_sys::pull_varattnos((*plan).qual.cast(), place, &mut columns);
+        let first = pg_sys::bms_next_member(columns, -1);
+        first >= 0 && first + pg_sys::FirstLowInvalidHeapAttributeNumber < 0
+    }
+}
+
+/// The range table index that a scan reads.
+///
+/// # Safety
+/// `plan` must be a plan node.
+unsafe fn scanned(plan: *mut pg_sys::Plan) -> Option<u32> {
+    use pg_sys::NodeTag as T;
+    // SAFETY: these nodes begin with a Scan.
+    unsafe {
+        matches!(
+            (*plan).type_,
+            T::T_SeqScan
+                | T::T_SampleScan
+                | T::T_IndexScan
+                | T::T_IndexOnlyScan
+                | T::T_BitmapIndexScan
+                | T::T_BitmapHeapScan
+                | T::T_TidScan
+                | T::T_TidRangeScan
+                | T::T_ForeignScan
+        )
+        .then(|| (*plan.cast::<pg_sys::Scan>()).scanrelid)
+    }
+}
+
+/// Calls `work` for every node of a statement until it says false; false then, or when there are too many.
+///
+/// # Safety
+/// `statement` must be valid.
+unsafe fn each_plan(
+    statement: &pg_sys::PlannedStmt,
+    nodes: &mut usize,
+    // SAFETY: called with plan nodes of the statement only.
+    work: &mut dyn FnMut(*mut pg_sys::Plan) -> bool,
+) -> bool {
+    // SAFETY: as promised by the caller; sub-plans that were optimised away are null.
+    unsafe {
+        walk(statement.planTree, nodes, work)
+            && pointers::<pg_sys::Plan>(statement.subplans).all(|plan| walk(plan, nodes, work))
+    }
+}
+
+/// # Safety
+/// `plan` must be null or a plan node.
+unsafe fn walk(
+    plan: *mut pg_sys::Plan,
+    nodes: &mut usize,
+    // SAFETY: called with `plan` and its children only.
+    work: &mut dyn FnMut(*mut pg_sys::Plan) -> bool,
+) -> bool {
+    use pg_sys::NodeTag::{T_Append, T_BitmapAnd, T_BitmapOr, T_MergeAppend, T_SubqueryScan};
+    if plan.is_null() {
+        return true;
+    }
+    *nodes += 1;
+    if *nodes > MAX_NODES {
+        return false;
+    }
+    // SAFETY: each node is read as the struct its tag names.
+    unsafe {
+        pg_sys::check_stack_depth();
+        if !work(plan) {
+            return false;
+        }
+        let children = match (*plan).type_ {
+            T_Append => (*plan.cast::<pg_sys::Append>()).appendplans,
+            T_MergeAppend => (*plan.cast::<pg_sys::MergeAppend>()).mergeplans,
+            T_BitmapAnd => (*plan.cast::<pg_sys::BitmapAnd>()).bitmapplans,
+            T_BitmapOr => (*plan.cast::<pg_sys::BitmapOr>()).bitmapplans,
+            T_SubqueryScan => {
+                if !walk((*plan.cast::<pg_sys::SubqueryScan>()).subplan, nodes, work) {
+                    return false;
+                }
+                std::ptr::null_mut()
+            }
+            _ => std::ptr::null_mut(),
+        };
+        pointers::<pg_sys::Plan>(children).all(|child| walk(child, nodes, work))
+            && walk((*plan).lefttree, nodes, work)
+            && walk((*plan).righttree, nodes, work)
+    }
+}
+
+/// Makes a statement read the shadows; false: it goes on as it was. The new plan lives as long as the query's
+/// own: in the context in which the query is being started.
+///
+/// # Safety
+/// [`may_route`] has said yes to this query.
+pub(super) unsafe fn route(region: &Region, query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> bool {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if !lock_pairs(region, seen) {
+            return false;
+        }
+        let copy = pg_sys::copyObjectImpl((*query).plannedstmt.cast()).cast::<pg_sys::PlannedStmt>();
+        let Some(places) = places(&*copy, seen) else { return false };
+        for (index, route) in &places {
+            let entry = (*(*(*copy).rtable).elements.add(*index as usize - 1)).ptr_value;
+            (*entry.cast::<pg_sys::RangeTblEntry>()).relid = pg_sys::Oid::from(route.shadow);
+        }
+        let mut nodes = 0;
+        let mut substitute = |plan: *mut pg_sys::Plan| {
+            substitute(plan, &places);
+            true
+        };
+        if !each_plan(&*copy, &mut nodes, &mut substitute) {
+            return false;
+        }
+        (*query).plannedstmt = copy;
+        true
+    }
+}
+
+/// # Safety
+/// `plan` must be a node of our own copy.
+unsafe fn substitute(plan: *mut pg_sys::Plan, places: &[(u32, Seen)]) {
+    use pg_sys::NodeTag::{T_BitmapIndexScan, T_IndexOnlyScan, T_IndexScan};
+    // SAFETY: each node is written as the struct its tag names.
+    unsafe {
+        let Some(place) = scanned(plan) else { return };
+        let Some((_, route)) = places.iter().find(|(index, _)| *index == place) else { return };
+        let index = match (*plan).type_ {
+            T_IndexScan => &mut (*plan.cast::<pg_sys::IndexScan>()).indexid,
+            T_IndexOnlyScan => &mut (*plan.cast::<pg_sys::IndexOnlyScan>()).indexid,
+            T_BitmapIndexScan => &mut (*plan.cast::<pg_sys::BitmapIndexScan>()).indexid,
+            _ => return,
+        };
+        if let Some(counterpart) = route.counterpart(index.to_u32()) {
+            *index = pg_sys::Oid::from(counterpart);
+        }
+    }
+}
+
+/// Locks every partition and shadow at once, without waiting, and looks that they still belong together and the
+/// routes are still open. Locks stay to the end of the transaction, as those of any statement.
+///
+/// # Safety
+/// Inside a transaction.
+pub(super) unsafe fn lock_pairs(region: &Region, seen: &[Seen]) -> bool {
+    let share = pg_sys::AccessShareLock as i32;
+    // SAFETY: any oid may be locked; relations are closed again.
+    unsafe {
+        for route in seen {
+            let (source, shadow) = (pg_sys::Oid::from(route.source), pg_sys::Oid::from(route.shadow));
+            if !pg_sys::ConditionalLockRelationOid(source, share)
+                || !pg_sys::ConditionalLockRelationOid(shadow, share)
+            {
+                return false;
+            }
+            if !belong_together(source, shadow, route.storage) {
+                return false;
+            }
+        }
+    }
+    seen.iter().all(|route| region.routes().is_open(route))
+}
+
+/// Whether the partition has the storage that is mirrored and both have the same columns.
+///
+/// # Safety
+/// Both must be locked.
+unsafe fn belong_together(source: pg_sys::Oid, shadow: pg_sys::Oid, storage: u32) -> bool {
+    // SAFETY: relations that are gone are null; the others are closed again.
+    unsafe {
+        let (a, b) = (pg_sys::RelationIdGetRelation(source), pg_sys::RelationIdGetRelation(shadow));
+        let fit = !a.is_null()
+            && !b.is_null()
+            && (*(*a).rd_rel).relfilenode.to_u32() == storage
+            && same_columns((*a).rd_att, (*b).rd_att);
+        for relation in [a, b] {
+            if !relation.is_null() {
+                pg_sys::RelationClose(relation);
+            }
+        }
+        fit
+    }
+}
+
+/// # Safety
+/// Both must be valid.
+unsafe fn same_columns(a: pg_sys::TupleDesc, b: pg_sys::TupleDesc) -> bool {
+    // SAFETY: the index is below natts of both.
+    unsafe {
+        (*a).natts == (*b).natts
+            && (0..(*a).natts.max(0) as usize).all(|index| {
+                let (x, y) = (&*compat::attribute(a, index), &*compat::attribute(b, index));
+                (x.atttypid, x.atttypmod, x.attlen, x.attcollation, x.attisdropped)
+                    == (y.atttypid, y.atttypmod, y.attlen, y.attcollation, y.attisdropped)
+            })
+    }
+}
