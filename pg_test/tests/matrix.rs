@@ -1,0 +1,121 @@
+//! What users notice of a move, as a matrix: actors (what sessions do) × places (where the move stands
+//! meanwhile) × ends. In every cell a session opens something before the move enters the place and finishes
+//! it after, and again around leaving it. Either the move has to wait (then it says for whom, and nobody
+//! else waits), or it goes on; the results are those of an ordinary table.
+
+mod actors;
+mod grid;
+mod support;
+
+use foreshard_test::{Error, Result};
+use grid::{End, Grid, Lock, Place};
+
+/// The move ends with its swap.
+const SWAP_ONLY: &[(&str, &str)] = &[("foreshard.rollback_window", "0")];
+/// The old copy is kept for longer than any test takes.
+const WATCHED: &[(&str, &str)] = &[("foreshard.rollback_window", "600")];
+
+/// Where a move can stand. A phase that the engine gets later is one more entry, and one in `grid::WAY`.
+const PLACES: [Place; 5] = [
+    Place {
+        name: "copy",
+        from: "capture",
+        at: "copy",
+        asks: false,
+        settings: SWAP_ONLY,
+        rests: false,
+        let_go: &[],
+        entering: Lock::Writers,
+        leaving: Lock::Everybody,
+        replays: true,
+        ends: &[End::Done, End::Cancelled],
+    },
+    Place {
+        name: "mirror",
+        from: "catch_up",
+        at: "verify",
+        asks: false,
+        settings: SWAP_ONLY,
+        rests: false,
+        let_go: &[],
+        entering: Lock::Writers,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Done, End::Cancelled],
+    },
+    Place {
+        name: "cutover",
+        from: "verify",
+        at: "cutover",
+        asks: false,
+        settings: SWAP_ONLY,
+        rests: false,
+        let_go: &[],
+        entering: Lock::Nobody,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Done, End::Cancelled],
+    },
+    Place {
+        name: "watch",
+        from: "cutover",
+        at: "watch",
+        asks: false,
+        settings: WATCHED,
+        rests: true,
+        let_go: SWAP_ONLY,
+        entering: Lock::Everybody,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Done],
+    },
+    Place {
+        name: "rollback",
+        from: "watch",
+        at: "watch",
+        asks: true,
+        settings: WATCHED,
+        rests: false,
+        let_go: &[],
+        entering: Lock::Nobody,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Cancelled],
+    },
+];
+
+/// Every actor in one place.
+fn every_actor_in(name: &str) -> Result<()> {
+    let place = PLACES.iter().find(|place| place.name == name);
+    let place = place.ok_or_else(|| Error::new(format!("There is no place {name}."), ""))?;
+    let mut grid = Grid::start(name, &actors::all())?;
+    for end in place.ends {
+        grid.round(place, *end)?;
+    }
+    grid.verdict()
+}
+
+#[test]
+fn copy() -> Result<()> {
+    every_actor_in("copy")
+}
+
+#[test]
+fn mirror() -> Result<()> {
+    every_actor_in("mirror")
+}
+
+#[test]
+fn cutover() -> Result<()> {
+    every_actor_in("cutover")
+}
+
+#[test]
+fn watch() -> Result<()> {
+    every_actor_in("watch")
+}
+
+#[test]
+fn rollback() -> Result<()> {
+    every_actor_in("rollback")
+}
