@@ -11,12 +11,21 @@ use foreshard_test::{Error, Result};
 use grid::{End, Grid, Lock, Place};
 
 /// The move ends with its swap.
-const SWAP_ONLY: &[(&str, &str)] = &[("foreshard.rollback_window", "0")];
+const SWAP_ONLY: &[(&str, &str)] = &[("foreshard.rollback_window", "0"), ("foreshard.canary_steps", "")];
 /// The old copy is kept for longer than any test takes.
-const WATCHED: &[(&str, &str)] = &[("foreshard.rollback_window", "600")];
+const WATCHED: &[(&str, &str)] = &[("foreshard.rollback_window", "600"), ("foreshard.canary_steps", "")];
+/// Every read that may be routed is, for longer than any test takes.
+const ROUTED: &[(&str, &str)] = &[
+    ("foreshard.rollback_window", "0"),
+    ("foreshard.canary_steps", "100"),
+    ("foreshard.canary_dwell", "3600000"),
+    ("foreshard.max_slowdown", "0"),
+];
+/// The canary has lasted long enough.
+const JUDGED: &[(&str, &str)] = &[("foreshard.canary_dwell", "40")];
 
 /// Where a move can stand. A phase that the engine gets later is one more entry, and one in `grid::WAY`.
-const PLACES: [Place; 5] = [
+const PLACES: [Place; 6] = [
     Place {
         name: "copy",
         from: "capture",
@@ -39,6 +48,19 @@ const PLACES: [Place; 5] = [
         rests: false,
         let_go: &[],
         entering: Lock::Writers,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Done, End::Cancelled],
+    },
+    Place {
+        name: "canary",
+        from: "verify",
+        at: "canary",
+        asks: false,
+        settings: ROUTED,
+        rests: true,
+        let_go: JUDGED,
+        entering: Lock::Nobody,
         leaving: Lock::Everybody,
         replays: false,
         ends: &[End::Done, End::Cancelled],
@@ -103,6 +125,11 @@ fn copy() -> Result<()> {
 #[test]
 fn mirror() -> Result<()> {
     every_actor_in("mirror")
+}
+
+#[test]
+fn canary() -> Result<()> {
+    every_actor_in("canary")
 }
 
 #[test]

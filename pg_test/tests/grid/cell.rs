@@ -2,8 +2,8 @@
 
 use super::{End, compare, leftovers};
 use crate::actors::{Actor, Feed};
-use crate::support::{expect_error, move_away, wait_for, wait_for_move, wait_for_phase};
-use foreshard_test::{Client, Cluster, Error, Result};
+use crate::support::{PATIENCE, expect_error, move_away, wait_for, wait_for_move, wait_for_phase};
+use foreshard_test::{Client, Cluster, Error, Result, wait_until};
 
 /// Rows that an actor may use per crossing; the last of the rows that are there is the bystander's.
 const PER_LEG: usize = 8;
@@ -111,6 +111,12 @@ impl Cell {
     /// Waits until the move stands in a phase.
     pub fn wait_phase(&mut self, phase: &str) -> Result<()> {
         wait_for_phase(&mut self.admin, &self.move_id, phase)
+    }
+
+    /// Waits until reads of the moving slot are routed to its copy, as anybody can see.
+    pub fn wait_routed(&mut self) -> Result<()> {
+        let sql = format!("EXPLAIN (COSTS off) SELECT v FROM t WHERE id = {}", self.bystanders_key());
+        wait_until("reads are routed", PATIENCE, || Ok(self.admin.exec(&sql)?.to_text().contains("shadow_")))
     }
 
     /// Waits until the move has ended like this.

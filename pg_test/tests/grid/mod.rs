@@ -6,8 +6,9 @@ mod cell;
 pub use cell::{Cell, both, rows, same, same_error, twice};
 
 use crate::actors::Actor;
-use crate::support::{cluster, database, wait_for};
+use crate::support::{PATIENCE, cluster, database, wait_for};
 use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result};
+use std::time::Instant;
 
 /// What a session holds on the moving partition while its transaction is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,11 +90,14 @@ impl Leg {
 }
 
 /// The phases on the way, without what comes after the swap.
-const WAY: [&str; 7] = ["capture", "copy", "index", "catch_up", "mirror", "verify", "cutover"];
+const WAY: [&str; 8] = ["capture", "copy", "index", "catch_up", "mirror", "verify", CANARY, "cutover"];
+/// Only where a move is to stand there.
+const CANARY: &str = "canary";
 
 /// The phases that a move enters from this place on the shortest way.
 fn way(place: &Place, end: End) -> String {
     let mut way = WAY.to_vec();
+    way.retain(|phase| *phase != CANARY || place.at == CANARY);
     let swaps = end == End::Done || place.at == "watch";
     if !swaps {
         way.retain(|phase| position(phase) <= position(place.at));
@@ -172,6 +176,9 @@ impl Grid {
             self.each(&what, |cell| cell.ask("rollback_move"));
         }
         self.hold(if place.rests { "" } else { place.at }, place.settings)?;
+        if place.at == CANARY {
+            self.each(&what, Cell::wait_routed);
+        }
         self.each(&format!("{what}, entering"), |cell| {
             cell.cross(entering.blocked_by(cell.actor.holds), place.at)
         });
@@ -198,16 +205,21 @@ impl Grid {
         self.cluster.set_and_reload(&changes)
     }
 
-    /// Does something in every cell; one that fails takes no further part.
+    /// Does something in every cell; one that fails takes no further part. A server that is broken altogether
+    /// is not waited for in every cell.
     fn each(&mut self, what: &str, mut step: impl FnMut(&mut Cell) -> Result<()>) {
         let failures = &mut self.failures;
-        self.cells.retain_mut(|cell| match step(cell) {
-            Ok(()) => true,
-            Err(error) => {
-                let state = cell.state();
-                failures.push(format!("{} × {what}: {error}\n  {state}", cell.actor.name));
-                false
-            }
+        let begun = Instant::now();
+        self.cells.retain_mut(|cell| {
+            let outcome = if begun.elapsed() < 2 * PATIENCE {
+                step(cell)
+            } else {
+                Err(Error::new("not tried, others took too long", ""))
+            };
+            let Err(error) = outcome else { return true };
+            let state = cell.state();
+            failures.push(format!("{} × {what}: {error}\n  {state}", cell.actor.name));
+            false
         });
     }
 
