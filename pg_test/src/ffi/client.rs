@@ -284,6 +284,51 @@ impl Client {
         Ok(result?.affected())
     }
 
+    /// The next line of a `COPY … TO STDOUT` that `exec` began, without its line end; `None` at its end.
+    pub fn copy_out_line(&mut self) -> Result<Option<String>, SqlError> {
+        let mut line: *mut c_char = ptr::null_mut();
+        // SAFETY: the connection is ours; 0 means that libpq waits for a whole line.
+        match unsafe { pq::PQgetCopyData(self.conn, &mut line, 0) } {
+            -1 => {
+                // SAFETY: the COPY's result, then the end of results.
+                let result = self.check(unsafe { pq::PQgetResult(self.conn) });
+                // SAFETY: as above; nothing is left after an error either.
+                let rest = unsafe { pq::PQgetResult(self.conn) };
+                if !rest.is_null() {
+                    drop(Rows { result: rest });
+                }
+                result.map(|_| None)
+            }
+            -2 => Err(self.connection_error()),
+            _ => {
+                // SAFETY: a buffer that libpq ends with a zero byte.
+                let text = unsafe { owned(line) };
+                // SAFETY: allocated by libpq, freed once.
+                unsafe { pq::PQfreemem(line.cast()) };
+                Ok(Some(text.unwrap_or_default().trim_end_matches('\n').to_string()))
+            }
+        }
+    }
+
+    /// The notifications that have arrived since the last call, as (process id, payload). They come with the
+    /// answers of statements, so an empty statement brings what was sent before it.
+    pub fn take_notifications(&mut self) -> Result<Vec<(i32, String)>, SqlError> {
+        drop(self.exec("")?);
+        let mut all = Vec::new();
+        loop {
+            // SAFETY: the connection is ours; null when there is no more.
+            let notify = unsafe { pq::PQnotifies(self.conn) };
+            if notify.is_null() {
+                return Ok(all);
+            }
+            // SAFETY: a notification with two C strings, freed once.
+            unsafe {
+                all.push(((*notify).be_pid, owned((*notify).extra).unwrap_or_default()));
+                pq::PQfreemem(notify.cast());
+            }
+        }
+    }
+
     /// The process id of this connection's backend.
     pub fn backend_pid(&self) -> i32 {
         // SAFETY: the connection is ours.

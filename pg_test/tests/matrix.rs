@@ -1,0 +1,148 @@
+//! What users notice of a move, as a matrix: actors (what sessions do) × places (where the move stands
+//! meanwhile) × ends. In every cell a session opens something before the move enters the place and finishes
+//! it after, and again around leaving it. Either the move has to wait (then it says for whom, and nobody
+//! else waits), or it goes on; the results are those of an ordinary table.
+
+mod actors;
+mod grid;
+mod support;
+
+use foreshard_test::{Error, Result};
+use grid::{End, Grid, Lock, Place};
+
+/// The move ends with its swap.
+const SWAP_ONLY: &[(&str, &str)] = &[("foreshard.rollback_window", "0"), ("foreshard.canary_steps", "")];
+/// The old copy is kept for longer than any test takes.
+const WATCHED: &[(&str, &str)] = &[("foreshard.rollback_window", "600"), ("foreshard.canary_steps", "")];
+/// Every read that may be routed is, for longer than any test takes.
+const ROUTED: &[(&str, &str)] = &[
+    ("foreshard.rollback_window", "0"),
+    ("foreshard.canary_steps", "100"),
+    ("foreshard.canary_dwell", "3600000"),
+    ("foreshard.max_slowdown", "0"),
+];
+/// The canary has lasted long enough.
+const JUDGED: &[(&str, &str)] = &[("foreshard.canary_dwell", "40")];
+
+/// Where a move can stand. A phase that the engine gets later is one more entry, and one in `grid::WAY`.
+const PLACES: [Place; 6] = [
+    Place {
+        name: "copy",
+        from: "capture",
+        at: "copy",
+        asks: false,
+        settings: SWAP_ONLY,
+        rests: false,
+        let_go: &[],
+        entering: Lock::Writers,
+        leaving: Lock::Everybody,
+        replays: true,
+        ends: &[End::Done, End::Cancelled],
+    },
+    Place {
+        name: "mirror",
+        from: "catch_up",
+        at: "verify",
+        asks: false,
+        settings: SWAP_ONLY,
+        rests: false,
+        let_go: &[],
+        entering: Lock::Writers,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Done, End::Cancelled],
+    },
+    Place {
+        name: "canary",
+        from: "verify",
+        at: "canary",
+        asks: false,
+        settings: ROUTED,
+        rests: true,
+        let_go: JUDGED,
+        entering: Lock::Nobody,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Done, End::Cancelled],
+    },
+    Place {
+        name: "cutover",
+        from: "verify",
+        at: "cutover",
+        asks: false,
+        settings: SWAP_ONLY,
+        rests: false,
+        let_go: &[],
+        entering: Lock::Nobody,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Done, End::Cancelled],
+    },
+    Place {
+        name: "watch",
+        from: "cutover",
+        at: "watch",
+        asks: false,
+        settings: WATCHED,
+        rests: true,
+        let_go: SWAP_ONLY,
+        entering: Lock::Everybody,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Done],
+    },
+    Place {
+        name: "rollback",
+        from: "watch",
+        at: "watch",
+        asks: true,
+        settings: WATCHED,
+        rests: false,
+        let_go: &[],
+        entering: Lock::Nobody,
+        leaving: Lock::Everybody,
+        replays: false,
+        ends: &[End::Cancelled],
+    },
+];
+
+/// Every actor in one place.
+fn every_actor_in(name: &str) -> Result<()> {
+    let place = PLACES.iter().find(|place| place.name == name);
+    let place = place.ok_or_else(|| Error::new(format!("There is no place {name}."), ""))?;
+    let mut grid = Grid::start(name, &actors::all())?;
+    for end in place.ends {
+        grid.round(place, *end)?;
+    }
+    grid.verdict()
+}
+
+#[test]
+fn copy() -> Result<()> {
+    every_actor_in("copy")
+}
+
+#[test]
+fn mirror() -> Result<()> {
+    every_actor_in("mirror")
+}
+
+#[test]
+fn canary() -> Result<()> {
+    every_actor_in("canary")
+}
+
+#[test]
+fn cutover() -> Result<()> {
+    every_actor_in("cutover")
+}
+
+#[test]
+fn watch() -> Result<()> {
+    every_actor_in("watch")
+}
+
+#[test]
+fn rollback() -> Result<()> {
+    every_actor_in("rollback")
+}
