@@ -85,6 +85,8 @@ impl Site {
             .set("foreshard.copy_chunk", "64kB")
             .set("foreshard.copy_rate", "3000")
             .set("foreshard.rollback_window", "2")
+            .set("foreshard.canary_steps", "20, 100")
+            .set("foreshard.canary_dwell", "200")
             .set("foreshard.max_concurrent_moves", "2");
         let mut server = Server::start(&options)?;
         let dir = server.cluster.make_tablespace_dir("small")?;

@@ -148,7 +148,7 @@ fn both_copies_are_equal_after_every_commit() -> Result<()> {
     server.hold(None)?;
     server.wait_end(&move_id, "done")?;
     let way = path(&mut server, &move_id)?;
-    assert!(way.ends_with("catch_up mirror verify cutover retire done"), "{way}");
+    assert!(way.ends_with("catch_up mirror verify canary cutover retire done"), "{way}");
     server.assert_settled()
 }
 

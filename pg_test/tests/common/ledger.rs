@@ -181,10 +181,10 @@ impl Writer {
         let work = self.plan(share);
         match perform(&mut client, &work) {
             Ok(()) => {
-                self.client = Some(client);
                 if work.commit {
                     apply(share, &work.changes);
                 }
+                self.read(client, share, &work);
             }
             Err(error) if error.is_connection_loss() => self.resolve(share, &work),
             Err(error) => {
@@ -192,6 +192,21 @@ impl Writer {
                 // An open transaction goes with its connection.
             }
         }
+    }
+
+    /// What was just committed, and another key, must be there for the next statement, wherever it is read.
+    fn read(&mut self, mut client: Client, share: &mut Share, work: &Work) {
+        let (other, _) = self.existing(share);
+        let keys: Vec<i64> = work.changes.iter().map(|(key, _, _)| *key).chain([other]).collect();
+        for key in keys {
+            match look(&mut client, key) {
+                Ok(found) if found.as_ref() == share.rows.get(&key) => {}
+                Ok(_) => share.errors.push(format!("key {key} is read otherwise after {}", work.brief())),
+                Err(error) if error.is_connection_loss() => return,
+                Err(error) => share.errors.push(error.to_string()),
+            }
+        }
+        self.client = Some(client);
     }
 
     /// After a lost connection: either everything or nothing of the work is there.

@@ -20,8 +20,8 @@ pub const SHARDS: [&str; 2] = ["sa", "sb"];
 pub const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Every phase of the local engine in which a carrier can be held.
-pub const PHASES: [&str; 9] =
-    ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "cutover", "retire"];
+pub const PHASES: [&str; 10] =
+    ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "canary", "cutover", "retire"];
 
 /// A server whose database `postgres` has the extension and two shards.
 pub struct Server {
@@ -39,7 +39,8 @@ pub fn options(name: &str) -> ClusterOptions {
         .set("foreshard.min_free_disk", "0")
         .set("foreshard.bucket", "1")
         .set("foreshard.rollback_window", "0")
-        .set("foreshard.canary_steps", "")
+        .set("foreshard.canary_steps", "50")
+        .set("foreshard.canary_dwell", "0")
 }
 
 impl Server {
