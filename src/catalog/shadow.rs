@@ -6,6 +6,11 @@ use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::spi::{self, Arg};
 use crate::pg::{lock, security, storage};
 use pgrx::pg_sys;
+use std::time::Duration;
+
+/// How often, and how far apart, a toast table is tried to be given its own name.
+const TOAST_NAME_ATTEMPTS: u32 = 20;
+const TOAST_NAME_PAUSE: Duration = Duration::from_millis(5);
 
 /// One partition of a move with its shadow.
 pub struct RelationRow {
@@ -359,9 +364,13 @@ fn restore_toast_name(source: pg_sys::Oid) -> PgResult<()> {
         |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<pg_sys::Oid>(2)?)),
     )?;
     for (table, index) in toast {
-        // The name is cosmetic, the table in use: not worth waiting for.
-        if lock::try_lock_all(&[table, index], lock::ACCESS_EXCLUSIVE) {
-            storage::rename_toast(source, table, index);
+        // The name is cosmetic, the table in use: not worth queueing for.
+        for _ in 0..TOAST_NAME_ATTEMPTS {
+            if lock::try_lock_all(&[table, index], lock::ACCESS_EXCLUSIVE) {
+                storage::rename_toast(source, table, index);
+                break;
+            }
+            std::thread::sleep(TOAST_NAME_PAUSE);
         }
     }
     Ok(())

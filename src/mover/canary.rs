@@ -37,12 +37,29 @@ pub fn steps() -> PgResult<Vec<f64>> {
 /// changes are mirrored.
 pub fn make_routes(row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
     let Some(horizon) = moves::last_replay(row.move_id)? else { return Ok(false) };
+    let Some(routes) = make(row, relations, Some(horizon as u32))? else { return Ok(false) };
+    // How it is without a copy under way.
+    if let Some(stats) = routes.stats() {
+        [Arm::Before, Arm::OthersBefore].into_iter().for_each(|arm| stats.arm(arm).clear());
+    }
+    Ok(true)
+}
+
+/// From now on it is known how statements fare, on the slot and elsewhere.
+pub fn time_statements(row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
+    if MoveRoutes::of(row.move_id).is_none() {
+        make(row, relations, None)?;
+    }
+    Ok(())
+}
+
+fn make(row: &MoveRow, relations: &[RelationRow], horizon: Option<u32>) -> PgResult<Option<MoveRoutes>> {
     let spec = |relation: &RelationRow| -> PgResult<Spec> {
         let indexes = shadow::index_pairs(row.move_id, relation.source)?;
         Ok(Spec { source: relation.source, shadow: relation.shadow, indexes })
     };
     let specs = relations.iter().map(spec).collect::<PgResult<Vec<_>>>()?;
-    Ok(MoveRoutes::make(row.move_id, &specs, horizon as u32).is_some())
+    Ok(MoveRoutes::make(row.move_id, &specs, horizon))
 }
 
 /// No more reads for the shadow.

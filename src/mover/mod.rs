@@ -3,6 +3,7 @@
 
 pub mod canary;
 mod cutover;
+mod health;
 mod mirror;
 mod phases;
 mod short_lock;

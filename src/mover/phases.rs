@@ -1,6 +1,6 @@
 //! The work of every phase but the cutover.
 
-use super::{Outcome, canary, cutover, mirror, short_lock};
+use super::{Outcome, canary, cutover, health, mirror, short_lock};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
@@ -18,8 +18,6 @@ use std::time::Instant;
 const CAUGHT_UP_KEYS: i64 = 2_000;
 /// Keys a verification may leave out because they changed while it began.
 const MAX_SKIPPED_KEYS: usize = 200_000;
-/// Pause between two looks at a replica that is behind, ms.
-const HELD_BACK_MS: i64 = 250;
 /// A PostgreSQL block, as all packaged servers are built.
 const BLOCK_KIB: i32 = (pg_sys::BLCKSZ / 1024) as i32;
 
@@ -99,26 +97,11 @@ pub fn is_unchanged(relation: &RelationRow) -> PgResult<bool> {
     Ok(now.as_deref() == Some(relation.fingerprint.as_str()))
 }
 
-/// Whether production is not well enough for more copying; says why.
-fn held_back(row: &MoveRow) -> WorkResult<bool> {
-    let limit_kib = i64::from(guc::MAX_REPLICA_LAG.get());
-    if limit_kib == 0 {
-        return Ok(false);
-    }
-    transaction(|| {
-        let who = moves::lagging_replica(limit_kib * 1024)?;
-        if who.is_some() {
-            moves::note(row.move_id, who.as_deref(), None, None)?;
-        }
-        Ok(who.is_some())
-    })
-}
-
 /// Copies the next chunk of blocks, throttled, with its progress.
 fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
     let begun = Instant::now();
-    if held_back(row)? {
-        return Ok(Outcome::Again(HELD_BACK_MS));
+    if let Some(pause_ms) = health::held_back(row)? {
+        return Ok(Outcome::Again(pause_ms));
     }
     let chunk_blocks = i64::from(guc::COPY_CHUNK.get() / BLOCK_KIB).max(1);
     let mut copied_blocks = 0;
@@ -126,6 +109,7 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         // A lost chunk is copied again; no need to wait for the disk at every one.
         spi::set_local("synchronous_commit", "off")?;
         let relations = shadow::relations(row.move_id)?;
+        canary::time_statements(row, &relations)?;
         let Some(relation) = relations.iter().find(|r| r.blocks_done < r.blocks_total) else {
             moves::advance(row, Event::Completed, engine.capabilities())?;
             return Ok(Outcome::Advanced);
@@ -197,6 +181,9 @@ fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
 fn catch_up(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     if let Some(outcome) = mirror::demote(engine, row, attempt)? {
         return Ok(outcome);
+    }
+    if let Some(pause_ms) = health::held_back(row)? {
+        return Ok(Outcome::Again(pause_ms));
     }
     let Some(replayed) = replay(row)? else {
         return Ok(Outcome::Leave(Event::SourceChanged));

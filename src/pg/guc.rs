@@ -183,6 +183,15 @@ settings! {
     /// Replica lag at which copying waits, kB.
     int MAX_REPLICA_LAG = c"foreshard.max_replica_lag", 262144, 0, 2000000000; Ctx::Sighup, KB;
         c"WAL that a replica may be behind before moves stop copying until it has caught up; 0 means no limit.";
+    /// WAL rate of the server at which moves wait, kB/s.
+    int MAX_WAL_RATE = c"foreshard.max_wal_rate", 0, 0, 2000000000; Ctx::Sighup, KB;
+        c"Kilobytes of WAL per second of the whole server over which moves stop copying and replaying; 0 means no limit.";
+    /// Age of the oldest snapshot at which moves wait, transactions.
+    int MAX_XMIN_AGE = c"foreshard.max_xmin_age", 50000000, 0, 2000000000; Ctx::Sighup, NONE;
+        c"Transactions that the oldest snapshot may lie back before moves stop copying and replaying; 0 means no limit.";
+    /// Latency at which moves wait, ms.
+    int MAX_P99 = c"foreshard.max_p99", 0, 0, 3600000; Ctx::Sighup, MS;
+        c"99th percentile of the statements of this database over which moves stop copying and replaying; 0 means no limit.";
     /// Final drain, keys.
     int CUTOVER_MAX_KEYS = c"foreshard.cutover_max_keys", 200, 1, 100000; Ctx::Sighup, NONE;
         c"Most changed keys that may be replayed under the lock that turns a log into a mirror.";

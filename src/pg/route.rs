@@ -22,6 +22,7 @@ mod plan;
 use super::local::{Local, LocalBox};
 use super::region::{self, Region};
 use super::{bgworker, compat, usage};
+use foreshard_core::latency::Counts;
 use foreshard_core::shared::{Arm, ROUTED_MOVES, RouteSpec, RouteStats, Seen};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -292,8 +293,9 @@ impl MoveRoutes {
 
     /// Makes routes for a move, all closed; None: there is no room for them. The caller holds a lock on the
     /// partitions that keeps writers out, so that nobody is about to commit what is not mirrored. `horizon`: the
-    /// last transaction of the carrier's that wrote a shadow.
-    pub fn make(move_id: i64, specs: &[Spec], horizon: u32) -> Option<Self> {
+    /// last transaction of the carrier's that wrote a shadow; None: statements are only to be timed, no lock is
+    /// needed, and nothing can be routed.
+    pub fn make(move_id: i64, specs: &[Spec], horizon: Option<u32>) -> Option<Self> {
         let region = region::get()?;
         let database = bgworker::database();
         super::shmem::with(|_| {
@@ -303,8 +305,9 @@ impl MoveRoutes {
                     database,
                     source: spec.source.to_u32(),
                     shadow: spec.shadow.to_u32(),
-                    storage: compat::storage_number(spec.source),
-                    horizon,
+                    // No partition has this storage.
+                    storage: horizon.map_or(0, |_| compat::storage_number(spec.source)),
+                    horizon: horizon.unwrap_or(0),
                     stats: place,
                     indexes: spec.indexes.iter().map(|(a, b)| (a.to_u32(), b.to_u32())).collect(),
                 })
@@ -346,6 +349,17 @@ impl MoveRoutes {
     pub fn remove(self) {
         super::shmem::with(|_| self.region.routes().remove(self.place, true));
     }
+}
+
+/// All statements of this database that were timed since its move began.
+pub fn statements() -> Counts {
+    let Some(routes) = region::get().map(Region::routes) else { return Counts::default() };
+    let mut places: Vec<u32> = routes.of_database(bgworker::database()).map(|seen| seen.stats).collect();
+    places.dedup();
+    // Every move sees the others' statements.
+    let Some(stats) = places.first().and_then(|place| routes.stats(*place)) else { return Counts::default() };
+    let arms = [Arm::Before, Arm::After, Arm::OthersBefore, Arm::OthersAfter];
+    arms.iter().fold(Counts::default(), |sum, arm| sum.plus(&stats.arm(*arm).read()))
 }
 
 /// Removes the routes of this database whose moves are not among these.

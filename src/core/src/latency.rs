@@ -95,6 +95,22 @@ impl Counts {
         self.counts[bucket(duration_ns)] += 1;
     }
 
+    /// What came since an earlier reading; one that was cleared in between counts from 0.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut counts = self.counts;
+        for (now, then) in counts.iter_mut().zip(&earlier.counts) {
+            *now = if *now >= *then { *now - then } else { *now };
+        }
+        Self { counts, errors: self.errors.saturating_sub(earlier.errors) }
+    }
+
+    /// Both together.
+    pub fn plus(mut self, other: &Self) -> Self {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
+        self.errors += other.errors;
+        self
+    }
+
     /// Statements that ended well.
     pub fn total(&self) -> u64 {
         self.counts.iter().sum()
