@@ -24,10 +24,11 @@ demo-stop: ## stop and remove the demo's cluster
 test: ## every test, on PostgreSQL 15 and 18; TEST_PG=15 restricts
 	@scripts/test.sh
 
-bench: ## how long a move takes against a bare copy; ARGS="--rows 200000" for a short one
+bench: ## a move against a bare copy and pg_repack; ARGS="--rows 200000 --rate 2000 --reads 0 --hold 10"
 	@scripts/bench.sh $(ARGS)
 
-bench-move: bench ## the same
+bench-move: ## the same at 500/s, at 2000/s and with an open transaction, every bar PASS or MISSED
+	@scripts/bench.sh --all $(ARGS)
 
 chaos: ## 220 kills, cancels, locks, DDL and full disks under a ledger; PG=18 SEED=7 FAULTS=50
 	@scripts/chaos.sh

@@ -1,84 +1,67 @@
-//! How long a move takes against the least that copying can take, and what clients feel.
+//! How long a move takes against the least that copying can take and against other tools, and what
+//! clients feel meanwhile.
 //!
-//! One table is one slot: N rows of about 200 bytes, a primary key and two indexes, under
-//! key updates at fixed times. Measured in one run, on the same data, under the same load:
+//! One table is one slot: N rows of about 200 bytes, a primary key and two indexes, under key updates and
+//! key look-ups at fixed times. Measured in one run, on the same data, under the same load:
 //!
 //! * raw: `INSERT … SELECT` into a bare table, then the same indexes: what a copy costs
 //!   without any of the rest;
 //! * move: `foreshard.move_slot`, in all and up to each phase;
-//! * tablespace: `ALTER TABLE … SET TABLESPACE` and the same for its indexes, what PostgreSQL has of its own.
+//! * tablespace: `ALTER TABLE … SET TABLESPACE` and the same for its indexes, what PostgreSQL has of its own;
+//! * pg_repack: the same partition to the other tablespace, `scripts/repack.sh` puts the Debian package's
+//!   into the staged server. Where it is missing the run says so and skips what is compared with it.
 //!
-//! With `--hold S`, a session keeps a write transaction on the table open for S seconds from the end of the
-//! copy on, across everything the move needs a lock for; nobody else should notice.
+//! With `--hold S`, a session keeps a write transaction on the table open for S seconds: one from the end of
+//! the copy on, across what the move waits for before its last phases, one across the cutover, and one
+//! across pg_repack's swap. Nobody else should notice.
 //!
-//! `foreshard-bench-move [--rows N] [--rate N] [--hold S]` (2,000,000 rows, 500 updates/s, no such transaction)
+//! `foreshard-bench-move [--rows N] [--rate N] [--reads N] [--hold S]` (2,000,000 rows, 500 updates/s,
+//! 500 reads/s, no such transaction) measures once; `--all` measures at 500 and at 2000 updates/s and with
+//! an open transaction of 10 s, each in a fresh server. Exit code 1 when a bar is missed.
 
-use foreshard_test::load::{Load, Session, Window};
-use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, wait_until};
+mod bars;
+mod clients;
+mod contenders;
+mod report;
+
+use clients::Clients;
+use contenders::Cost;
+use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result};
+use report::Results;
 use std::process::ExitCode;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Clients that update.
-const CLIENTS: usize = 8;
 /// How long the load is watched without a move.
 const BEFORE: Duration = Duration::from_secs(10);
-/// How long a move may take.
-const PATIENCE: Duration = Duration::from_secs(900);
+/// How long clients may catch up with their schedule before the next thing is measured.
+const PAUSE: Duration = Duration::from_secs(5);
+/// A statement that hung when something ended is still charged to it.
+const GRACE: Duration = Duration::from_millis(250);
+/// The database of the bench.
 const DATABASE: &str = "bench";
 
-struct Options {
+/// One thing to measure.
+pub struct Scenario {
     rows: u64,
+    /// Updates per second.
     rate: f64,
+    /// Reads per second.
+    reads: f64,
     /// Seconds; 0: no open transaction.
     hold_s: f64,
 }
 
-impl Options {
-    fn parse() -> Result<Options> {
-        let mut options = Options { rows: 2_000_000, rate: 500.0, hold_s: 0.0 };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(name) = arguments.next() {
-            let value = arguments.next().and_then(|value| value.parse::<f64>().ok());
-            match (name.as_str(), value) {
-                ("--rows", Some(rows)) if rows >= 2.0 => options.rows = rows as u64,
-                ("--rate", Some(rate)) if rate > 0.0 => options.rate = rate,
-                ("--hold", Some(hold_s)) if (0.0..=600.0).contains(&hold_s) => options.hold_s = hold_s,
-                _ => {
-                    return Err(Error::new(
-                        format!("The argument {name} is unknown or lacks a number."),
-                        "Use --rows N, --rate N and --hold SECONDS.",
-                    ));
-                }
-            }
-        }
-        Ok(options)
-    }
-}
-
-/// A client that updates random keys.
-struct Updater {
-    rows: u64,
-    state: u64,
-}
-
-impl Session for Updater {
-    fn connected(&mut self, client: &mut Client) -> std::result::Result<(), SqlError> {
-        client.prepare("u", "UPDATE account SET balance = balance + 1 WHERE id = $1")
-    }
-
-    fn step(&mut self, client: &mut Client) -> std::result::Result<(), SqlError> {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        let key = (self.state % (self.rows - 1) + 2).to_string();
-        client.exec_prepared("u", &[Some(&key)]).map(drop)
+impl Scenario {
+    fn label(&self) -> String {
+        let hold = if self.hold_s > 0.0 { format!(", hold {} s", self.hold_s) } else { String::new() };
+        format!("{} updates/s, {} reads/s{hold}", self.rate, self.reads)
     }
 }
 
 fn main() -> ExitCode {
-    match Options::parse().and_then(|options| run(&options)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match parse().and_then(|scenarios| run(&scenarios)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -86,115 +69,128 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<()> {
+/// What the command line asked for.
+fn parse() -> Result<Vec<Scenario>> {
+    let (mut rows, mut rate, mut reads, mut hold_s, mut all) = (2_000_000, None, 500.0, None, false);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        if name == "--all" {
+            all = true;
+            continue;
+        }
+        let value = arguments.next().and_then(|value| value.parse::<f64>().ok());
+        match (name.as_str(), value) {
+            ("--rows", Some(number)) if number >= 2.0 => rows = number as u64,
+            ("--rate", Some(number)) if number > 0.0 => rate = Some(number),
+            ("--reads", Some(number)) if number >= 0.0 => reads = number,
+            ("--hold", Some(number)) if (0.0..=600.0).contains(&number) => hold_s = Some(number),
+            _ => {
+                return Err(Error::new(
+                    format!("The argument {name} is unknown or lacks a number."),
+                    "Use --rows N, --rate N, --reads N and --hold SECONDS, or --all.",
+                ));
+            }
+        }
+    }
+    let scenario = |rate, hold_s| Scenario { rows, rate, reads, hold_s };
+    match (all, rate, hold_s) {
+        (true, None, None) => Ok(vec![scenario(500.0, 0.0), scenario(2000.0, 0.0), scenario(500.0, 10.0)]),
+        (true, ..) => Err(Error::new("--all chooses the rates and the open transaction itself.", "")),
+        _ => Ok(vec![scenario(rate.unwrap_or(500.0), hold_s.unwrap_or(0.0))]),
+    }
+}
+
+/// Measures and prints everything; whether all bars hold.
+fn run(scenarios: &[Scenario]) -> Result<bool> {
+    let mut bars = Vec::new();
+    for scenario in scenarios {
+        println!("== {}", scenario.label());
+        let results = measure(scenario)?;
+        report::print(&results);
+        bars.push((scenario.label(), bars::of(scenario, &results)));
+    }
+    Ok(bars::print(&bars))
+}
+
+fn measure(scenario: &Scenario) -> Result<Results> {
     let cluster = Cluster::start(
         &ClusterOptions::new("bench")
             .set("shared_buffers", "512MB")
             .set("max_wal_size", "8GB")
             .set("maintenance_work_mem", "256MB")
             .set("foreshard.rollback_window", "0")
+            // A canary stands as long as its settings say, whatever the move costs.
             .set("foreshard.canary_steps", ""),
     )?;
-    let mut client = prepare(&cluster, options)?;
-    let sessions = (0..CLIENTS as u64)
-        .map(|number| Updater { rows: options.rows, state: number * 0x9e37_79b9 + 12345 })
-        .collect();
-    let load = Load::start(&cluster.conninfo(DATABASE), options.rate, "warm-up", sessions)?;
+    let mut client = prepare(&cluster, scenario)?;
+    let slot_bytes = report::number(&client.query_one("SELECT sum(bytes) FROM foreshard.slots")?)?;
+    let clients = Clients::start(&cluster.conninfo(DATABASE), scenario)?;
     std::thread::sleep(Duration::from_secs(2));
-    load.mark("before");
+    clients.mark("before");
     std::thread::sleep(BEFORE);
-    load.mark("raw copy");
-    let wal = wal_bytes(&mut client)?;
-    let (insert, index) = raw_copy(&mut client)?;
-    let raw_wal = wal_bytes(&mut client)? - wal;
-    load.mark("pause");
+    clients.mark("raw copy");
+    let raw = contenders::raw(&mut client)?;
+    pause(&clients);
     client.exec("DROP TABLE raw; CHECKPOINT")?;
-    std::thread::sleep(Duration::from_secs(3));
-    load.mark("move");
-    let holder = (options.hold_s > 0.0).then(|| hold(&cluster, options.hold_s)).transpose()?;
-    let wal = wal_bytes(&mut client)?;
-    let (elapsed, phases) = move_slot(&mut client)?;
-    let move_wal = wal_bytes(&mut client)? - wal;
-    load.mark("after");
+    std::thread::sleep(PAUSE);
+    clients.mark("move");
+    let moved = hold_during(&cluster, scenario, contenders::IN_THE_WAY_OF_MOVE, || {
+        contenders::move_slot(&mut client)
+    })?;
+    pause(&clients);
+    std::thread::sleep(PAUSE);
+    clients.mark("tablespace");
+    let tablespace = contenders::set_tablespace(&mut client)?;
+    pause(&clients);
+    std::thread::sleep(PAUSE);
+    clients.mark("pg_repack");
+    let repack = measure_repack(&cluster, &mut client, scenario)?;
+    pause(&clients);
+    std::thread::sleep(Duration::from_secs(1));
+    let (windows, errors) = clients.finish()?;
+    report::verify(&mut client, &windows)?;
+    Ok(Results { rows: scenario.rows, slot_bytes, raw, moved, tablespace, repack, windows, errors })
+}
+
+/// Ends the measured window, once nothing of it can hang any more.
+fn pause(clients: &Clients) {
+    std::thread::sleep(GRACE);
+    clients.mark(clients::PAUSE);
+}
+
+/// pg_repack's cost, or why there is none.
+fn measure_repack(
+    cluster: &Cluster,
+    client: &mut Client,
+    scenario: &Scenario,
+) -> Result<std::result::Result<Cost, String>> {
+    if let Err(reason) = contenders::find_repack(cluster, client)? {
+        return Ok(Err(reason));
+    }
+    client.exec("CREATE EXTENSION pg_repack")?;
+    let cost = hold_during(cluster, scenario, contenders::IN_THE_WAY_OF_REPACK, || {
+        contenders::repack(cluster, client)
+    })?;
+    Ok(Ok(cost))
+}
+
+/// Does something, with a transaction open at those moments when the scenario wants one.
+fn hold_during<T>(
+    cluster: &Cluster,
+    scenario: &Scenario,
+    moments: &'static [&'static str],
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let holder =
+        (scenario.hold_s > 0.0).then(|| clients::hold(cluster, scenario.hold_s, moments)).transpose()?;
+    let done = work()?;
     if let Some(holder) = holder {
         holder.join().map_err(|_| Error::new("The open transaction failed.", ""))??;
     }
-    std::thread::sleep(Duration::from_secs(5));
-    load.mark("tablespace");
-    let tablespace = set_tablespace(&mut client)?;
-    load.mark("end");
-    std::thread::sleep(Duration::from_secs(1));
-    let errors = load.error_texts();
-    let windows = load.finish()?;
-
-    let raw = insert + index;
-    println!(
-        "raw: INSERT … SELECT {:.2} s, indexes {:.2} s, together {:.2} s ({:.0} rows/s)",
-        insert.as_secs_f64(),
-        index.as_secs_f64(),
-        raw.as_secs_f64(),
-        options.rows as f64 / raw.as_secs_f64()
-    );
-    println!(
-        "move: {:.2} s ({:.0} rows/s)",
-        elapsed.as_secs_f64(),
-        options.rows as f64 / elapsed.as_secs_f64()
-    );
-    println!("ratio move / raw: {:.2}", ratio(elapsed, raw));
-    println!("SET TABLESPACE: {:.2} s, ratio to raw {:.2}", tablespace.as_secs_f64(), ratio(tablespace, raw));
-    let bytes: f64 = client.query_one("SELECT sum(bytes) FROM foreshard.slots")?.parse().unwrap_or(f64::NAN);
-    println!(
-        "WAL per byte of the slot, the clients' included: raw {:.2}, move {:.2}",
-        raw_wal / bytes,
-        move_wal / bytes
-    );
-    for (event, at) in &phases {
-        println!("  up to {event}: {:.2} s, ratio {:.2}", at.as_secs_f64(), ratio(*at, raw));
-    }
-    print_clients(&windows, &errors);
-    verify(&mut client, &windows)
+    Ok(done)
 }
 
-/// Bytes of WAL written so far.
-fn wal_bytes(client: &mut Client) -> Result<f64> {
-    let text = client.query_one("SELECT pg_current_wal_insert_lsn() - '0/0'")?;
-    text.parse().map_err(|_| Error::new(format!("The WAL position is \"{text}\"."), ""))
-}
-
-/// A session that, once the move has copied, changes one row and keeps its transaction open.
-fn hold(cluster: &Cluster, hold_s: f64) -> Result<JoinHandle<Result<()>>> {
-    let mut client = cluster.connect(DATABASE)?;
-    Ok(std::thread::spawn(move || {
-        let copied =
-            "SELECT EXISTS (SELECT FROM foreshard.move WHERE phase NOT IN ('preflight', 'capture', 'copy'))";
-        wait_until("the move has copied", PATIENCE, || Ok(client.query_one(copied)? == "t"))?;
-        // A row that no client updates: it is the transaction that is in the way, not the row.
-        client.exec("BEGIN; UPDATE account SET balance = balance WHERE id = 1")?;
-        std::thread::sleep(Duration::from_secs_f64(hold_s));
-        client.exec("COMMIT")?;
-        Ok(())
-    }))
-}
-
-/// Moves the slot's partition back the way PostgreSQL does it by itself.
-fn set_tablespace(client: &mut Client) -> Result<Duration> {
-    let partition = client.query_one("SELECT partition FROM foreshard.slots")?;
-    let indexes = client.exec(&format!(
-        "SELECT indexrelid::regclass FROM pg_index WHERE indrelid = '{partition}'::regclass"
-    ))?;
-    let begin = Instant::now();
-    client.exec(&format!("ALTER TABLE {partition} SET TABLESPACE bench_a"))?;
-    for index in indexes.to_text().lines() {
-        client.exec(&format!("ALTER INDEX {index} SET TABLESPACE bench_a"))?;
-    }
-    Ok(begin.elapsed())
-}
-
-fn ratio(time: Duration, raw: Duration) -> f64 {
-    time.as_secs_f64() / raw.as_secs_f64()
-}
-
-fn prepare(cluster: &Cluster, options: &Options) -> Result<Client> {
+fn prepare(cluster: &Cluster, scenario: &Scenario) -> Result<Client> {
     let mut client = cluster.connect("postgres")?;
     for shard in ["bench_a", "bench_b"] {
         let dir = cluster.make_tablespace_dir(shard)?;
@@ -202,7 +198,7 @@ fn prepare(cluster: &Cluster, options: &Options) -> Result<Client> {
     }
     client.exec(&format!("CREATE DATABASE {DATABASE}"))?;
     let mut client = cluster.connect(DATABASE)?;
-    println!("loading {} rows", options.rows);
+    println!("loading {} rows", scenario.rows);
     client.exec(
         "CREATE TABLE account (
              id bigint PRIMARY KEY, owner int NOT NULL, opened timestamptz NOT NULL,
@@ -213,7 +209,7 @@ fn prepare(cluster: &Cluster, options: &Options) -> Result<Client> {
          SELECT g, hashint8(g), timestamptz '2024-01-01' + g * interval '1 second', 0,
                 repeat(md5(g::text), 5)
          FROM generate_series(1, {}) g",
-        options.rows
+        scenario.rows
     ))?;
     client.exec("CREATE INDEX account_owner ON account (owner)")?;
     client.exec("CREATE INDEX account_opened ON account (opened)")?;
@@ -227,104 +223,6 @@ fn prepare(cluster: &Cluster, options: &Options) -> Result<Client> {
     client.exec("VACUUM (ANALYZE) account")?;
     client.exec("CHECKPOINT")?;
     let size = client.query_one("SELECT pg_size_pretty(sum(bytes)) FROM foreshard.slots")?;
-    println!("one slot of {size}, {CLIENTS} clients, {} updates/s", options.rate);
+    println!("one slot of {size}, {} clients that update, {} that read", clients::UPDATERS, clients::READERS);
     Ok(client)
-}
-
-/// The least a copy can cost: into a bare table, indexes afterwards, on the other shard.
-fn raw_copy(client: &mut Client) -> Result<(Duration, Duration)> {
-    let begin = Instant::now();
-    client.exec("CREATE TABLE raw (LIKE account) TABLESPACE bench_b")?;
-    client.exec("INSERT INTO raw SELECT * FROM account")?;
-    let insert = begin.elapsed();
-    let begin = Instant::now();
-    client.exec("ALTER TABLE raw ADD PRIMARY KEY (id) USING INDEX TABLESPACE bench_b")?;
-    client.exec("CREATE INDEX ON raw (owner) TABLESPACE bench_b")?;
-    client.exec("CREATE INDEX ON raw (opened) TABLESPACE bench_b")?;
-    Ok((insert, begin.elapsed()))
-}
-
-/// Moves the slot; the time it took, and the time of each event on the way.
-fn move_slot(client: &mut Client) -> Result<(Duration, Vec<(String, Duration)>)> {
-    let begin = Instant::now();
-    let id = client.query_one("SELECT foreshard.move_slot(slot_id, 'bench_b') FROM foreshard.slots")?;
-    let mut last_error = String::new();
-    wait_until("the move ends", PATIENCE, || {
-        let rows = client.exec_params(
-            "SELECT state, coalesce(last_error, '') AS error FROM foreshard.progress_moves WHERE move_id = $1::bigint",
-            &[Some(&id)],
-        )?;
-        last_error = rows.field(0, "error").unwrap_or_default().to_string();
-        Ok(!matches!(rows.field(0, "state"), Some("waiting" | "running" | "cancelling")))
-    })?;
-    let elapsed = begin.elapsed();
-    let shard = client.query_one("SELECT shard FROM foreshard.slots")?;
-    if shard != "bench_b" {
-        return Err(Error::new(
-            format!("The move ended, but the slot is on {shard}. Its last error: {last_error}"),
-            "",
-        ));
-    }
-    let events = client.exec_params(
-        "SELECT event, extract(epoch FROM at - min(at) OVER ()) AS after_s, detail ->> 'to' AS to_phase
-         FROM foreshard.history WHERE move_id = $1::bigint ORDER BY event_id",
-        &[Some(&id)],
-    )?;
-    let phases = (0..events.len())
-        .filter_map(|row| {
-            let name = [events.field(row, "event"), events.field(row, "to_phase")];
-            let name = name.into_iter().flatten().collect::<Vec<_>>().join(" ");
-            let at = events.parse::<f64>(row, "after_s")?;
-            Some((name, Duration::from_secs_f64(at.max(0.0))))
-        })
-        .collect();
-    Ok((elapsed, phases))
-}
-
-fn print_clients(windows: &[Window], errors: &[String]) {
-    println!(
-        "clients        {:>8} {:>8} {:>8} {:>8} {:>9} {:>7}",
-        "updates", "p50 ms", "p99 ms", "max ms", "gap ms", "errors"
-    );
-    for window in windows {
-        if ["warm-up", "pause", "end"].contains(&window.label.as_str()) {
-            continue;
-        }
-        println!(
-            "  {:<12} {:>8} {:>8.2} {:>8.2} {:>8.1} {:>9.1} {:>7}",
-            window.label,
-            window.latencies.count(),
-            window.latencies.p50_ms(),
-            window.latencies.p99_ms(),
-            window.latencies.max_ms(),
-            window.longest_gap.as_secs_f64() * 1000.0,
-            window.errors
-        );
-    }
-    errors.iter().for_each(|error| println!("error: {error}"));
-    let find = |label: &str| windows.iter().find(|window| window.label == label);
-    if let (Some(before), Some(during)) = (find("before"), find("move")) {
-        let (before, during) = (&before.latencies, &during.latencies);
-        println!(
-            "ratio during the move / before: p50 {:.2}, p99 {:.2}, max {:.2}",
-            during.p50_ms() / before.p50_ms(),
-            during.p99_ms() / before.p99_ms(),
-            during.max_ms() / before.max_ms()
-        );
-    }
-}
-
-/// Every update the clients saw committed is in the moved table, and no other.
-fn verify(client: &mut Client, windows: &[Window]) -> Result<()> {
-    let updates: u64 = windows.iter().map(|window| window.latencies.count()).sum();
-    let errors: u64 = windows.iter().map(|window| window.errors).sum();
-    let found = client.query_one("SELECT sum(balance) FROM account")?;
-    if errors == 0 && found != updates.to_string() {
-        return Err(Error::new(
-            format!("The table holds {found} updates where the clients made {updates}."),
-            "This is a bug of foreshard; please report it.",
-        ));
-    }
-    println!("verified: the table holds the clients' {updates} updates, {errors} failed");
-    Ok(())
 }

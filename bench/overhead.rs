@@ -4,14 +4,17 @@
 //! Three servers stand side by side with the same settings and the same 32 hash partitions: one with
 //! `shared_preload_libraries` empty, one with foreshard preloaded at its defaults, where foreshard
 //! distributed the table and its keeper runs, and one like that with `foreshard.observe = off`. In a round
-//! each of them runs pgbench for the same time, in turns of a second with new connections; whoever has no
-//! turn is stopped (SIGSTOP). So what else happens on the machine, and how it drifts, hits all of them
-//! alike, an idle keeper cannot slow the plain server down, and the luck of a session (two equal ones
-//! differ by several per cent for as long as they live, it seems by where their memory lies) is drawn
-//! often. The ratio to the plain server is taken within the round. Nothing waits for a disk (fsync, synchronous_commit, full_page_writes off, all in
-//! shared_buffers) and partitions have fillfactor 50, so that updates stay HOT and tables keep their size:
-//! both make a transaction cheaper and so an overhead larger. A keeper that was stopped looks at the
-//! counters as soon as it goes on, so it works up to three times as often as it would.
+//! each of them runs pgbench for the same time, in turns of half a second with new connections and the same
+//! transactions; the order of turns goes through all permutations, and whoever has no turn is stopped
+//! (SIGSTOP). So what else happens on the machine, and how it drifts, hits all of them alike, and an idle
+//! keeper cannot slow the plain server down. Clients are kept on a processor each, see `pgbench`. Between
+//! rounds all servers are stopped and then started in another order, so that each gets other memory. The
+//! ratio to the plain server is taken within the round, of all its turns' transactions by all their time.
+//!
+//! Nothing waits for a disk (fsync, synchronous_commit, full_page_writes off, all in shared_buffers) and
+//! partitions have fillfactor 50, so that updates stay HOT and tables keep their size: both make a
+//! transaction cheaper and so an overhead larger. A keeper that was stopped looks at the counters as soon
+//! as it goes on, so it works up to three times as often as it would.
 //!
 //! `foreshard-bench-overhead [--pairs N] [--seconds N] [--clients N] [--scale N]
 //! [--workload select|update|trigger|all] [--control]`; `--control` compares two plain servers, which
@@ -21,7 +24,7 @@ mod pgbench;
 mod servers;
 
 use foreshard_test::{Error, Result};
-use pgbench::{Speed, Workload, pgbench};
+use pgbench::{Length, Speed, Workload, pgbench};
 use servers::Server;
 use std::process::ExitCode;
 
@@ -34,8 +37,9 @@ const BAR_OFF: f64 = 0.995;
 const WARM_UP_S: u32 = 22;
 /// Length of the run before each round: caches of processes are filled, keepers are there.
 const LEAD_IN_S: u32 = 3;
-/// Length of a turn, s.
-const TURN_S: u32 = 1;
+/// Length of a turn, s: short, because virtual machines get slow for a second now and then, but long
+/// enough for a session's first statements not to matter.
+const TURN_S: f64 = 0.5;
 
 /// What the command line asked for.
 pub struct Options {
@@ -52,7 +56,6 @@ impl Options {
         let mut options = Options {
             pairs: 9,
             seconds: 15,
-            // One backend per core keeps a core each busy with pgbench in between; see `pgbench`.
             clients: 2,
             scale: 10,
             workloads: Workload::ALL.to_vec(),
@@ -153,19 +156,24 @@ fn measure(
     states: &[State],
     workload: Workload,
 ) -> Result<Vec<Series>> {
+    let mut warm = Vec::new();
     for (server, state) in servers.iter_mut().zip(states) {
         server.prepare_workload(workload)?;
+        server.stop()?;
         server.prepare_round(workload)?;
-        pgbench(server, workload, options.clients, WARM_UP_S, 1)?;
+        warm.push(pgbench(server, workload, options.clients, Length::Seconds(WARM_UP_S), 1)?);
         if state.preloaded && state.observe {
             server.require_observing(workload)?;
         } else if state.preloaded {
             server.observe_nothing()?;
         }
     }
+    // What a client of the plain server does in a turn.
+    let per_turn = warm.first().map_or(0.0, Speed::tps) * TURN_S / f64::from(options.clients);
+    let turn = Length::Transactions(per_turn.max(1.0) as u64);
     let mut series: Vec<Series> = states.iter().map(|_| Series::new()).collect();
     for round in 0..options.pairs {
-        let speeds = measure_round(options, servers, workload, round)?;
+        let speeds = measure_round(options, servers, workload, turn, round)?;
         for ((own, speed), state) in series.iter_mut().zip(speeds).zip(states) {
             eprintln!("{} round {} {}: {:.0} tps", workload.name(), round + 1, state.name, speed.tps());
             own.push(speed);
@@ -179,21 +187,26 @@ fn measure_round(
     options: &Options,
     servers: &mut [Server],
     workload: Workload,
+    length: Length,
     round: usize,
 ) -> Result<Vec<Speed>> {
     for server in servers.iter_mut() {
-        server.prepare_round(workload)?;
-        pgbench(server, workload, options.clients, LEAD_IN_S, 1)?;
+        server.stop()?;
+    }
+    for index in order(servers.len(), round) {
+        servers[index].prepare_round(workload)?;
+        pgbench(&servers[index], workload, options.clients, Length::Seconds(LEAD_IN_S), 1)?;
     }
     servers.iter().for_each(Server::hold);
     let mut speeds = vec![Speed::default(); servers.len()];
-    for turn in 0..options.seconds / TURN_S {
-        for index in order(servers.len(), round + turn as usize) {
+    let turns = (f64::from(options.seconds) / TURN_S) as usize;
+    for turn in 0..turns {
+        for index in order(servers.len(), round + turn) {
             let server = &servers[index];
             server.release();
             // The same keys for every server.
-            let seed = 1000 * (round as u32 + 1) + turn;
-            let speed = pgbench(server, workload, options.clients, TURN_S, seed)?;
+            let seed = (1000 * (round + 1) + turn) as u32;
+            let speed = pgbench(server, workload, options.clients, length, seed)?;
             server.hold();
             speeds[index] = speeds[index].and(speed);
         }

@@ -1,9 +1,14 @@
 //! The workloads, and pgbench.
 
-use crate::servers::{DATABASE, Server};
-use foreshard_test::install::run;
+use crate::servers::{DATABASE, Server, lane_user};
+use foreshard_test::process::{pin, processors};
 use foreshard_test::{Error, Result};
-use std::process::Stdio;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+/// When to look for new backends: pgbench connects once to look around, then once per client.
+const CONNECTING: [Duration; 3] =
+    [Duration::from_millis(10), Duration::from_millis(20), Duration::from_millis(30)];
 
 /// What pgbench does.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,33 +82,107 @@ impl Speed {
     }
 }
 
-/// Runs pgbench for so many seconds.
-pub fn pgbench(server: &Server, workload: Workload, clients: u32, seconds: u32, seed: u32) -> Result<Speed> {
+/// How long a run is.
+#[derive(Clone, Copy)]
+pub enum Length {
+    /// On the clock.
+    Seconds(u32),
+    /// Transactions per client: the same work for every server.
+    Transactions(u64),
+}
+
+impl Length {
+    fn argument(self) -> String {
+        match self {
+            Length::Seconds(seconds) => format!("--time={seconds}"),
+            Length::Transactions(number) => format!("--transactions={number}"),
+        }
+    }
+}
+
+/// Runs pgbench: one process for each processor that has a client, on that processor together with the
+/// backends of its clients. Left to the kernel, who shares a processor with whom is drawn anew all the
+/// time, and throughput with it: by a factor of two, since a wake-up across processors is dear.
+pub fn pgbench(
+    server: &Server,
+    workload: Workload,
+    clients: u32,
+    length: Length,
+    seed: u32,
+) -> Result<Speed> {
+    let before = server.cpu_ticks()?;
+    let processors = processors();
+    let lanes = u32::try_from(processors.len()).unwrap_or(1).clamp(1, clients);
+    let place = |lane: u32| processors.get(lane as usize).map_or(&[][..], std::slice::from_ref);
+    let mut running = Vec::new();
+    for lane in 0..lanes {
+        let own = clients / lanes + u32::from(lane < clients % lanes);
+        let child = command(server, workload, lane, own, length, seed + 100_000 * lane).spawn()?;
+        pin(child.id().cast_signed(), place(lane));
+        running.push(child);
+    }
+    for pause in CONNECTING {
+        std::thread::sleep(pause);
+        for lane in 0..lanes {
+            server.backends(Some(lane)).into_iter().for_each(|pid| pin(pid, place(lane)));
+        }
+    }
+    let (mut transactions, mut tps) = (0.0, 0.0);
+    for child in running {
+        let (own, own_tps) = read(&child.wait_with_output()?)?;
+        transactions += own;
+        tps += own_tps;
+    }
+    let ticks = server.cpu_ticks()?.saturating_sub(before);
+    Ok(Speed { transactions, seconds: transactions / tps, cpu_ticks: ticks as f64 })
+}
+
+fn command(
+    server: &Server,
+    workload: Workload,
+    lane: u32,
+    clients: u32,
+    length: Length,
+    seed: u32,
+) -> Command {
     let install = server.cluster.install();
     // Not `Cluster::client_command`: before 17, pgbench takes the database as an argument only.
     let mut command = install.user.command(&install.program("pgbench"));
     command
         .arg("--host")
         .arg(server.cluster.socket_dir())
-        .args(["--port", &server.cluster.port().to_string(), "--username=postgres"])
+        .args(["--port", &server.cluster.port().to_string()])
+        .arg(format!("--username={}", lane_user(lane)))
         .args(["--no-vacuum", "--protocol=prepared", "--jobs=1", workload.script()])
-        .args(["--client", &clients.to_string(), "--time", &seconds.to_string()])
+        .args(["--client", &clients.to_string(), &length.argument()])
         .args(["--random-seed", &seed.to_string(), DATABASE])
-        .stdin(Stdio::null());
-    let before = server.cpu_ticks()?;
-    let output = run(&mut command)?;
-    let ticks = server.cpu_ticks()?.saturating_sub(before);
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// The number of transactions, and those per second without the time to connect.
+fn read(output: &Output) -> Result<(f64, f64)> {
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
+        return Err(Error::new(format!("pgbench failed ({}): {said}", output.status), ""));
+    }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let unread = |what: &str| Error::new(format!("pgbench reported no {what}:\n{text}"), "");
     let tps = number(&text, "tps = ", "(without initial connection time)");
-    let transactions = number(&text, "number of transactions actually processed: ", "");
+    let transactions = text.lines().find_map(|line| {
+        // With a number given, "done/wanted".
+        let done = line.strip_prefix("number of transactions actually processed: ")?.split('/').next()?;
+        done.parse::<f64>().ok()
+    });
     let failed = number(&text, "number of failed transactions: ", "").unwrap_or(0.0);
     if failed > 0.0 {
         return Err(Error::new(format!("{failed} transactions of pgbench failed."), "See the server's log."));
     }
     let transactions = transactions.ok_or_else(|| unread("number of transactions"))?;
     let tps = tps.filter(|tps| *tps > 0.0).ok_or_else(|| unread("throughput"))?;
-    Ok(Speed { transactions, seconds: transactions / tps, cpu_ticks: ticks as f64 })
+    Ok((transactions, tps))
 }
 
 /// The number behind `begin` in the line that begins and ends so.

@@ -1,8 +1,8 @@
 //! The two servers: the same table natively partitioned in one, distributed by foreshard in the other.
 
 use crate::pgbench::Workload;
-use foreshard_test::process::{children, signal};
-use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, wait_until};
+use foreshard_test::process::{children, processors, signal};
+use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, StopMode, wait_until};
 use std::time::Duration;
 
 /// The database on each server.
@@ -108,6 +108,9 @@ impl Server {
         client.exec("VACUUM (FREEZE, ANALYZE)")?;
         client.exec("VACUUM (ANALYZE)")?;
         client.exec("CREATE EXTENSION pg_prewarm")?;
+        for lane in 0..processors().len().max(1) as u32 {
+            client.exec(&format!("CREATE ROLE {} LOGIN SUPERUSER", lane_user(lane)))?;
+        }
         Ok(())
     }
 
@@ -146,11 +149,15 @@ impl Server {
         Ok(())
     }
 
-    /// Brings the server back to where every round begins, everything in shared buffers. It is started
-    /// anew, because where its memory happens to lie changes its speed by some per cent for as long as it
-    /// runs.
+    /// Stops the server, which gives its memory back.
+    pub fn stop(&mut self) -> Result<()> {
+        self.cluster.stop(StopMode::Fast)
+    }
+
+    /// Brings the stopped server back to where every round begins, everything in shared buffers. It is
+    /// started anew, because where its memory happens to lie changes its speed for as long as it runs.
     pub fn prepare_round(&mut self, workload: Workload) -> Result<()> {
-        self.cluster.restart()?;
+        self.cluster.start_again()?;
         let mut client = self.connect()?;
         if workload != Workload::Select {
             client.exec("TRUNCATE pgbench_history, audit")?;
@@ -187,13 +194,23 @@ impl Server {
         signal(postmaster, libc::SIGCONT);
     }
 
+    /// The backends of a lane's clients, or of all.
+    pub fn backends(&self, lane: Option<u32>) -> Vec<i32> {
+        let user = lane.map_or(String::new(), lane_user);
+        let title = format!("{user} {DATABASE} [local]");
+        let mut pids = children(self.cluster.postmaster_pid());
+        pids.retain(|&pid| command_line(pid).contains(&title));
+        pids
+    }
+
     /// Clock ticks of processor time used by all processes of the server so far.
     pub fn cpu_ticks(&self) -> Result<u64> {
         let postmaster = self.cluster.postmaster_pid();
-        // A backend's time is its own until it has ended, then its parent's; so wait for that.
+        // A backend's time is its own until its parent has noticed its end, then its parent's; so wait for
+        // that. A process that has ended has no command line.
+        let ended = |pid: i32| command_line(pid).is_empty();
         wait_until("pgbench's connections end", PATIENCE, || {
-            let backend = |pid: &i32| command_line(*pid).contains(&format!(" {DATABASE} [local]"));
-            Ok(!children(postmaster).iter().any(backend))
+            Ok(self.backends(None).is_empty() && !children(postmaster).into_iter().any(ended))
         })?;
         let own = ticks(postmaster, 4).ok_or("The server's processor time cannot be read.")?;
         Ok(own + children(postmaster).into_iter().filter_map(|pid| ticks(pid, 2)).sum::<u64>())
@@ -231,6 +248,11 @@ impl Drop for Server {
         // What is held still cannot be stopped.
         self.release();
     }
+}
+
+/// The user of a lane's clients, which tells their backends from those of others.
+pub fn lane_user(lane: u32) -> String {
+    format!("lane_{lane}")
 }
 
 /// The title of a server process.

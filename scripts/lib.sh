@@ -90,6 +90,15 @@ pg_config_of() {
   [[ -n $found ]] && echo "$found"
 }
 
+# replace FROM TO [MODE]: a running server keeps the library it has mapped, so files are never
+# written in place but renamed over.
+replace() {
+  if cmp -s "$1" "$2"; then return; fi
+  cp "$1" "$2.new"
+  chmod "${3:-0644}" "$2.new"
+  mv -f "$2.new" "$2"
+}
+
 # check_disk MEGABYTES: refuse to start what cannot end.
 check_disk() {
   mkdir -p "$TARGET" || die "The directory $TARGET cannot be created." "Is the file system writable?"

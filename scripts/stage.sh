@@ -56,15 +56,6 @@ copy_tree() {
   echo "$tree/$bin" >"$run/pg$major.path"
 }
 
-# replace FROM TO: a running server keeps the library it has mapped, so files are never
-# written in place but renamed over.
-replace() {
-  if cmp -s "$1" "$2"; then return; fi
-  cp "$1" "$2.new"
-  chmod 0644 "$2.new"
-  mv -f "$2.new" "$2"
-}
-
 # build_key: what the installed files depend on. Cargo alone would rebuild the extension
 # whenever another version was staged in between.
 build_key() {

@@ -1,6 +1,7 @@
 //! Open-loop load: statements are due at fixed times, whether or not the server keeps up,
 //! and latency counts from the time a statement was due. A stall is thus seen by every
-//! statement that had to wait for it (no coordinated omission).
+//! statement that had to wait for it (no coordinated omission). How long the server itself
+//! kept a client waiting, and how late clients sent, is recorded beside it.
 
 use crate::client::Client;
 use crate::error::{Error, Result, SqlError};
@@ -29,6 +30,10 @@ pub struct Window {
     pub label: String,
     /// Latencies from the due time of each completed step.
     pub latencies: Latencies,
+    /// The longest time from sending a step to its answer, failed steps included.
+    pub longest_wait: Duration,
+    /// The longest time by which a client sent a step later than it was due.
+    pub longest_behind: Duration,
     /// Steps that failed.
     pub errors: u64,
     /// The longest time without any completion by any client.
@@ -44,6 +49,8 @@ impl Window {
         Window {
             label: label.to_string(),
             latencies: Latencies::default(),
+            longest_wait: Duration::ZERO,
+            longest_behind: Duration::ZERO,
             errors: 0,
             longest_gap: Duration::ZERO,
             elapsed: Duration::ZERO,
@@ -75,7 +82,7 @@ impl Shared {
         self.record.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn completed(&self, due: Instant, outcome: std::result::Result<(), &SqlError>) {
+    fn completed(&self, due: Instant, sent: Instant, outcome: std::result::Result<(), &SqlError>) {
         let now = Instant::now();
         let mut record = self.record();
         if let Err(error) = outcome
@@ -86,6 +93,8 @@ impl Shared {
         let Some(window) = record.windows.last_mut() else {
             return;
         };
+        window.longest_wait = window.longest_wait.max(now.saturating_duration_since(sent));
+        window.longest_behind = window.longest_behind.max(sent.saturating_duration_since(due));
         if outcome.is_err() {
             window.errors += 1;
             return;
@@ -207,8 +216,9 @@ impl<S: Session> Runner<S> {
             if interval.is_zero() {
                 due = Instant::now();
             }
+            let sent = Instant::now();
             let outcome = self.session.step(&mut client);
-            self.shared.completed(due, outcome.as_ref().map(|_| ()));
+            self.shared.completed(due, sent, outcome.as_ref().map(|_| ()));
             if outcome.is_err_and(|error| error.is_connection_loss()) {
                 match self.reconnect() {
                     Some(fresh) => client = fresh,

@@ -1,7 +1,7 @@
-//! Processes by number: signals, children, and whether one is really gone.
+//! Processes by number: signals, children, processors, and whether one is really gone.
 
 use crate::error::{Error, Result};
-pub use crate::ffi::sys::signal;
+pub use crate::ffi::sys::{pin, processors, signal};
 use std::fs;
 use std::time::{Duration, Instant};
 
