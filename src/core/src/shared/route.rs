@@ -171,9 +171,22 @@ impl<'a> Routes<'a> {
         self.count.load(Ordering::Acquire) > 0
     }
 
+    /// Places in use. Routes lie at the lowest free places, so the look ends with the last of them.
+    fn used(self) -> impl Iterator<Item = usize> + 'a {
+        let mut left = self.count.load(Ordering::Acquire);
+        (0..self.entries.len())
+            .map_while(move |place| {
+                let used = left > 0 && self.entries[place].key.load(Ordering::Acquire) != 0;
+                let go_on = left > 0;
+                left -= u64::from(used);
+                go_on.then_some((place, used))
+            })
+            .filter_map(|(place, used)| used.then_some(place))
+    }
+
     /// Every route of a database.
     pub fn of_database(self, database: u32) -> impl Iterator<Item = Seen> + 'a {
-        (0..self.entries.len())
+        self.used()
             .filter_map(move |place| self.read(place).filter(|(db, _)| *db == database))
             .map(|(_, seen)| seen)
     }
@@ -181,7 +194,7 @@ impl<'a> Routes<'a> {
     /// The route of a partition.
     pub fn find(&self, database: u32, source: u32) -> Option<Seen> {
         let wanted = key(database, source);
-        let place = self.entries.iter().position(|e| e.key.load(Ordering::Acquire) == wanted)?;
+        let place = self.used().find(|place| self.entries[*place].key.load(Ordering::Acquire) == wanted)?;
         self.read(place).map(|(_, seen)| seen).filter(|seen| seen.source == source)
     }
 
