@@ -43,10 +43,25 @@ struct Active {
     level: u32,
     /// Routes of the partitions it names; empty: it is one of the others.
     seen: Vec<Seen>,
-    arm: Arm,
+    /// Those of them that it could have been sent to.
+    eligible: Vec<Seen>,
+    /// Those that it was sent to.
+    routed: Vec<Seen>,
     compare: bool,
     running: bool,
     spent_ns: u64,
+}
+
+impl Active {
+    /// The group of a canary that it belongs to on a partition, if any.
+    fn arm(&self, seen: &Seen) -> Option<Arm> {
+        let of = |routes: &[Seen]| routes.iter().any(|route| route.place == seen.place);
+        match (of(&self.routed), of(&self.eligible)) {
+            (true, _) => Some(Arm::Routed),
+            (false, true) => Some(Arm::Stayed),
+            _ => None,
+        }
+    }
 }
 
 static ACTIVE: LocalBox<Vec<Active>> = LocalBox::new();
@@ -118,14 +133,14 @@ fn is_cancel(caught: &pg_sys::panic::CaughtError) -> bool {
 /// # Safety
 /// As for [`begins`].
 unsafe fn choose(region: &'static Region, query: *mut pg_sys::QueryDesc) -> Option<Active> {
+    let mut seen: Vec<Seen> = region.routes().of_database(bgworker::database()).collect();
+    if seen.is_empty() {
+        return None;
+    }
     // SAFETY: as promised by the caller.
     unsafe {
         let named = super::plan::relations((*query).plannedstmt);
-        let mut seen: Vec<Seen> = region
-            .routes()
-            .of_database(bgworker::database())
-            .filter(|route| named.iter().any(|n| n.relation == route.source))
-            .collect();
+        seen.retain(|route| named.iter().any(|n| n.relation == route.source));
         seen.truncate(MAX_SEEN);
         // What a statement runs inside is part of that statement.
         let inside = with_active(|all| all.iter().any(|active| active.running)).unwrap_or(true);
@@ -135,24 +150,45 @@ unsafe fn choose(region: &'static Region, query: *mut pg_sys::QueryDesc) -> Opti
         let mut active = Active {
             query: query as usize,
             level: pg_sys::GetCurrentSubTransactionId(),
-            arm: if seen.is_empty() { Arm::OthersBefore } else { Arm::Before },
             seen,
+            eligible: Vec::new(),
+            routed: Vec::new(),
             compare: false,
             running: false,
             spent_ns: 0,
         };
-        let weight = active.seen.iter().map(|s| s.weight).max().unwrap_or(0);
-        if weight > 0 && plan::may_route(query, &active.seen) {
+        let open: Vec<Seen> = active.seen.iter().filter(|s| s.weight > 0).copied().collect();
+        if !open.is_empty() && plan::may_route(query, &open) {
             let state = &raw mut pg_sys::pg_global_prng_state;
             active.compare = pg_sys::pg_prng_uint32(state).is_multiple_of(COMPARE_INTERVAL);
-            active.arm = Arm::Stayed;
-            // Each partition by its own weight would mix copies within one plan for nothing: one draw.
-            if pg_sys::pg_prng_uint32(state) <= weight && plan::route(region, query, &active.seen) {
-                active.arm = Arm::Routed;
+            active.routed = draw(&open, || pg_sys::pg_prng_uint32(state));
+            if !active.routed.is_empty() && !plan::route(region, query, &active.routed) {
+                active.routed.clear();
             }
+            active.eligible = open;
         }
         Some(active)
     }
+}
+
+/// One coin per move: all its partitions, which are colocated, or none.
+fn draw(open: &[Seen], mut coin: impl FnMut() -> u32) -> Vec<Seen> {
+    let mut coins: Vec<(u32, u32)> = Vec::new();
+    let mut drawn = Vec::new();
+    for seen in open {
+        let toss = match coins.iter().find(|(stats, _)| *stats == seen.stats) {
+            Some((_, toss)) => *toss,
+            None => {
+                let toss = coin();
+                coins.push((seen.stats, toss));
+                toss
+            }
+        };
+        if toss <= seen.weight {
+            drawn.push(*seen);
+        }
+    }
+    drawn
 }
 
 /// A part of a statement begins or ends to run. Times only.
@@ -196,14 +232,15 @@ pub(super) unsafe extern "C-unwind" fn ends(query: *mut pg_sys::QueryDesc) {
         counted.push(seen.stats);
         let swapped = stats.swapped.load(Ordering::Relaxed) > 0;
         stats.arm(if swapped { Arm::After } else { Arm::Before }).add(active.spent_ns);
-        if matches!(active.arm, Arm::Stayed | Arm::Routed) {
-            stats.arm(active.arm).add(active.spent_ns);
+        if let Some(arm) = active.arm(seen) {
+            stats.arm(arm).add(active.spent_ns);
         }
     }
-    if active.arm == Arm::Routed {
+    if !active.routed.is_empty() {
         // SAFETY: as promised by the caller.
         let rows = unsafe { (*(*query).estate).es_processed };
-        for scan in scans.iter().filter(|scan| scan.first) {
+        let was_routed = |scan: &compare::Scan| active.routed.iter().any(|seen| seen.place == scan.route);
+        for scan in scans.iter().filter(|scan| scan.first && was_routed(scan)) {
             if let Some(entry) = region.routes().entry(scan.route) {
                 entry.routed[0].fetch_add(1, Ordering::Relaxed);
                 entry.routed[1].fetch_add(rows, Ordering::Relaxed);
@@ -212,7 +249,7 @@ pub(super) unsafe extern "C-unwind" fn ends(query: *mut pg_sys::QueryDesc) {
     }
     if active.compare {
         // SAFETY: as promised by the caller; the snapshot is registered until the query is freed.
-        unsafe { compare::again(region, query, &active.seen, &scans, active.arm == Arm::Routed) };
+        unsafe { compare::again(region, query, &active.eligible, &scans) };
     }
 }
 
@@ -245,8 +282,8 @@ pub(super) fn forget(level: Option<u32>, failed: bool) {
             if let Some(stats) = region.routes().stats(seen.stats) {
                 let swapped = stats.swapped.load(Ordering::Relaxed) > 0;
                 stats.arm(if swapped { Arm::After } else { Arm::Before }).add_error();
-                if matches!(active.arm, Arm::Stayed | Arm::Routed) {
-                    stats.arm(active.arm).add_error();
+                if let Some(arm) = active.arm(seen) {
+                    stats.arm(arm).add_error();
                 }
             }
         }

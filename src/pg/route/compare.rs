@@ -128,20 +128,14 @@ impl Walk<'_> {
 /// Makes some look-ups of a statement again, on both copies, and notes whether they agree.
 ///
 /// # Safety
-/// `query` must not have been ended yet, and `scans` be its scans.
-pub(super) unsafe fn again(
-    region: &Region,
-    query: *mut pg_sys::QueryDesc,
-    seen: &[Seen],
-    scans: &[Scan],
-    routed: bool,
-) {
+/// `query` must not have been ended yet, and `scans` be its scans; `seen` could all have been routed.
+pub(super) unsafe fn again(region: &Region, query: *mut pg_sys::QueryDesc, seen: &[Seen], scans: &[Scan]) {
     // SAFETY: no preconditions. Parallel workers would need the locks, too.
     if unsafe { pg_sys::IsInParallelMode() } {
         return;
     }
-    // SAFETY: inside the statement's transaction.
-    if !routed && !unsafe { lock_pairs(region, seen) } {
+    // SAFETY: inside the statement's transaction. What was routed is locked already; once more costs little.
+    if !unsafe { lock_pairs(region, seen) } {
         return;
     }
     for scan in scans.iter().filter(|scan| scan.index != pg_sys::InvalidOid).take(MAX_SCANS) {
