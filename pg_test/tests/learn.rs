@@ -345,6 +345,39 @@ fn keys_of_every_type_are_shown() -> Result<()> {
     )
 }
 
+/// The outer row of a nested loop is gone when its statement has run: its value is not read, unless it was copied.
+#[test]
+fn keys_of_outer_rows_are_not_read() -> Result<()> {
+    let cluster = cluster(&options("outer").set("foreshard.hot_slot_threshold", "0"))?;
+    let mut c = database(&cluster, "d")?;
+    for of in ["text", "int"] {
+        c.exec(&format!("CREATE TABLE w_{of} (key {of} PRIMARY KEY, n int DEFAULT 1)"))?;
+        c.exec(&format!("INSERT INTO w_{of} SELECT g::{of} FROM generate_series(1, 3000) g"))?;
+        c.exec(&format!("SELECT foreshard.distribute('w_{of}', 'key', 2)"))?;
+    }
+    wait_watched(&mut c, 6)?;
+    c.exec("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off")?;
+    c.exec("SET plan_cache_mode = force_generic_plan")?;
+    for of in ["text", "int"] {
+        let rows = format!("(SELECT (g % 3000 + 1)::{of} AS k FROM generate_series(1, 400) g OFFSET 0) q");
+        for _ in 0..20 {
+            let joined = c.query_one(&format!("SELECT sum(n) FROM {rows} JOIN w_{of} w ON w.key = q.k"))?;
+            assert_eq!(joined, "400");
+        }
+    }
+    let keys = |of: &str| {
+        format!("SELECT count(*) > 0 FROM foreshard.hot_keys WHERE \"table\" = 'w_{of}'::regclass")
+    };
+    wait_for(&mut c, &keys("int"), "t")?;
+    assert_eq!(c.query_one(&keys("text"))?, "f");
+    // A parameter of the statement stays.
+    c.prepare("get", "SELECT n FROM w_text WHERE key = $1")?;
+    for _ in 0..20 {
+        c.exec_prepared("get", &[Some("17")])?;
+    }
+    wait_for(&mut c, "SELECT key FROM foreshard.hot_keys WHERE \"table\" = 'w_text'::regclass", "17")
+}
+
 #[test]
 fn new_tables_are_watched_at_once() -> Result<()> {
     let mut cluster =

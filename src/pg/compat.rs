@@ -2,7 +2,7 @@
 
 mod run;
 
-pub use run::{RunArguments, register_run_hook, run_next, walk_plan_state};
+pub use run::{RunArguments, asks_other_nodes, register_run_hook, run_next, walk_plan_state};
 
 use pgrx::pg_sys;
 

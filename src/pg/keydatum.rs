@@ -46,6 +46,37 @@ fn is_integer(oid: pg_sys::Oid) -> bool {
     oid == pg_sys::INT2OID || oid == pg_sys::INT4OID || oid == pg_sys::INT8OID
 }
 
+/// Whether a scan key's value can still be read when the statement has run. A by-reference value that an outer
+/// row of a nested loop gave is a pointer into that row, which is gone by then; constants, the statement's
+/// parameters and what was computed from them stay.
+///
+/// # Safety
+/// `key` must be one of an initialised scan's keys of `index`, `runtime` its `count` runtime keys.
+pub unsafe fn lasts(
+    index: pg_sys::Relation,
+    key: *const pg_sys::ScanKeyData,
+    runtime: *const pg_sys::IndexRuntimeKeyInfo,
+    count: i32,
+) -> bool {
+    // SAFETY: as promised by the caller; an expression state keeps the expression it was made of.
+    unsafe {
+        let found = (0..count.max(0) as usize)
+            .map(|i| &*runtime.add(i))
+            .find(|info| std::ptr::eq(info.scan_key.cast_const(), key));
+        let Some(info) = found else { return true };
+        if !super::compat::asks_other_nodes((*info.key_expr).expr.cast(), std::ptr::null_mut()) {
+            return true;
+        }
+        let column = ((*key).sk_attno - 1).max(0) as usize;
+        let input = *(*index).rd_opcintype.add(column);
+        let same = (*key).sk_subtype == pg_sys::InvalidOid
+            || (*key).sk_subtype == input
+            || (is_integer((*key).sk_subtype) && is_integer(input));
+        let array = (*key).sk_flags & pg_sys::SK_SEARCHARRAY as i32 != 0;
+        same && !array && (*super::compat::attribute((*index).rd_att, column)).attbyval
+    }
+}
+
 /// The key(s) of `column = value` or `column = ANY (array)` in an index scan.
 ///
 /// # Safety

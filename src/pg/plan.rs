@@ -204,19 +204,25 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut s
                 let scan = &*state.cast::<pg_sys::IndexScanState>();
                 let ready = !scan.iss_ScanDesc.is_null()
                     && (scan.iss_NumRuntimeKeys == 0 || scan.iss_RuntimeKeysReady);
-                walk.index(scan.iss_RelationDesc, scan.iss_ScanKeys, scan.iss_NumScanKeys, ready);
+                let keys = (scan.iss_ScanKeys, scan.iss_NumScanKeys);
+                let runtime = (scan.iss_RuntimeKeys, scan.iss_NumRuntimeKeys);
+                walk.index(scan.iss_RelationDesc, keys, runtime, ready);
             }
             pg_sys::NodeTag::T_IndexOnlyScanState => {
                 walk.scan(state);
                 let scan = &*state.cast::<pg_sys::IndexOnlyScanState>();
                 let ready = !scan.ioss_ScanDesc.is_null()
                     && (scan.ioss_NumRuntimeKeys == 0 || scan.ioss_RuntimeKeysReady);
-                walk.index(scan.ioss_RelationDesc, scan.ioss_ScanKeys, scan.ioss_NumScanKeys, ready);
+                let keys = (scan.ioss_ScanKeys, scan.ioss_NumScanKeys);
+                let runtime = (scan.ioss_RuntimeKeys, scan.ioss_NumRuntimeKeys);
+                walk.index(scan.ioss_RelationDesc, keys, runtime, ready);
             }
             pg_sys::NodeTag::T_BitmapIndexScanState => {
                 let scan = &*state.cast::<pg_sys::BitmapIndexScanState>();
                 let ready = scan.biss_NumRuntimeKeys == 0 || scan.biss_RuntimeKeysReady;
-                walk.index(scan.biss_RelationDesc, scan.biss_ScanKeys, scan.biss_NumScanKeys, ready);
+                let keys = (scan.biss_ScanKeys, scan.biss_NumScanKeys);
+                let runtime = (scan.biss_RuntimeKeys, scan.biss_NumRuntimeKeys);
+                walk.index(scan.biss_RelationDesc, keys, runtime, ready);
             }
             _ => {}
         }
@@ -278,8 +284,8 @@ impl Walk<'_> {
     unsafe fn index(
         &mut self,
         index: pg_sys::Relation,
-        keys: *mut pg_sys::ScanKeyData,
-        count: i32,
+        (keys, count): (*mut pg_sys::ScanKeyData, i32),
+        (runtime, runtime_count): (*mut pg_sys::IndexRuntimeKeyInfo, i32),
         ready: bool,
     ) {
         if !self.keys || !ready || index.is_null() || keys.is_null() {
@@ -297,7 +303,8 @@ impl Walk<'_> {
                 let is_key = column >= 0
                     && column < form.indnatts
                     && *form.indkey.values.as_ptr().add(column as usize) == wanted;
-                if is_key && self.report.keys.len() < MAX_KEYS {
+                let lasts = is_key && keydatum::lasts(index, key, runtime, runtime_count);
+                if lasts && self.report.keys.len() < MAX_KEYS {
                     keydatum::from_scan_key(index, key, |bytes, whole| {
                         push_key(&mut self.report.keys, leaf, segment, bytes, whole);
                     });

@@ -335,15 +335,17 @@ impl MoveRoutes {
     pub fn make(move_id: i64, specs: &[Spec], horizon: Option<u32>) -> Option<Self> {
         let region = region::get()?;
         let database = bgworker::database();
+        // No partition has storage 0. Looked up before the lock is taken.
+        let storage = |spec: &Spec| horizon.map_or(0, |_| compat::storage_number(spec.source));
+        let storages: Vec<u32> = specs.iter().map(storage).collect();
         super::shmem::with(|_| {
             let place = region.routes().stats_for(stats_key(move_id))?;
-            let made = specs.iter().all(|spec| {
+            let made = specs.iter().zip(&storages).all(|(spec, storage)| {
                 region.routes().make(&RouteSpec {
                     database,
                     source: spec.source.to_u32(),
                     shadow: spec.shadow.to_u32(),
-                    // No partition has this storage.
-                    storage: horizon.map_or(0, |_| compat::storage_number(spec.source)),
+                    storage: *storage,
                     horizon: horizon.unwrap_or(0),
                     stats: place,
                     indexes: spec.indexes.iter().map(|(a, b)| (a.to_u32(), b.to_u32())).collect(),

@@ -7,6 +7,18 @@ mod raw {
     use pgrx::pg_sys;
     // SAFETY: declarations follow the server headers of 15 to 18.
     unsafe extern "C-unwind" {
+        #[cfg(feature = "pg15")]
+        pub fn expression_tree_walker(
+            node: *mut pg_sys::Node,
+            walker: unsafe extern "C-unwind" fn(*mut pg_sys::Node, *mut std::ffi::c_void) -> bool,
+            context: *mut std::ffi::c_void,
+        ) -> bool;
+        #[cfg(not(feature = "pg15"))]
+        pub fn expression_tree_walker_impl(
+            node: *mut pg_sys::Node,
+            walker: unsafe extern "C-unwind" fn(*mut pg_sys::Node, *mut std::ffi::c_void) -> bool,
+            context: *mut std::ffi::c_void,
+        ) -> bool;
         #[cfg(not(feature = "pg18"))]
         pub fn standard_ExecutorRun(
             query: *mut pg_sys::QueryDesc,
@@ -134,5 +146,34 @@ pub unsafe fn walk_plan_state(
         return raw::planstate_tree_walker(state, walker, context);
         #[cfg(not(feature = "pg15"))]
         return raw::planstate_tree_walker_impl(state, walker, context);
+    }
+}
+
+/// Whether an expression asks for a value that another plan node gives.
+///
+/// # Safety
+/// `node` must be null or a planned expression; `context` is passed on.
+pub unsafe extern "C-unwind" fn asks_other_nodes(
+    node: *mut pg_sys::Node,
+    context: *mut std::ffi::c_void,
+) -> bool {
+    // SAFETY: as promised by the caller; each node is read as the struct its tag names.
+    unsafe {
+        if node.is_null() {
+            return false;
+        }
+        match (*node).type_ {
+            pg_sys::NodeTag::T_Param => {
+                return (*node.cast::<pg_sys::Param>()).paramkind != pg_sys::ParamKind::PARAM_EXTERN;
+            }
+            pg_sys::NodeTag::T_Var | pg_sys::NodeTag::T_SubPlan | pg_sys::NodeTag::T_AlternativeSubPlan => {
+                return true;
+            }
+            _ => {}
+        }
+        #[cfg(feature = "pg15")]
+        return raw::expression_tree_walker(node, asks_other_nodes, context);
+        #[cfg(not(feature = "pg15"))]
+        return raw::expression_tree_walker_impl(node, asks_other_nodes, context);
     }
 }

@@ -4,7 +4,7 @@
 
 use super::super::region::Region;
 use super::super::subtransaction::{self, Ended};
-use super::super::{compat, plan::MAX_NODES};
+use super::super::{compat, keydatum, plan::MAX_NODES};
 use super::plan::lock_pairs;
 use foreshard_core::shared::Seen;
 use pgrx::pg_sys;
@@ -67,20 +67,29 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut s
             | T::T_TidRangeScanState
             | T::T_SampleScanState => {
                 let scan = &*state.cast::<pg_sys::ScanState>();
-                walk.add(relation_of(scan), std::ptr::null_mut(), std::ptr::null_mut(), 0);
+                walk.add(
+                    relation_of(scan),
+                    std::ptr::null_mut(),
+                    (std::ptr::null_mut(), 0),
+                    (std::ptr::null_mut(), 0),
+                );
             }
             T::T_IndexScanState => {
                 let scan = &*state.cast::<pg_sys::IndexScanState>();
                 if !scan.iss_ScanDesc.is_null() {
                     let keys = if scan.iss_NumOrderByKeys > 0 { 0 } else { scan.iss_NumScanKeys };
-                    walk.add(relation_of(&scan.ss), scan.iss_RelationDesc, scan.iss_ScanKeys, keys);
+                    let runtime = (scan.iss_RuntimeKeys, scan.iss_NumRuntimeKeys);
+                    let keys = (scan.iss_ScanKeys, keys);
+                    walk.add(relation_of(&scan.ss), scan.iss_RelationDesc, keys, runtime);
                 }
             }
             T::T_IndexOnlyScanState => {
                 let scan = &*state.cast::<pg_sys::IndexOnlyScanState>();
                 if !scan.ioss_ScanDesc.is_null() {
                     let keys = if scan.ioss_NumOrderByKeys > 0 { 0 } else { scan.ioss_NumScanKeys };
-                    walk.add(relation_of(&scan.ss), scan.ioss_RelationDesc, scan.ioss_ScanKeys, keys);
+                    let runtime = (scan.ioss_RuntimeKeys, scan.ioss_NumRuntimeKeys);
+                    let keys = (scan.ioss_ScanKeys, keys);
+                    walk.add(relation_of(&scan.ss), scan.ioss_RelationDesc, keys, runtime);
                 }
             }
             T::T_BitmapIndexScanState => {
@@ -89,7 +98,9 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut s
                     && (scan.biss_NumRuntimeKeys == 0 || scan.biss_RuntimeKeysReady);
                 if let (true, Some(index)) = (ready, scan.biss_RelationDesc.as_ref()) {
                     let relation = (*index.rd_index).indrelid.to_u32();
-                    walk.add(relation, scan.biss_RelationDesc, scan.biss_ScanKeys, scan.biss_NumScanKeys);
+                    let runtime = (scan.biss_RuntimeKeys, scan.biss_NumRuntimeKeys);
+                    let keys = (scan.biss_ScanKeys, scan.biss_NumScanKeys);
+                    walk.add(relation, scan.biss_RelationDesc, keys, runtime);
                 }
             }
             _ => {}
@@ -108,7 +119,13 @@ unsafe fn relation_of(scan: &pg_sys::ScanState) -> u32 {
 impl Walk<'_> {
     /// # Safety
     /// `index` must be null or open, with so many keys.
-    unsafe fn add(&mut self, relation: u32, index: pg_sys::Relation, keys: pg_sys::ScanKey, count: i32) {
+    unsafe fn add(
+        &mut self,
+        relation: u32,
+        index: pg_sys::Relation,
+        (keys, count): (pg_sys::ScanKey, i32),
+        (runtime, runtime_count): (*mut pg_sys::IndexRuntimeKeyInfo, i32),
+    ) {
         let Some(route) = self.seen.iter().find(|s| s.source == relation || s.shadow == relation) else {
             return;
         };
@@ -118,7 +135,11 @@ impl Walk<'_> {
             let usable = !index.is_null()
                 && count > 0
                 && matches!((*(*index).rd_rel).relam, pg_sys::BTREE_AM_OID | pg_sys::HASH_AM_OID)
-                && (0..count as usize).all(|i| (*keys.add(i)).sk_flags as u32 & pg_sys::SK_ROW_HEADER == 0);
+                && (0..count as usize).all(|i| {
+                    let key = keys.add(i);
+                    (*key).sk_flags as u32 & pg_sys::SK_ROW_HEADER == 0
+                        && keydatum::lasts(index, key, runtime, runtime_count)
+                });
             if usable { (*index).rd_id } else { pg_sys::InvalidOid }
         };
         self.found.push(Scan { route: route.place, first, index, keys, count });
