@@ -128,21 +128,22 @@ fn measure(scenario: &Scenario) -> Result<Results> {
     std::thread::sleep(Duration::from_secs(2));
     clients.mark("before");
     std::thread::sleep(BEFORE);
+    rest(&mut client, &clients)?;
     clients.mark("raw copy");
     let raw = contenders::raw(&mut client)?;
     pause(&clients);
-    client.exec("DROP TABLE raw; CHECKPOINT")?;
-    std::thread::sleep(PAUSE);
+    client.exec("DROP TABLE raw")?;
+    rest(&mut client, &clients)?;
     clients.mark("move");
     let moved = hold_during(&cluster, scenario, contenders::IN_THE_WAY_OF_MOVE, || {
         contenders::move_slot(&mut client)
     })?;
     pause(&clients);
-    std::thread::sleep(PAUSE);
+    rest(&mut client, &clients)?;
     clients.mark("tablespace");
     let tablespace = contenders::set_tablespace(&mut client)?;
     pause(&clients);
-    std::thread::sleep(PAUSE);
+    rest(&mut client, &clients)?;
     clients.mark("pg_repack");
     let repack = measure_repack(&cluster, &mut client, scenario)?;
     pause(&clients);
@@ -156,6 +157,15 @@ fn measure(scenario: &Scenario) -> Result<Results> {
 fn pause(clients: &Clients) {
     std::thread::sleep(GRACE);
     clients.mark(clients::PAUSE);
+}
+
+/// The same start for everybody: after a checkpoint every page's next change writes the whole page to the WAL,
+/// which is most of what clients write; who starts without one has an easier time.
+fn rest(client: &mut Client, clients: &Clients) -> Result<()> {
+    clients.mark(clients::PAUSE);
+    client.exec("CHECKPOINT")?;
+    std::thread::sleep(PAUSE);
+    Ok(())
 }
 
 /// pg_repack's cost, or why there is none.

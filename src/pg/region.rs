@@ -60,7 +60,6 @@ struct Header {
     statements: AtomicU64,
     overhead_ns: AtomicU64,
     hot: AtomicU64,
-    routes: AtomicU64,
 }
 
 /// A type for which all-zero memory is a valid value and which has no padding rules beyond 64 bytes.
@@ -99,6 +98,8 @@ pub struct Region {
     transactions: &'static [Entry<TRANSACTION_WORDS>],
     dependencies: &'static [Entry<DEPENDENCY_WORDS>],
     sampling: &'static [AtomicU32],
+    /// Read by every statement and hardly ever written, so it has a cache line of its own.
+    route_count: &'static AtomicU64,
     routes: &'static [Route],
     route_stats: &'static [RouteStats],
 }
@@ -145,9 +146,10 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
     let transactions = carver.take(samples);
     let dependencies = carver.take(DEPENDENCY_ENTRIES);
     let sampling = carver.take(processes);
+    let route_count = carver.take::<AtomicU64>(1);
     let routes = carver.take(ROUTES);
     let route_stats = carver.take(ROUTED_MOVES);
-    let region = header.first().map(|header| Region {
+    let region = header.first().zip(route_count.first()).map(|(header, route_count)| Region {
         header,
         segment_keys,
         segments,
@@ -158,6 +160,7 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
         transactions,
         dependencies,
         sampling,
+        route_count,
         routes,
         route_stats,
     });
@@ -188,7 +191,7 @@ impl Region {
     /// Read routes of moves under way.
     #[inline]
     pub fn routes(&self) -> Routes<'static> {
-        Routes::new(&self.header.routes, self.routes, self.route_stats)
+        Routes::new(self.route_count, self.routes, self.route_stats)
     }
 
     /// Samples of trigger calls.
