@@ -363,7 +363,7 @@ pub fn place_slot(row: &MoveRow, shard: i32) -> PgResult<()> {
 /// Holds a move up, or lets it go on; false when it is too late or was so already.
 pub fn set_paused(move_id: i64, paused: bool) -> PgResult<bool> {
     Ok(spi::run(
-        "UPDATE foreshard.move SET paused = $2 WHERE move_id = $1 AND NOT finished AND paused <> $2 AND NOT (phase = ANY ($3) AND $2)",
+        "UPDATE foreshard.move SET paused = $2, route_weight = NULL WHERE move_id = $1 AND NOT finished AND paused <> $2 AND NOT (phase = ANY ($3) AND $2)",
         &[move_id.into(), paused.into(), unpausable().into()],
     )? > 0)
 }

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod region;
 pub mod report;
 pub mod route;
+mod scan;
 pub mod security;
 pub mod sequence;
 pub mod shmem;

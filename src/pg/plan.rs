@@ -6,6 +6,7 @@
 
 use super::builtin::{self, BuiltInCalls};
 use super::region::{self, Region};
+use super::scan::{self, IndexUse};
 use super::{compat, keydatum};
 use foreshard_core::shared::{KEY_BYTES, Segment};
 use pgrx::pg_sys;
@@ -193,38 +194,13 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut s
         if state.is_null() || walk.nodes > MAX_NODES {
             return walk.nodes > MAX_NODES;
         }
-        match (*state).type_ {
-            pg_sys::NodeTag::T_SeqScanState
-            | pg_sys::NodeTag::T_SampleScanState
-            | pg_sys::NodeTag::T_BitmapHeapScanState
-            | pg_sys::NodeTag::T_TidScanState
-            | pg_sys::NodeTag::T_TidRangeScanState => walk.scan(state),
-            pg_sys::NodeTag::T_IndexScanState => {
-                walk.scan(state);
-                let scan = &*state.cast::<pg_sys::IndexScanState>();
-                let ready = !scan.iss_ScanDesc.is_null()
-                    && (scan.iss_NumRuntimeKeys == 0 || scan.iss_RuntimeKeysReady);
-                let keys = (scan.iss_ScanKeys, scan.iss_NumScanKeys);
-                let runtime = (scan.iss_RuntimeKeys, scan.iss_NumRuntimeKeys);
-                walk.index(scan.iss_RelationDesc, keys, runtime, ready);
-            }
-            pg_sys::NodeTag::T_IndexOnlyScanState => {
-                walk.scan(state);
-                let scan = &*state.cast::<pg_sys::IndexOnlyScanState>();
-                let ready = !scan.ioss_ScanDesc.is_null()
-                    && (scan.ioss_NumRuntimeKeys == 0 || scan.ioss_RuntimeKeysReady);
-                let keys = (scan.ioss_ScanKeys, scan.ioss_NumScanKeys);
-                let runtime = (scan.ioss_RuntimeKeys, scan.ioss_NumRuntimeKeys);
-                walk.index(scan.ioss_RelationDesc, keys, runtime, ready);
-            }
-            pg_sys::NodeTag::T_BitmapIndexScanState => {
-                let scan = &*state.cast::<pg_sys::BitmapIndexScanState>();
-                let ready = scan.biss_NumRuntimeKeys == 0 || scan.biss_RuntimeKeysReady;
-                let keys = (scan.biss_ScanKeys, scan.biss_NumScanKeys);
-                let runtime = (scan.biss_RuntimeKeys, scan.biss_NumRuntimeKeys);
-                walk.index(scan.biss_RelationDesc, keys, runtime, ready);
-            }
-            _ => {}
+        use pg_sys::NodeTag::{T_IndexOnlyScanState, T_IndexScanState};
+        let tag = (*state).type_;
+        if scan::reads_heap(tag) || matches!(tag, T_IndexScanState | T_IndexOnlyScanState) {
+            walk.scan(state);
+        }
+        if let Some(used) = IndexUse::of(state) {
+            walk.index(&used);
         }
         let stopped = compat::walk_plan_state(state, visit, context);
         // After the children: rows written go where the scans below found them.
@@ -280,32 +256,24 @@ impl Walk<'_> {
     }
 
     /// # Safety
-    /// The arguments must come from an index scan's state.
-    unsafe fn index(
-        &mut self,
-        index: pg_sys::Relation,
-        (keys, count): (*mut pg_sys::ScanKeyData, i32),
-        (runtime, runtime_count): (*mut pg_sys::IndexRuntimeKeyInfo, i32),
-        ready: bool,
-    ) {
-        if !self.keys || !ready || index.is_null() || keys.is_null() {
+    /// As for [`IndexUse::lasting_keys`].
+    unsafe fn index(&mut self, used: &IndexUse) {
+        if !self.keys {
             return;
         }
-        // SAFETY: as promised by the caller; indkey holds indnatts elements, scan keys name one of them.
+        // SAFETY: indkey holds indnatts elements, scan keys name one of them.
         unsafe {
-            let form = &*(*index).rd_index;
-            let leaf = super::route::source_of(form.indrelid.to_u32());
+            let form = &*(*used.index).rd_index;
+            let leaf = super::route::source_of(used.heap());
             let Some(segment) = self.region.segment(leaf).filter(|s| s.activity().hot) else { return };
             let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
-            for i in 0..count.max(0) as usize {
-                let key = &*keys.add(i);
+            for key in used.lasting_keys() {
                 let column = key.sk_attno - 1;
                 let is_key = column >= 0
                     && column < form.indnatts
                     && *form.indkey.values.as_ptr().add(column as usize) == wanted;
-                let lasts = is_key && keydatum::lasts(index, key, runtime, runtime_count);
-                if lasts && self.report.keys.len() < MAX_KEYS {
-                    keydatum::from_scan_key(index, key, |bytes, whole| {
+                if is_key && self.report.keys.len() < MAX_KEYS {
+                    keydatum::from_scan_key(used.index, key, |bytes, whole| {
                         push_key(&mut self.report.keys, leaf, segment, bytes, whole);
                     });
                 }

@@ -3,8 +3,9 @@
 //! rows or a sum of floats may rightly differ between two physical orders.
 
 use super::super::region::Region;
+use super::super::scan::{IndexUse, reads_heap};
 use super::super::subtransaction::{self, Ended};
-use super::super::{compat, keydatum, plan::MAX_NODES};
+use super::super::{compat, plan::MAX_NODES};
 use super::plan::lock_pairs;
 use foreshard_core::shared::Seen;
 use pgrx::pg_sys;
@@ -52,97 +53,60 @@ pub(super) unsafe fn scans(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> Vec<
 
 // SAFETY: `context` is the Walk of `scans`; `state` an initialised plan state.
 unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut std::ffi::c_void) -> bool {
-    use pg_sys::NodeTag as T;
-    // SAFETY: each state is read as the struct its tag names.
+    // SAFETY: as above.
     unsafe {
         let walk = &mut *context.cast::<Walk>();
         walk.nodes += 1;
         if state.is_null() || walk.nodes > MAX_NODES {
             return walk.nodes > MAX_NODES;
         }
-        match (*state).type_ {
-            T::T_SeqScanState
-            | T::T_BitmapHeapScanState
-            | T::T_TidScanState
-            | T::T_TidRangeScanState
-            | T::T_SampleScanState => {
-                let scan = &*state.cast::<pg_sys::ScanState>();
-                walk.add(
-                    relation_of(scan),
-                    std::ptr::null_mut(),
-                    (std::ptr::null_mut(), 0),
-                    (std::ptr::null_mut(), 0),
-                );
-            }
-            T::T_IndexScanState => {
-                let scan = &*state.cast::<pg_sys::IndexScanState>();
-                if !scan.iss_ScanDesc.is_null() {
-                    let keys = if scan.iss_NumOrderByKeys > 0 { 0 } else { scan.iss_NumScanKeys };
-                    let runtime = (scan.iss_RuntimeKeys, scan.iss_NumRuntimeKeys);
-                    let keys = (scan.iss_ScanKeys, keys);
-                    walk.add(relation_of(&scan.ss), scan.iss_RelationDesc, keys, runtime);
-                }
-            }
-            T::T_IndexOnlyScanState => {
-                let scan = &*state.cast::<pg_sys::IndexOnlyScanState>();
-                if !scan.ioss_ScanDesc.is_null() {
-                    let keys = if scan.ioss_NumOrderByKeys > 0 { 0 } else { scan.ioss_NumScanKeys };
-                    let runtime = (scan.ioss_RuntimeKeys, scan.ioss_NumRuntimeKeys);
-                    let keys = (scan.ioss_ScanKeys, keys);
-                    walk.add(relation_of(&scan.ss), scan.ioss_RelationDesc, keys, runtime);
-                }
-            }
-            T::T_BitmapIndexScanState => {
-                let scan = &*state.cast::<pg_sys::BitmapIndexScanState>();
-                let ready = scan.biss_NumArrayKeys == 0
-                    && (scan.biss_NumRuntimeKeys == 0 || scan.biss_RuntimeKeysReady);
-                if let (true, Some(index)) = (ready, scan.biss_RelationDesc.as_ref()) {
-                    let relation = (*index.rd_index).indrelid.to_u32();
-                    let runtime = (scan.biss_RuntimeKeys, scan.biss_NumRuntimeKeys);
-                    let keys = (scan.biss_ScanKeys, scan.biss_NumScanKeys);
-                    walk.add(relation, scan.biss_RelationDesc, keys, runtime);
-                }
-            }
-            _ => {}
+        if let Some(used) = IndexUse::of(state) {
+            walk.add(used.heap(), Some(&used));
+        } else if reads_heap((*state).type_) {
+            walk.add(relation_of(state.cast()), None);
         }
         compat::walk_plan_state(state, visit, context)
     }
 }
 
 /// # Safety
-/// `scan` must be initialised.
-unsafe fn relation_of(scan: &pg_sys::ScanState) -> u32 {
+/// `scan` must be an initialised scan of a heap.
+unsafe fn relation_of(scan: *const pg_sys::ScanState) -> u32 {
     // SAFETY: as promised by the caller.
-    unsafe { scan.ss_currentRelation.as_ref() }.map_or(0, |relation| relation.rd_id.to_u32())
+    unsafe { (*scan).ss_currentRelation.as_ref() }.map_or(0, |relation| relation.rd_id.to_u32())
 }
 
 impl Walk<'_> {
     /// # Safety
-    /// `index` must be null or open, with so many keys.
-    unsafe fn add(
-        &mut self,
-        relation: u32,
-        index: pg_sys::Relation,
-        (keys, count): (pg_sys::ScanKey, i32),
-        (runtime, runtime_count): (*mut pg_sys::IndexRuntimeKeyInfo, i32),
-    ) {
+    /// As for [`IndexUse::lasting_keys`].
+    unsafe fn add(&mut self, relation: u32, used: Option<&IndexUse>) {
         let Some(route) = self.seen.iter().find(|s| s.source == relation || s.shadow == relation) else {
             return;
         };
         let first = !self.found.iter().any(|scan| scan.route == route.place);
         // SAFETY: as promised by the caller.
-        let index = unsafe {
-            let usable = !index.is_null()
-                && count > 0
-                && matches!((*(*index).rd_rel).relam, pg_sys::BTREE_AM_OID | pg_sys::HASH_AM_OID)
-                && (0..count as usize).all(|i| {
-                    let key = keys.add(i);
-                    (*key).sk_flags as u32 & pg_sys::SK_ROW_HEADER == 0
-                        && keydatum::lasts(index, key, runtime, runtime_count)
-                });
-            if usable { (*index).rd_id } else { pg_sys::InvalidOid }
-        };
+        let again = used.filter(|used| unsafe { can_be_repeated(used) });
+        let (index, keys, count) = again.map_or((pg_sys::InvalidOid, std::ptr::null_mut(), 0), |used| {
+            // SAFETY: the index is open.
+            (unsafe { (*used.index).rd_id }, used.keys(), used.count)
+        });
         self.found.push(Scan { route: route.place, first, index, keys, count });
+    }
+}
+
+/// Whether a look-up can be made again with the keys it had.
+///
+/// # Safety
+/// As for [`IndexUse::lasting_keys`].
+unsafe fn can_be_repeated(used: &IndexUse) -> bool {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let method = (*(*used.index).rd_rel).relam;
+        let row = |key: &pg_sys::ScanKeyData| key.sk_flags as u32 & pg_sys::SK_ROW_HEADER != 0;
+        used.plain
+            && used.count > 0
+            && matches!(method, pg_sys::BTREE_AM_OID | pg_sys::HASH_AM_OID)
+            && used.lasting_keys().filter(|key| !row(key)).count() == used.count as usize
     }
 }
 

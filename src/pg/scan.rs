@@ -1,0 +1,113 @@
+//! The scans of a plan state that has run: which index looked what up, and whether that can still be read.
+
+use super::keydatum;
+use pgrx::pg_sys;
+
+/// Whether a node reads a heap without an index of its own.
+pub(super) fn reads_heap(tag: pg_sys::NodeTag) -> bool {
+    use pg_sys::NodeTag as T;
+    matches!(
+        tag,
+        T::T_SeqScanState
+            | T::T_SampleScanState
+            | T::T_BitmapHeapScanState
+            | T::T_TidScanState
+            | T::T_TidRangeScanState
+    )
+}
+
+/// An index scan.
+pub(super) struct IndexUse {
+    /// The index.
+    pub index: pg_sys::Relation,
+    keys: pg_sys::ScanKey,
+    /// How many keys it has.
+    pub count: i32,
+    runtime: *mut pg_sys::IndexRuntimeKeyInfo,
+    runtime_count: i32,
+    /// It looked something up. In a parallel scan the leader may not have.
+    began: bool,
+    /// Its keys are all there is to it: no order by distance, no array that the executor steps through.
+    pub plain: bool,
+}
+
+impl IndexUse {
+    /// What an index scan, of whichever kind, did; None: another node, or one that looked nothing up, whose
+    /// keys may never have got their values.
+    ///
+    /// # Safety
+    /// `state` must be an initialised plan state.
+    pub unsafe fn of(state: *mut pg_sys::PlanState) -> Option<Self> {
+        // SAFETY: each state is read as the struct its tag names.
+        let found = unsafe {
+            match (*state).type_ {
+                pg_sys::NodeTag::T_IndexScanState => {
+                    let scan = &*state.cast::<pg_sys::IndexScanState>();
+                    Self {
+                        index: scan.iss_RelationDesc,
+                        keys: scan.iss_ScanKeys,
+                        count: scan.iss_NumScanKeys,
+                        runtime: scan.iss_RuntimeKeys,
+                        runtime_count: scan.iss_NumRuntimeKeys,
+                        began: !scan.iss_ScanDesc.is_null()
+                            && (scan.iss_NumRuntimeKeys == 0 || scan.iss_RuntimeKeysReady),
+                        plain: scan.iss_NumOrderByKeys == 0,
+                    }
+                }
+                pg_sys::NodeTag::T_IndexOnlyScanState => {
+                    let scan = &*state.cast::<pg_sys::IndexOnlyScanState>();
+                    Self {
+                        index: scan.ioss_RelationDesc,
+                        keys: scan.ioss_ScanKeys,
+                        count: scan.ioss_NumScanKeys,
+                        runtime: scan.ioss_RuntimeKeys,
+                        runtime_count: scan.ioss_NumRuntimeKeys,
+                        began: !scan.ioss_ScanDesc.is_null()
+                            && (scan.ioss_NumRuntimeKeys == 0 || scan.ioss_RuntimeKeysReady),
+                        plain: scan.ioss_NumOrderByKeys == 0,
+                    }
+                }
+                pg_sys::NodeTag::T_BitmapIndexScanState => {
+                    let scan = &*state.cast::<pg_sys::BitmapIndexScanState>();
+                    Self {
+                        index: scan.biss_RelationDesc,
+                        keys: scan.biss_ScanKeys,
+                        count: scan.biss_NumScanKeys,
+                        runtime: scan.biss_RuntimeKeys,
+                        runtime_count: scan.biss_NumRuntimeKeys,
+                        began: scan.biss_NumRuntimeKeys == 0 || scan.biss_RuntimeKeysReady,
+                        plain: scan.biss_NumArrayKeys == 0,
+                    }
+                }
+                _ => return None,
+            }
+        };
+        (found.began && !found.index.is_null() && !found.keys.is_null()).then_some(found)
+    }
+
+    /// The keys whose values can still be read.
+    ///
+    /// # Safety
+    /// The plan state must not have been ended yet.
+    pub unsafe fn lasting_keys(&self) -> impl Iterator<Item = &pg_sys::ScanKeyData> {
+        // SAFETY: as promised by the caller; the keys are an array of `count`.
+        (0..self.count.max(0) as usize).map(|i| unsafe { &*self.keys.add(i) }).filter(|key| unsafe {
+            // SAFETY: as above.
+            keydatum::lasts(self.index, *key, self.runtime, self.runtime_count)
+        })
+    }
+
+    /// The heap it belongs to.
+    ///
+    /// # Safety
+    /// As for [`IndexUse::lasting_keys`].
+    pub unsafe fn heap(&self) -> u32 {
+        // SAFETY: as promised by the caller.
+        unsafe { (*(*self.index).rd_index).indrelid.to_u32() }
+    }
+
+    /// The array of keys.
+    pub fn keys(&self) -> pg_sys::ScanKey {
+        self.keys
+    }
+}
