@@ -14,7 +14,7 @@ use crate::pg::trigger::Measured;
 use crate::pg::usage::End;
 use crate::pg::{bgworker, guc, usage};
 use foreshard_core::frames::{Amounts, Frames, Kind};
-use foreshard_core::gaps::Gaps;
+use foreshard_core::gaps::{Gaps, longest};
 
 /// Pieces inside a measured piece that are all measured, so that its own cost is exact when they are few.
 const ALWAYS: u32 = 64;
@@ -126,8 +126,8 @@ fn due(gap: &'static Local<u32>, setting: i32) -> bool {
             gap.set(0);
             true
         }
-        // The setting was lowered: what was drawn for the old one no longer counts.
-        left if left > interval(setting).saturating_mul(2) => {
+        // The interval was lowered: what was drawn for the old one no longer counts.
+        left if left > longest(interval(setting)) => {
             gap.set(0);
             due(gap, setting)
         }

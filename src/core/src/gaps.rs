@@ -18,7 +18,12 @@ impl Gaps {
 
     /// Events until the next sample, counted from 1, uniform with mean `interval`; 1 for an interval of 1.
     pub fn next(&mut self, interval: u32) -> u32 {
-        let interval = interval.clamp(1, u32::MAX / 2);
-        self.rng.random_range(1..=2 * interval - 1)
+        self.rng.random_range(1..=longest(interval))
     }
+}
+
+/// The longest gap that [`Gaps::next`] draws for an interval: what is longer was drawn for another one.
+#[inline]
+pub fn longest(interval: u32) -> u32 {
+    2 * interval.clamp(1, u32::MAX / 2) - 1
 }
