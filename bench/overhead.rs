@@ -4,7 +4,7 @@
 //! Three servers stand side by side with the same settings and the same 32 hash partitions: one with
 //! `shared_preload_libraries` empty, one with foreshard preloaded at its defaults, where foreshard
 //! distributed the table and its keeper runs, and one like that with `foreshard.observe = off`. In a round
-//! each of them runs pgbench for the same time, in turns of half a second with new connections and the same
+//! each of them runs pgbench for the same time, in turns of a second with new connections and the same
 //! transactions; the order of turns goes through all permutations, and whoever has no turn is stopped
 //! (SIGSTOP). So what else happens on the machine, and how it drifts, hits all of them alike, and an idle
 //! keeper cannot slow the plain server down. Clients are kept on a processor each, see `pgbench`. Between
@@ -14,7 +14,7 @@
 //! Nothing waits for a disk (fsync, synchronous_commit, full_page_writes off, all in shared_buffers) and
 //! partitions have fillfactor 50, so that updates stay HOT and tables keep their size: both make a
 //! transaction cheaper and so an overhead larger. A keeper that was stopped looks at the counters as soon
-//! as it goes on, so it works up to three times as often as it would.
+//! as it goes on: about once a turn, which is as often as it would.
 //!
 //! `foreshard-bench-overhead [--pairs N] [--seconds N] [--clients N] [--scale N]
 //! [--workload select|update|trigger|all] [--control]`; `--control` compares two plain servers, which
@@ -38,8 +38,9 @@ const WARM_UP_S: u32 = 22;
 /// Length of the run before each round: caches of processes are filled, keepers are there.
 const LEAD_IN_S: u32 = 3;
 /// Length of a turn, s: short, because virtual machines get slow for a second now and then, but long
-/// enough for a session's first statements not to matter.
-const TURN_S: f64 = 0.5;
+/// enough for a session's first statements not to matter, and as long as a keeper's pause: after shorter ones
+/// it would work more often than in a server that is never stopped.
+const TURN_S: f64 = 1.0;
 
 /// What the command line asked for.
 pub struct Options {

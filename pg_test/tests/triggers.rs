@@ -96,6 +96,19 @@ fn cpu_and_elapsed_time_are_true() -> Result<()> {
 }
 
 #[test]
+fn a_renamed_trigger_is_counted_under_its_new_name() -> Result<()> {
+    let mut server = known_server("known-renamed")?;
+    let mut client = server.cluster.connect("postgres")?;
+    table_with(&mut server, "former", "known_burn", "'0'")?;
+    warm(&mut server, &mut client, &["former"])?;
+    // The session that renames it has called it, too: what it remembers of the trigger no longer holds.
+    client.exec("ALTER TRIGGER former ON former RENAME TO latter")?;
+    insert_each(&mut client, "former", 1, 40)?;
+    wait_calls(&mut server, ("former", "latter", "INSERT"), Profile::default(), 40)?;
+    Ok(())
+}
+
+#[test]
 fn sleeping_is_no_cpu() -> Result<()> {
     let mut server = known_server("known-sleep")?;
     let mut client = server.cluster.connect("postgres")?;

@@ -82,36 +82,53 @@ impl State {
 }
 
 static STATE: LocalBox<State> = LocalBox::new();
-/// Events until the next sample; 0: not drawn yet.
-static STATEMENT_GAP: Local<u32> = Local::new(0);
-static TRIGGER_GAP: Local<u32> = Local::new(0);
-static KEY_GAP: Local<u32> = Local::new(0);
-/// Statements seen in this transaction.
-static STATEMENTS: Local<u32> = Local::new(0);
-static TRANSACTION_SAMPLED: Local<bool> = Local::new(false);
-/// The statement that begins was drawn itself, not only its transaction.
-static DRAWN: Local<bool> = Local::new(false);
-/// Some piece is being measured.
-static IN_FRAME: Local<bool> = Local::new(false);
-/// Statements being measured.
-static TRACKED: Local<usize> = Local::new(0);
-/// By how much sampling is thinned out to keep the budget.
-static THINNING: Local<u32> = Local::new(1);
+/// What every statement and trigger call looks at, in one cache line: after a round trip to the client all of
+/// it is cold.
+#[repr(align(64))]
+struct Glance {
+    /// Events until the next sample; 0: not drawn yet.
+    statement_gap: Local<u32>,
+    trigger_gap: Local<u32>,
+    key_gap: Local<u32>,
+    /// Statements seen in this transaction.
+    statements: Local<u32>,
+    /// By how much sampling is thinned out to keep the budget.
+    thinning: Local<u32>,
+    /// Statements being measured.
+    tracked: Local<u32>,
+    transaction_sampled: Local<bool>,
+    /// The statement that begins was drawn itself, not only its transaction.
+    drawn: Local<bool>,
+    /// Some piece is being measured.
+    in_frame: Local<bool>,
+}
+
+static GLANCE: Glance = Glance {
+    statement_gap: Local::new(0),
+    trigger_gap: Local::new(0),
+    key_gap: Local::new(0),
+    statements: Local::new(0),
+    thinning: Local::new(1),
+    tracked: Local::new(0),
+    transaction_sampled: Local::new(false),
+    drawn: Local::new(false),
+    in_frame: Local::new(false),
+};
 
 /// Runs `work` on the state; None when it is in use, which only an error inside it can cause.
 pub(super) fn with<R>(work: impl FnOnce(&mut State) -> R) -> Option<R> {
     STATE.with(State::new, |state| {
         let result = work(state);
-        IN_FRAME.set(!state.frames.is_empty());
-        TRACKED.set(state.tracked.len());
-        THINNING.set(state.budget.thinning());
+        GLANCE.in_frame.set(!state.frames.is_empty());
+        GLANCE.tracked.set(state.tracked.len() as u32);
+        GLANCE.thinning.set(state.budget.thinning());
         result
     })
 }
 
 /// One in how many, with thinning.
 fn interval(setting: i32) -> u32 {
-    (setting.max(1) as u32).saturating_mul(THINNING.get())
+    (setting.max(1) as u32).saturating_mul(GLANCE.thinning.get())
 }
 
 /// Counts down; true when it is time for a sample.
@@ -143,23 +160,23 @@ fn due_after_draw(gap: &'static Local<u32>, setting: i32) -> bool {
 }
 
 fn wants_statement() -> bool {
-    let before = STATEMENTS.get();
-    STATEMENTS.set(before.saturating_add(1));
-    if IN_FRAME.get() {
+    let before = GLANCE.statements.get();
+    GLANCE.statements.set(before.saturating_add(1));
+    if GLANCE.in_frame.get() {
         return true;
     }
-    let drawn = due(&STATEMENT_GAP, guc::STATEMENT_SAMPLE_INTERVAL.get());
-    DRAWN.set(drawn);
-    if TRANSACTION_SAMPLED.get() && before < MAX_STATEMENTS {
+    let drawn = due(&GLANCE.statement_gap, guc::STATEMENT_SAMPLE_INTERVAL.get());
+    GLANCE.drawn.set(drawn);
+    if GLANCE.transaction_sampled.get() && before < MAX_STATEMENTS {
         return true;
     }
-    TRANSACTION_SAMPLED.set(drawn && before == 0);
+    GLANCE.transaction_sampled.set(drawn && before == 0);
     drawn
 }
 
 fn follows_leader() -> bool {
     let follows = region::get().is_some_and(|r| r.leader_samples());
-    DRAWN.set(follows);
+    GLANCE.drawn.set(follows);
     follows
 }
 
@@ -177,7 +194,7 @@ fn statement_starts(query: usize, address: usize, relations: &[Named], since_ns:
         // A statement on other tables only is part of whatever it runs in.
         let draw = match (managed, state.frames.is_empty()) {
             (false, _) => None,
-            (true, true) => Some(Draw { weight: 1, typical: DRAWN.get() }),
+            (true, true) => Some(Draw { weight: 1, typical: GLANCE.drawn.get() }),
             (true, false) => within(state, guc::STATEMENT_SAMPLE_INTERVAL.get()),
         };
         let Some(draw) = draw else {
@@ -213,7 +230,7 @@ fn enter(state: &mut State, kind: Kind, weight: u32, address: usize, since_ns: u
 
 #[inline]
 fn measures(query: usize) -> bool {
-    TRACKED.get() > 0 && with(|s| s.tracked.iter().any(|t| t.query == query)).unwrap_or(false)
+    GLANCE.tracked.get() > 0 && with(|s| s.tracked.iter().any(|t| t.query == query)).unwrap_or(false)
 }
 
 fn part_starts(query: usize, address: usize) {
@@ -248,7 +265,7 @@ fn statement_ends(query: usize, report: &Report, since_ns: u64) {
         if state.tracked.is_empty() {
             region.mark_sampling(false);
         }
-        let slots = TRANSACTION_SAMPLED.get().then_some(&mut state.transaction.slots);
+        let slots = GLANCE.transaction_sampled.get().then_some(&mut state.transaction.slots);
         let costs = tracked.draw.typical.then_some(&tracked.spent);
         statement::attribute(region, costs, report, slots);
         let took_ns = usage::elapsed_ns().saturating_sub(since_ns);
@@ -261,20 +278,20 @@ fn statement_ends(query: usize, report: &Report, since_ns: u64) {
 
 #[inline]
 fn wants_keys() -> bool {
-    region::get().is_some_and(|r| r.any_hot()) && due(&KEY_GAP, guc::KEY_SAMPLE_INTERVAL.get())
+    region::get().is_some_and(|r| r.any_hot()) && due(&GLANCE.key_gap, guc::KEY_SAMPLE_INTERVAL.get())
 }
 
 #[inline]
 fn wants_trigger(measured_before: u64) -> Option<Draw> {
     let setting = guc::TRIGGER_SAMPLE_INTERVAL.get();
-    if IN_FRAME.get() {
+    if GLANCE.in_frame.get() {
         return with(|state| within(state, setting)).flatten();
     }
     if measured_before < FIRST_CALLS {
         return Some(Draw { weight: 1, typical: true });
     }
     // Not watched: u64::MAX.
-    let drawn = measured_before < u64::MAX && due(&TRIGGER_GAP, setting);
+    let drawn = measured_before < u64::MAX && due(&GLANCE.trigger_gap, setting);
     drawn.then(|| Draw { weight: interval(setting), typical: true })
 }
 
@@ -314,15 +331,15 @@ fn trigger_ends(address: usize, call: Option<&Measured>) {
 }
 
 fn trigger_fails(address: usize) {
-    if IN_FRAME.get() {
+    if GLANCE.in_frame.get() {
         with(|state| state.frames.drop_left(address));
     }
 }
 
 fn transaction_ends(committed: bool) {
-    STATEMENTS.set(0);
-    let sampled = TRANSACTION_SAMPLED.replace(false);
-    if !sampled && TRACKED.get() == 0 && !IN_FRAME.get() {
+    GLANCE.statements.set(0);
+    let sampled = GLANCE.transaction_sampled.replace(false);
+    if !sampled && GLANCE.tracked.get() == 0 && !GLANCE.in_frame.get() {
         return;
     }
     let weight = interval(guc::STATEMENT_SAMPLE_INTERVAL.get());
@@ -347,7 +364,7 @@ fn failed() {
     }
     // In use while the call that failed unwinds; its borrow ends before this is called.
     STATE.forget();
-    IN_FRAME.set(false);
-    TRACKED.set(0);
-    TRANSACTION_SAMPLED.set(false);
+    GLANCE.in_frame.set(false);
+    GLANCE.tracked.set(0);
+    GLANCE.transaction_sampled.set(false);
 }

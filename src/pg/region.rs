@@ -59,7 +59,6 @@ struct Header {
     dropped: [AtomicU64; DROPPED],
     statements: AtomicU64,
     overhead_ns: AtomicU64,
-    hot: AtomicU64,
 }
 
 /// A type for which all-zero memory is a valid value and which has no padding rules beyond 64 bytes.
@@ -98,7 +97,8 @@ pub struct Region {
     transactions: &'static [Entry<TRANSACTION_WORDS>],
     dependencies: &'static [Entry<DEPENDENCY_WORDS>],
     sampling: &'static [AtomicU32],
-    /// Read by every statement and hardly ever written, so it has a cache line of its own.
+    /// These two are read by every statement and hardly ever written, so each has a cache line of its own.
+    hot: &'static AtomicU64,
     route_count: &'static AtomicU64,
     routes: &'static [Route],
     route_stats: &'static [RouteStats],
@@ -137,6 +137,7 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
     // SAFETY: set before shared memory is requested, never changed after.
     let processes = unsafe { pg_sys::MaxBackends }.max(0) as usize + SPARE_PROCESSES;
     let header = carver.take::<Header>(1);
+    let hot = carver.take::<AtomicU64>(1);
     let segment_keys = carver.take(relations);
     let segments = carver.take(relations);
     let profile_keys = carver.take(profiles);
@@ -149,8 +150,10 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
     let route_count = carver.take::<AtomicU64>(1);
     let routes = carver.take(ROUTES);
     let route_stats = carver.take(ROUTED_MOVES);
-    let region = header.first().zip(route_count.first()).map(|(header, route_count)| Region {
+    let single = header.first().zip(hot.first()).zip(route_count.first());
+    let region = single.map(|((header, hot), route_count)| Region {
         header,
+        hot,
         segment_keys,
         segments,
         profile_keys,
@@ -238,13 +241,12 @@ impl Region {
     /// Whether any slot of any database is hot: the first gate of key sampling.
     #[inline]
     pub fn any_hot(&self) -> bool {
-        self.header.hot.load(Ordering::Relaxed) > 0
+        self.hot.load(Ordering::Relaxed) > 0
     }
 
     /// Adds to (or takes from) the number of hot slots.
     pub fn change_hot(&self, more: i64) {
         let _ = self
-            .header
             .hot
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |hot| Some(hot.saturating_add_signed(more)));
     }

@@ -6,6 +6,7 @@
 //! The shim calls the original directly on a frame of plain data, so that an ERROR passes unchanged.
 
 use super::executor::{Draw, quietly, rows_so_far, watching};
+use super::local::Local;
 use super::region::{self, Dropped, segment_key};
 use super::{bgworker, tuple};
 use foreshard_core::shared::{Claim, Profile, ProfileIdentity, Segment, SegmentCounter, Total};
@@ -18,10 +19,16 @@ static mut PENDING: *mut Record = std::ptr::null_mut();
 
 mod raw {
     use pgrx::pg_sys;
-    // SAFETY: the declaration is PostgreSQL's own (utils/lsyscache.h); it raises only for a function that
-    // does not exist, and callers have just looked it up.
+    // SAFETY: the declarations are PostgreSQL's own (utils/lsyscache.h, utils/palloc.h). The first raises only
+    // for a function that does not exist, and callers have just looked it up; the second not at all, with
+    // MCXT_ALLOC_NO_OOM and a small size.
     unsafe extern "C-unwind" {
         pub fn get_func_rettype(function: pg_sys::Oid) -> pg_sys::Oid;
+        pub fn MemoryContextAllocExtended(
+            context: pg_sys::MemoryContext,
+            size: pg_sys::Size,
+            flags: std::ffi::c_int,
+        ) -> *mut std::ffi::c_void;
     }
 }
 
@@ -54,18 +61,43 @@ struct Record {
     is_trigger: bool,
     /// Where on the stack its last call began.
     address: usize,
+    /// Of the function; 0: not asked for yet.
     version: u64,
     relation: u32,
     event: u32,
-    segment_place: usize,
-    profile_place: usize,
-    profile_key: u64,
-    /// The three above are of `relation` and `event`.
+    places: Places,
+    /// The places are those of `relation` and `event`.
     known: bool,
     /// That relation is watched, and the profile has an entry.
     watched: bool,
+}
+
+/// Where in shared memory a trigger's relation and profile stand.
+#[derive(Clone, Copy, Default)]
+struct Places {
+    segment: usize,
+    profile: usize,
+    profile_key: u64,
     is_leaf: bool,
 }
+
+/// A trigger that this session called lately.
+#[derive(Clone, Copy)]
+struct Recent {
+    trigger: u32,
+    relation: u32,
+    function: u32,
+    event: u32,
+    name: [u8; 64],
+    places: Places,
+}
+
+const RECENT: usize = 128;
+/// By the trigger's oid, which differs between partitions. Every statement comes with an FmgrInfo of its own,
+/// and finding out where to count costs more than counting.
+static RECENTLY: [Local<Option<Recent>>; RECENT] = [const { Local::new(None) }; RECENT];
+/// (Function, whether it is a trigger function), by the function's oid.
+static FUNCTIONS: [Local<(u32, bool)>; RECENT] = [const { Local::new((0, false)) }; RECENT];
 
 /// Installs the hooks; from `_PG_init` while preloading.
 pub fn register() {
@@ -102,9 +134,15 @@ unsafe extern "C-unwind" fn needs_hook(function: pg_sys::Oid) -> bool {
     }
 }
 
+/// Whether a function is a trigger function, which no command can change.
 fn is_trigger(function: pg_sys::Oid) -> bool {
-    // SAFETY: see raw.
-    unsafe { raw::get_func_rettype(function) == pg_sys::TRIGGEROID }
+    let oid = function.to_u32();
+    let known = &FUNCTIONS[oid as usize % RECENT];
+    if known.get().0 != oid {
+        // SAFETY: see raw.
+        known.set((oid, unsafe { raw::get_func_rettype(function) == pg_sys::TRIGGEROID }));
+    }
+    known.get().1
 }
 
 // SAFETY: called by fmgr_security_definer with the FmgrInfo it owns and a word kept with it.
@@ -147,14 +185,13 @@ unsafe fn remember(info: *mut pg_sys::FmgrInfo) -> *mut Record {
     unsafe {
         let flags = (pg_sys::MCXT_ALLOC_NO_OOM | pg_sys::MCXT_ALLOC_ZERO) as i32;
         let record =
-            pg_sys::MemoryContextAllocExtended((*info).fn_mcxt, size_of::<Record>(), flags).cast::<Record>();
+            raw::MemoryContextAllocExtended((*info).fn_mcxt, size_of::<Record>(), flags).cast::<Record>();
         if record.is_null() {
             return record;
         }
         (*record).function = (*info).fn_oid.to_u32();
         (*record).is_trigger = region::get().is_some() && is_trigger((*info).fn_oid);
         if (*record).is_trigger {
-            (*record).version = version((*info).fn_oid);
             (*record).original = (*info).fn_addr;
             (*info).fn_addr = Some(shim);
         }
@@ -234,10 +271,14 @@ unsafe fn begin(record: *mut Record, call: pg_sys::FunctionCallInfo, address: us
         let Some(draw) = (sensor.wants_trigger)(before) else { return unmeasured };
         let begun = quietly(sensor, || {
             let since_ns = super::usage::elapsed_ns();
+            if record.version == 0 {
+                record.version = version(record.function.into());
+            }
+            let places = &record.places;
             let measured = record.watched.then(|| Measured {
-                profile: &region.profiles[record.profile_place],
-                profile_key: record.profile_key,
-                segment: record.is_leaf.then(|| &region.segments[record.segment_place]),
+                profile: &region.profiles[places.profile],
+                profile_key: places.profile_key,
+                segment: places.is_leaf.then(|| &region.segments[places.segment]),
                 version: record.version,
                 features: tuple::features(data),
                 draw,
@@ -252,22 +293,25 @@ unsafe fn begin(record: *mut Record, call: pg_sys::FunctionCallInfo, address: us
 
 /// Counts a call of a watched trigger; how many calls of it were measured before.
 fn count(record: &Record, region: &'static region::Region) -> u64 {
-    let profile = &region.profiles[record.profile_place];
+    let profile = &region.profiles[record.places.profile];
     profile.add(Total::Calls, 1);
-    if record.is_leaf {
-        region.segments[record.segment_place].add(SegmentCounter::TriggerCalls, 1);
+    if record.places.is_leaf {
+        region.segments[record.places.segment].add(SegmentCounter::TriggerCalls, 1);
     }
     profile.total(Total::Sampled)
 }
 
 fn still(record: &Record, region: &region::Region) -> bool {
-    if !record.watched {
-        // Whether it has become watched since is asked at the next statement.
-        return true;
+    // Whether it has become watched since is asked at the next statement.
+    !record.watched || record.places.are_of(record.relation, region)
+}
+
+impl Places {
+    /// Whether they still are the relation's and the trigger's.
+    fn are_of(&self, relation: u32, region: &region::Region) -> bool {
+        region.segment_keys().is_at(self.segment, segment_key(bgworker::database(), relation))
+            && region.profile_keys().is_at(self.profile, self.profile_key)
     }
-    let key = segment_key(bgworker::database(), record.relation);
-    region.segment_keys().is_at(record.segment_place, key)
-        && region.profile_keys().is_at(record.profile_place, record.profile_key)
 }
 
 /// Finds the entries of a relation and of the trigger's profile.
@@ -283,28 +327,53 @@ unsafe fn look_up(
 ) {
     (record.known, record.watched) = (true, false);
     (record.relation, record.event) = (relation, event);
+    // SAFETY: as promised by the caller.
+    let (trigger, name) = unsafe {
+        let trigger = (*data).tg_trigger;
+        ((*trigger).tgoid.to_u32(), name_bytes((*trigger).tgname))
+    };
+    let recent = &RECENTLY[trigger as usize % RECENT];
+    let known = recent.get().filter(|r| {
+        (r.trigger, r.relation, r.function, r.event) == (trigger, relation, record.function, event)
+            && r.name == name
+            && r.places.are_of(relation, region)
+    });
+    let places = match known {
+        Some(known) => known.places,
+        None => {
+            let Some(places) = find_places(record.function, region, relation, event, &name) else { return };
+            recent.set(Some(Recent { trigger, relation, function: record.function, event, name, places }));
+            places
+        }
+    };
+    record.watched = region.segments[places.segment].activity().observed;
+    record.places = places;
+}
+
+/// The places of an observed relation and of the profile of a trigger on it.
+fn find_places(
+    function: u32,
+    region: &'static region::Region,
+    relation: u32,
+    event: u32,
+    name: &[u8; 64],
+) -> Option<Places> {
     let database = bgworker::database();
-    let Some(place) = region.segment_keys().find(segment_key(database, relation)) else { return };
+    let place = region.segment_keys().find(segment_key(database, relation))?;
     let segment = &region.segments[place];
     let activity = segment.activity();
     if !activity.observed {
-        return;
+        return None;
     }
-    // SAFETY: as promised by the caller.
-    let name = unsafe { name_bytes((*(*data).tg_trigger).tgname) };
     let identity = ProfileIdentity {
         database,
         table: segment.table.load(std::sync::atomic::Ordering::Relaxed) as u32,
-        function: record.function,
+        function,
         event,
-        name: ProfileIdentity::name_words(&name),
+        name: ProfileIdentity::name_words(name),
     };
-    let Some((profile_place, key)) = enter_profile(region, &identity) else { return };
-    record.segment_place = place;
-    record.profile_place = profile_place;
-    record.profile_key = key;
-    record.is_leaf = activity.leaf;
-    record.watched = true;
+    let (profile, profile_key) = enter_profile(region, &identity)?;
+    Some(Places { segment: place, profile, profile_key, is_leaf: activity.leaf })
 }
 
 /// The place and key of a trigger's profile, made if there is room.
@@ -331,7 +400,7 @@ unsafe fn aborted(record: *mut Record) {
     // SAFETY: as promised by the caller.
     let record = unsafe { &*record };
     if let (Some(region), true) = (region::get(), record.watched) {
-        region.profiles[record.profile_place].add(Total::Failed, 1);
+        region.profiles[record.places.profile].add(Total::Failed, 1);
     }
     if let Some(sensor) = watching() {
         quietly(sensor, || (sensor.trigger_fails)(record.address));

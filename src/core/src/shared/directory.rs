@@ -73,6 +73,10 @@ impl<'a> Directory<'a> {
         if key == EMPTY || key == GONE {
             return Claim::Full;
         }
+        // Even a failing exchange takes the cache line away from everybody else.
+        if let Some(place) = self.find(key) {
+            return Claim::Found(place);
+        }
         for place in self.places(key) {
             match self.keys[place].compare_exchange(EMPTY, key, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Claim::Entered(place),
