@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo psql demo-stop test bench bench-move bench-overhead chaos docs install check clean-run
+.PHONY: help demo psql demo-stop test bench bench-move bench-overhead bench-forecast chaos docs install check clean-run
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ chaos: ## 220 kills, cancels, locks, DDL and full disks under a ledger; PG=18 SE
 
 bench-overhead: ## what watching costs, in throughput; ARGS="--pg 18 --pairs 3 --seconds 5" for a short one
 	@scripts/bench-overhead.sh $(ARGS)
+
+bench-forecast: ## forecasts against the field; DATA=folder of timestamp,value files, STEP=1h ARGS="--refit 24"
+	@scripts/bench-forecast.sh $(or $(DATA),data/series) --step $(or $(STEP),1h) $(ARGS)
 
 docs: ## the README's generated parts, and the Rust documentation below target/doc
 	@scripts/docs.sh

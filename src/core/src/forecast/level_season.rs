@@ -16,20 +16,22 @@ use rand_chacha::ChaCha8Rng;
 
 use super::backtest::{Backtest, Offsets, levels};
 use super::season::{Clock, season_of};
-use super::{ForecastError, ForecastOptions, ForecastPoint, Forecaster, MAX_LEADS, Series};
-
-/// The most buckets a fit looks at, whatever the options say.
-const MAX_HISTORY: usize = 100_000;
-
-/// A forecast never exceeds this multiple of the highest known value: an exponential of a log-scale
-/// error must not invent loads nobody has seen.
-const CAP_FACTOR: f64 = 4.0;
+use super::history::to_log;
+use super::{CAP_FACTOR, ForecastOptions, ForecastPoint, Forecaster, MAX_LEADS, Series};
 
 /// Prefer the season unless the level alone is better by this factor: the back-test's season was
 /// learnt from half of the history only, the final one from all of it.
 const SEASON_BONUS: f64 = 1.3;
 
-struct LevelSeason {
+/// Level, or level and season.
+pub(super) struct LevelSeason {
+    series: Series,
+    keep: usize,
+    options: ForecastOptions,
+    fitted: Fitted,
+}
+
+struct Fitted {
     name: &'static str,
     clock: Clock,
     /// Index of lead 1 on the clock.
@@ -46,19 +48,18 @@ struct LevelSeason {
     history_buckets: usize,
 }
 
-/// See [`super::fit`].
-pub(super) fn fit(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecaster>, ForecastError> {
-    if series.step_s == 0 {
-        return Err(ForecastError::BadStep);
+impl LevelSeason {
+    /// Fits on the last `keep` buckets, of which some are known.
+    pub(super) fn fit(series: &Series, keep: usize, options: &ForecastOptions) -> Self {
+        let fitted = fit(series, keep, options);
+        Self { series: series.clone(), keep, options: options.clone(), fitted }
     }
-    let need = options.min_buckets.max(3);
-    let keep = options.max_history.clamp(need, MAX_HISTORY.max(need));
+}
+
+fn fit(series: &Series, keep: usize, options: &ForecastOptions) -> Fitted {
     let skip = series.values.len().saturating_sub(keep);
     let logs: Vec<Option<f64>> = series.values.iter().skip(skip).map(|value| to_log(*value)).collect();
     let have = logs.iter().flatten().count();
-    if have < need {
-        return Err(ForecastError::InsufficientHistory { have, need });
-    }
     let clock = Clock::new(series, skip, options.season_s);
     let first = logs.iter().position(Option::is_some).unwrap_or(0);
 
@@ -68,19 +69,9 @@ pub(super) fn fit(series: &Series, options: &ForecastOptions) -> Result<Box<dyn 
     });
     let cut = seasonal.map_or(first, |period| (first + period).max(logs.len() / 2));
     let level = candidate(&logs, &clock, None, cut, options);
-    let Some(period) = seasonal else {
-        return Ok(Box::new(level));
-    };
+    let Some(period) = seasonal else { return level };
     let season = candidate(&logs, &clock, Some(period), cut, options);
-    if season.offsets.mae <= level.offsets.mae * SEASON_BONUS {
-        Ok(Box::new(season))
-    } else {
-        Ok(Box::new(level))
-    }
-}
-
-fn to_log(value: Option<f64>) -> Option<f64> {
-    value.filter(|value| value.is_finite() && *value >= 0.0).map(f64::ln_1p)
+    if season.offsets.mae <= level.offsets.mae * SEASON_BONUS { season } else { level }
 }
 
 /// Fits one candidate, back-tested on the buckets from `cut` on.
@@ -90,7 +81,7 @@ fn candidate(
     period: Option<usize>,
     cut: usize,
     options: &ForecastOptions,
-) -> LevelSeason {
+) -> Fitted {
     let learnt = period.map(|period| season_of(logs.get(..cut).unwrap_or(logs), clock, period));
     let backtest = Backtest::new(remove(logs, clock, learnt.as_deref()), cut);
     let season = period.map(|period| season_of(logs, clock, period)).unwrap_or_default();
@@ -101,7 +92,7 @@ fn candidate(
         learnt.as_ref().and_then(|season| season.get(clock.phase(index)).copied()).unwrap_or(0.0)
     };
     let offsets = backtest.offsets(options.interval_level, fitted);
-    LevelSeason {
+    Fitted {
         name: if period.is_some() { "level+season" } else { "level" },
         clock: clock.clone(),
         end: logs.len(),
@@ -124,7 +115,7 @@ fn remove(logs: &[Option<f64>], clock: &Clock, season: Option<&[f64]>) -> Vec<Op
     logs.iter().enumerate().map(|(index, log)| log.map(|log| log - of(index))).collect()
 }
 
-impl LevelSeason {
+impl Fitted {
     /// The median path on the log scale, at lead `lead` (from 1).
     fn median_log(&self, lead: usize) -> f64 {
         let phase = self.clock.phase(self.end + lead - 1);
@@ -138,27 +129,30 @@ impl LevelSeason {
 }
 
 impl Forecaster for LevelSeason {
-    fn name(&self) -> &'static str {
-        self.name
+    fn name(&self) -> String {
+        self.fitted.name.to_string()
     }
 
     fn forecast(&self, leads: usize) -> Vec<ForecastPoint> {
+        let fitted = &self.fitted;
         (1..=leads.min(MAX_LEADS))
             .map(|lead| {
-                let median = self.median_log(lead);
-                let (below, above) = self.offsets.at(lead);
-                let mean = self.value(median + self.offsets.smear_log);
+                let median = fitted.median_log(lead);
+                let (below, above) = fitted.offsets.at(lead);
+                let mean = fitted.value(median + fitted.offsets.smear_log);
                 ForecastPoint {
-                    at_s: self.clock.at_s(self.end + lead - 1),
+                    at_s: fitted.clock.at_s(fitted.end + lead - 1),
                     mean,
-                    lower: self.value(median - below).min(mean),
-                    upper: self.value(median + above).max(mean),
+                    median: fitted.value(median),
+                    lower: fitted.value(median - below).min(mean),
+                    upper: fitted.value(median + above).max(mean),
                 }
             })
             .collect()
     }
 
     fn sample_path(&self, leads: usize, seed: u64) -> Vec<f64> {
+        let fitted = &self.fitted;
         let leads = leads.min(MAX_LEADS);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut path = Vec::with_capacity(leads);
@@ -167,15 +161,15 @@ impl Forecaster for LevelSeason {
         // where the last one ended.
         let mut carried = 0.0;
         while path.len() < leads {
-            let back = rng.random_range(0..self.backtest.trajectories());
+            let back = rng.random_range(0..fitted.backtest.trajectories());
             let mut error = 0.0;
-            for lead in 1..=self.backtest.horizon() {
+            for lead in 1..=fitted.backtest.horizon() {
                 if path.len() == leads {
                     break;
                 }
-                error = self.backtest.error(back, lead).unwrap_or(error);
-                let log = self.median_log(path.len() + 1) + carried + error;
-                path.push(self.value(log));
+                error = fitted.backtest.error(back, lead).unwrap_or(error);
+                let log = fitted.median_log(path.len() + 1) + carried + error;
+                path.push(fitted.value(log));
             }
             carried += error;
         }
@@ -183,10 +177,20 @@ impl Forecaster for LevelSeason {
     }
 
     fn history_buckets(&self) -> usize {
-        self.history_buckets
+        self.fitted.history_buckets
     }
 
     fn mae(&self) -> f64 {
-        self.offsets.mae
+        self.fitted.offsets.mae
+    }
+
+    fn extend(&mut self, values: &[Option<f64>]) {
+        // So short a history is fitted again in no time.
+        self.series.values.extend_from_slice(values);
+        self.fitted = fit(&self.series, self.keep, &self.options);
+    }
+
+    fn has_changed(&self) -> bool {
+        false
     }
 }

@@ -5,10 +5,21 @@
 //! buckets are `None` and are skipped; they are never read as 0.
 
 mod backtest;
+mod conformal;
+mod field;
+mod history;
+mod kernel;
 mod level_season;
+mod linear;
 mod season;
+mod smoothing;
+mod trial;
 
 use std::fmt;
+
+use field::Field;
+use history::History;
+use level_season::LevelSeason;
 
 /// The most leads a forecast answers for; longer requests are cut.
 pub const MAX_LEADS: usize = 4_096;
@@ -37,11 +48,33 @@ pub struct ForecastOptions {
     pub min_buckets: usize,
     /// The most buckets looked at, counted from the end; default 4032 (two weeks of 5 minutes).
     pub max_history: usize,
+    /// Names of the only models that may compete, of [`MODELS`]; empty: all of them.
+    pub models: Vec<String>,
 }
+
+/// The models that compete.
+pub const MODELS: [&str; 16] = [
+    "naive",
+    "level",
+    "kernel",
+    "kernel_relative",
+    "ridge",
+    "ridge_relative",
+    "same_time_yesterday",
+    "same_time",
+    "same_time_last_week",
+    "same_time_of_week",
+    "holt_winters",
+    "ridge_day",
+    "ridge_day_relative",
+    "ridge_week",
+    "ridge_week_relative",
+    "spar",
+];
 
 impl Default for ForecastOptions {
     fn default() -> Self {
-        Self { season_s: 86_400, interval_level: 0.9, min_buckets: 6, max_history: 4_032 }
+        Self { season_s: 86_400, interval_level: 0.9, min_buckets: 6, max_history: 4_032, models: Vec::new() }
     }
 }
 
@@ -52,6 +85,8 @@ pub struct ForecastPoint {
     pub at_s: i64,
     /// Expected value, at least 0.
     pub mean: f64,
+    /// Median, at least 0: the point with the smallest expected absolute error.
+    pub median: f64,
     /// Lower end of the interval, `0 <= lower <= mean`.
     pub lower: f64,
     /// Upper end of the interval, at least `mean`.
@@ -61,7 +96,7 @@ pub struct ForecastPoint {
 /// A fitted model.
 pub trait Forecaster {
     /// The model's name, for the catalog.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> String;
 
     /// The next `leads` buckets after the end of the series (at most [`MAX_LEADS`]).
     fn forecast(&self, leads: usize) -> Vec<ForecastPoint>;
@@ -78,6 +113,32 @@ pub trait Forecaster {
 
     /// Mean absolute error of the rolling back-test over its leads, in the unit of the series.
     fn mae(&self) -> f64;
+
+    /// Goes on with further buckets, without fitting again: forecasts then begin behind them, and intervals
+    /// learn from what was forecast before.
+    fn extend(&mut self, values: &[Option<f64>]);
+
+    /// Whether the series has changed since the fit, so that a new one is worth while.
+    fn has_changed(&self) -> bool;
+}
+
+/// Leads that candidates forecast at once; later ones stand on them.
+const LEADS: usize = 24;
+
+/// One number per lead, from lead 1 on.
+type Leads = [f64; LEADS];
+
+/// A forecast never exceeds this multiple of the highest known value: an exponential of a log-scale
+/// error must not invent loads nobody has seen.
+const CAP_FACTOR: f64 = 4.0;
+
+/// One of the models that compete.
+trait Candidate: Send {
+    /// Its name.
+    fn name(&self) -> &'static str;
+
+    /// What follows a history whose first bucket is that of the history it was fitted on, on the log scale.
+    fn predict(&self, logs: &[f64]) -> Leads;
 }
 
 /// Why there is no forecast.
@@ -107,14 +168,31 @@ impl fmt::Display for ForecastError {
 
 impl std::error::Error for ForecastError {}
 
-/// Fits the candidate models and returns the one with the smallest back-test error.
+/// The most buckets a fit looks at, whatever the options say.
+const MAX_HISTORY: usize = 100_000;
+
+/// Fits the candidates and returns those that a rolling back-test found best, at every lead the median of a
+/// few of them.
 ///
-/// Candidates: `level`, and from two full seasons of history on `level+season` (see
-/// `level_season`).
+/// Short histories, below four times 24 known buckets, have two candidates of their own, `level` and from two
+/// full seasons on `level+season`.
 ///
 /// # Errors
 /// [`ForecastError::BadStep`] when `step_s` is 0; [`ForecastError::InsufficientHistory`] when fewer
-/// than `min_buckets` buckets are known.
+/// than `min_buckets` buckets are known, or too few for any of the models asked for.
 pub fn fit(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecaster>, ForecastError> {
-    level_season::fit(series, options)
+    if series.step_s == 0 {
+        return Err(ForecastError::BadStep);
+    }
+    let need = options.min_buckets.max(3);
+    let keep = options.max_history.clamp(need, MAX_HISTORY.max(need));
+    let history = History::new(series, keep, options.season_s);
+    let have = history.count_known();
+    if let Some(field) = Field::fit(history, options) {
+        return Ok(Box::new(field));
+    }
+    if have < need || !options.models.is_empty() {
+        return Err(ForecastError::InsufficientHistory { have, need });
+    }
+    Ok(Box::new(LevelSeason::fit(series, keep, options)))
 }

@@ -1,0 +1,259 @@
+//! How well loads are forecast: every series of a folder, against what everybody else would do.
+//!
+//! `foreshard-bench-forecast DATA [--step 1h] [--season 1d] [--refit N] [--models all]`
+//!
+//! Of every series the last part is held out: 672 buckets of 4,000 and more, 336 of 1,300, 168 of 600, else
+//! 120. Models are fitted once on the rest (or again every N buckets with `--refit`); then, every 7 buckets,
+//! they are told what came and forecast the next 24. Errors are absolute, summed per lead, and shown relative
+//! to those of the seasonal naive forecast (the same time of the day before): the ratio of two MASE. Totals
+//! are geometric means over series. Bars: with at least 4 weeks of history 0.45, 0.61 and 0.65 at leads 1, 12
+//! and 24; with less 0.85 over leads 1 to 24. Exit code 1 when a bar is missed.
+
+mod read;
+
+use foreshard_core::forecast::{ForecastOptions, Series, fit};
+use foreshard_test::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+const LEADS: usize = 24;
+/// Buckets between two forecasts.
+const STRIDE: usize = 7;
+/// Leads of the table.
+const SHOWN: [usize; 3] = [1, 12, 24];
+/// Bars at those leads with at least four weeks of history.
+const BARS: [f64; 3] = [0.45, 0.61, 0.65];
+/// Bar over all leads with less.
+const BAR_SHORT: f64 = 0.85;
+/// What the forecasts stand against; all are also among the candidates.
+const OTHERS: [&str; 6] = ["naive", "same_time_last_week", "holt_winters", "spar", "ridge_week", "kernel"];
+
+/// What the command line asked for.
+struct Options {
+    folder: PathBuf,
+    step_s: u32,
+    season_s: u32,
+    refit: Option<usize>,
+    all: bool,
+}
+
+impl Options {
+    fn parse() -> Result<Options> {
+        let usage = "Use DATA [--step 1h] [--season 1d] [--refit N] [--models all].";
+        let mut arguments = std::env::args().skip(1);
+        let folder = arguments.next().ok_or_else(|| Error::new("No folder is named.", usage))?;
+        let mut options =
+            Options { folder: folder.into(), step_s: 3_600, season_s: 86_400, refit: None, all: false };
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().unwrap_or_default();
+            match (name.as_str(), read::length_s(&value), value.parse::<usize>().ok().filter(|n| *n > 0)) {
+                ("--step", Some(step_s), _) => options.step_s = step_s,
+                ("--season", Some(season_s), _) => options.season_s = season_s,
+                ("--refit", _, Some(buckets)) => options.refit = Some(buckets),
+                ("--models", _, _) if value == "all" => options.all = true,
+                _ => return Err(Error::new(format!("{name} {value} is not understood."), usage)),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// What one model did on one series.
+#[derive(Clone, Default)]
+struct Outcome {
+    name: String,
+    errors: Vec<f64>,
+    covered: u32,
+    asked: u32,
+    fit_ms: f64,
+    forecast_us: f64,
+}
+
+impl Outcome {
+    /// Relative to another one's, over some leads (from 1).
+    fn ratio(&self, other: &Outcome, leads: std::ops::RangeInclusive<usize>) -> f64 {
+        let sum = |outcome: &Outcome| leads.clone().map(|lead| outcome.errors[lead - 1]).sum::<f64>();
+        sum(self) / sum(other)
+    }
+
+    fn coverage(&self) -> f64 {
+        f64::from(self.covered) / f64::from(self.asked.max(1))
+    }
+}
+
+/// Buckets that are held out.
+fn held_out(length: usize) -> usize {
+    match length {
+        4_000.. => 672,
+        1_300.. => 336,
+        600.. => 168,
+        _ => 120,
+    }
+}
+
+/// Runs one model over the held-out part; None when it has too little history.
+fn run(series: &Series, options: &Options, only: &[&str]) -> Option<Outcome> {
+    let settings = ForecastOptions {
+        season_s: options.season_s,
+        models: only.iter().map(ToString::to_string).collect(),
+        ..ForecastOptions::default()
+    };
+    let first = series.values.len() - held_out(series.values.len());
+    let begun = Instant::now();
+    let until = |end: usize| Series { values: series.values[..end].to_vec(), ..series.clone() };
+    let mut model = fit(&until(first), &settings).ok()?;
+    let mut outcome = Outcome {
+        name: model.name(),
+        errors: vec![0.0; LEADS],
+        fit_ms: begun.elapsed().as_secs_f64() * 1e3,
+        ..Outcome::default()
+    };
+    let (mut told, mut fitted, mut spent_us, mut times) = (first, first, 0.0, 0_u32);
+    for origin in (first..series.values.len()).step_by(STRIDE) {
+        if options.refit.is_some_and(|buckets| origin - fitted >= buckets) {
+            model = fit(&until(origin), &settings).ok()?;
+            (told, fitted) = (origin, origin);
+        }
+        model.extend(&series.values[told..origin]);
+        told = origin;
+        let begun = Instant::now();
+        let points = model.forecast(LEADS);
+        (spent_us, times) = (spent_us + begun.elapsed().as_secs_f64() * 1e6, times + 1);
+        for (lead, point) in points.iter().enumerate() {
+            if let Some(actual) = series.values.get(origin + lead).copied().flatten() {
+                outcome.errors[lead] += (actual - point.median).abs();
+                outcome.covered += u32::from((point.lower..=point.upper).contains(&actual));
+                outcome.asked += 1;
+            }
+        }
+    }
+    outcome.forecast_us = spent_us / f64::from(times.max(1));
+    Some(outcome)
+}
+
+/// One series with everybody's outcome.
+struct Row {
+    history: usize,
+    ours: Outcome,
+    naive: Outcome,
+    others: Vec<Option<Outcome>>,
+}
+
+fn main() -> ExitCode {
+    match Options::parse().and_then(|options| bench(&options)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The name of a file without its endings.
+fn short(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.split('.').next().unwrap_or_default().chars().take(34).collect()
+}
+
+/// Everything; whether the bars hold.
+fn bench(options: &Options) -> Result<bool> {
+    let files = read::files(&options.folder)?;
+    println!(
+        "{:<34} {:>7} {:>6} {:>6} {:>6} {:>6} {:>7} {:>7} {:>7}  model",
+        "series", "history", "h=1", "h=12", "h=24", "1-24", "cover", "fit ms", "fc us"
+    );
+    let mut rows = Vec::new();
+    for path in files {
+        let series = read::series(&path, options.step_s)?;
+        let season = (options.season_s / options.step_s).max(2) as usize;
+        let length = series.values.len();
+        if length < held_out(length) + 4 * season {
+            println!("{:<34} {length:>7} too short", short(&path));
+            continue;
+        }
+        let (Some(ours), Some(naive)) =
+            (run(&series, options, &[]), run(&series, options, &["same_time_yesterday"]))
+        else {
+            println!("{:<34} {length:>7} too little is known", short(&path));
+            continue;
+        };
+        let names: &[&str] = if options.all { &foreshard_core::forecast::MODELS } else { &OTHERS };
+        let others = names.iter().map(|name| run(&series, options, &[name])).collect();
+        let shown = SHOWN.map(|lead| ours.ratio(&naive, lead..=lead));
+        let history = length - held_out(length);
+        println!(
+            "{:<34} {history:>7} {:>6.2} {:>6.2} {:>6.2} {:>6.2} {:>6.1}% {:>7.1} {:>7.0}  {}",
+            short(&path),
+            shown[0],
+            shown[1],
+            shown[2],
+            ours.ratio(&naive, 1..=LEADS),
+            100.0 * ours.coverage(),
+            ours.fit_ms,
+            ours.forecast_us,
+            ours.name
+        );
+        rows.push(Row { history, ours, naive, others });
+    }
+    let four_weeks = (28 * options.season_s / options.step_s) as usize;
+    let (long, brief): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.history >= four_weeks);
+    let names: &[&str] = if options.all { &foreshard_core::forecast::MODELS } else { &OTHERS };
+    let good = report("at least 4 weeks of history", &long, names, Some(BARS), None);
+    Ok(report("less history", &brief, names, None, Some(BAR_SHORT)) && good)
+}
+
+/// Geometric mean of what there is.
+fn geometric_mean(ratios: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = ratios.fold((0.0, 0_u32), |(sum, n), ratio| (sum + ratio.max(1e-9).ln(), n + 1));
+    (sum / f64::from(count.max(1))).exp()
+}
+
+/// The totals of a group of series; whether its bars hold.
+fn report(title: &str, rows: &[Row], names: &[&str], bars: Option<[f64; 3]>, bar: Option<f64>) -> bool {
+    if rows.is_empty() {
+        return true;
+    }
+    println!("\n{title}: {} series, error relative to the same time yesterday, geometric mean", rows.len());
+    println!("{:<24} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7}", "model", "h=1", "h=12", "h=24", "1-24", "series", "cover");
+    let mut ours = [0.0; 4];
+    for column in std::iter::once(None).chain((0..names.len()).map(Some)) {
+        let of = |row: &Row| -> Option<(Outcome, Outcome)> {
+            let outcome = column.map_or_else(|| Some(row.ours.clone()), |place| row.others[place].clone())?;
+            Some((outcome, row.naive.clone()))
+        };
+        let pairs: Vec<(Outcome, Outcome)> = rows.iter().filter_map(of).collect();
+        let mean = |leads: std::ops::RangeInclusive<usize>| {
+            geometric_mean(pairs.iter().map(|(outcome, naive)| outcome.ratio(naive, leads.clone())))
+        };
+        let shown = [mean(1..=1), mean(12..=12), mean(24..=24), mean(1..=LEADS)];
+        let covered: u32 = pairs.iter().map(|(outcome, _)| outcome.covered).sum();
+        let asked: u32 = pairs.iter().map(|(outcome, _)| outcome.asked).sum();
+        println!(
+            "{:<24} {:>6.3} {:>6.3} {:>6.3} {:>6.3} {:>6} {:>6.1}%",
+            column.map_or("foreshard", |place| names[place]),
+            shown[0],
+            shown[1],
+            shown[2],
+            shown[3],
+            pairs.len(),
+            100.0 * f64::from(covered) / f64::from(asked.max(1))
+        );
+        if column.is_none() {
+            ours = shown;
+        }
+    }
+    let mut good = true;
+    let mut judge = |what: String, value: f64, bar: f64| {
+        good &= value <= bar;
+        println!("{what}: {value:.3}, bar {bar}: {}", if value <= bar { "PASS" } else { "MISSED" });
+    };
+    for (place, bar) in bars.iter().flatten().enumerate() {
+        judge(format!("lead {}", SHOWN[place]), ours[place], *bar);
+    }
+    if let Some(bar) = bar {
+        judge("leads 1 to 24".to_string(), ours[3], bar);
+    }
+    good
+}

@@ -1,0 +1,155 @@
+//! Intervals from past errors: adaptive conformal inference (Gibbs and Candès, NeurIPS 2021), per lead.
+//!
+//! An interval reaches from one quantile of the newest errors to another. Which quantiles, the past decides:
+//! every miss moves them outwards, every hit a little inwards, so that the nominal share is covered in the
+//! long run whatever the errors do. A change of level, seen by a two-sided CUSUM (Page 1954) of one-step
+//! errors, makes old errors worthless: most are forgotten, and the quantiles start further out.
+
+use std::collections::VecDeque;
+
+use super::{LEADS, Leads};
+
+/// Errors kept per lead, the newest ones.
+const KEPT: usize = 192;
+/// Errors kept through a change.
+const KEPT_THROUGH_CHANGE: usize = 12;
+/// How far a miss moves the quantiles.
+const RATE: f64 = 0.04;
+/// One-step errors that say what is usual.
+const USUAL: usize = 96;
+/// Drift per step that is no change, in usual errors.
+const ALLOWANCE: f64 = 0.75;
+/// Sum of drifts that is a change, in usual errors.
+const ALARM: f64 = 10.0;
+
+#[derive(Clone, Debug, Default)]
+struct Lead {
+    /// Actual − forecast, newest last.
+    errors: VecDeque<f64>,
+    /// The share to be missed that would have missed the nominal share.
+    miss: f64,
+}
+
+/// The state of all leads.
+#[derive(Clone, Debug)]
+pub(super) struct Conformal {
+    /// The nominal share to be missed.
+    nominal: f64,
+    leads: Vec<Lead>,
+    one_step: VecDeque<f64>,
+    up: f64,
+    down: f64,
+}
+
+impl Conformal {
+    /// With intervals that are to cover `level` of what comes.
+    pub(super) fn new(level: f64) -> Self {
+        let nominal = if level > 0.0 && level < 1.0 { 1.0 - level } else { 0.1 };
+        Self {
+            nominal,
+            leads: vec![Lead { errors: VecDeque::new(), miss: nominal }; LEADS],
+            one_step: VecDeque::new(),
+            up: 0.0,
+            down: 0.0,
+        }
+    }
+
+    /// Learns the error (actual − forecast, log scale) made at a lead (from 1). True: the series changed.
+    pub(super) fn observe(&mut self, lead: usize, error: f64) -> bool {
+        let nominal = self.nominal;
+        let Some(own) = self.leads.get_mut(lead - 1) else { return false };
+        if let Some((below, above)) = own.reach() {
+            let missed = error < -below || error > above;
+            own.miss = (own.miss + RATE * (nominal - f64::from(u8::from(missed)))).clamp(-0.2, 2.0 * nominal);
+        }
+        own.errors.push_back(error);
+        if own.errors.len() > KEPT {
+            own.errors.pop_front();
+        }
+        lead == 1 && self.changed(error)
+    }
+
+    fn changed(&mut self, error: f64) -> bool {
+        let usual = usual(&self.one_step);
+        self.one_step.push_back(error);
+        if self.one_step.len() > USUAL {
+            self.one_step.pop_front();
+        }
+        let Some(usual) = usual.filter(|usual| *usual > 0.0) else { return false };
+        let scaled = (error / usual).clamp(-6.0, 6.0);
+        self.up = (self.up + scaled - ALLOWANCE).max(0.0);
+        self.down = (self.down - scaled - ALLOWANCE).max(0.0);
+        if self.up.max(self.down) < ALARM {
+            return false;
+        }
+        (self.up, self.down) = (0.0, 0.0);
+        for lead in &mut self.leads {
+            let surplus = lead.errors.len().saturating_sub(KEPT_THROUGH_CHANGE);
+            lead.errors.drain(..surplus);
+            lead.miss = lead.miss.min(0.0);
+        }
+        true
+    }
+
+    /// How far the intervals reach below and above the forecasts, on the log scale, never narrower at a
+    /// longer lead: that would only be luck.
+    pub(super) fn reaches(&self) -> Vec<(f64, f64)> {
+        let (mut low, mut high) = (0.0_f64, 0.0_f64);
+        let widened = self.leads.iter().map(|lead| {
+            let (below, above) = lead.reach().unwrap_or((0.0, 0.0));
+            (low, high) = (low.max(below), high.max(above));
+            (low, high)
+        });
+        widened.collect()
+    }
+}
+
+/// The scale of one-step errors: their mean absolute deviation, without the largest.
+fn usual(errors: &VecDeque<f64>) -> Option<f64> {
+    if errors.len() < 12 {
+        return None;
+    }
+    let mut sizes: Vec<f64> = errors.iter().map(|error| error.abs()).collect();
+    let rank = sizes.len() * 2 / 3;
+    Some(*sizes.select_nth_unstable_by(rank, f64::total_cmp).1)
+}
+
+impl Lead {
+    /// How far the interval reaches below and above; None: nothing is known.
+    fn reach(&self) -> Option<(f64, f64)> {
+        let last = self.errors.len().checked_sub(1)?;
+        let mut sorted: Vec<f64> = self.errors.iter().copied().collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        // Finite samples: of n errors the k-th smallest leaves k / (n + 1) below.
+        let tail = self.miss.max(0.0) / 2.0;
+        let rank = ((sorted.len() + 1) as f64 * tail).floor() as usize;
+        let low = rank.saturating_sub(1).min(last);
+        // Beyond the largest error seen, when even that did not cover enough.
+        let beyond = 1.0 + (-self.miss).max(0.0) * 10.0;
+        Some(((-sorted[low]).max(0.0) * beyond, sorted[last - low].max(0.0) * beyond))
+    }
+}
+
+/// Errors of whole trajectories, newest last: what sampled futures are made of.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trajectories(VecDeque<Leads>);
+
+impl Trajectories {
+    /// Adds one.
+    pub(super) fn push(&mut self, errors: Leads) {
+        self.0.push_back(errors);
+        if self.0.len() > KEPT {
+            self.0.pop_front();
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The one `back` before the newest.
+    pub(super) fn get(&self, back: usize) -> Option<&Leads> {
+        self.0.len().checked_sub(back + 1).and_then(|i| self.0.get(i))
+    }
+}
