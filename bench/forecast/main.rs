@@ -216,7 +216,10 @@ fn report(title: &str, rows: &[Row], names: &[&str], bars: Option<[f64; 3]>, bar
         return true;
     }
     println!("\n{title}: {} series, error relative to the same time yesterday, geometric mean", rows.len());
-    println!("{:<24} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7}", "model", "h=1", "h=12", "h=24", "1-24", "series", "cover");
+    println!(
+        "{:<24} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7}",
+        "model", "h=1", "h=12", "h=24", "1-24", "series", "cover"
+    );
     let mut ours = [0.0; 4];
     for column in std::iter::once(None).chain((0..names.len()).map(Some)) {
         let of = |row: &Row| -> Option<(Outcome, Outcome)> {

@@ -38,15 +38,20 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// One file as buckets of `step_s`: the mean of the values in each, unknown where there are none.
 pub fn series(path: &Path, step_s: u32) -> Result<Series> {
-    let wrong = |what: String| Error::new(format!("{}: {what}", path.display()), "A line is timestamp,value.");
+    let wrong =
+        |what: String| Error::new(format!("{}: {what}", path.display()), "A line is timestamp,value.");
     let file = File::open(path)?;
-    let input: Box<dyn Read> =
-        if path.extension().is_some_and(|e| e == "gz") { Box::new(GzDecoder::new(file)) } else { Box::new(file) };
+    let input: Box<dyn Read> = if path.extension().is_some_and(|e| e == "gz") {
+        Box::new(GzDecoder::new(file))
+    } else {
+        Box::new(file)
+    };
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(input);
     let mut buckets: BTreeMap<i64, (f64, u32)> = BTreeMap::new();
     for (number, record) in reader.records().enumerate() {
         let record = record.map_err(|error| wrong(error.to_string()))?;
-        let fields = (record.get(0).and_then(seconds), record.get(1).and_then(|v| v.trim().parse::<f64>().ok()));
+        let fields =
+            (record.get(0).and_then(seconds), record.get(1).and_then(|v| v.trim().parse::<f64>().ok()));
         let (Some(at_s), Some(value)) = fields else {
             if number == 0 {
                 continue; // the names of the columns

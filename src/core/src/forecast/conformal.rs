@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use super::{LEADS, Leads};
 
 /// Errors kept per lead, the newest ones.
-const KEPT: usize = 192;
+const KEPT: usize = 144;
 /// Errors kept through a change.
 const KEPT_THROUGH_CHANGE: usize = 12;
 /// How far a miss moves the quantiles.
@@ -25,7 +25,7 @@ const ALARM: f64 = 10.0;
 #[derive(Clone, Debug, Default)]
 struct Lead {
     /// Actual − forecast, newest last.
-    errors: VecDeque<f64>,
+    errors: VecDeque<f32>,
     /// The share to be missed that would have missed the nominal share.
     miss: f64,
 }
@@ -62,7 +62,7 @@ impl Conformal {
             let missed = error < -below || error > above;
             own.miss = (own.miss + RATE * (nominal - f64::from(u8::from(missed)))).clamp(-0.2, 2.0 * nominal);
         }
-        own.errors.push_back(error);
+        own.errors.push_back(error as f32);
         if own.errors.len() > KEPT {
             own.errors.pop_front();
         }
@@ -118,26 +118,27 @@ impl Lead {
     /// How far the interval reaches below and above; None: nothing is known.
     fn reach(&self) -> Option<(f64, f64)> {
         let last = self.errors.len().checked_sub(1)?;
-        let mut sorted: Vec<f64> = self.errors.iter().copied().collect();
-        sorted.sort_unstable_by(f64::total_cmp);
+        let mut sorted: Vec<f32> = self.errors.iter().copied().collect();
+        sorted.sort_unstable_by(f32::total_cmp);
         // Finite samples: of n errors the k-th smallest leaves k / (n + 1) below.
         let tail = self.miss.max(0.0) / 2.0;
         let rank = ((sorted.len() + 1) as f64 * tail).floor() as usize;
         let low = rank.saturating_sub(1).min(last);
         // Beyond the largest error seen, when even that did not cover enough.
         let beyond = 1.0 + (-self.miss).max(0.0) * 10.0;
-        Some(((-sorted[low]).max(0.0) * beyond, sorted[last - low].max(0.0) * beyond))
+        let (low, high) = (f64::from(sorted[low]), f64::from(sorted[last - low]));
+        Some(((-low).max(0.0) * beyond, high.max(0.0) * beyond))
     }
 }
 
 /// Errors of whole trajectories, newest last: what sampled futures are made of.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Trajectories(VecDeque<Leads>);
+pub(super) struct Trajectories(VecDeque<[f32; LEADS]>);
 
 impl Trajectories {
     /// Adds one.
     pub(super) fn push(&mut self, errors: Leads) {
-        self.0.push_back(errors);
+        self.0.push_back(errors.map(|error| error as f32));
         if self.0.len() > KEPT {
             self.0.pop_front();
         }
@@ -149,7 +150,8 @@ impl Trajectories {
     }
 
     /// The one `back` before the newest.
-    pub(super) fn get(&self, back: usize) -> Option<&Leads> {
-        self.0.len().checked_sub(back + 1).and_then(|i| self.0.get(i))
+    pub(super) fn get(&self, back: usize) -> Option<Leads> {
+        let errors = self.0.len().checked_sub(back + 1).and_then(|i| self.0.get(i));
+        errors.map(|errors| errors.map(f64::from))
     }
 }

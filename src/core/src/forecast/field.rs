@@ -25,8 +25,8 @@ const MAX_CANDIDATES: usize = 7;
 enum Recipe {
     Naive,
     Level,
-    /// Period, seasons.
-    SamePhase(&'static str, usize, usize),
+    /// Name, period, seasons, shifted.
+    SamePhase(&'static str, usize, usize, bool),
     HoltWinters(usize),
     /// Periods, relative, name.
     Ridge([Option<usize>; 2], bool, &'static str),
@@ -38,7 +38,7 @@ enum Recipe {
 /// Ridge of the regressions, as a share of the features' mean variance.
 const RIDGE: f64 = 0.02;
 /// Bandwidth of the kernel regressions, as a share of the usual distance.
-const BANDWIDTH: f64 = 0.5;
+const BANDWIDTH: f32 = 0.5;
 
 impl Recipe {
     /// The name of what it makes.
@@ -72,15 +72,20 @@ impl Recipe {
             Recipe::Kernel(true, "kernel_relative"),
         ];
         let Some(day) = day else {
-            all.extend([Recipe::Ridge([None, None], false, "ridge"), Recipe::Ridge([None, None], true, "ridge_relative")]);
+            all.extend([
+                Recipe::Ridge([None, None], false, "ridge"),
+                Recipe::Ridge([None, None], true, "ridge_relative"),
+            ]);
             return all;
         };
         let week = 7 * day;
         all.extend([
-            Recipe::SamePhase("same_time_yesterday", day, 1),
-            Recipe::SamePhase("same_time", day, 5),
-            Recipe::SamePhase("same_time_last_week", week, 1),
-            Recipe::SamePhase("same_time_of_week", week, 3),
+            Recipe::SamePhase("same_time_yesterday", day, 1, false),
+            Recipe::SamePhase("same_time", day, 5, false),
+            Recipe::SamePhase("same_time_shifted", day, 3, true),
+            Recipe::SamePhase("same_time_last_week", week, 1, false),
+            Recipe::SamePhase("same_time_of_week", week, 3, false),
+            Recipe::SamePhase("same_time_of_week_shifted", week, 2, true),
             Recipe::HoltWinters(day),
             Recipe::Ridge([Some(day), None], false, "ridge_day"),
             Recipe::Ridge([Some(day), None], true, "ridge_day_relative"),
@@ -96,12 +101,12 @@ impl Recipe {
         Some(match self {
             Recipe::Naive => Box::new(Level { name: "naive", alpha: 1.0 }),
             Recipe::Level => Box::new(Level::fit(history, end / 3, end)),
-            Recipe::SamePhase(name, period, seasons) => {
+            Recipe::SamePhase(name, period, seasons, shifted) => {
                 // Once around is needed to know it, and once more to be tried.
                 if end < (seasons + 1) * period {
                     return None;
                 }
-                Box::new(SamePhase { name, period, seasons })
+                Box::new(SamePhase { name, period, seasons, shifted })
             }
             Recipe::HoltWinters(period) => Box::new(HoltWinters::fit(history, end, period)?),
             Recipe::Ridge(periods, relative, name) => {
@@ -255,7 +260,8 @@ impl Field {
             }
             self.together = self.scores.together();
         }
-        if let Some(Pending { origin, chosen, .. }) = self.pending.front().filter(|p| end - p.origin == LEADS) {
+        if let Some(Pending { origin, chosen, .. }) = self.pending.front().filter(|p| end - p.origin == LEADS)
+        {
             let (logs, known) = (&self.history.logs[*origin..], &self.history.known[*origin..]);
             let error = |lead: usize| if known[lead] { logs[lead] - chosen[lead] } else { 0.0 };
             self.record.trajectories.push(std::array::from_fn(error));

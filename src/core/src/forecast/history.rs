@@ -37,7 +37,8 @@ impl History {
     pub(super) fn push(&mut self, log: Option<f64>) {
         let end = self.logs.len();
         let back = |buckets: usize| end.checked_sub(buckets).and_then(|i| self.logs.get(i)).copied();
-        let filled = log.or_else(|| self.day.and_then(|day| back(7 * day).or_else(|| back(day)))).or_else(|| back(1));
+        let filled =
+            log.or_else(|| self.day.and_then(|day| back(7 * day).or_else(|| back(day)))).or_else(|| back(1));
         self.logs.push(filled.unwrap_or(0.0));
         self.known.push(log.is_some());
     }

@@ -14,58 +14,72 @@ pub(super) struct Kernel {
     name: &'static str,
     /// Windows and what followed are compared as differences from the mean of the window.
     relative: bool,
-    windows: Vec<([f64; WINDOW], Leads)>,
+    /// What is remembered; windows overlap, so they are kept as places.
+    logs: Vec<f32>,
+    /// (First bucket of a window, what it is relative to).
+    windows: Vec<(u32, f32)>,
     /// Squared distance at which a window counts a third of an equal one.
-    bandwidth: f64,
+    bandwidth: f32,
 }
 
 impl Kernel {
     /// Remembers the first `end` buckets; None when they are too few. `width` is the bandwidth as a share of
     /// the usual distance of a window from its nearest ones.
-    pub(super) fn fit(history: &History, end: usize, relative: bool, width: f64, name: &'static str) -> Option<Self> {
-        let last = end.checked_sub(LEADS + 1)?;
-        let first = (WINDOW - 1).max(last.saturating_sub(MAX_WINDOWS));
+    pub(super) fn fit(
+        history: &History,
+        end: usize,
+        relative: bool,
+        width: f32,
+        name: &'static str,
+    ) -> Option<Self> {
+        let oldest = end.saturating_sub(MAX_WINDOWS + WINDOW + LEADS);
+        let known = &history.known[oldest..end];
+        let logs: Vec<f32> = history.logs[oldest..end].iter().map(|log| *log as f32).collect();
         let mut windows = Vec::new();
-        for row in first..=last {
-            let known = history.known[row + 1..=row + LEADS].iter().filter(|known| **known).count();
-            if known * 2 > LEADS {
-                let (window, mean) = window(&history.logs[..=row], relative)?;
-                windows.push((window, std::array::from_fn(|lead| history.logs[row + 1 + lead] - mean)));
+        for first in 0..(logs.len() + 1).saturating_sub(WINDOW + LEADS) {
+            let after = &known[first + WINDOW..first + WINDOW + LEADS];
+            if after.iter().filter(|known| **known).count() * 2 > LEADS {
+                windows.push((first as u32, base(&logs[first..first + WINDOW], relative)));
             }
         }
         if windows.len() < 2 * WINDOW {
             return None;
         }
-        let mut model = Self { name, relative, windows, bandwidth: 1.0 };
+        let mut model = Self { name, relative, logs, windows, bandwidth: 1.0 };
         model.bandwidth = (model.usual_distance() * width).max(1e-9);
         Some(model)
     }
 
+    /// Distances of every window from one.
+    fn distances<'a>(&'a self, window: &'a [f32], base: f32) -> impl Iterator<Item = f32> + 'a {
+        self.windows.iter().map(move |(first, own)| {
+            let other = &self.logs[*first as usize..][..WINDOW];
+            let shift = base - own;
+            window.iter().zip(other).map(|(a, b)| (a - b - shift) * (a - b - shift)).sum()
+        })
+    }
+
     /// The median, over some windows, of the distance from the tenth nearest that does not overlap.
-    fn usual_distance(&self) -> f64 {
+    fn usual_distance(&self) -> f32 {
         let step = (self.windows.len() / 32).max(1);
-        let mut near: Vec<f64> = Vec::new();
-        for (place, (window, _)) in self.windows.iter().enumerate().step_by(step) {
-            let apart = self.windows.iter().enumerate().filter(|(other, _)| other.abs_diff(place) >= WINDOW);
-            let mut distances: Vec<f64> = apart.map(|(_, (other, _))| distance(window, other)).collect();
+        let mut near: Vec<f32> = Vec::new();
+        for (first, base) in self.windows.iter().step_by(step) {
+            let window = &self.logs[*first as usize..][..WINDOW];
+            let all = self.distances(window, *base).zip(&self.windows);
+            let apart = all.filter(|(_, (other, _))| other.abs_diff(*first) >= WINDOW as u32);
+            let mut distances: Vec<f32> = apart.map(|(distance, _)| distance).collect();
             if let Some(rank) = distances.len().checked_sub(1).map(|last| last.min(9)) {
-                near.push(*distances.select_nth_unstable_by(rank, f64::total_cmp).1);
+                near.push(*distances.select_nth_unstable_by(rank, f32::total_cmp).1);
             }
         }
         let middle = near.len() / 2;
-        if near.is_empty() { 1.0 } else { *near.select_nth_unstable_by(middle, f64::total_cmp).1 }
+        if near.is_empty() { 1.0 } else { *near.select_nth_unstable_by(middle, f32::total_cmp).1 }
     }
 }
 
-/// The last window, and the mean it is relative to.
-fn window(logs: &[f64], relative: bool) -> Option<([f64; WINDOW], f64)> {
-    let last = logs.get(logs.len().checked_sub(WINDOW)?..)?;
-    let mean = if relative { last.iter().sum::<f64>() / WINDOW as f64 } else { 0.0 };
-    Some((std::array::from_fn(|i| last[i] - mean), mean))
-}
-
-fn distance(a: &[f64; WINDOW], b: &[f64; WINDOW]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
+/// What a window is relative to.
+fn base(window: &[f32], relative: bool) -> f32 {
+    if relative { window.iter().sum::<f32>() / WINDOW as f32 } else { 0.0 }
 }
 
 impl Candidate for Kernel {
@@ -74,18 +88,24 @@ impl Candidate for Kernel {
     }
 
     fn predict(&self, logs: &[f64]) -> Leads {
-        let Some((last, mean)) = window(logs, self.relative) else { return [logs.last().copied().unwrap_or(0.0); LEADS] };
-        let distances: Vec<f64> = self.windows.iter().map(|(window, _)| distance(window, &last)).collect();
+        let last: Vec<f32> =
+            logs[logs.len().saturating_sub(WINDOW)..].iter().map(|log| *log as f32).collect();
+        if last.len() < WINDOW {
+            return [logs.last().copied().unwrap_or(0.0); LEADS];
+        }
+        let own = base(&last, self.relative);
+        let distances: Vec<f32> = self.distances(&last, own).collect();
         // Relative to the nearest one, so that a window like no other is still like some more than others.
-        let nearest = distances.iter().copied().fold(f64::INFINITY, f64::min);
-        let (mut sums, mut total) = ([0.0; LEADS], 0.0);
-        for (distance, (_, after)) in distances.iter().zip(&self.windows) {
+        let nearest = distances.iter().copied().fold(f32::INFINITY, f32::min);
+        let (mut sums, mut total) = ([0.0_f32; LEADS], 0.0);
+        for (distance, (first, base)) in distances.iter().zip(&self.windows) {
             let weight = (-(distance - nearest) / self.bandwidth).exp();
-            if weight > 1e-6 {
+            if weight > 1e-4 {
                 total += weight;
-                sums.iter_mut().zip(after).for_each(|(sum, value)| *sum += weight * value);
+                let after = &self.logs[*first as usize + WINDOW..][..LEADS];
+                sums.iter_mut().zip(after).for_each(|(sum, value)| *sum += weight * (value - base));
             }
         }
-        sums.map(|sum| sum / total + mean)
+        sums.map(|sum| f64::from(sum / total + own))
     }
 }

@@ -15,8 +15,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::backtest::{Backtest, Offsets, levels};
-use super::season::{Clock, season_of};
 use super::history::to_log;
+use super::season::{Clock, season_of};
 use super::{CAP_FACTOR, ForecastOptions, ForecastPoint, Forecaster, MAX_LEADS, Series};
 
 /// Prefer the season unless the level alone is better by this factor: the back-test's season was

@@ -21,15 +21,13 @@ const SPAR_DAYS: usize = 7;
 const ROWS_PER_FEATURE: usize = 2;
 /// The most rows a fit uses, the newest ones.
 const MAX_ROWS: usize = 2_016;
-/// Rows lose half their weight in so many weeks: habits change.
-const HALF_LIFE_WEEKS: f64 = 4.0;
 
 /// How far back the same phase is known for a lead (from 1).
 fn back(lead: usize, period: usize) -> usize {
     period * lead.div_ceil(period)
 }
 
-/// Sums of weighted squares and products of features and targets, centred.
+/// Sums of squares and products of features and targets, centred.
 struct Normal {
     gram: Array2<f64>,
     moments: Array2<f64>,
@@ -39,24 +37,21 @@ struct Normal {
 }
 
 impl Normal {
-    /// From rows of features and targets, weighted.
-    fn new(features: &Array2<f64>, targets: &Array2<f64>, weights: &[f64]) -> Self {
-        let total: f64 = weights.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-        let mean = |rows: &Array2<f64>| -> Vec<f64> {
-            let columns = rows.columns().into_iter();
-            columns.map(|c| c.iter().zip(weights).map(|(v, w)| v * w).sum::<f64>() / total).collect()
+    /// From rows of features and targets.
+    fn new(mut features: Array2<f64>, mut targets: Array2<f64>) -> Self {
+        let rows = features.nrows();
+        let centre = |values: &mut Array2<f64>| -> Vec<f64> {
+            let centre_column = |mut column: ndarray::ArrayViewMut1<f64>| {
+                let mean = column.sum() / rows.max(1) as f64;
+                column.iter_mut().for_each(|value| *value -= mean);
+                mean
+            };
+            values.columns_mut().into_iter().map(centre_column).collect()
         };
-        let (feature_means, target_means) = (mean(features), mean(targets));
-        let centred = |rows: &Array2<f64>, means: &[f64]| {
-            let mut centred = rows.clone();
-            for (mut row, weight) in centred.rows_mut().into_iter().zip(weights) {
-                let root = weight.sqrt();
-                row.iter_mut().zip(means).for_each(|(value, mean)| *value = (*value - mean) * root);
-            }
-            centred
-        };
-        let (x, y) = (centred(features, &feature_means), centred(targets, &target_means));
-        Self { gram: x.t().dot(&x), moments: x.t().dot(&y), feature_means, target_means, rows: weights.len() }
+        let (feature_means, target_means) = (centre(&mut features), centre(&mut targets));
+        let gram = features.t().dot(&features);
+        let moments = features.t().dot(&targets);
+        Self { gram, moments, feature_means, target_means, rows }
     }
 
     /// Coefficients (features × targets) with a ridge of `strength` times the mean variance of the features.
@@ -69,12 +64,6 @@ impl Normal {
         let solved = gram.solvec(&self.moments).ok()?;
         solved.iter().all(|value| value.is_finite()).then_some(solved)
     }
-}
-
-/// Weights of `rows` rows that end at the newest one.
-fn weights(rows: usize, week: usize) -> Vec<f64> {
-    let half_life = (week.max(1) as f64) * HALF_LIFE_WEEKS;
-    (0..rows).map(|row| (-((rows - 1 - row) as f64) / half_life).exp2()).collect()
 }
 
 /// Ridge regression, see the module.
@@ -113,7 +102,8 @@ impl Ridge {
         // The last bucket of the features of a row; its targets follow.
         let last = end.checked_sub(LEADS + 1)?;
         let first = reach.max(last.saturating_sub(MAX_ROWS));
-        let mostly_known = |row: &usize| history.known[row + 1..=row + LEADS].iter().filter(|k| **k).count() * 2 > LEADS;
+        let mostly_known =
+            |row: &usize| history.known[row + 1..=row + LEADS].iter().filter(|k| **k).count() * 2 > LEADS;
         let rows: Vec<usize> = (first..=last).filter(mostly_known).collect();
         if rows.len() < ROWS_PER_FEATURE * offsets.len() {
             return None;
@@ -129,8 +119,7 @@ impl Ridge {
                 targets[(index, lead - 1)] = history.logs[row + lead] - base;
             }
         }
-        let week = seasons.iter().copied().max().unwrap_or(7 * LAGS);
-        let normal = Normal::new(&features, &targets, &weights(rows.len(), week));
+        let normal = Normal::new(features, targets);
         let coefficients = normal.solve(strength)?;
         let Normal { feature_means, target_means, .. } = normal;
         Some(Self { name, offsets, relative, coefficients, feature_means, target_means })
@@ -152,7 +141,9 @@ impl Candidate for Ridge {
         let base = if self.relative { level(logs) } else { 0.0 };
         let mut leads: Leads = std::array::from_fn(|lead| self.target_means[lead] + base);
         for (place, offset) in self.offsets.iter().enumerate() {
-            let value = logs.len().checked_sub(offset + 1).map_or(base, |i| logs[i]) - base - self.feature_means[place];
+            let value = logs.len().checked_sub(offset + 1).map_or(base, |i| logs[i])
+                - base
+                - self.feature_means[place];
             let row = self.coefficients.row(place);
             leads.iter_mut().zip(row).for_each(|(lead, slope)| *lead += slope * value);
         }
@@ -191,7 +182,7 @@ impl Spar {
                 model.features(&history.logs[..=*row], lead, |place, value| features[(index, place)] = value);
                 targets[(index, 0)] = history.logs[row + lead];
             }
-            let normal = Normal::new(&features, &targets, &weights(rows.len(), 7 * day));
+            let normal = Normal::new(features, targets);
             let slopes = normal.solve(strength)?.column(0).to_vec();
             model.lines.push((slopes, normal.feature_means, *normal.target_means.first()?));
         }

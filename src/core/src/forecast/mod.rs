@@ -53,7 +53,7 @@ pub struct ForecastOptions {
 }
 
 /// The models that compete.
-pub const MODELS: [&str; 16] = [
+pub const MODELS: [&str; 18] = [
     "naive",
     "level",
     "kernel",
@@ -62,8 +62,10 @@ pub const MODELS: [&str; 16] = [
     "ridge_relative",
     "same_time_yesterday",
     "same_time",
+    "same_time_shifted",
     "same_time_last_week",
     "same_time_of_week",
+    "same_time_of_week_shifted",
     "holt_winters",
     "ridge_day",
     "ridge_day_relative",

@@ -10,11 +10,27 @@ const FITTED_LEADS: [usize; 4] = [1, 6, 12, 24];
 /// The most buckets a fit looks at, the newest ones.
 const MAX_FITTED: usize = 1_344;
 
+/// Last buckets whose difference from their phase shifts a forecast.
+const SHIFT: usize = 3;
+
 /// The mean of the same phase of the last `seasons` seasons; of one: seasonal naive.
 pub(super) struct SamePhase {
     pub(super) name: &'static str,
     pub(super) period: usize,
     pub(super) seasons: usize,
+    /// Moved by how much the last buckets differ from theirs: what a change of level leaves of a season.
+    pub(super) shifted: bool,
+}
+
+impl SamePhase {
+    /// The mean of what lies `offset` buckets and up to so many seasons more before the last one.
+    fn usual(&self, logs: &[f64], offset: usize) -> Option<f64> {
+        let at = |season: usize| {
+            logs.len().checked_sub(offset + season * self.period + 1).and_then(|i| logs.get(i))
+        };
+        let same: Vec<f64> = (0..self.seasons).filter_map(|season| at(season).copied()).collect();
+        (!same.is_empty()).then(|| same.iter().sum::<f64>() / same.len() as f64)
+    }
 }
 
 impl Candidate for SamePhase {
@@ -24,11 +40,16 @@ impl Candidate for SamePhase {
 
     fn predict(&self, logs: &[f64]) -> Leads {
         let last = logs.last().copied().unwrap_or(0.0);
+        let shift = if self.shifted {
+            let differences = (0..SHIFT.min(logs.len()))
+                .filter_map(|lag| Some(logs[logs.len() - 1 - lag] - self.usual(logs, lag + self.period)?));
+            differences.sum::<f64>() / SHIFT as f64
+        } else {
+            0.0
+        };
         std::array::from_fn(|index| {
             let nearest = self.period * (index + 1).div_ceil(self.period) - index - 1;
-            let at = |season| logs.len().checked_sub(nearest + season * self.period + 1).and_then(|i| logs.get(i));
-            let same: Vec<f64> = (0..self.seasons).filter_map(|season| at(season).copied()).collect();
-            if same.is_empty() { last } else { same.iter().sum::<f64>() / same.len() as f64 }
+            self.usual(logs, nearest).map_or(last, |usual| usual + shift)
         })
     }
 }
@@ -135,12 +156,8 @@ impl HoltWinters {
         }
         let reach = MAX_FITTED.max(4 * period);
         let logs = &history.logs[end.saturating_sub(reach)..end];
-        let grids: [&[f64]; 4] = [
-            &[0.02, 0.05, 0.1, 0.2, 0.4, 0.7],
-            &[0.0, 0.02, 0.1],
-            &[0.02, 0.08, 0.2, 0.4],
-            &[0.8, 0.95],
-        ];
+        let grids: [&[f64]; 4] =
+            [&[0.02, 0.05, 0.1, 0.2, 0.4, 0.7], &[0.0, 0.02, 0.1], &[0.02, 0.08, 0.2, 0.4], &[0.8, 0.95]];
         let mut best = Constants { level: 0.1, trend: 0.0, season: 0.08, damping: 0.95 };
         let mut least = error(logs, period, &best)?;
         for _ in 0..2 {

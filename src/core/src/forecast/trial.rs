@@ -160,7 +160,8 @@ impl<'a> Trial<'a> {
         for (band, leads) in BANDS.into_iter().enumerate() {
             let ranked = scores.ranked(band);
             let price = |number: usize| 1.0 + CAUTION * number.abs_diff(USUALLY) as f64;
-            let errors = (1..=MAX_TOGETHER.min(count)).map(|n| (n, self.error(&ranked[..n], leads) * price(n)));
+            let errors =
+                (1..=MAX_TOGETHER.min(count)).map(|n| (n, self.error(&ranked[..n], leads) * price(n)));
             scores.numbers[band] = errors.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(1, |(number, _)| number);
         }
         scores
