@@ -82,7 +82,7 @@ settings! {
     real HOT_SLOT_THRESHOLD = c"foreshard.hot_slot_threshold", 50.0, 0.0, 1e12; Ctx::Sighup, NONE;
         c"Accesses (scans and written rows) per second over which the keys of a slot are sampled.";
     /// Bound of the measuring, percent of a session's time.
-    real OBSERVE_BUDGET = c"foreshard.observe_budget", 1.0, 0.01, 100.0; Ctx::Suset, NONE;
+    real OBSERVE_BUDGET = c"foreshard.observe_budget", 0.5, 0.01, 100.0; Ctx::Suset, NONE;
         c"Per cent of a session's busy time that measuring may take; beyond it less is sampled.";
     /// Entries for relations.
     int MAX_RELATIONS = c"foreshard.max_relations", 8192, 64, 1048576; Ctx::Postmaster, NONE;

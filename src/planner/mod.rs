@@ -1,10 +1,12 @@
 //! From observed rows to decisions: load history → forecasts → load curves → plan. Reads through
 //! `catalog`, thinks in `core`, writes nothing.
 
+mod models;
+
 use crate::catalog::{colocation, decision, heat};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{bgworker, guc};
-use foreshard_core::forecast::{ForecastOptions, Series, fit};
+use foreshard_core::forecast::{ForecastOptions, Series};
 use foreshard_core::placement::{Hold, Plan, PlanOptions, Segment, Shard, plan};
 use std::collections::BTreeMap;
 
@@ -88,8 +90,7 @@ fn forecast_all(
     for resolution_s in candidates(horizon_s) {
         used = resolution_s;
         let leads = (horizon_s / resolution_s).clamp(1, MAX_LEADS) as usize;
-        for (slot_id, series) in series(resolution_s, now_s)? {
-            let Ok(model) = fit(&series, options) else { continue };
+        models::each(series(resolution_s, now_s)?, options, |slot_id, model| {
             let points = model.forecast(leads);
             curves.insert(
                 slot_id,
@@ -103,11 +104,11 @@ fn forecast_all(
             forecasts.push(decision::SlotForecast {
                 slot_id,
                 points,
-                model: model.name().to_string(),
+                model: model.name(),
                 history_buckets: model.history_buckets() as i32,
                 mae: model.mae(),
             });
-        }
+        });
         if !forecasts.is_empty() {
             break;
         }

@@ -64,20 +64,20 @@ impl Recipe {
     }
 
     /// Everything that may suit a history.
-    fn all(day: Option<usize>) -> Vec<Recipe> {
+    fn all(history: &History) -> Vec<Recipe> {
         let mut all = vec![
             Recipe::Naive,
             Recipe::Level,
             Recipe::Kernel(false, "kernel"),
             Recipe::Kernel(true, "kernel_relative"),
         ];
-        let Some(day) = day else {
-            all.extend([
-                Recipe::Ridge([None, None], false, "ridge"),
-                Recipe::Ridge([None, None], true, "ridge_relative"),
-            ]);
-            return all;
-        };
+        let day = history.day.filter(|day| history.len() >= 3 * day);
+        // A day of the last buckets is all that these look at, and those below look at it, too.
+        if day != Some(LEADS) {
+            all.push(Recipe::Ridge([None, None], false, "ridge"));
+            all.push(Recipe::Ridge([None, None], true, "ridge_relative"));
+        }
+        let Some(day) = day else { return all };
         let week = 7 * day;
         all.extend([
             Recipe::SamePhase("same_time_yesterday", day, 1, false),
@@ -199,7 +199,7 @@ impl Field {
         let allowed = |recipe: &Recipe| {
             options.models.is_empty() || options.models.iter().any(|name| name == recipe.name())
         };
-        let tested = Recipe::all(history.day).into_iter().filter(allowed);
+        let tested = Recipe::all(&history).into_iter().filter(allowed);
         let tested = tested.filter_map(|recipe| Some((recipe, recipe.make(&history, cut)?)));
         let (recipes, tested): (Vec<Recipe>, Vec<_>) = tested.unzip();
         if tested.is_empty() {
