@@ -13,13 +13,14 @@ COMMENT ON TABLE foreshard.hot_key IS 'The busiest keys of hot slots, as of the 
 COMMENT ON TABLE foreshard.coaccess IS 'Pairs of slots that transactions touch together, as of the last reading.';
 COMMENT ON TABLE foreshard.slot_heat IS 'Last reading of the counters and the current rates of every slot.';
 COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL means unknown.';
+COMMENT ON TABLE foreshard.event IS 'Special events that change the load, past and coming: insert them here and forecasts know.';
 COMMENT ON TABLE foreshard.forecast IS 'Latest forecast of every slot.';
 COMMENT ON TABLE foreshard.recommendation IS 'Latest plan: steps and refusals.';
 COMMENT ON TABLE foreshard.resharding_request IS 'Requests for moves.';
 COMMENT ON TABLE foreshard.move IS 'Moves of slots and the phase each is in.';
 COMMENT ON TABLE foreshard.move_relation IS 'Partitions of moves that are under way, with their shadows.';
 COMMENT ON TABLE foreshard.move_index IS 'Indexes of moves that are under way, with their shadows.';
-COMMENT ON TABLE foreshard.event IS 'What happened, in order.';
+COMMENT ON TABLE foreshard.journal IS 'What happened, in order.';
 
 COMMENT ON VIEW foreshard.slots IS 'Every slot of every managed table: partition, shard, size and the move it is in.';
 COMMENT ON VIEW foreshard.shards IS 'Every shard: slots, bytes, load, utilization and forecast peak (cost units per second).';

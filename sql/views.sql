@@ -87,9 +87,9 @@ FROM (
 
 -- The keys of rows that a verification found to differ are the users' data.
 CREATE VIEW foreshard.history AS
-SELECT event_id, at, event, move_id, slot_id,
+SELECT entry_id AS event_id, at, event, move_id, slot_id,
        CASE WHEN pg_catalog.pg_has_role('pg_read_all_data', 'USAGE') THEN detail ELSE detail - 'rows' END AS detail
-FROM foreshard.event;
+FROM foreshard.journal;
 
 -- A trigger function of PostgreSQL's own passes by the hooks; the executor's instrumentation of measured
 -- statements sees its elapsed time, its blocks and its WAL.

@@ -73,6 +73,7 @@ pub fn series(path: &Path, step_s: u32) -> Result<Series> {
         start_s: first * i64::from(step_s),
         step_s,
         values: (first..first + count).map(value).collect(),
+        events: Vec::new(),
     })
 }
 

@@ -195,7 +195,7 @@ fn history_is_rolled_up_and_expires() -> Result<()> {
         "INSERT INTO foreshard.heat_history SELECT r, 1, now() - keep * interval '2 s', 1, 1, 1, 1 \
          FROM (VALUES (1, 7200), (60, 172800), (300, 1209600), (3600, 34560000), (7, 7200), (7, 3500)) v (r, keep)",
     )?;
-    c.exec("INSERT INTO foreshard.event (at, event) VALUES (now() - interval '91 days', 'old'), (now() - interval '89 days', 'young')")?;
+    c.exec("INSERT INTO foreshard.journal (at, event) VALUES (now() - interval '91 days', 'old'), (now() - interval '89 days', 'young')")?;
     set(&mut cluster, "foreshard.observe", "on")?;
     let hour = "date_trunc('hour', now()) - interval '2 h'";
     let count = |r: u32| {

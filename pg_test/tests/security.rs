@@ -167,7 +167,7 @@ fn monitors_look_and_others_do_not() -> Result<()> {
         "SELECT foreshard.start_keeper()".to_string(),
         "SELECT foreshard.configure('alice_t', 'observe', 'off')".to_string(),
         "DELETE FROM foreshard.history".to_string(),
-        "DELETE FROM foreshard.event".to_string(),
+        "DELETE FROM foreshard.journal".to_string(),
     ] {
         expect_error(&mut watcher, "42501", &sql)?;
         expect_error(&mut nobody, "42501", &sql)?;

@@ -44,7 +44,7 @@ pub fn record_event(
     detail: serde_json::Value,
 ) -> PgResult<()> {
     spi::run(
-        "INSERT INTO foreshard.event (event, move_id, slot_id, detail) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO foreshard.journal (event, move_id, slot_id, detail) VALUES ($1, $2, $3, $4)",
         &[event.into(), move_id.into(), slot_id.into(), JsonB(detail).into()],
     )?;
     Ok(())

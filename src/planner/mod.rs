@@ -47,8 +47,8 @@ fn candidates(horizon_s: i32) -> Vec<i32> {
     all[..=wanted].iter().rev().copied().collect()
 }
 
-/// Complete buckets of every slot at one resolution, gaps as None.
-fn series(resolution_s: i32, now_s: f64) -> PgResult<BTreeMap<i64, Series>> {
+/// Complete buckets of every slot at one resolution, gaps as None, with the special events until the horizon.
+fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i64, Series>> {
     let step = i64::from(resolution_s);
     // The bucket under way is left out: it is not complete.
     let end = (now_s / resolution_s as f64).floor() as i64 * step;
@@ -63,11 +63,20 @@ fn series(resolution_s: i32, now_s: f64) -> PgResult<BTreeMap<i64, Series>> {
             start_s: at_s,
             step_s: resolution_s as u32,
             values: Vec::new(),
+            events: Vec::new(),
         });
         let index = ((at_s - entry.start_s) / step).max(0) as usize;
         if index < MAX_HISTORY + 1 {
             entry.values.resize(index + 1, None);
             entry.values[index] = cost;
+        }
+    }
+    let events = heat::events(since as f64, now_s + f64::from(horizon_s))?;
+    if !events.is_empty() {
+        let groups = heat::groups()?;
+        for (slot_id, series) in &mut all {
+            let own = |group: &Option<i32>| group.is_none_or(|group| groups.get(slot_id) == Some(&group));
+            series.events = events.iter().filter(|(group, _)| own(group)).map(|(_, e)| e.clone()).collect();
         }
     }
     Ok(all)
@@ -90,7 +99,7 @@ fn forecast_all(
     for resolution_s in candidates(horizon_s) {
         used = resolution_s;
         let leads = (horizon_s / resolution_s).clamp(1, MAX_LEADS) as usize;
-        models::each(series(resolution_s, now_s)?, options, |slot_id, model| {
+        models::each(&series(resolution_s, now_s, horizon_s)?, options, |slot_id, model| {
             let points = model.forecast(leads);
             curves.insert(
                 slot_id,

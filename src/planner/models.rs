@@ -2,9 +2,10 @@
 //! them has passed or the load has changed.
 
 use crate::pg::bgworker;
-use crate::pg::local::LocalBox;
-use foreshard_core::forecast::{ForecastOptions, Forecaster, Series, fit, fit_simple};
+use crate::pg::local::{Local, LocalBox};
+use foreshard_core::forecast::{Event, ForecastOptions, Forecaster, Series, fit, fit_simple};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 /// New buckets after which a model is fitted again.
@@ -13,6 +14,8 @@ const REFIT_AFTER: usize = 24;
 const REFIT_CHANGED_AFTER: usize = 12;
 /// Models kept, about 0.1 MB each.
 const MAX_KEPT: usize = 4_096;
+/// Plans after which a model that none of them used is forgotten.
+const IDLE_PLANS: u64 = 10;
 /// Time that fits of one plan may take; what has no model then gets a simple one. A plan is made in a
 /// transaction, and somebody may be waiting for it.
 const FIT_BUDGET: Duration = Duration::from_secs(2);
@@ -24,18 +27,27 @@ struct Kept {
     next_s: i64,
     /// Buckets since the fit.
     since_fit: usize,
+    /// What it was told ahead.
+    events: Vec<Event>,
+    /// The plan that used it last.
+    used_in: u64,
 }
 
 impl Kept {
     /// Goes on with the buckets of a series that are new; false: it cannot, or should be fitted again.
     fn follow(&mut self, series: &Series, may_refit: bool) -> bool {
+        // Without the time for another fit what it was told before must do.
+        if may_refit && self.events != series.events {
+            return false;
+        }
         let step_s = i64::from(series.step_s);
         let from = (self.next_s - series.start_s) / step_s;
         let Some(new) = usize::try_from(from).ok().and_then(|from| series.values.get(from..)) else {
             return false;
         };
         let changed = self.model.has_changed() && self.since_fit + new.len() >= REFIT_CHANGED_AFTER;
-        if may_refit && (changed || self.since_fit + new.len() >= REFIT_AFTER) {
+        if new.len() > 2 * REFIT_AFTER || may_refit && (changed || self.since_fit + new.len() >= REFIT_AFTER)
+        {
             return false;
         }
         self.model.extend(new);
@@ -51,35 +63,49 @@ type Models = HashMap<(i64, u32), Kept>;
 /// Those of this process.
 static MODELS: LocalBox<Models> = LocalBox::new();
 
+/// Plans made by this process.
+static PLANS: Local<u64> = Local::new(0);
+/// The slot that was fitted last: the next plan begins behind it, so that everybody has a turn.
+static FITTED: Local<i64> = Local::new(i64::MIN);
+
 /// Gives `work` the model of every slot that has history enough.
 pub fn each(
-    all: BTreeMap<i64, Series>,
+    all: &BTreeMap<i64, Series>,
     options: &ForecastOptions,
     mut work: impl FnMut(i64, &dyn Forecaster),
 ) {
-    let begun = Instant::now();
+    let plan = PLANS.get().wrapping_add(1);
+    PLANS.set(plan);
+    let last = FITTED.get();
+    let behind = all.range((Bound::Excluded(last), Bound::Unbounded)).chain(all.range(..=last));
+    let mut spent = Duration::ZERO;
     MODELS.with(Models::new, |models| {
-        for (slot_id, series) in &all {
+        for (slot_id, series) in behind {
             let key = (*slot_id, series.step_s);
-            let may_fit = begun.elapsed() < FIT_BUDGET;
-            if models.get_mut(&key).is_some_and(|kept| kept.follow(series, may_fit)) {
-                work(*slot_id, models[&key].model.as_ref());
+            let may_fit = spent < FIT_BUDGET;
+            if let Some(kept) = models.get_mut(&key)
+                && kept.follow(series, may_fit)
+            {
+                kept.used_in = plan;
+                work(*slot_id, kept.model.as_ref());
                 continue;
             }
             models.remove(&key);
-            let kept = may_fit && models.len() < MAX_KEPT;
-            let fitted = if kept { fit(series, options) } else { fit_simple(series, options) };
+            let keep = may_fit && models.len() < MAX_KEPT;
+            let begun = Instant::now();
+            let fitted = if keep { fit(series, options) } else { fit_simple(series, options) };
+            spent += begun.elapsed();
             let Ok(model) = fitted else { continue };
             work(*slot_id, model.as_ref());
-            if kept {
+            if keep {
+                FITTED.set(*slot_id);
                 let next_s = series.start_s + i64::from(series.step_s) * series.values.len() as i64;
-                models.insert(key, Kept { model, next_s, since_fit: 0 });
+                let events = series.events.clone();
+                models.insert(key, Kept { model, next_s, since_fit: 0, events, used_in: plan });
             }
         }
-        // Slots that are gone; another resolution may be asked for again.
-        models.retain(|(slot_id, step_s), _| {
-            all.contains_key(slot_id) || all.values().next().is_none_or(|series| series.step_s != *step_s)
-        });
+        // Slots that are gone, and resolutions that are no longer asked for.
+        models.retain(|_, kept| plan - kept.used_in < IDLE_PLANS);
     });
     // A session plans once in a while; it need not remember that.
     if !bgworker::is_ours() {

@@ -34,6 +34,9 @@ FROM ticket WHERE customer_id = 42;
 
 SELECT from_object, edge, to_object FROM foreshard.dependency_graph WHERE edge = 'references' ORDER BY 1, 3;
 
+INSERT INTO foreshard.event (kind, table_oid, starts_at, ends_at, factor)
+VALUES ('campaign', 'purchase', now() + interval '2 days', now() + interval '2 days 6 hours', 3);
+
 SELECT foreshard.request_resharding(0.3, '{"1": "west"}');
 SELECT foreshard.request_resharding(0.9, '{"1": "north"}');
 SELECT count(*) FROM foreshard.progress_moves;

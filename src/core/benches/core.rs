@@ -72,7 +72,8 @@ fn planner(name: &str, skew: usize) {
 
 fn forecast(name: &str, step_s: u32, buckets: usize) {
     let values: Vec<f64> = (0..buckets).map(|i| 100.0 + (i * 7_919 % 101) as f64).collect();
-    let series = Series { start_s: 0, step_s, values: values.iter().copied().map(Some).collect() };
+    let series =
+        Series { start_s: 0, step_s, values: values.iter().copied().map(Some).collect(), events: Vec::new() };
     let op_ns = time_ns(21, || {
         black_box(fit(black_box(&series), &ForecastOptions::default()).ok());
     });

@@ -156,7 +156,7 @@ impl Sim {
     fn segment(&self, slot: usize) -> Segment {
         let values = self.history.get(slot).cloned().unwrap_or_default();
         let last = values.iter().rev().flatten().next().copied().unwrap_or(0.0);
-        let series = Series { start_s: 0, step_s: STEP_S, values };
+        let series = Series { start_s: 0, step_s: STEP_S, values, events: Vec::new() };
         let leads = self.options.leads;
         let (curve, futures, known) = match forecast::fit(&series, &ForecastOptions::default()) {
             Ok(model) => {

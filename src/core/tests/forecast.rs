@@ -19,7 +19,7 @@ fn hours(count: usize, gap: usize, seed: u64) -> Series {
     let mut value = |hour| truth(hour) * (0.9 + 0.2 * rng.random::<f64>());
     let known = |hour: usize| gap == 0 || !hour.is_multiple_of(gap);
     let values = (0..count).map(|hour| Some(value(hour)).filter(|_| known(hour))).collect();
-    Series { start_s: 0, step_s: HOUR_S, values }
+    Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new() }
 }
 
 fn model(series: &Series) -> Box<dyn Forecaster> {
@@ -59,13 +59,13 @@ fn the_phase_follows_the_clock_not_the_index() {
 #[test]
 fn a_gap_is_not_a_0() {
     let values = (0..30).map(|hour| (hour % 3 != 0).then_some(100.0)).collect();
-    let series = Series { start_s: 0, step_s: HOUR_S, values };
+    let series = Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new() };
     let model = model(&series);
     assert_eq!(model.history_buckets(), 20);
     for point in model.forecast(24) {
         assert!((point.mean - 100.0).abs() < 1e-6, "{point:?}");
     }
-    let bad = |value| Series { start_s: 0, step_s: 1, values: vec![Some(value); 10] };
+    let bad = |value| Series { start_s: 0, step_s: 1, values: vec![Some(value); 10], events: Vec::new() };
     for value in [f64::NAN, f64::INFINITY, -1.0] {
         let error = fit(&bad(value), &ForecastOptions::default()).err().unwrap();
         assert_eq!(error, ForecastError::InsufficientHistory { have: 0, need: 6 });
@@ -75,9 +75,9 @@ fn a_gap_is_not_a_0() {
 #[test]
 fn refuses_short_histories_and_bad_steps() {
     let error = |series| fit(&series, &ForecastOptions::default()).err();
-    let short = Series { start_s: 0, step_s: 10, values: vec![Some(1.0); 5] };
+    let short = Series { start_s: 0, step_s: 10, values: vec![Some(1.0); 5], events: Vec::new() };
     assert_eq!(error(short), Some(ForecastError::InsufficientHistory { have: 5, need: 6 }));
-    let bad = Series { start_s: 0, step_s: 0, values: vec![Some(1.0); 50] };
+    let bad = Series { start_s: 0, step_s: 0, values: vec![Some(1.0); 50], events: Vec::new() };
     assert_eq!(error(bad), Some(ForecastError::BadStep));
 }
 
@@ -127,7 +127,7 @@ fn idle_spiky_and_short_series_stay_finite() {
     spike[30] = Some(1e9);
     for values in [vec![Some(0.0); 60], spike, vec![Some(3.0); 6], vec![Some(1e300); 60]] {
         let highest = values.iter().flatten().copied().fold(0.0, f64::max);
-        let model = model(&Series { start_s: -5, step_s: 300, values });
+        let model = model(&Series { start_s: -5, step_s: 300, values, events: Vec::new() });
         for point in model.forecast(600) {
             assert!(point.mean.is_finite() && point.mean <= 4.1 * highest + 1e-9, "{point:?}");
             assert!(point.upper.is_finite() && point.lower >= 0.0, "{point:?}");
@@ -151,6 +151,7 @@ fn try_on(values: &[f64], known: usize) -> Trial {
         start_s: 0,
         step_s: HOUR_S,
         values: values[..end].iter().copied().map(Some).collect(),
+        events: Vec::new(),
     };
     let mut model = model(&series(known));
     let (mut trial, mut asked) = (Trial { errors: 0.0, naive: 0.0, covered: 0.0 }, 0.0);
@@ -224,7 +225,12 @@ fn a_change_is_reported() {
     let mut rng = ChaCha8Rng::seed_from_u64(6);
     let values = week(24 * 7 * 5, &mut rng);
     let known = values.iter().copied().map(Some);
-    let series = Series { start_s: 0, step_s: HOUR_S, values: known.clone().take(24 * 7 * 4).collect() };
+    let series = Series {
+        start_s: 0,
+        step_s: HOUR_S,
+        values: known.clone().take(24 * 7 * 4).collect(),
+        events: Vec::new(),
+    };
     let mut model = model(&series);
     model.extend(&known.skip(24 * 7 * 4).take(72).collect::<Vec<_>>());
     assert!(!model.has_changed(), "nothing has");
@@ -239,7 +245,7 @@ fn only_the_models_asked_for_compete() {
         let options = ForecastOptions { models: vec![name.to_string()], ..ForecastOptions::default() };
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let values = week(24 * 7 * 8, &mut rng).into_iter().map(Some).collect();
-        match fit(&Series { start_s: 0, step_s: HOUR_S, values }, &options) {
+        match fit(&Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new() }, &options) {
             Ok(model) => assert_eq!(model.name(), name),
             // Those without a season are for series without one.
             Err(error) => {
@@ -247,4 +253,104 @@ fn only_the_models_asked_for_compete() {
             }
         }
     }
+}
+
+#[test]
+fn events_are_learnt_and_expected_again() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let mut values = week(24 * 7 * 5, &mut rng);
+    // A batch run of three hours, every fifth day at another hour, triples the load.
+    let at = |number: usize| 24 * (3 + 5 * number) + 5 * number % 24;
+    for number in 0..6 {
+        values[at(number)..at(number) + 3].iter_mut().for_each(|value| *value *= 3.0);
+    }
+    let event = |hour: usize, factor| foreshard_core::forecast::Event {
+        kind: 7,
+        start_s: (hour * HOUR_S as usize) as i64,
+        end_s: ((hour + 3) * HOUR_S as usize) as i64,
+        factor,
+    };
+    // The next one comes six hours after the end of what is known.
+    let known = 24 * 7 * 4;
+    let mut series = Series {
+        start_s: 0,
+        step_s: HOUR_S,
+        values: values[..known].iter().copied().map(Some).collect(),
+        events: (0..6)
+            .filter(|number| at(*number) + 3 < known)
+            .map(|number| event(at(number), None))
+            .collect(),
+    };
+    let learnt = series.events.len();
+    assert!(learnt >= 4);
+    let usual = model(&series).forecast(24)[6].mean;
+    series.events.push(event(known + 6, None));
+    let foreseen = model(&series);
+    let expected = foreseen.forecast(24);
+    assert!((2.2..3.3).contains(&(expected[6].mean / usual)), "{} {usual}", expected[6].mean);
+    assert!((0.8..1.25).contains(&(expected[12].mean / model(&series).forecast(24)[12].mean)));
+    assert!(expected[6].lower <= expected[6].mean && expected[6].mean <= expected[6].upper);
+    let paths: f64 = (0..100).map(|seed| foreseen.sample_path(24, seed)[6]).sum::<f64>() / 100.0;
+    assert!((0.75..1.33).contains(&(paths / expected[6].mean)), "{paths}");
+    // What was said in advance is all there is for the first one of its kind.
+    series.events = vec![event(known + 6, Some(5.0))];
+    let said = model(&series).forecast(24)[6].mean;
+    series.events.clear();
+    assert!((4.5..5.5).contains(&(said / model(&series).forecast(24)[6].mean)), "{said}");
+}
+
+#[test]
+fn an_outage_teaches_no_certainty() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let mut values: Vec<Option<f64>> = week(1_500, &mut rng).into_iter().map(Some).collect();
+    values.extend([None; 500]);
+    values.push(Some(100.0));
+    let model = model(&Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new() });
+    assert!(model.mae() > 0.0);
+    for point in model.forecast(24) {
+        assert!(point.lower < point.median && point.median < point.upper, "{point:?}");
+    }
+    assert!((1..20).any(|seed| model.sample_path(24, seed) != model.sample_path(24, 0)));
+}
+
+#[test]
+fn an_idle_slot_that_gets_hot_has_changed() {
+    let series = Series { start_s: 0, step_s: HOUR_S, values: vec![Some(0.0); 300], events: Vec::new() };
+    let mut model = model(&series);
+    model.extend(&[Some(0.0); 48]);
+    assert!(!model.has_changed());
+    model.extend(&[Some(1_000.0); 4]);
+    assert!(model.has_changed());
+    let next = model.forecast(1)[0];
+    assert!(next.upper >= 900.0, "{next:?}");
+    // The rounding noise of a constant is none.
+    let series = Series { start_s: 0, step_s: HOUR_S, values: vec![Some(5.0); 300], events: Vec::new() };
+    let mut model = fit(&series, &ForecastOptions::default()).unwrap();
+    model.extend(&[Some(5.0); 200]);
+    assert!(!model.has_changed());
+}
+
+#[test]
+fn events_between_buckets_and_on_top_of_each_other_count_once() {
+    let mut values = vec![100.0; 24 * 28];
+    let mut events = Vec::new();
+    let mut add = |kind, hour: usize, factor| {
+        let start_s = (hour * HOUR_S as usize) as i64 + 1_800;
+        events.push(foreshard_core::forecast::Event { kind, start_s, end_s: start_s + 3_600, factor });
+    };
+    // From half past to half past, tripling the load; two kinds always come together, one of them twice.
+    for hour in (30..24 * 28).step_by(50) {
+        values[hour..hour + 2].iter_mut().for_each(|value| *value = 200.0);
+        add(1, hour, None);
+        add(1, hour, None);
+        add(2, hour, None);
+    }
+    add(1, 24 * 28 + 5, None);
+    add(2, 24 * 28 + 5, None);
+    add(3, i64::MAX as usize / 10_000_000, Some(7.0));
+    let values = values.into_iter().map(Some).collect();
+    let forecast = model(&Series { start_s: 0, step_s: HOUR_S, values, events }).forecast(24);
+    assert!((100.0 - forecast[3].mean).abs() < 5.0, "{:?}", forecast[3]);
+    assert!((170.0..220.0).contains(&forecast[5].mean), "{:?}", forecast[5]);
+    assert!((170.0..220.0).contains(&forecast[6].mean), "{:?}", forecast[6]);
 }

@@ -2,8 +2,10 @@
 //!
 //! An interval reaches from one quantile of the newest errors to another. Which quantiles, the past decides:
 //! every miss moves them outwards, every hit a little inwards, so that the nominal share is covered in the
-//! long run whatever the errors do. A change of level, seen by a two-sided CUSUM (Page 1954) of one-step
-//! errors, makes old errors worthless: most are forgotten, and the quantiles start further out.
+//! long run whatever the errors do. A change of level, seen by a two-sided CUSUM (Page 1954), makes old errors
+//! worthless: most are forgotten, and the quantiles start further out. It watches the errors of one step and
+//! those of a longer lead: a model that follows at once is wrong about one bucket only, but what it said long
+//! before is wrong for a while.
 
 use std::collections::VecDeque;
 
@@ -15,12 +17,43 @@ const KEPT: usize = 144;
 const KEPT_THROUGH_CHANGE: usize = 12;
 /// How far a miss moves the quantiles.
 const RATE: f64 = 0.04;
-/// One-step errors that say what is usual.
+/// Errors that say what is usual.
 const USUAL: usize = 96;
-/// Drift per step that is no change, in usual errors.
-const ALLOWANCE: f64 = 0.75;
-/// Sum of drifts that is a change, in usual errors.
-const ALARM: f64 = 10.0;
+/// The least size of a usual error, on the log scale: below a hundredth of the load differences are no change.
+const LEAST_USUAL: f64 = 0.01;
+/// An error counts no more than so many usual ones: one spike is no change.
+const MOST: f64 = 6.0;
+/// The leads whose errors are watched: (lead, drift per step that is no change, sum of drifts that is one), both
+/// in usual errors. Errors at longer leads come in rows, so more of them are needed.
+const WATCHED: [(usize, f64, f64); 2] = [(1, 0.75, 10.0), (LEADS / 2, 1.0, 20.0)];
+
+/// A two-sided CUSUM.
+#[derive(Clone, Debug, Default)]
+struct Cusum {
+    recent: VecDeque<f64>,
+    up: f64,
+    down: f64,
+}
+
+impl Cusum {
+    /// Adds an error; whether that makes a change.
+    fn changed(&mut self, error: f64, allowance: f64, alarm: f64) -> bool {
+        let usual = usual(&self.recent);
+        self.recent.push_back(error);
+        if self.recent.len() > USUAL {
+            self.recent.pop_front();
+        }
+        let Some(usual) = usual.map(|usual| usual.max(LEAST_USUAL)) else { return false };
+        let scaled = (error / usual).clamp(-MOST, MOST);
+        self.up = (self.up + scaled - allowance).max(0.0);
+        self.down = (self.down - scaled - allowance).max(0.0);
+        let changed = self.up.max(self.down) >= alarm;
+        if changed {
+            (self.up, self.down) = (0.0, 0.0);
+        }
+        changed
+    }
+}
 
 #[derive(Clone, Debug, Default)]
 struct Lead {
@@ -36,9 +69,7 @@ pub(super) struct Conformal {
     /// The nominal share to be missed.
     nominal: f64,
     leads: Vec<Lead>,
-    one_step: VecDeque<f64>,
-    up: f64,
-    down: f64,
+    cusums: [Cusum; WATCHED.len()],
 }
 
 impl Conformal {
@@ -48,9 +79,7 @@ impl Conformal {
         Self {
             nominal,
             leads: vec![Lead { errors: VecDeque::new(), miss: nominal }; LEADS],
-            one_step: VecDeque::new(),
-            up: 0.0,
-            down: 0.0,
+            cusums: Default::default(),
         }
     }
 
@@ -66,29 +95,23 @@ impl Conformal {
         if own.errors.len() > KEPT {
             own.errors.pop_front();
         }
-        lead == 1 && self.changed(error)
+        let mut changed = false;
+        for (cusum, (watched, allowance, alarm)) in self.cusums.iter_mut().zip(WATCHED) {
+            changed |= lead == watched && cusum.changed(error, allowance, alarm);
+        }
+        if changed {
+            self.forget();
+        }
+        changed
     }
 
-    fn changed(&mut self, error: f64) -> bool {
-        let usual = usual(&self.one_step);
-        self.one_step.push_back(error);
-        if self.one_step.len() > USUAL {
-            self.one_step.pop_front();
-        }
-        let Some(usual) = usual.filter(|usual| *usual > 0.0) else { return false };
-        let scaled = (error / usual).clamp(-6.0, 6.0);
-        self.up = (self.up + scaled - ALLOWANCE).max(0.0);
-        self.down = (self.down - scaled - ALLOWANCE).max(0.0);
-        if self.up.max(self.down) < ALARM {
-            return false;
-        }
-        (self.up, self.down) = (0.0, 0.0);
+    /// Forgets most of what was before a change.
+    fn forget(&mut self) {
         for lead in &mut self.leads {
             let surplus = lead.errors.len().saturating_sub(KEPT_THROUGH_CHANGE);
             lead.errors.drain(..surplus);
             lead.miss = lead.miss.min(0.0);
         }
-        true
     }
 
     /// How far the intervals reach below and above the forecasts, on the log scale, never narrower at a
@@ -104,7 +127,7 @@ impl Conformal {
     }
 }
 
-/// The scale of one-step errors: their mean absolute deviation, without the largest.
+/// The scale of errors: two thirds are smaller.
 fn usual(errors: &VecDeque<f64>) -> Option<f64> {
     if errors.len() < 12 {
         return None;

@@ -140,11 +140,14 @@ impl Record {
         let (mut exps, mut one_steps) = (0.0, 0_u32);
         let (mut sum, mut count) = (0.0, 0_u32);
         for (origin, forecast) in trial.chosen(together) {
-            let mut errors = [0.0; LEADS];
+            let (mut errors, mut known, mut last) = ([0.0; LEADS], 0, 0.0);
             for (index, forecast) in forecast.iter().enumerate() {
                 let at = origin + index;
+                errors[index] = last;
                 let Some(actual) = history.logs.get(at).filter(|_| history.known[at]) else { continue };
-                errors[index] = actual - forecast;
+                last = actual - forecast;
+                errors[index] = last;
+                known += 1;
                 record.conformal.observe(index + 1, actual - forecast);
                 if index == 0 {
                     (exps, one_steps) = (exps + (actual - forecast).min(20.0).exp(), one_steps + 1);
@@ -152,7 +155,7 @@ impl Record {
                 sum += (actual.exp_m1() - forecast.exp_m1()).abs();
                 count += 1;
             }
-            if origin + LEADS <= history.len() {
+            if known * 2 > LEADS {
                 record.trajectories.push(errors);
             }
         }
@@ -196,6 +199,10 @@ impl Field {
         }
         let tried = (history.len() / 4).clamp(LEADS, MAX_TRIED);
         let cut = history.len() - tried;
+        // What is not known can neither be forecast well nor badly.
+        if history.known[cut..].iter().filter(|known| **known).count() * 2 < tried.min(4 * LEADS) {
+            return None;
+        }
         let allowed = |recipe: &Recipe| {
             options.models.is_empty() || options.models.iter().any(|name| name == recipe.name())
         };
@@ -263,8 +270,14 @@ impl Field {
         if let Some(Pending { origin, chosen, .. }) = self.pending.front().filter(|p| end - p.origin == LEADS)
         {
             let (logs, known) = (&self.history.logs[*origin..], &self.history.known[*origin..]);
-            let error = |lead: usize| if known[lead] { logs[lead] - chosen[lead] } else { 0.0 };
-            self.record.trajectories.push(std::array::from_fn(error));
+            let mut last = 0.0;
+            let errors = std::array::from_fn(|lead| {
+                last = if known[lead] { logs[lead] - chosen[lead] } else { last };
+                last
+            });
+            if known.iter().filter(|known| **known).count() * 2 > LEADS {
+                self.record.trajectories.push(errors);
+            }
         }
         self.note_forecast();
     }

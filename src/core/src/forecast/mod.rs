@@ -6,6 +6,7 @@
 
 mod backtest;
 mod conformal;
+mod event;
 mod field;
 mod history;
 mod kernel;
@@ -17,6 +18,8 @@ mod trial;
 
 use std::fmt;
 
+pub use event::Event;
+use event::WithEvents;
 use field::Field;
 use history::History;
 use level_season::LevelSeason;
@@ -34,6 +37,8 @@ pub struct Series {
     /// One value per bucket, in the unit to be forecast (cost units per second); `None` is unknown.
     /// Negative and non-finite values count as unknown.
     pub values: Vec<Option<f64>>,
+    /// Special events, past ones to learn from and coming ones.
+    pub events: Vec<Event>,
 }
 
 /// How to fit.
@@ -186,11 +191,17 @@ pub fn fit(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecas
     if series.step_s == 0 {
         return Err(ForecastError::BadStep);
     }
+    WithEvents::fit(series, options.season_s, |series| fit_field(series, options))
+}
+
+fn fit_field(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecaster>, ForecastError> {
     let need = options.min_buckets.max(3);
     let keep = options.max_history.clamp(need, MAX_HISTORY.max(need));
     let history = History::new(series, keep, options.season_s);
     let have = history.count_known();
-    if let Some(field) = Field::fit(history, options) {
+    if have >= need
+        && let Some(field) = Field::fit(history, options)
+    {
         return Ok(Box::new(field));
     }
     if have < need || !options.models.is_empty() {
@@ -208,6 +219,13 @@ pub fn fit_simple(series: &Series, options: &ForecastOptions) -> Result<Box<dyn 
     if series.step_s == 0 {
         return Err(ForecastError::BadStep);
     }
+    WithEvents::fit(series, options.season_s, |series| fit_level_season(series, options))
+}
+
+fn fit_level_season(
+    series: &Series,
+    options: &ForecastOptions,
+) -> Result<Box<dyn Forecaster>, ForecastError> {
     let need = options.min_buckets.max(3);
     let keep = options.max_history.clamp(need, MAX_HISTORY.max(need));
     let known = series.values.iter().rev().take(keep).filter(|value| history::to_log(**value).is_some());

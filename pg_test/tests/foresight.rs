@@ -1,0 +1,78 @@
+//! What a keeper forecasts from four weeks of hourly history: the day it learnt, and a special event that it
+//! was told of.
+
+mod support;
+
+use foreshard_test::{Client, ClusterOptions, Result};
+use support::{cluster, database, wait_for};
+
+/// Hours between a batch run and the next one to come, which is six hours from now: without a rhythm.
+const RUNS: &str = "'{0, 77, 161, 270, 393, 502, 611}'::int[]";
+
+/// Office hours with a little of everything else, and batch runs of two hours that triple the load.
+fn history() -> String {
+    format!(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s) \
+         SELECT 3600, s.slot_id, pg_catalog.to_timestamp(h * 3600), 1, 1, 1, \
+             CASE WHEN h % 24 BETWEEN 8 AND 17 THEN 50 ELSE 20 END * (0.9 + 0.2 * random()) \
+                 * CASE WHEN now + 6 - h = ANY ({RUNS}) OR now + 7 - h = ANY ({RUNS}) THEN 3 ELSE 1 END \
+         FROM foreshard.slot s, LATERAL (SELECT extract(epoch FROM now())::int8 / 3600 AS now) t, \
+             generate_series(now - 28 * 24, now - 1) h"
+    )
+}
+
+/// Mean forecast load of a slot six hours from now.
+const IN_SIX_HOURS: &str = "SELECT avg(cost_units_per_s) FROM foreshard.forecasts \
+    WHERE at = pg_catalog.to_timestamp((extract(epoch FROM now())::int8 / 3600 + 6) * 3600)";
+
+fn number(client: &mut Client, query: &str) -> Result<f64> {
+    Ok(client.query_one(query)?.parse().unwrap_or(f64::NAN))
+}
+
+#[test]
+fn a_day_is_learnt_and_an_event_foreseen() -> Result<()> {
+    let settings = ClusterOptions::new("foresight")
+        .set("foreshard.forecast_horizon", "1d")
+        .set("foreshard.plan_interval", "1s")
+        .set("foreshard.bucket", "1s");
+    let cluster = cluster(&settings)?;
+    let mut client = database(&cluster, "d")?;
+    client.exec("CREATE TABLE t (id bigint PRIMARY KEY)")?;
+    client.exec("SELECT foreshard.distribute('t', 'id', 4)")?;
+    client.exec(&history())?;
+    wait_for(&mut client, "SELECT count(*) >= 4 * 23 FROM foreshard.forecasts WHERE at > now()", "t")?;
+    let wrong = client.exec(
+        "SELECT slot_id, at, cost_units_per_s, lower, upper, model FROM foreshard.forecasts, \
+             LATERAL (SELECT CASE WHEN extract(epoch FROM at)::int8 / 3600 % 24 BETWEEN 8 AND 17 THEN 50 ELSE 20 END AS truth) t \
+         WHERE at > now() AND (cost_units_per_s NOT BETWEEN truth * 0.75 AND truth * 1.33 OR lower > truth OR upper < truth)",
+    )?;
+    assert!(wrong.len() <= 4, "{}", wrong.to_text());
+    let usual = number(&mut client, IN_SIX_HOURS)?;
+
+    // The runs so far, and the one to come.
+    client.exec(&format!(
+        "INSERT INTO foreshard.event (kind, table_oid, starts_at, ends_at) \
+         SELECT 'batch', 't', run, run + interval '2 h' \
+         FROM pg_catalog.to_timestamp((extract(epoch FROM now())::int8 / 3600 + 6) * 3600) next, \
+             unnest({RUNS}) hours, LATERAL (SELECT next - hours * interval '1 h' AS run) r"
+    ))?;
+    let all_with = "SELECT bool_and(model LIKE '% with events') FROM foreshard.forecasts WHERE at > now()";
+    wait_for(&mut client, all_with, "t")?;
+    let foreseen = number(&mut client, IN_SIX_HOURS)?;
+    assert!((2.3..3.4).contains(&(foreseen / usual)), "{foreseen} instead of {usual}");
+
+    // Another table's event is none of this one's business; a bad one is refused.
+    client.exec("CREATE TABLE u (id bigint PRIMARY KEY)")?;
+    client.exec("SELECT foreshard.distribute('u', 'id', 2)")?;
+    client.exec("UPDATE foreshard.event SET table_oid = 'u'")?;
+    wait_for(
+        &mut client,
+        "SELECT bool_or(model LIKE '% with events') FROM foreshard.forecasts WHERE at > now()",
+        "f",
+    )?;
+    let refused =
+        client.exec("INSERT INTO foreshard.event (kind, starts_at, ends_at) VALUES ('x', now(), now())");
+    assert!(refused.is_err());
+    client.exec("DROP TABLE u")?;
+    wait_for(&mut client, "SELECT count(*) FROM foreshard.event", "0")
+}
