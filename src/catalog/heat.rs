@@ -2,14 +2,10 @@
 
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
-use foreshard_core::forecast::Event;
 use foreshard_core::heat::{Counters, Rates};
 use foreshard_core::unit_cost::Load;
 use pgrx::pg_sys::Oid;
 use std::collections::HashMap;
-
-/// Special events of a table that are looked at.
-const MAX_EVENTS: i64 = 200;
 
 /// What is known of a partition at a reading.
 pub struct Reading {
@@ -244,37 +240,4 @@ pub fn history(resolution_s: i32, since_s: f64) -> PgResult<Vec<(i64, i64, Optio
         &[resolution_s.into(), since_s.into()],
         |row| Ok((row.need(1)?, row.need(2)?, row.get(3)?)),
     )
-}
-
-/// A special event: (colocation group, None for all; what of it the forecast needs).
-pub type GroupEvent = (Option<i32>, Event);
-
-/// Special events that touch a time, of every table (and of all tables) the latest.
-pub fn events(since_s: f64, until_s: f64) -> PgResult<Vec<GroupEvent>> {
-    spi::rows(
-        "SELECT q.group_id, pg_catalog.hashtextextended(q.kind, 0), \
-                greatest(extract(epoch FROM q.starts_at), -9e15)::int8, least(extract(epoch FROM q.ends_at), 9e15)::int8, q.factor \
-         FROM (SELECT m.group_id, e.*, pg_catalog.row_number() OVER (PARTITION BY e.table_oid ORDER BY e.ends_at DESC, e.event_id) AS place \
-               FROM foreshard.event e LEFT JOIN foreshard.managed_table m USING (table_oid) \
-               WHERE e.ends_at > pg_catalog.to_timestamp($1) AND e.starts_at < pg_catalog.to_timestamp($2)) q \
-         WHERE q.place <= $3 ORDER BY q.table_oid, q.place",
-        &[since_s.into(), until_s.into(), MAX_EVENTS.into()],
-        |row| {
-            let event = Event {
-                kind: row.need::<i64>(2)? as u64,
-                start_s: row.need(3)?,
-                end_s: row.need(4)?,
-                factor: row.get(5)?,
-            };
-            Ok((row.get(1)?, event))
-        },
-    )
-}
-
-/// The colocation group of every slot.
-pub fn groups() -> PgResult<HashMap<i64, i32>> {
-    let rows = spi::rows("SELECT slot_id, group_id FROM foreshard.slot", &[], |row| {
-        Ok((row.need(1)?, row.need(2)?))
-    })?;
-    Ok(rows.into_iter().collect())
 }

@@ -7,6 +7,7 @@ pub mod copy;
 pub mod decision;
 pub mod definition;
 pub mod dependency;
+pub mod event;
 pub mod heat;
 pub mod hot_key;
 pub mod moves;

@@ -3,7 +3,7 @@
 
 mod models;
 
-use crate::catalog::{colocation, decision, heat};
+use crate::catalog::{colocation, decision, event, heat};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{bgworker, guc};
 use foreshard_core::forecast::{ForecastOptions, Series};
@@ -71,13 +71,9 @@ fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i6
             entry.values[index] = cost;
         }
     }
-    let events = heat::events(since as f64, now_s + f64::from(horizon_s))?;
-    if !events.is_empty() {
-        let groups = heat::groups()?;
-        for (slot_id, series) in &mut all {
-            let own = |group: &Option<i32>| group.is_none_or(|group| groups.get(slot_id) == Some(&group));
-            series.events = events.iter().filter(|(group, _)| own(group)).map(|(_, e)| e.clone()).collect();
-        }
+    let mut events = event::by_slot(since as f64, now_s + f64::from(horizon_s))?;
+    for (slot_id, series) in &mut all {
+        series.events = events.remove(slot_id).unwrap_or_default();
     }
     Ok(all)
 }

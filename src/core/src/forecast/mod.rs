@@ -79,6 +79,14 @@ pub const MODELS: [&str; 18] = [
     "spar",
 ];
 
+impl ForecastOptions {
+    /// (The fewest known buckets, the most buckets looked at).
+    fn bounds(&self) -> (usize, usize) {
+        let need = self.min_buckets.max(3);
+        (need, self.max_history.clamp(need, MAX_HISTORY.max(need)))
+    }
+}
+
 impl Default for ForecastOptions {
     fn default() -> Self {
         Self { season_s: 86_400, interval_level: 0.9, min_buckets: 6, max_history: 4_032, models: Vec::new() }
@@ -195,8 +203,7 @@ pub fn fit(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecas
 }
 
 fn fit_field(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecaster>, ForecastError> {
-    let need = options.min_buckets.max(3);
-    let keep = options.max_history.clamp(need, MAX_HISTORY.max(need));
+    let (need, keep) = options.bounds();
     let history = History::new(series, keep, options.season_s);
     let have = history.count_known();
     if have >= need
@@ -226,8 +233,7 @@ fn fit_level_season(
     series: &Series,
     options: &ForecastOptions,
 ) -> Result<Box<dyn Forecaster>, ForecastError> {
-    let need = options.min_buckets.max(3);
-    let keep = options.max_history.clamp(need, MAX_HISTORY.max(need));
+    let (need, keep) = options.bounds();
     let known = series.values.iter().rev().take(keep).filter(|value| history::to_log(**value).is_some());
     let have = known.count();
     if have < need {
