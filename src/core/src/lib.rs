@@ -14,6 +14,7 @@
 //! | [`unit_cost`] | what do the executions cost that nobody measured? |
 //! | [`forecast`] | how busy will it be? |
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
+//! | [`graph`] | who reaches whom, how influential is a node, and who shall live together? |
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`canary`] | how many reads may the new copy serve now? |
 //! | [`digest`] | are two copies of a table equal? |
@@ -34,6 +35,7 @@ pub mod digest;
 pub mod forecast;
 pub mod frames;
 pub mod gaps;
+pub mod graph;
 pub mod heat;
 pub mod latency;
 pub mod phase;
