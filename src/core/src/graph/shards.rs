@@ -100,6 +100,17 @@ impl Shards {
         Ok(())
     }
 
+    /// The same shards with their shares multiplied by these factors (each cut to 0.5..=2) and brought to 1.
+    #[must_use]
+    pub fn scaled(&self, factors: &[f64]) -> Self {
+        let factor = |shard: usize| factors.get(shard).map_or(1.0, |factor| factor.clamp(0.5, 2.0));
+        let shares: Vec<f64> =
+            self.shares.iter().enumerate().map(|(shard, share)| share * factor(shard)).collect();
+        let total: f64 = shares.iter().sum();
+        let shares = shares.iter().map(|share| (share / total).max(f64::MIN_POSITIVE)).collect();
+        Self { shares, allowed: self.allowed.clone() }
+    }
+
     /// The number of shards, at least 1.
     #[allow(clippy::len_without_is_empty, reason = "there is always one")]
     pub fn len(&self) -> usize {

@@ -33,6 +33,9 @@ pub struct AdaptiveOptions {
     pub max_partners: usize,
     /// Nodes have numbers below this; others are ignored.
     pub max_nodes: u32,
+    /// How strongly a shard that carried more than its share lately is asked to carry less from now on: by
+    /// this many times the surplus. Loads of the past half-life then even out, not only those foreseen.
+    pub compensation: f64,
     /// How plans are made.
     pub partition: PartitionOptions,
 }
@@ -41,13 +44,14 @@ impl Default for AdaptiveOptions {
     fn default() -> Self {
         Self {
             pair_half_life_windows: 200_000.0,
-            load_half_life_windows: 50_000.0,
+            load_half_life_windows: 250_000.0,
             period_windows: 5_000,
             max_moves_per_window: 8,
             max_moves_per_plan: 10_000,
             max_partners: 32,
             max_nodes: 1 << 24,
-            partition: PartitionOptions { slack: 0.03, stay: 0.5, cycles: 1, ..PartitionOptions::default() },
+            compensation: 1.0,
+            partition: PartitionOptions { slack: 0.03, stay: 1.0, cycles: 1, ..PartitionOptions::default() },
         }
     }
 }
@@ -77,8 +81,10 @@ pub struct Adaptive {
     shards: Shards,
     options: AdaptiveOptions,
     nodes: Vec<Known>,
-    /// Heat by shard, in units of the landmark.
+    /// Heat of the nodes that live on a shard, in units of the landmark.
     heats: Vec<f64>,
+    /// Accesses that a shard served when they came, in the same units.
+    served: Vec<f64>,
     /// What an access is worth now, in units of the landmark.
     heat_unit: f64,
     pair_unit: f64,
@@ -94,6 +100,7 @@ impl Adaptive {
     pub fn new(shards: Shards, options: AdaptiveOptions) -> Self {
         Self {
             heats: vec![0.0; shards.len()],
+            served: vec![0.0; shards.len()],
             shards,
             options,
             nodes: Vec::new(),
@@ -168,6 +175,10 @@ impl Adaptive {
     /// Learns from a window, places nodes that were nowhere near those they came with, plans when it is time,
     /// and hands out the moves to make now (they are taken as made).
     pub fn observe(&mut self, window: &[u32]) -> &[NodeMove] {
+        for node in window {
+            let shard = self.shard_of(*node);
+            self.served[usize::from(shard)] += self.heat_unit;
+        }
         self.learn(window);
         self.moves.clear();
         self.settle_newcomers(window);
@@ -188,6 +199,7 @@ impl Adaptive {
     /// Places everything that is known anew, from nothing but what was learnt.
     pub fn place_all(&mut self) {
         self.pending.clear();
+        self.served.fill(0.0);
         let (graph, numbers) = self.graph();
         let options = PartitionOptions { cycles: 4, ..self.options.partition.clone() };
         let places = partition(&graph, &self.shards, &options);
@@ -244,6 +256,7 @@ impl Adaptive {
     fn rescale(&mut self) {
         if self.heat_unit > RESCALE {
             let factor = 1.0 / self.heat_unit;
+            self.served.iter_mut().for_each(|served| *served *= factor);
             self.nodes.iter_mut().for_each(|known| known.heat *= factor);
             self.heats.fill(0.0);
             for node in 0..self.nodes.len() as u32 {
@@ -289,7 +302,7 @@ impl Adaptive {
         self.pending.clear();
         let (graph, numbers) = self.graph();
         let home: Vec<u16> = numbers.iter().map(|node| self.shard_of(*node)).collect();
-        let places = repartition(&graph, &home, &self.shards, &self.options.partition);
+        let places = repartition(&graph, &home, &self.compensated(), &self.options.partition);
         let mut moves: Vec<(f64, NodeMove)> = Vec::new();
         for (index, node) in numbers.iter().enumerate() {
             let (from, to) = (home[index], places[index]);
@@ -300,6 +313,17 @@ impl Adaptive {
         moves.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.node.cmp(&b.1.node)));
         moves.truncate(self.options.max_moves_per_plan);
         self.pending.extend(moves.into_iter().map(|(_, step)| step));
+    }
+
+    /// The shards as the next plan shall see them: smaller where more was served than a fair share.
+    fn compensated(&self) -> Shards {
+        let total: f64 = self.served.iter().sum();
+        let factor = |(shard, served): (u16, &f64)| {
+            let surplus = if total > 0.0 { served / total / self.shards.share(shard) - 1.0 } else { 0.0 };
+            1.0 - self.options.compensation * surplus
+        };
+        let factors: Vec<f64> = (0_u16..).zip(&self.served).map(factor).collect();
+        self.shards.scaled(&factors)
     }
 
     /// What was learnt as a graph, and the node behind each of its numbers.
