@@ -95,11 +95,10 @@ proptest! {
     }
 }
 
-/// Groups of eight nodes whose members are used together, now and then with a stranger.
-fn window(numbers: &mut Numbers, groups: u32, shift: u32) -> Vec<u32> {
+/// Accesses to members of one of the groups of eight nodes, now and then with a stranger.
+fn window(numbers: &mut Numbers, groups: u32) -> Vec<u32> {
     let group = numbers.below(groups);
-    let mut window: Vec<u32> =
-        (0..6).map(|_| group * 8 + (numbers.below(8) * 5 + shift * group) % 8).collect();
+    let mut window: Vec<u32> = (0..6).map(|_| group * 8 + numbers.below(8)).collect();
     if numbers.below(20) == 0 {
         window.push(numbers.below(groups * 8));
     }
@@ -148,29 +147,29 @@ fn an_adaptive_partition_learns_and_keeps_its_bounds() {
     let mut crossing = Vec::new();
     // Half-way the groups are joined differently: what was together no longer is.
     for phase in 0..2 {
+        let mut loads = vec![0.0; 4];
         for part in 0..10 {
-            let (mut crossed, mut loads) = (0, vec![0.0; 4]);
+            let mut crossed = 0;
             for _ in 0..1_000 {
-                let mut window = window(&mut numbers, 100, 0);
+                let mut window = window(&mut numbers, 100);
                 if phase == 1 {
-                    window.iter_mut().for_each(|node| *node = *node / 8 * 8 + (*node % 8 + *node / 8) % 8);
                     window.iter_mut().for_each(|node| *node = (*node * 37) % 800);
                 }
                 let first = adaptive.shard_of(window[0]);
                 crossed += u32::from(window.iter().any(|node| adaptive.shard_of(*node) != first));
-                window.iter().for_each(|node| loads[usize::from(adaptive.shard_of(*node))] += 1.0);
-                let placed: Vec<u16> = window.iter().map(|node| adaptive.shard_of(*node)).collect();
+                if part >= 5 {
+                    window.iter().for_each(|node| loads[usize::from(adaptive.shard_of(*node))] += 1.0);
+                }
                 let moves = adaptive.observe(&window).to_vec();
                 assert!(moves.len() <= 3);
                 for step in &moves {
                     assert!(step.from != step.to && adaptive.shard_of(step.node) == step.to);
                 }
-                assert_eq!(placed.len(), window.len());
             }
             crossing.push(crossed);
-            let worst = balance(&loads, &shards);
-            assert!(part < 5 || worst < 1.2, "phase {phase}, part {part}: {worst}");
         }
+        let worst = balance(&loads, &shards);
+        assert!(worst < 1.1, "phase {phase}: {worst}");
     }
     assert!(crossing[9] < 150 && crossing[19] < 150, "{crossing:?}");
     assert!(adaptive.moved() > 0 && adaptive.ignored() == 0);

@@ -13,6 +13,10 @@ pub const MAX_WINDOW: usize = 64;
 /// Units of growth after which decayed numbers are brought down again.
 const RESCALE: f64 = 1e6;
 
+/// The most that a shard is asked to carry less or more to make up for the past, as a share of its share: a
+/// bad past must not make a bad present.
+const MAX_COMPENSATION: f64 = 0.1;
+
 /// Not placed yet.
 const NOWHERE: u16 = u16::MAX;
 
@@ -320,7 +324,7 @@ impl Adaptive {
         let total: f64 = self.served.iter().sum();
         let factor = |(shard, served): (u16, &f64)| {
             let surplus = if total > 0.0 { served / total / self.shards.share(shard) - 1.0 } else { 0.0 };
-            1.0 - self.options.compensation * surplus
+            1.0 - (self.options.compensation * surplus).clamp(-MAX_COMPENSATION, MAX_COMPENSATION)
         };
         let factors: Vec<f64> = (0_u16..).zip(&self.served).map(factor).collect();
         self.shards.scaled(&factors)
