@@ -1,9 +1,10 @@
 //! Placement of nodes: within limits, together, and following what happens.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+use foreshard_core::graph::Digraph;
 use foreshard_core::graph::partition::{
-    Adaptive, AdaptiveOptions, PartitionError, PartitionOptions, WeightedGraph, cut_share, partition,
-    repartition,
+    Adaptive, AdaptiveOptions, Knowledge, Mix, PartitionError, PartitionOptions, WeightedGraph, combined,
+    cut_share, partition, repartition,
 };
 use foreshard_core::graph::shards::{
     NodeMove, Placed, ShardError, Shards, balance, deviating, distribute, place_near,
@@ -220,6 +221,43 @@ fn nodes_that_deviate_move_to_the_least_used_shard() {
     let mut only = shards;
     only.restrict(0, &[0]).unwrap();
     assert_eq!(deviating(&nodes, &places, &only, 0.5, 10), []);
+}
+
+#[test]
+fn what_is_known_is_mixed_in_any_unit() {
+    let graph = Digraph::from_pairs(4, &[(0, 1), (1, 2), (2, 3), (3, 3)]).unwrap();
+    let mix = Mix { count: 1.0, influence: 1.0, heat: 2.0, structure: 1.0, co_access: 1.0 };
+    let with = |scale: f64| {
+        let (influence, heat) = ([0.0, scale, scale, 0.0], [scale, 0.0, 0.0, 0.0]);
+        let co_access = [(0, 1, scale as f32), (1, 0, scale as f32), (0, 3, 2.0 * scale as f32)];
+        let known = Knowledge { kinds: &[0, 7], influence: &influence, heat: &heat, co_access: &co_access };
+        combined(&graph, &known, &mix).unwrap()
+    };
+    let (small, large) = (with(0.25), with(1024.0));
+    assert_eq!(small, large);
+    let loads: Vec<f64> = (0..4).map(|node| small.load(node)).collect();
+    assert_eq!(loads, [2.25, 0.75, 0.75, 0.25]);
+    assert_eq!((small.kind(1), small.kind(3)), (7, 0));
+    // 0 and 1: a quarter of the structure and half of the co-access, times four nodes.
+    assert_eq!(small.edges(0).collect::<Vec<_>>(), [(1, 3.0), (3, 2.0)]);
+    let none = combined(&graph, &Knowledge::default(), &mix).unwrap();
+    assert_eq!((none.total_load(), none.degree(3)), (1.0, 1));
+    let bad = Knowledge { co_access: &[(0, 9, 1.0)], ..Knowledge::default() };
+    assert_eq!(combined(&graph, &bad, &mix), Err(PartitionError::UnknownNode { node: 9 }));
+}
+
+#[test]
+fn related_nodes_attract_newcomers() {
+    let mut adaptive =
+        Adaptive::new(equal(4), AdaptiveOptions { max_nodes: 100, ..AdaptiveOptions::default() });
+    for shard in 0..4_u16 {
+        assert!(adaptive.assign(u32::from(shard), 0, Some(shard)));
+        (0..50).for_each(|_| adaptive.learn(&[u32::from(shard); 8]));
+    }
+    assert!(adaptive.relate(50, 2, 3.0) && !adaptive.relate(50, 50, 1.0) && !adaptive.relate(50, 100, 1.0));
+    assert!(!adaptive.relate(50, 1, f64::NAN) && !adaptive.relate(50, 1, 0.0));
+    adaptive.observe(&[50]);
+    assert_eq!(adaptive.shard_of(50), 2);
 }
 
 #[test]

@@ -101,13 +101,14 @@ pub struct Ahead<'a> {
 pub struct MaintainOptions {
     /// The largest depth that the closure keeps, as it was built; unlimited when `None`.
     pub max_depth: Option<u32>,
-    /// The most rows and edges that are looked at; beyond it [`MaintainError::TooMuchWork`].
+    /// The most rows and edges that are looked at; beyond it [`MaintainError::TooMuchWork`]. It bounds memory as
+    /// well: less than 100 bytes each.
     pub max_work: u64,
 }
 
 impl Default for MaintainOptions {
     fn default() -> Self {
-        Self { max_depth: None, max_work: 50_000_000 }
+        Self { max_depth: None, max_work: 5_000_000 }
     }
 }
 

@@ -176,6 +176,23 @@ impl Adaptive {
         self.rescale();
     }
 
+    /// Makes two nodes partners as if they had been used together in this many windows: what the structure of a
+    /// graph says before there is anything to observe. False for a node beyond the limit or a bad number.
+    pub fn relate(&mut self, a: u32, b: u32, windows: f64) -> bool {
+        let weight = (windows * self.pair_unit) as f32;
+        let fine = weight.is_finite() && weight > 0.0 && a != b;
+        if !fine || self.known(a.max(b)).is_none() {
+            return false;
+        }
+        let most = self.options.max_partners.max(1);
+        for (node, other) in [(a, b), (b, a)] {
+            if let Some(known) = self.nodes.get_mut(node as usize) {
+                remember(&mut known.partners, other, weight, most);
+            }
+        }
+        true
+    }
+
     /// Learns from a window, places nodes that were nowhere near those they came with, plans when it is time,
     /// and hands out the moves to make now (they are taken as made).
     pub fn observe(&mut self, window: &[u32]) -> &[NodeMove] {
@@ -282,11 +299,8 @@ impl Adaptive {
     /// Places nodes of the window that live nowhere yet.
     fn settle_newcomers(&mut self, window: &[u32]) {
         let new: Vec<u32> = window.iter().copied().filter(|node| !self.is_placed(*node)).collect();
-        if new.is_empty() {
-            return;
-        }
-        let loads = self.loads();
         for node in new {
+            let mut loads = self.loads();
             let Some(known) = self.nodes.get(node as usize) else { continue };
             let near: Vec<(u16, f64)> = known
                 .partners
@@ -295,6 +309,7 @@ impl Adaptive {
                 .map(|partner| (self.shard_of(partner.node), f64::from(partner.weight)))
                 .collect();
             let newcomer = Placed { load: known.heat / self.heat_unit, kind: known.kind };
+            loads[usize::from(self.shard_of(node))] -= newcomer.load;
             let slack = self.options.partition.slack;
             let place = place_near(newcomer, &near, &loads, &self.shards, slack);
             self.relocate(node, |known| known.place = place);

@@ -7,15 +7,17 @@
 //! best, as long as there is room. With a placement to begin with, only nodes of one shard are merged (as in
 //! repartitioning with ParMETIS), so whole groups move at once, and staying at home is worth something.
 //!
-//! [`Adaptive`] is online: it is told windows of accesses one by one, keeps decayed co-access weights and
+//! [`combined`] makes the weighted graph from structure, co-access, influence and heat. [`Adaptive`] is online: it is told windows of accesses one by one, keeps decayed co-access weights and
 //! loads, plans again every so often, and hands out a bounded number of moves per window.
 
 mod adaptive;
 mod coarsen;
+mod combine;
 mod refine;
 mod weights;
 
 pub use adaptive::{Adaptive, AdaptiveOptions};
+pub use combine::{Knowledge, Mix, combined};
 pub use weights::{PartitionError, WeightedGraph};
 
 use super::shards::{Shards, distribute};
