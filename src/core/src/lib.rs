@@ -24,7 +24,8 @@
 //! | [`gaps`] | which event is sampled next? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
 //!
-//! Deliberately absent: SQL, I/O, threads, logging, `unsafe`, and panics outside tests.
+//! Deliberately absent: SQL, I/O, threads (unless asked for, in [`graph::rank`]), logging, `unsafe`, and panics
+//! outside tests.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
