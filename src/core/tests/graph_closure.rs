@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use foreshard_core::graph::closure::{ClosureError, ClosureOptions, ClosureWalk};
 use foreshard_core::graph::keys::KeyTable;
 use foreshard_core::graph::maintain::{
-    ClosureReader, EditError, MaintainError, MaintainOptions, MemoryClosure, RowChange, maintain,
+    Ahead, ClosureReader, EditError, MaintainError, MaintainOptions, MemoryClosure, RowChange, maintain,
 };
 use foreshard_core::graph::{Digraph, Edge, GraphError, Reached};
 use proptest::prelude::*;
@@ -309,6 +309,82 @@ fn errors_of_the_reader_come_through() {
     assert_eq!(error, MaintainError::Reader("gone"));
     assert_eq!(error.to_string(), "the closure could not be read: gone");
     assert_eq!(maintain(&mut Broken, &[(1, 1)], &MaintainOptions::default()), Ok(vec![]));
+}
+
+/// Rows and edges as a server might give them: in any order, edges several times, with rows (v, v, 0).
+struct Untidy {
+    before: MemoryClosure,
+    edges: Vec<(u32, u32)>,
+    told: Vec<(Vec<u32>, Vec<u32>)>,
+}
+
+impl ClosureReader for Untidy {
+    type Error = ();
+
+    fn ancestors(&mut self, node: u32, limit: usize, rows: &mut Vec<Reached>) -> Result<(), ()> {
+        let own = self.before.ancestors_of(node).into_iter().rev();
+        rows.extend([Reached { node, depth: 0 }].into_iter().chain(own).take(limit));
+        Ok(())
+    }
+
+    fn descendants(&mut self, node: u32, limit: usize, rows: &mut Vec<Reached>) -> Result<(), ()> {
+        let own = self.before.descendants_of(node).into_iter().rev();
+        rows.extend(own.chain([Reached { node, depth: 0 }]).take(limit));
+        Ok(())
+    }
+
+    fn depth(&mut self, ancestor: u32, descendant: u32) -> Result<Option<u32>, ()> {
+        assert_ne!(ancestor, descendant);
+        Ok(self.before.depth_of(ancestor, descendant))
+    }
+
+    fn has_edge(&mut self, source: u32, target: u32) -> Result<bool, ()> {
+        Ok(self.edges.contains(&(source, target)))
+    }
+
+    fn out_edges(&mut self, node: u32, targets: &mut Vec<u32>) -> Result<(), ()> {
+        let own = self.edges.iter().rev().filter(|edge| edge.0 == node);
+        targets.extend(own.flat_map(|edge| [edge.1, edge.1]));
+        Ok(())
+    }
+
+    fn in_edges(&mut self, node: u32, sources: &mut Vec<u32>) -> Result<(), ()> {
+        let own = self.edges.iter().rev().filter(|edge| edge.1 == node);
+        sources.extend(own.flat_map(|edge| [edge.0, edge.0]));
+        Ok(())
+    }
+
+    fn look_ahead(&mut self, ahead: &Ahead<'_>) -> Result<(), ()> {
+        self.told.push((ahead.loops.to_vec(), ahead.ends.to_vec()));
+        Ok(())
+    }
+}
+
+#[test]
+fn readers_need_not_be_tidy() {
+    let mut numbers = Numbers(5);
+    for round in 0..60 {
+        let mut edges: Vec<(u32, u32)> = (0..80).map(|_| (numbers.below(40), numbers.below(40))).collect();
+        let graph = Digraph::from_pairs(40, &edges).unwrap();
+        let options = MaintainOptions { max_depth: Some(2 + round % 4), ..MaintainOptions::default() };
+        let before = MemoryClosure::new(&graph, options, 10_000).unwrap();
+        let inserted = [(numbers.below(40), numbers.below(40)), (numbers.below(40), numbers.below(40))];
+        let deleted = [edges.swap_remove(7), edges.swap_remove(9), edges.swap_remove(11)];
+        let expected = before.clone().edit(&inserted, &deleted).unwrap();
+        edges.extend(inserted);
+        // What was not touched may be named as well.
+        let touched: Vec<(u32, u32)> = deleted.iter().chain(&inserted).chain(&edges[..5]).copied().collect();
+        let mut reader = Untidy { before, edges, told: Vec::new() };
+        assert_eq!(maintain(&mut reader, &touched, &options), Ok(expected.clone()));
+        assert_eq!(reader.told.len(), 1);
+        let (loops, ends) = &reader.told[0];
+        assert!(ends.len() <= touched.len());
+        let known = |node: &u32| loops.binary_search(node).is_ok();
+        assert!(
+            expected.iter().all(|row| known(&row.ancestor))
+                || expected.iter().all(|row| known(&row.descendant))
+        );
+    }
 }
 
 #[test]
