@@ -261,6 +261,18 @@ fn related_nodes_attract_newcomers() {
 }
 
 #[test]
+fn shares_follow_capacity_and_factors() {
+    let mut shards = Shards::new(&[1.0, 3.0]).unwrap();
+    shards.restrict(4, &[1]).unwrap();
+    let scaled = shards.scaled(&[f64::NAN, 100.0]);
+    assert!((scaled.share(1) - 6.0 / 7.0).abs() < 1e-12 && !scaled.may(4, 0));
+    let homes: Vec<u16> = (0..8_000).map(|node| shards.default_shard(node, 0)).collect();
+    let second = homes.iter().filter(|home| **home == 1).count();
+    assert!((5_800..6_200).contains(&second), "{second}");
+    assert!((0..99).all(|node| shards.default_shard(node, 4) == 1));
+}
+
+#[test]
 fn bad_arguments_are_refused() {
     assert_eq!(Shards::new(&[]), Err(ShardError::NoShards));
     assert_eq!(Shards::new(&[1.0, f64::NAN]), Err(ShardError::BadCapacity { shard: 1 }));

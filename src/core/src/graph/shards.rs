@@ -100,10 +100,11 @@ impl Shards {
         Ok(())
     }
 
-    /// The same shards with their shares multiplied by these factors (each cut to 0.5..=2) and brought to 1.
+    /// The same shards with their shares multiplied by these factors (each cut to 0.5..=2) and brought to a sum of 1.
     #[must_use]
     pub fn scaled(&self, factors: &[f64]) -> Self {
-        let factor = |shard: usize| factors.get(shard).map_or(1.0, |factor| factor.clamp(0.5, 2.0));
+        let known = |shard: usize| factors.get(shard).filter(|factor| factor.is_finite());
+        let factor = |shard: usize| known(shard).map_or(1.0, |factor| factor.clamp(0.5, 2.0));
         let shares: Vec<f64> =
             self.shares.iter().enumerate().map(|(shard, share)| share * factor(shard)).collect();
         let total: f64 = shares.iter().sum();

@@ -35,7 +35,8 @@ pub struct AdaptiveOptions {
     pub max_moves_per_plan: usize,
     /// The most partners that are remembered of a node, the heaviest.
     pub max_partners: usize,
-    /// Nodes have numbers below this; others are ignored.
+    /// Nodes have numbers below this; others are ignored. Memory goes with the largest number seen, so numbers
+    /// should be dense.
     pub max_nodes: u32,
     /// How strongly a shard that carried more than its share lately is asked to carry less from now on: by
     /// this many times the surplus. Loads of the past half-life then even out, not only those foreseen.
@@ -53,7 +54,7 @@ impl Default for AdaptiveOptions {
             max_moves_per_window: 8,
             max_moves_per_plan: 10_000,
             max_partners: 32,
-            max_nodes: 1 << 24,
+            max_nodes: 1 << 20,
             compensation: 1.0,
             partition: PartitionOptions { slack: 0.03, stay: 1.0, cycles: 1, ..PartitionOptions::default() },
         }
