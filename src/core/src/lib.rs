@@ -15,6 +15,7 @@
 //! | [`forecast`] | how busy will it be? |
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
 //! | [`calibration`] | did what was sure to pay really pay? |
+//! | [`graph`] | who reaches whom, how influential is a node, and who shall live together? |
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`canary`] | how many reads may the new copy serve now? |
 //! | [`digest`] | are two copies of a table equal? |
@@ -24,7 +25,8 @@
 //! | [`gaps`] | which event is sampled next? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
 //!
-//! Deliberately absent: SQL, I/O, threads, logging, `unsafe`, and panics outside tests.
+//! Deliberately absent: SQL, I/O, threads (unless asked for, in [`graph::rank`]), logging, `unsafe`, and panics
+//! outside tests.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -36,6 +38,7 @@ pub mod digest;
 pub mod forecast;
 pub mod frames;
 pub mod gaps;
+pub mod graph;
 pub mod heat;
 pub mod latency;
 pub mod phase;
