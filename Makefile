@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo psql demo-stop test bench bench-move bench-overhead bench-forecast chaos docs install check clean-run
+.PHONY: help demo psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph chaos docs install check clean-run
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,16 @@ bench-overhead: ## what watching costs, in throughput; ARGS="--pg 18 --pairs 3 -
 	@scripts/bench-overhead.sh $(ARGS)
 
 bench-forecast: ## forecasts against the field; DATA=folder of timestamp,value files, STEP=1h ARGS="--refit 24"
-	@scripts/bench-forecast.sh $(or $(DATA),data/series) --step $(or $(STEP),1h) $(ARGS)
+	@scripts/bench-pure.sh forecast $(or $(DATA),data/series) --step $(or $(STEP),1h) $(ARGS)
+
+bench-plan: ## how fast and how well placements are planned; ARGS="--slots 10000 --shards 100"
+	@scripts/bench-pure.sh plan $(ARGS)
+
+bench-sim: ## what foresight is worth on a simulated cluster; TRACE=folder of CSV files, or a key trace; ARGS="--seeds 5"
+	@scripts/bench-pure.sh sim $(or $(TRACE),data/series) $(ARGS)
+
+bench-graph: ## closures, influence and placement of a graph; EDGES=edge list, plain or .xz
+	@scripts/bench-pure.sh graph $(or $(EDGES),data/graphs/debian_bookworm.edges.xz) $(ARGS)
 
 docs: ## the README's generated parts, and the Rust documentation below target/doc
 	@scripts/docs.sh
