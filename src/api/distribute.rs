@@ -1,8 +1,8 @@
 //! distribute and undistribute.
 
+use crate::catalog::colocation::SlotPlace;
 use crate::catalog::rebuild::{Leaf, Shape, lock_with_notice, rebuild};
 use crate::catalog::relation::{bytes_of_tree, column, kind};
-use crate::catalog::colocation::SlotPlace;
 use crate::catalog::{birth, colocation, name_of, preflight, record_event};
 use crate::pg::report::{PgResult, bad_argument, busy, error, unknown, unsupported, wrong_state};
 use crate::pg::types::Regclass;

@@ -15,20 +15,12 @@ use crate::pg::{security, sequence, storage};
 use pgrx::pg_sys;
 use pgrx::spi::quote_identifier;
 
-/// One copy of a partition.
-pub struct Child {
-    /// The part it is for.
-    pub part: i32,
-    /// The table.
-    pub oid: pg_sys::Oid,
-}
-
 /// The copies of one partition, by part.
-pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<Child>> {
+pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
     spi::rows(
-        "SELECT part, child FROM foreshard.move_child WHERE move_id = $1 AND source = $2 ORDER BY part",
+        "SELECT child FROM foreshard.move_child WHERE move_id = $1 AND source = $2 ORDER BY part",
         &[move_id.into(), source.into()],
-        |row| Ok(Child { part: row.need(1)?, oid: row.need(2)? }),
+        |row| row.need(1),
     )
 }
 
@@ -261,7 +253,8 @@ pub fn capture(move_id: i64, row: &RelationRow) -> PgResult<bool> {
         return Ok(false);
     }
     let trigger = shadow::install_trigger(row.source, row.log, &row.key)?;
-    let print = shadow::fingerprint(row.source, trigger, row.log)?.ok_or_else(|| internal("no fingerprint"))?;
+    let print =
+        shadow::fingerprint(row.source, trigger, row.log)?.ok_or_else(|| internal("no fingerprint"))?;
     spi::run(
         "UPDATE foreshard.move_relation SET capture_trigger = $3, fingerprint = $4, \
              blocks_total = pg_catalog.pg_relation_size($2::regclass) / pg_catalog.current_setting('block_size')::int8, \
@@ -309,7 +302,7 @@ pub fn fits(move_id: i64, row: &RelationRow) -> PgResult<bool> {
         return Ok(false);
     }
     for child in children(move_id, row.source)? {
-        if !shadow::fits(move_id, row.source, child.oid, false)? {
+        if !shadow::fits(move_id, row.source, child, false)? {
             return Ok(false);
         }
     }
@@ -355,16 +348,17 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
     .unwrap_or_default();
     let children = children(move_id, source)?;
     let staging = name_of(row.shadow)?;
-    for child in &children {
-        spi::run(&format!("ALTER TABLE {staging} DETACH PARTITION {}", name_of(child.oid)?), &[])?;
-        release(child.oid)?;
-        take_over(move_id, source, child.oid)?;
-        run_all(&carried, &name_of(child.oid)?)?;
-        spi::run(&format!("ALTER TABLE {} SET SCHEMA {schema}", name_of(child.oid)?), &[])?;
+    for child in children.iter().copied() {
+        spi::run(&format!("ALTER TABLE {staging} DETACH PARTITION {}", name_of(child)?), &[])?;
+        release(child)?;
+        take_over(move_id, source, child)?;
+        run_all(&carried, &name_of(child)?)?;
+        spi::run(&format!("ALTER TABLE {} SET SCHEMA {schema}", name_of(child)?), &[])?;
     }
     // In its transaction nothing else may be lost with it: whatever depends on it stops us.
-    let leaf = spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[source.into()])?
-        .unwrap_or_default();
+    let leaf =
+        spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[source.into()])?
+            .unwrap_or_default();
     let index_names = index_names(move_id, source)?;
     spi::run(&format!("DROP TABLE {}", name_of(source)?), &[])?;
     // The planner must not look into an index that has more than the heap it is shown.
@@ -376,19 +370,19 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
         &[move_id.into(), source.into()],
     )?
     .ok_or_else(|| internal("the split has lost its twin"))?;
-    for (child, part) in children.iter().zip(parts) {
+    for (child, part) in children.into_iter().zip(parts) {
         let label = format!("s{}_{}", part.modulus, part.remainder);
-        let name = sequence::free_name(parent, None, &label, child.oid)?;
-        spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(child.oid)?, quote_identifier(&name)), &[])?;
-        name_indexes(child.oid, &leaf, &index_names)?;
-        attach(parent, owner, child.oid, twin, part)?;
+        let name = sequence::free_name(parent, None, &label, child)?;
+        spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(child)?, quote_identifier(&name)), &[])?;
+        name_indexes(child, &leaf, &index_names)?;
+        attach(parent, owner, child, twin, part)?;
         for (of, state) in &enabled {
             spi::run(
                 "UPDATE pg_catalog.pg_trigger SET tgenabled = $3::\"char\" WHERE tgrelid = $1 AND tgparentid = $2",
-                &[child.oid.into(), (*of).into(), state.as_str().into()],
+                &[child.into(), (*of).into(), state.as_str().into()],
             )?;
         }
-        storage::forget_cached(child.oid);
+        storage::forget_cached(child);
     }
     Ok(())
 }
@@ -447,7 +441,11 @@ fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, 
 }
 
 /// Indexes are called after their table, as those of the source are after the source.
-fn name_indexes(child: pg_sys::Oid, leaf: &str, names: &[(pg_sys::Oid, pg_sys::Oid, String)]) -> PgResult<()> {
+fn name_indexes(
+    child: pg_sys::Oid,
+    leaf: &str,
+    names: &[(pg_sys::Oid, pg_sys::Oid, String)],
+) -> PgResult<()> {
     for (_, index, old) in names.iter().filter(|(heap, _, _)| *heap == child) {
         let rest = old.strip_prefix(leaf).and_then(|rest| rest.strip_prefix('_')).unwrap_or("idx");
         let (columns, label) = rest.rsplit_once('_').map_or((None, rest), |(a, b)| (Some(a), b));

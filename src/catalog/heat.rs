@@ -50,19 +50,15 @@ const COUNTERS: &str = "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partit
 
 /// Reads the cumulative statistics of every partition now, by slot.
 pub fn read_counters() -> PgResult<Vec<Reading>> {
-    spi::rows(
-        &format!("{COUNTERS} ORDER BY 1, 4"),
-        &[],
-        |row| {
-            Ok(Reading {
-                slot_id: row.need(1)?,
-                shard_id: row.need(2)?,
-                table: row.need::<Oid>(3)?.to_u32(),
-                relation: row.need::<Oid>(4)?.to_u32(),
-                counters: counters(row, 5)?,
-            })
-        },
-    )
+    spi::rows(&format!("{COUNTERS} ORDER BY 1, 4"), &[], |row| {
+        Ok(Reading {
+            slot_id: row.need(1)?,
+            shard_id: row.need(2)?,
+            table: row.need::<Oid>(3)?.to_u32(),
+            relation: row.need::<Oid>(4)?.to_u32(),
+            counters: counters(row, 5)?,
+        })
+    })
 }
 
 /// The previous reading of a slot.
@@ -211,7 +207,16 @@ pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
 pub fn divide_history(slot_id: i64, parts: &[(i64, f64)], until_s: f64) -> PgResult<()> {
     let others: Vec<(i64, f64)> = parts.iter().copied().filter(|(slot, _)| *slot != slot_id).collect();
     let kept: f64 = parts.iter().filter(|(slot, _)| *slot == slot_id).map(|(_, share)| share).sum();
-    let loads = ["reads_per_s", "writes_per_s", "blocks_per_s", "cost_units_per_s", "cpu_ms_per_s", "wal_bytes_per_s", "trigger_cost_per_s", "access_score"];
+    let loads = [
+        "reads_per_s",
+        "writes_per_s",
+        "blocks_per_s",
+        "cost_units_per_s",
+        "cpu_ms_per_s",
+        "wal_bytes_per_s",
+        "trigger_cost_per_s",
+        "access_score",
+    ];
     let points = ["cost_units_per_s", "lower", "upper", "mae"];
     let times = |columns: &[&str], share: &str| {
         let products = columns.iter().map(|column| format!("o.{column} * {share}"));

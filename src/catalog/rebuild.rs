@@ -154,8 +154,11 @@ fn create(definition: &Definition, aside: &str, shape: &Shape) -> PgResult<Vec<S
     let digits = base.saturating_sub(1).to_string().len();
     let mut names = Vec::with_capacity(leaves.len());
     for Leaf { modulus, remainder, tablespace } in *leaves {
-        let suffix =
-            if modulus == base { format!("_s{remainder:0digits$}") } else { format!("_s{modulus}_{remainder}") };
+        let suffix = if modulus == base {
+            format!("_s{remainder:0digits$}")
+        } else {
+            format!("_s{modulus}_{remainder}")
+        };
         let bare = format!("{}{suffix}", truncate(&definition.bare_name, 63 - suffix.len()));
         let name = format!("{}.{}", definition.schema, quote_identifier(&bare));
         run(&format!(

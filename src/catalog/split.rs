@@ -101,7 +101,10 @@ fn target(name: Option<&str>, present: i32) -> PgResult<i32> {
         |row| Ok((row.need::<i32>(1)?, row.need::<bool>(2)?)),
     )?;
     match found.into_iter().next() {
-        None => Err(unknown(format!("shard \"{name}\" does not exist")).set_hint("See the view foreshard.shards.")),
+        None => {
+            Err(unknown(format!("shard \"{name}\" does not exist"))
+                .set_hint("See the view foreshard.shards."))
+        }
         Some((shard_id, true)) if shard_id != present => {
             Err(bad_argument(format!("shard \"{name}\" is being drained")))
         }
@@ -179,9 +182,7 @@ pub fn refuse(slot_id: i64, reasons: Vec<String>) -> PgResult<()> {
     } else {
         "Cure every reason named and split the slot again, or move the whole slot with foreshard.move_slot()."
     };
-    Err(unsupported(format!("slot {slot_id} cannot be split"))
-        .set_detail(reasons.join("; "))
-        .set_hint(hint))
+    Err(unsupported(format!("slot {slot_id} cannot be split")).set_detail(reasons.join("; ")).set_hint(hint))
 }
 
 /// Everything that speaks against splitting a slot, of all its tables.

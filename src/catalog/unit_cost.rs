@@ -124,8 +124,18 @@ pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
     let others: Vec<(i64, f64)> = parts.iter().copied().filter(|(slot, _)| *slot != slot_id).collect();
     let kept: f64 = parts.iter().filter(|(slot, _)| *slot == slot_id).map(|(_, share)| share).sum();
     let sums = [
-        "statements", "scans", "rows_read", "blocks_hit", "blocks_read", "read_cpu_ms", "rows_written", "write_cpu_ms",
-        "wal_bytes", "trigger_calls", "trigger_cost_units", "result_bytes",
+        "statements",
+        "scans",
+        "rows_read",
+        "blocks_hit",
+        "blocks_read",
+        "read_cpu_ms",
+        "rows_written",
+        "write_cpu_ms",
+        "wal_bytes",
+        "trigger_calls",
+        "trigger_cost_units",
+        "result_bytes",
     ];
     let products = |share: &str| sums.map(|sum| format!("o.{sum} * {share}")).join(", ");
     spi::run(

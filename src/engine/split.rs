@@ -31,7 +31,9 @@ impl Engine for Split {
         let parts = split::parts(row.move_id)?;
         let spaces: HashSet<&str> = parts.iter().map(|part| part.tablespace.as_str()).collect();
         // All parts may be on one tablespace, and all rows in one part.
-        reasons.extend(spaces.into_iter().filter_map(|space| disk::shortage(space, bytes, guc::MIN_FREE_DISK.get())));
+        reasons.extend(
+            spaces.into_iter().filter_map(|space| disk::shortage(space, bytes, guc::MIN_FREE_DISK.get())),
+        );
         Ok(reasons)
     }
 
@@ -103,7 +105,7 @@ impl Engine for Split {
         let mut own = Vec::new();
         for relation in relations {
             own.push(relation.shadow);
-            own.extend(child::children(row.move_id, relation.source)?.iter().map(|child| child.oid));
+            own.extend(child::children(row.move_id, relation.source)?);
             own.extend(relation.twin);
         }
         Ok(lock::try_lock_all(&own, lock::ACCESS_EXCLUSIVE))
@@ -117,7 +119,7 @@ impl Engine for Split {
         let parts = split::parts(row.move_id)?;
         for relation in relations {
             for child in child::children(row.move_id, relation.source)? {
-                storage::promote_predicate_locks(relation.source, child.oid);
+                storage::promote_predicate_locks(relation.source, child);
             }
             child::exchange(row.move_id, relation, &parts)?;
         }

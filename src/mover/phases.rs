@@ -306,7 +306,8 @@ fn tell_difference(
     );
     moves::note(row.move_id, None, Some(&what), None)?;
     let named = plan.differing_rows()?;
-    let rows: Vec<serde_json::Value> = named.iter().filter_map(|row| serde_json::from_str(row).ok()).collect();
+    let rows: Vec<serde_json::Value> =
+        named.iter().filter_map(|row| serde_json::from_str(row).ok()).collect();
     let detail = serde_json::json!({"detail": what, "rows": rows});
     crate::catalog::record_event("mismatch", Some(row.move_id), Some(row.slot_id), detail)?;
     moves::advance(row, Event::Mismatch, engine.capabilities())?;

@@ -245,7 +245,8 @@ fn rows_of(
             }
         };
         // Sampled before its slot was split and after.
-        if let Some(row) = rows.iter_mut().find(|row| (row.hash, row.table) == (hot.key.hash, relation.table)) {
+        if let Some(row) = rows.iter_mut().find(|row| (row.hash, row.table) == (hot.key.hash, relation.table))
+        {
             row.accesses_per_s += hot.access_score;
             row.access_score += hot.access_score;
             row.lower += per_s(hot.lower);

@@ -195,7 +195,8 @@ impl Parts {
         state: *mut pg_sys::EState,
     ) -> &mut Shadow {
         let number = self.router.locate(Some((values[self.at], self.key_type)));
-        let Some((number, place)) = number.and_then(|number| Some((number, self.open.get_mut(number)?))) else {
+        let Some((number, place)) = number.and_then(|number| Some((number, self.open.get_mut(number)?)))
+        else {
             error!("no part of the split takes the key");
         };
         let oid = self.router.partition(number);
@@ -305,13 +306,7 @@ impl Shadow {
                 if !index.predicate.is_null() && !compat::holds(index.predicate, expressions) {
                     continue;
                 }
-                pg_sys::FormIndexDatum(
-                    index.info,
-                    self.row,
-                    state,
-                    values.as_mut_ptr(),
-                    nulls.as_mut_ptr(),
-                );
+                pg_sys::FormIndexDatum(index.info, self.row, state, values.as_mut_ptr(), nulls.as_mut_ptr());
                 pg_sys::index_insert(
                     index.relation,
                     values.as_mut_ptr(),

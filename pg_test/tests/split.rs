@@ -1,0 +1,527 @@
+//! Splits: a slot becomes two without anybody noticing; whatever hangs on its partitions hangs on the new ones.
+
+mod common;
+
+use common::ledger::{self, Ledger};
+use common::{Random, Server, options};
+use foreshard_test::{Client, Result, SqlError};
+use std::time::Duration;
+
+/// Modulus, remainder and shard of every partition, as foreshard and as PostgreSQL have it.
+fn layout(server: &mut Server, table: &str) -> Result<String> {
+    server.query(&format!(
+        "SELECT s.modulus, s.remainder, s.shard FROM foreshard.slots s JOIN pg_class c ON c.oid = s.partition \
+         WHERE s.\"table\" = '{table}'::regclass AND pg_get_expr(c.relpartbound, c.oid) \
+             = format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder) ORDER BY 1, 2"
+    ))
+}
+
+fn expect_code(outcome: std::result::Result<foreshard_test::Rows, SqlError>, code: &str) -> SqlError {
+    match outcome {
+        Ok(rows) => panic!("no error {code} but {}", rows.to_text()),
+        Err(error) => {
+            assert_eq!(error.sqlstate, code, "{error}");
+            error
+        }
+    }
+}
+
+/// Every key is where PostgreSQL routes it, and foreshard knows.
+fn assert_located(server: &mut Server, table: &str, key: &str) -> Result<()> {
+    let wrong = server.query(&format!(
+        "SELECT count(*) FROM (SELECT t.{key}, t.tableoid FROM {table} t) t \
+         JOIN foreshard.slots s ON s.partition = t.tableoid \
+         WHERE foreshard.get_shard_location('{table}', t.{key}) <> s.shard \
+            OR NOT satisfies_hash_partition('{table}'::regclass, s.modulus, s.remainder, t.{key})"
+    ))?;
+    assert_eq!(wrong, "0", "rows of {table} in the wrong place");
+    Ok(())
+}
+
+#[test]
+fn nobody_notices() -> Result<()> {
+    let mut server = Server::start(&options("split").set("foreshard.copy_chunk", "64kB"))?;
+    ledger::create(&mut server, 12_000)?;
+    server.query(
+        "SELECT foreshard.distribute('acc', 'id', 2); SELECT foreshard.distribute('note', 'id', colocate_with => 'acc')",
+    )?;
+    let ledger = Ledger::start(&server, 12_000, 4);
+    let mut prepared = server.cluster.connect("postgres")?;
+    prepared.exec("SET plan_cache_mode = force_generic_plan; SET jit = off")?;
+    prepared.prepare("by_key", "SELECT count(*) FROM acc WHERE id = $1")?;
+    prepared.prepare("all", "SELECT count(*) FROM (SELECT id FROM acc OFFSET 0) q WHERE $1::int = 0")?;
+    for round in 0..5 {
+        let slots = server.slots("acc")?;
+        let slot = &slots[round * 7 % slots.len()];
+        let of_slot =
+            format!("SELECT modulus, remainder, shard FROM foreshard.slots WHERE slot_id = {slot} LIMIT 1");
+        let before = server.query(&of_slot)?;
+        let move_id = if round % 2 == 0 {
+            server.split_slot(slot)?
+        } else {
+            server.query(&format!("SELECT foreshard.split_slot({slot})"))?
+        };
+        for key in 0..20 {
+            prepared.exec_prepared("by_key", &[Some(&key.to_string())])?;
+            prepared.exec_prepared("all", &[Some("0")])?;
+        }
+        server.wait_end(&move_id, "done")?;
+        let after = server.query(&of_slot)?;
+        let number = |text: &str, n: usize| text.split('|').nth(n).and_then(|n| n.parse::<i64>().ok());
+        assert_eq!(number(&after, 0), number(&before, 0).map(|m| m * 2), "{before} became {after}");
+        assert_eq!(number(&after, 1), number(&before, 1));
+        ledger.assert_equal(&mut server)?;
+        server.assert_settled()?;
+        assert_eq!(layout(&mut server, "acc")?, layout(&mut server, "note")?);
+        assert_eq!(layout(&mut server, "acc")?.lines().count(), slots.len() + 1);
+        let held = server.query(&format!(
+            "SELECT detail->>'held_us', detail->>'attempts' FROM foreshard.history WHERE event = 'cutover' AND move_id = {move_id}"
+        ))?;
+        println!("round {round}: held for {held} us|attempts");
+    }
+    ledger.work(100)?;
+    ledger.assert_equal(&mut server)?;
+    ledger.finish();
+    for table in ["acc", "note"] {
+        assert_located(&mut server, table, "id")?;
+    }
+    // One partition is looked at for one key.
+    let plan = server.query("EXPLAIN (COSTS off) SELECT * FROM acc WHERE id = 4711")?;
+    assert_eq!(plan.matches("acc_s").count() - plan.matches("_pkey").count(), 1, "{plan}");
+    let names =
+        server.query("SELECT string_agg(partition::text, ' ') FROM foreshard.slots WHERE modulus = 4")?;
+    assert!(names.is_empty() || names.contains("acc_s4_"), "{names}");
+    // A table that comes later has the same layout, and the same names.
+    server.query("CREATE TABLE late (id bigint PRIMARY KEY); INSERT INTO late SELECT generate_series(1, 3000); SELECT foreshard.distribute('late', 'id', colocate_with => 'acc')")?;
+    assert_eq!(layout(&mut server, "acc")?, layout(&mut server, "late")?);
+    assert_located(&mut server, "late", "id")?;
+    let suffixes = |table: &str| {
+        format!(
+            "SELECT string_agg(replace(partition::text, '{table}', ''), ' ' ORDER BY slot_id) FROM foreshard.slots WHERE \"table\" = '{table}'::regclass"
+        )
+    };
+    assert_eq!(server.query(&suffixes("acc"))?, server.query(&suffixes("late"))?);
+    // Parts are slots like any other.
+    let slot = server.slots("late")?[3].clone();
+    server.move_and_wait(&slot)?;
+    let move_id = server.split_slot(&slot)?;
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(layout(&mut server, "acc")?, layout(&mut server, "late")?);
+    server.query("SELECT foreshard.undistribute('late'); SELECT foreshard.undistribute('note'); SELECT foreshard.undistribute('acc')")?;
+    assert_eq!(server.query("SELECT count(*) FROM late")?, "3000");
+    server.assert_clean()
+}
+
+/// Everything that may hang on a partition.
+const RICH: &str = r#"
+CREATE ROLE reader; CREATE ROLE proprietor; CREATE SCHEMA "Sh op";
+CREATE TABLE region (code text PRIMARY KEY); INSERT INTO region VALUES ('n'), ('s');
+CREATE TABLE part (id int, k int, PRIMARY KEY (id, k)) PARTITION BY HASH (id);
+CREATE TABLE part_0 PARTITION OF part FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE part_1 PARTITION OF part FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+INSERT INTO part SELECT g, g FROM generate_series(0, 99) g;
+CREATE SEQUENCE "Sh op".free_seq;
+CREATE TABLE "Sh op"."Ri ch" (gone text DEFAULT 'x', "Id" text COLLATE "C", serial_no serial NOT NULL,
+    "Weird ""Name" text COLLATE "POSIX" DEFAULT 'it''s %s' NOT NULL CHECK ("Weird ""Name" <> '%s'),
+    region text REFERENCES region ON UPDATE CASCADE, total numeric(12, 3) CHECK (total >= 0),
+    doubled numeric GENERATED ALWAYS AS (total * 2) STORED, p1 int, p2 int, also int, tags text[], wide text,
+    free int DEFAULT nextval('"Sh op".free_seq'), CONSTRAINT rich_pk PRIMARY KEY ("Id") INCLUDE (serial_no),
+    CONSTRAINT rich_uq UNIQUE ("Id", serial_no) DEFERRABLE INITIALLY DEFERRED,
+    FOREIGN KEY (p1, p2) REFERENCES part (id, k) DEFERRABLE)
+    WITH (fillfactor = 80, toast.autovacuum_vacuum_threshold = 33);
+ALTER TABLE "Sh op"."Ri ch" ALTER COLUMN wide SET STORAGE EXTERNAL, ALTER COLUMN tags SET COMPRESSION pglz;
+INSERT INTO "Sh op"."Ri ch" ("Id", "Weird ""Name", region, total, p1, p2, tags, wide)
+    SELECT 'key ' || g, 'n' || g, CASE WHEN g % 3 = 0 THEN 'n' WHEN g % 3 = 1 THEN 's' END, g % 77, g % 100, g % 100, array['t' || g % 7],
+        repeat('wide ' || g, g % 900) FROM generate_series(1, 4000) g;
+CREATE INDEX ON "Sh op"."Ri ch" (lower("Weird ""Name") DESC NULLS LAST, (total + 1)) WHERE total > 3;
+CREATE INDEX rich_gin ON "Sh op"."Ri ch" USING gin (tags);
+CREATE INDEX rich_brin ON "Sh op"."Ri ch" USING brin (serial_no) WITH (pages_per_range = 8);
+SELECT foreshard.distribute('"Sh op"."Ri ch"', 'Id', 2);
+ALTER TABLE "Sh op"."Ri ch" DROP COLUMN gone;
+ALTER TABLE "Sh op"."Ri ch" DROP COLUMN also;
+ALTER TABLE "Sh op"."Ri ch" ADD COLUMN late int DEFAULT 7, ADD COLUMN later text;
+ALTER TABLE "Sh op"."Ri ch" OWNER TO proprietor; GRANT ALL ON SCHEMA "Sh op" TO proprietor;
+GRANT REFERENCES, SELECT, UPDATE ON region, part TO proprietor; GRANT ALL ON "Sh op".free_seq TO proprietor;
+DO $$ DECLARE leaf regclass; BEGIN
+    FOR leaf IN SELECT partition FROM foreshard.slots LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO proprietor', leaf);
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN total SET STATISTICS 321, ALTER COLUMN late SET (n_distinct = -0.5)', leaf);
+        EXECUTE format('GRANT SELECT ON %s TO reader WITH GRANT OPTION; GRANT UPDATE (total) ON %s TO PUBLIC', leaf, leaf);
+        EXECUTE format('COMMENT ON TABLE %s IS ''a leaf''; COMMENT ON COLUMN %s.total IS ''sum''', leaf, leaf);
+        EXECUTE format('CREATE INDEX own_%s ON %s (late) WITH (fillfactor = 70)', leaf::oid, leaf);
+        EXECUTE format('ALTER TABLE %s ADD CONSTRAINT own_check CHECK (later <> ''x'')', leaf);
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN late SET DEFAULT 8', leaf);
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', leaf);
+        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', leaf);
+    END LOOP; END $$;
+CREATE TABLE audit (op text, id text);
+CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+    INSERT INTO public.audit VALUES (TG_NAME, coalesce(NEW."Id", OLD."Id")); RETURN coalesce(NEW, OLD); END $$;
+CREATE TRIGGER a_before BEFORE UPDATE OF total ON "Sh op"."Ri ch" FOR EACH ROW WHEN (OLD.total IS DISTINCT FROM NEW.total) EXECUTE FUNCTION log();
+CREATE TRIGGER b_always AFTER DELETE ON "Sh op"."Ri ch" FOR EACH ROW EXECUTE FUNCTION log();
+CREATE TRIGGER c_disabled AFTER INSERT ON "Sh op"."Ri ch" FOR EACH ROW EXECUTE FUNCTION log();
+CREATE TRIGGER d_statement AFTER UPDATE ON "Sh op"."Ri ch" FOR EACH STATEMENT EXECUTE FUNCTION log();
+ALTER TABLE "Sh op"."Ri ch" ENABLE ALWAYS TRIGGER b_always, DISABLE TRIGGER c_disabled;
+CREATE PUBLICATION pub FOR TABLE "Sh op"."Ri ch" WITH (publish_via_partition_root = true);
+ANALYZE;
+"#;
+
+/// What the catalog says about one leaf, whatever its name and oid.
+const FACTS: &str = r#"
+SELECT concat_ws(' ', 'column', attnum, attname, format_type(atttypid, atttypmod), attcollation::regcollation, attnotnull, attidentity, attgenerated,
+     attstorage, attcompression, attstattarget, attoptions, attacl, attislocal, attinhcount, pg_get_expr(adbin, adrelid), col_description(attrelid, attnum)) AS fact
+  FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+UNION ALL SELECT concat_ws(' ', 'constraint', CASE WHEN conindid = 0 OR contype = 'f' THEN conname END, contype, pg_get_constraintdef(oid), convalidated, conislocal, coninhcount, conparentid, condeferrable, condeferred)
+  FROM pg_constraint WHERE conrelid = $1
+UNION ALL SELECT concat_ws(' ', 'index', regexp_replace(pg_get_indexdef(indexrelid), ' INDEX .* USING', ' INDEX USING'), indisprimary, indisvalid, indisready, indimmediate, indisreplident,
+     (SELECT inhparent::regclass FROM pg_inherits WHERE inhrelid = indexrelid)) FROM pg_index WHERE indrelid = $1
+UNION ALL SELECT concat_ws(' ', 'trigger', CASE WHEN NOT tgisinternal THEN tgname END, tgtype, tgfoid::regproc, tgenabled, tgparentid, tgdeferrable, tginitdeferred, tgisinternal) FROM pg_trigger WHERE tgrelid = $1
+UNION ALL SELECT concat_ws(' ', 'table', relowner::regrole, relacl, reloptions, relrowsecurity, relreplident, relpersistence, relkind, relnamespace::regnamespace, relrewrite, relispartition, obj_description(c.oid, 'pg_class'),
+     (SELECT t.reloptions FROM pg_class t WHERE t.oid = c.reltoastrelid)) FROM pg_class c WHERE oid = $1
+UNION ALL SELECT concat_ws(' ', 'depends', classid::regclass, CASE WHEN refobjid = $1 THEN 'itself' ELSE pg_describe_object(refclassid, refobjid, refobjsubid) END, deptype)
+  FROM pg_depend WHERE (classid, objid) = ('pg_class'::regclass, $1) OR classid = 'pg_attrdef'::regclass AND objid IN (SELECT oid FROM pg_attrdef WHERE adrelid = $1)
+ORDER BY 1"#;
+
+fn facts(server: &mut Server, leaf: &str) -> Result<String> {
+    server.query(&FACTS.replace("$1", &format!("{leaf}::oid")))
+}
+
+#[test]
+fn everything_is_carried_over() -> Result<()> {
+    let mut server = Server::start(&options("split-rich"))?;
+    server.query(RICH)?;
+    let digest =
+        "SELECT count(*) || ' ' || sum(hashtextextended(r::text, 0)::numeric) FROM \"Sh op\".\"Ri ch\" r";
+    let rows = server.query(digest)?;
+    let leaf = server.query("SELECT partition::oid FROM foreshard.slots WHERE remainder = 1")?;
+    let slot = server.query("SELECT slot_id FROM foreshard.slots WHERE remainder = 1")?;
+    server.query(&format!("DO $$ BEGIN EXECUTE format('ALTER TABLE %s ENABLE REPLICA TRIGGER a_before', {leaf}::regclass); END $$"))?;
+    let before = facts(&mut server, &leaf)?;
+    let move_id = server.split_slot(&slot)?;
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(server.query(digest)?, rows);
+    let children = server.query("SELECT partition::oid FROM foreshard.slots WHERE modulus = 4")?;
+    assert_eq!(children.lines().count(), 2);
+    for child in children.lines() {
+        let after = facts(&mut server, child)?;
+        for (was, is) in before.lines().zip(after.lines()) {
+            assert_eq!(was, is, "of child {child}");
+        }
+        assert_eq!(before.lines().count(), after.lines().count());
+        let estimate = server.query(&format!("SELECT reltuples > 500 AND relallvisible > 0 AND EXISTS (SELECT FROM pg_statistic WHERE starelid = {child}) FROM pg_class WHERE oid = {child}"))?;
+        assert_eq!(estimate, "t", "the planner knows nothing of {child}");
+    }
+    assert_located(&mut server, "\"Sh op\".\"Ri ch\"", "\"Id\"")?;
+    // Keys, checks and triggers do their work in the parts.
+    let mut c = server.cluster.connect("postgres")?;
+    let table = "\"Sh op\".\"Ri ch\"";
+    expect_code(c.exec(&format!("UPDATE {table} SET region = 'nowhere'")), "23503");
+    expect_code(c.exec(&format!("UPDATE {table} SET p1 = 1000")), "23503");
+    expect_code(c.exec("DELETE FROM part WHERE id = 5"), "23503");
+    expect_code(c.exec(&format!("INSERT INTO {table} (\"Id\") SELECT \"Id\" FROM {table}")), "23505");
+    expect_code(c.exec(&format!("UPDATE {table} SET later = 'x'")), "23514");
+    c.exec(&format!(
+        "TRUNCATE audit; UPDATE {table} SET total = total + 1; DELETE FROM {table} WHERE total = 10"
+    ))?;
+    let fired = c.exec("SELECT op, count(*) FROM audit GROUP BY 1 ORDER BY 1")?.to_text();
+    let in_other = c.query_one(&format!("SELECT count(*) FROM {table} WHERE tableoid IN (SELECT partition FROM foreshard.slots WHERE modulus = 2)"))?;
+    println!("{fired} ({in_other} rows in the slot that was not split)");
+    assert!(
+        fired.contains("b_always|") && fired.contains("d_statement|1") && !fired.contains("c_disabled"),
+        "{fired}"
+    );
+    c.exec("UPDATE region SET code = 'N' WHERE code = 'n'")?;
+    assert_eq!(c.query_one(&format!("SELECT count(*) FROM {table} WHERE region = 'n'"))?, "0");
+    assert_eq!(
+        c.query_one(&format!("SELECT count(*) FROM {table} WHERE doubled IS DISTINCT FROM total * 2"))?,
+        "0"
+    );
+    server.assert_placed("s.modulus = 4 AND c.relname NOT LIKE 'own%'")?;
+    server.assert_clean()?;
+    dump_and_restore(&mut server)
+}
+
+/// A dump of a mixed layout restores to the same, and life goes on in it.
+fn dump_and_restore(server: &mut Server) -> Result<()> {
+    let mut dump = server.cluster.client_command("pg_dump", "postgres");
+    let output = dump.output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!text.contains("split_") || text.contains("split_slot"), "the dump mentions a copy");
+    server.query("CREATE DATABASE restored TEMPLATE template0")?;
+    let file = server.cluster.data_dir().join("dump.sql");
+    std::fs::write(&file, &output.stdout)?;
+    let mut restore = server.cluster.client_command("psql", "restored");
+    restore.args(["-q", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&file);
+    let output = restore.output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let state =
+        "SELECT slot_id, modulus, remainder, shard, partition, \"table\" FROM foreshard.slots ORDER BY 1";
+    let mut restored = server.cluster.connect("restored")?;
+    assert_eq!(restored.exec(state)?.to_text(), server.query(state)?);
+    let slot = restored.query_one("SELECT max(slot_id) FROM foreshard.slots")?;
+    let move_id = restored.query_one(&format!("SELECT foreshard.split_slot({slot})"))?;
+    foreshard_test::wait_until("the split of the restored table", common::PATIENCE, || {
+        Ok(restored.query_one(&format!("SELECT phase FROM foreshard.move WHERE move_id = {move_id}"))?
+            == "done")
+    })?;
+    assert_eq!(restored.query_one("SELECT count(*) FROM foreshard.slots")?, "4");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_split_says_why() -> Result<()> {
+    let mut server = Server::start(&options("split-refuse"))?;
+    server.query(
+        "CREATE TABLE t (id bigint PRIMARY KEY, v text); SELECT foreshard.distribute('t', 'id', 2); \
+         CREATE TABLE nokey (id bigint, v text); SELECT foreshard.distribute('nokey', 'id', 1); \
+         CREATE TABLE few (id bigint PRIMARY KEY); SELECT foreshard.distribute('few', 'id', 4096)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    let leaf = server.query(&format!("SELECT partition FROM foreshard.slots WHERE slot_id = {slot}"))?;
+    let mut c = server.cluster.connect("postgres")?;
+    let split = format!("SELECT foreshard.split_slot({slot})");
+    let mut refused = |make: &str, word: &str, unmake: &str| -> Result<()> {
+        c.exec(&make.replace("LEAF", &leaf))?;
+        let error = expect_code(c.exec(&split), "0A000");
+        assert!(
+            error.detail.as_deref().is_some_and(|d| d.contains(word)) && error.hint.is_some(),
+            "{word}: {error}"
+        );
+        c.exec(&unmake.replace("LEAF", &leaf))?;
+        Ok(())
+    };
+    refused(
+        "CREATE TABLE inbound (t_id bigint REFERENCES t)",
+        "inbound_foreign_key: inbound_t_id_fkey of public.inbound",
+        "DROP TABLE inbound",
+    )?;
+    refused(
+        "CREATE TABLE inbound (t_id bigint REFERENCES LEAF)",
+        "inbound_foreign_key",
+        "DROP TABLE inbound",
+    )?;
+    refused("CREATE PUBLICATION p FOR TABLE t", "publication: p", "DROP PUBLICATION p")?;
+    refused("CREATE PUBLICATION p FOR ALL TABLES", "publication: p", "DROP PUBLICATION p")?;
+    refused("CREATE PUBLICATION p FOR TABLES IN SCHEMA public", "publication: p", "DROP PUBLICATION p")?;
+    refused(
+        "CREATE PUBLICATION p FOR TABLE LEAF WITH (publish_via_partition_root = true)",
+        "own_publication: p",
+        "DROP PUBLICATION p",
+    )?;
+    refused("CREATE VIEW v AS SELECT * FROM LEAF", "dependent: ", "DROP VIEW v")?;
+    refused("CREATE TABLE other (t LEAF)", "row_type_used: ", "DROP TABLE other")?;
+    refused(
+        "ALTER TABLE LEAF ADD CONSTRAINT late CHECK (v <> 'x') NOT VALID",
+        "not_validated: constraint late",
+        "ALTER TABLE LEAF DROP CONSTRAINT late",
+    )?;
+    refused(
+        "CREATE ROLE somebody; ALTER TABLE LEAF OWNER TO somebody",
+        "other_owner",
+        "ALTER TABLE LEAF OWNER TO postgres",
+    )?;
+    refused("CREATE STATISTICS st ON id, v FROM LEAF", "own_statistics: st", "DROP STATISTICS st")?;
+    refused(
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER tr AFTER INSERT ON LEAF FOR EACH ROW EXECUTE FUNCTION f()",
+        "own_trigger: tr",
+        "DROP TRIGGER tr ON LEAF",
+    )?;
+    let nokey = server.slots("nokey")?[0].clone();
+    let mut c = server.cluster.connect("postgres")?;
+    let error = expect_code(c.exec(&format!("SELECT foreshard.split_slot({nokey})")), "0A000");
+    assert!(error.detail.as_deref().is_some_and(|d| d.contains("no_identity_index")), "{error}");
+    let few = server.slots("few")?[0].clone();
+    expect_code(c.exec(&format!("SELECT foreshard.split_slot({few})")), "53400");
+    expect_code(c.exec("SELECT foreshard.split_slot(123456)"), "42704");
+    expect_code(c.exec("SELECT foreshard.split_slot(NULL)"), "22023");
+    expect_code(c.exec(&format!("SELECT foreshard.split_slot({slot}, 'nowhere')")), "42704");
+    c.exec("CREATE ROLE stranger; GRANT USAGE ON SCHEMA foreshard TO stranger; SET ROLE stranger")?;
+    expect_code(c.exec(&split), "42501");
+    c.exec("RESET ROLE; GRANT EXECUTE ON FUNCTION foreshard.split_slot TO stranger; SET ROLE stranger")?;
+    expect_code(c.exec(&split), "42501");
+    c.exec("RESET ROLE")?;
+    // Two changes of a slot exclude each other; what was split for good does not come back.
+    server.hold(Some("copy"))?;
+    let move_id = c.query_one(&split)?;
+    expect_code(c.exec(&split), "55006");
+    expect_code(c.exec(&format!("SELECT foreshard.move_slot({slot}, 'sb')")), "55006");
+    c.exec("CREATE TABLE late (id bigint PRIMARY KEY)")?;
+    expect_code(c.exec("SELECT foreshard.distribute('late', 'id', colocate_with => 't')"), "55006");
+    expect_code(c.exec("SELECT foreshard.undistribute('t')"), "55006");
+    server.wait_phase(&move_id, "copy")?;
+    assert_eq!(c.query_one(&format!("SELECT foreshard.pause_move({move_id})"))?, "t");
+    server.hold(None)?;
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(server.phase(&move_id)?, "copy", "paused");
+    // What comes to hang on the slot meanwhile is found as well.
+    c.exec("CREATE TABLE inbound (t_id bigint REFERENCES t)")?;
+    assert_eq!(c.query_one(&format!("SELECT foreshard.resume_move({move_id})"))?, "t");
+    server.wait_end(&move_id, "failed")?;
+    let why = server
+        .query(&format!("SELECT last_error FROM foreshard.progress_moves WHERE move_id = {move_id}"))?;
+    assert!(why.contains("inbound_foreign_key"), "{why}");
+    c.exec("DROP TABLE inbound")?;
+    let move_id = c.query_one(&split)?;
+    server.wait_end(&move_id, "done")?;
+    let error = expect_code(c.exec(&format!("SELECT foreshard.rollback_move({move_id})")), "0A000");
+    assert!(error.hint.is_some(), "{error}");
+    server.assert_settled()
+}
+
+/// DDL in the middle: the split begins anew, or ends; nothing is left and nothing lost.
+#[test]
+fn definitions_change_meanwhile() -> Result<()> {
+    let mut server = Server::start(&options("split-ddl"))?;
+    let create = "CREATE TABLE t (id bigint PRIMARY KEY, v text NOT NULL); INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 3000) g; \
+                  SELECT foreshard.distribute('t', 'id', 2)";
+    server.query(create)?;
+    for (phase, change) in [
+        ("capture", "ALTER TABLE t ADD COLUMN a int DEFAULT 5"),
+        ("copy", "ALTER TABLE t ALTER COLUMN v SET DEFAULT 'x'"),
+        ("index", "CREATE INDEX ON t (v)"),
+        ("verify", "ALTER TABLE t ADD CHECK (id > 0)"),
+        ("cutover", "ALTER TABLE t ALTER COLUMN v DROP NOT NULL"),
+        ("cutover", "TRUNCATE t; INSERT INTO t SELECT g, 'w' || g FROM generate_series(1, 2000) g"),
+        ("cutover", "ALTER TABLE t RENAME COLUMN v TO w"),
+        ("cutover", "VACUUM FULL t"),
+        ("cutover", "ALTER TABLE t RENAME TO t2"),
+        ("cutover", "ALTER TABLE t2 RENAME TO t"),
+    ] {
+        println!("{change} in {phase}");
+        let slot = server.query("SELECT min(slot_id) FROM foreshard.slot")?;
+        server.hold(Some(phase))?;
+        let move_id = server.split_slot(&slot)?;
+        server.wait_phase(&move_id, phase)?;
+        let digest = |server: &mut Server, name: &str| {
+            server.query(&format!("SELECT count(*) || ' ' || sum(id) FROM {name}"))
+        };
+        server.query(change)?;
+        let name = if change.ends_with("t2") { "t2" } else { "t" };
+        let before = digest(&mut server, name)?;
+        server.hold(None)?;
+        server.wait_end(&move_id, "done")?;
+        assert_eq!(digest(&mut server, name)?, before, "{change}");
+        let shapes = server.query(&format!(
+            "SELECT count(DISTINCT (SELECT string_agg(concat_ws(' ', attname, atttypid, attnotnull, pg_get_expr(adbin, adrelid)), ',' ORDER BY attnum) \
+               FROM pg_attribute LEFT JOIN pg_attrdef ON (adrelid, adnum) = (attrelid, attnum) WHERE attrelid = relid AND attnum > 0 AND NOT attisdropped) \
+               || (SELECT count(*) FROM pg_index WHERE indrelid = relid)) FROM pg_partition_tree('{name}')"
+        ))?;
+        assert_eq!(shapes, "1", "shapes of the partitions after {change}");
+        server.assert_settled()?;
+    }
+    // The table goes, then the extension.
+    let slot = server.query("SELECT min(slot_id) FROM foreshard.slot")?;
+    server.hold(Some("cutover"))?;
+    let move_id = server.split_slot(&slot)?;
+    server.wait_phase(&move_id, "cutover")?;
+    server.query("DROP TABLE t")?;
+    server.hold(None)?;
+    server.wait_query("SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
+    server.wait_query("SELECT count(*) FROM pg_class WHERE relname ~ '^(split|capture)_'", "0")?;
+    server.assert_settled()?;
+    server.query(create)?;
+    let slot = server.query("SELECT min(slot_id) FROM foreshard.slot")?;
+    server.hold(Some("cutover"))?;
+    let move_id = server.split_slot(&slot)?;
+    server.wait_phase(&move_id, "cutover")?;
+    server.query("DROP EXTENSION foreshard")?;
+    assert_eq!(server.query("SELECT count(*) FROM t")?, "3000");
+    assert_eq!(server.query("SELECT count(*) FROM pg_class WHERE relname ~ '^(split|capture)_'")?, "0");
+    server.query("UPDATE t SET v = 'z'")?;
+    Ok(())
+}
+
+/// A snapshot that is older than the last replay is waited for; one that was taken while both copies were equal
+/// reads the new partitions.
+#[test]
+fn old_snapshots_see_every_row() -> Result<()> {
+    let mut server = Server::start(&options("split-mvcc"))?;
+    server.query(
+        "CREATE TABLE other (id int); \
+         CREATE TABLE t (id bigint PRIMARY KEY, v int); INSERT INTO t SELECT g, 0 FROM generate_series(1, 4000) g; \
+         SELECT foreshard.distribute('t', 'id', 2)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    let snapshot = |server: &Server| -> Result<Client> {
+        let mut client = server.cluster.connect("postgres")?;
+        client.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM other")?;
+        Ok(client)
+    };
+    let state = "SELECT count(*) || ' ' || sum(v) FROM t";
+    let mut old = snapshot(&server)?;
+    let move_id = server.split_slot(&slot)?;
+    server.wait_query(
+        &format!(
+            "SELECT phase FROM foreshard.move WHERE move_id = {move_id} AND waiting_for LIKE 'snapshot%'"
+        ),
+        "cutover",
+    )?;
+    server.query("UPDATE t SET v = 1 WHERE id % 2 = 0")?;
+    assert_eq!(old.query_one(state)?, "4000 0");
+    let mut young = snapshot(&server)?;
+    server.query("UPDATE t SET v = v + 5; DELETE FROM t WHERE id > 3000")?;
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.phase(&move_id)?, "cutover");
+    assert_eq!(old.query_one(state)?, "4000 0");
+    old.exec("COMMIT")?;
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(young.query_one(state)?, "4000 2000", "what a snapshot from before the cutover sees after it");
+    young.exec("COMMIT")?;
+    assert_eq!(server.query(state)?, "3000 16500");
+    server.assert_settled()
+}
+
+/// The parts look as hot as they are, and keys are born into them.
+#[test]
+fn what_is_known_is_divided() -> Result<()> {
+    let mut server = Server::start(&options("split-known").set("foreshard.hot_slot_threshold", "1"))?;
+    server.query(
+        "CREATE TABLE t (id bigint PRIMARY KEY, v int); SELECT foreshard.distribute('t', 'id', 2); \
+         ALTER TABLE t ALTER id SET DEFAULT foreshard.next_key('t', NULL::bigint); INSERT INTO t (v) SELECT g FROM generate_series(1, 4000) g",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    server.query(&format!(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, cost_units_per_s) \
+         SELECT 3600, {slot}, date_trunc('hour', now()) - g * interval '1 hour', 100, 50, 40 FROM generate_series(1, 200) g"
+    ))?;
+    let mut c = server.cluster.connect("postgres")?;
+    let mut random = Random::new(3);
+    for _ in 0..2000 {
+        c.exec(&format!("SELECT * FROM t WHERE id = {}", random.below(100_000)))?;
+    }
+    server.wait_query(&format!("SELECT heat > 0 FROM foreshard.slot_heat WHERE slot_id = {slot}"), "t")?;
+    let move_id = server.query(&format!("SELECT foreshard.split_slot({slot})"))?;
+    server.wait_end(&move_id, "done")?;
+    let other = server.query("SELECT max(slot_id) FROM foreshard.slot")?;
+    let shares = server.query(&format!("SELECT slot_id, rows::float8 / sum(rows) OVER () FROM foreshard.move_part WHERE move_id = {move_id} ORDER BY part"))?;
+    for line in shares.lines() {
+        let Some((slot, share)) = line.split_once('|') else { panic!("{line}") };
+        let right = server.query(&format!(
+            "SELECT count(*), bool_and(abs(cost_units_per_s - 40 * {share}) < 1e-6 AND abs(reads_per_s - 100 * {share}) < 1e-6) \
+             FROM foreshard.heat_history WHERE slot_id = {slot} AND resolution_s = 3600"
+        ))?;
+        assert_eq!(right, "200|t", "history of slot {slot} with share {share}");
+    }
+    let hot = server.query(&format!(
+        "SELECT count(*) FROM foreshard.slot_heat WHERE slot_id IN ({slot}, {other}) AND heat > 0"
+    ))?;
+    assert_eq!(hot, "2", "slots with heat");
+    server.wait_query("SELECT count(*) FROM foreshard.heat_map WHERE reads_per_s IS NOT NULL", "3")?;
+    let sane = server.query("SELECT bool_and(writes_per_s < 100 AND reads_per_s < 20000) FROM foreshard.heat_history WHERE resolution_s = 1 AND reads_per_s IS NOT NULL AND bucket_at > now() - interval '3 s'")?;
+    assert_ne!(sane, "f", "what the carrier read and wrote counts as load of the parts");
+    // next_key() knows the parts: by the same session, and by a new one.
+    for client in [&mut c, &mut server.cluster.connect("postgres")?] {
+        let born = client.exec("INSERT INTO t (v) SELECT 1 FROM generate_series(1, 3000) RETURNING foreshard.get_shard_location('t', id) IS NOT NULL")?;
+        assert_eq!(born.len(), 3000);
+        let near = client.query_one(&format!(
+            "WITH k AS (SELECT id, foreshard.next_key('t', near => id) AS new FROM t WHERE tableoid = (SELECT partition FROM foreshard.slots WHERE slot_id = {other}) LIMIT 200) \
+             SELECT count(*) FILTER (WHERE foreshard.get_shard_location('t', id) = foreshard.get_shard_location('t', new)) FROM k"
+        ))?;
+        assert_eq!(near, "200", "keys beside their neighbours");
+    }
+    let used = server.query("SELECT count(DISTINCT tableoid) FROM t WHERE v = 1")?;
+    assert_eq!(used, "3", "parts that keys are born into");
+    assert_located(&mut server, "t", "id")?;
+    server.assert_settled()
+}
