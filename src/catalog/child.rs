@@ -103,7 +103,7 @@ fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
                  CASE WHEN $2 THEN CASE a.attcompression WHEN 'p' THEN ' COMPRESSION pglz' WHEN 'l' THEN ' COMPRESSION lz4' ELSE '' END ELSE '' END, \
                  CASE WHEN a.attcollation <> 0 THEN (SELECT format(' COLLATE %I.%I', n.nspname, c.collname) FROM pg_catalog.pg_collation c \
                      JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation AND c.collname <> 'default') ELSE '' END, \
-                 CASE WHEN $2 AND a.attnotnull THEN coalesce(format(' CONSTRAINT %I', k.conname), '') || ' NOT NULL' ELSE '' END) END, ', ' ORDER BY a.attnum) \
+                 CASE WHEN $2 AND a.attnotnull THEN coalesce(' CONSTRAINT ' || pg_catalog.quote_ident(k.conname), '') || ' NOT NULL' ELSE '' END) END, ', ' ORDER BY a.attnum) \
          FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_constraint k ON k.conrelid = a.attrelid AND k.contype = 'n' AND k.conkey[1] = a.attnum \
          WHERE a.attrelid = $1 AND a.attnum > 0 AND ($2 OR NOT a.attisdropped)";
     spi::one::<String>(sql, &[source.into(), whole.into()])?
@@ -316,7 +316,7 @@ const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privilege, NULL::
          FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = $1 AND NOT t.attisdropped) \
      SELECT before, behind FROM ( \
      SELECT 0 AS o, 'REVOKE ALL ON' AS before, format('FROM %I', pg_catalog.pg_get_userbyid(c.relowner)) AS behind FROM pg_catalog.pg_class c WHERE c.oid = $1 AND c.relacl IS NOT NULL \
-     UNION ALL SELECT 1, format('GRANT %s%s ON', privilege, coalesce(format(' (%I)', col), '')), \
+     UNION ALL SELECT 1, format('GRANT %s%s ON', privilege, coalesce(' (' || pg_catalog.quote_ident(col) || ')', '')), \
              format('TO %s%s', CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)) END, \
                     CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) FROM acl \
      UNION ALL SELECT 2, 'ALTER TABLE', 'ENABLE ROW LEVEL SECURITY' FROM pg_catalog.pg_class WHERE oid = $1 AND relrowsecurity \
