@@ -81,7 +81,8 @@ pub fn portrait(source: pg_sys::Oid) -> PgResult<String> {
         "SELECT pg_catalog.string_agg(x, E'\\n' ORDER BY x) FROM ( \
            SELECT format('p %s %s', inhparent, (SELECT relpartbound FROM pg_catalog.pg_class WHERE oid = inhrelid)) AS x FROM pg_catalog.pg_inherits WHERE inhrelid = $1 \
            UNION ALL SELECT format('r %s %s', c.reloptions, t.reloptions) FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = $1 \
-           UNION ALL SELECT format('a %s %s %s %s %s', attnum, attstorage, attcompression, attstattarget, attoptions) FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 \
+           UNION ALL SELECT format('a %s %s %s %s %s', attnum, attstorage, attcompression, attstattarget, \
+             (SELECT pg_catalog.string_agg(o, ',') FROM pg_catalog.unnest(attoptions) o WHERE o NOT LIKE 'pg\\_attver=%')) FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 \
            UNION ALL SELECT format('d %s %s', adnum, pg_catalog.pg_get_expr(adbin, adrelid)) FROM pg_catalog.pg_attrdef WHERE adrelid = $1 \
            UNION ALL SELECT format('k %s %s %s', conname, contype, pg_catalog.pg_get_constraintdef(oid)) FROM pg_catalog.pg_constraint WHERE conrelid = $1 \
            UNION ALL SELECT format('i %s %s', indexrelid, (SELECT inhparent FROM pg_catalog.pg_inherits WHERE inhrelid = indexrelid)) FROM pg_catalog.pg_index WHERE indrelid = $1) q",
@@ -110,7 +111,8 @@ fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
         .ok_or_else(|| internal("the partition has no columns"))
 }
 
-/// Statements that give a new table the column settings of `source`.
+/// Statements that give a new table the column settings of `source`; the version that some servers keep of a
+/// column among its options is the server's own business.
 const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
          FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attisdropped \
      UNION ALL SELECT a.attnum, 2, format('ALTER COLUMN %I SET STORAGE %s', a.attname, \
@@ -119,8 +121,9 @@ const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n,
          WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attstorage <> t.typstorage \
      UNION ALL SELECT a.attnum, 3, format('ALTER COLUMN %I SET STATISTICS %s', a.attname, a.attstattarget) \
          FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0 \
-     UNION ALL SELECT a.attnum, 4, format('ALTER COLUMN %I SET (%s)', a.attname, pg_catalog.array_to_string(a.attoptions, ', ')) \
-         FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attoptions IS NOT NULL) q ORDER BY n, o";
+     UNION ALL SELECT a.attnum, 4, format('ALTER COLUMN %I SET (%s)', a.attname, pg_catalog.string_agg(option, ', ')) \
+         FROM pg_catalog.pg_attribute a, pg_catalog.unnest(a.attoptions) option \
+         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND option NOT LIKE 'pg\\_attver=%' GROUP BY a.attnum, a.attname) q ORDER BY n, o";
 
 /// Statements that add the CHECK constraints of `source`.
 const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
