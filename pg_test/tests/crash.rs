@@ -128,7 +128,7 @@ fn crash_splits(name: &str, victim: Victim) -> Result<()> {
         let slots = server.slots("acc")?;
         let slot = slots[random.below(slots.len() as u64) as usize].clone();
         let move_id = server.split_slot(&slot)?;
-        random.nap(600);
+        random.nap(150);
         let at = server.phase(&move_id)?;
         kill(&mut server, victim)?;
         println!("{victim:?} killed in {at}");

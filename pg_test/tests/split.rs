@@ -412,7 +412,7 @@ fn definitions_change_meanwhile() -> Result<()> {
         server.assert_clean()?;
     }
     // The table goes, then the extension.
-    let slot = server.query("SELECT min(slot_id) FROM foreshard.slot")?;
+    let slot = server.slots("t")?[0].clone();
     server.hold(Some("cutover"))?;
     let move_id = server.split_slot(&slot)?;
     server.wait_phase(&move_id, "cutover")?;
@@ -422,7 +422,7 @@ fn definitions_change_meanwhile() -> Result<()> {
     server.wait_query("SELECT count(*) FROM pg_class WHERE relname ~ '^(split|capture)_'", "0")?;
     server.assert_clean()?;
     server.query(create)?;
-    let slot = server.query("SELECT min(slot_id) FROM foreshard.slot")?;
+    let slot = server.slots("t")?[0].clone();
     server.hold(Some("cutover"))?;
     let move_id = server.split_slot(&slot)?;
     server.wait_phase(&move_id, "cutover")?;
