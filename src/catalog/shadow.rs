@@ -351,6 +351,14 @@ pub fn trigger_exists(trigger: pg_sys::Oid) -> PgResult<bool> {
 /// Drops shadows and logs of a move and forgets its relations; what is gone already is fine.
 pub fn drop_all(move_id: i64) -> PgResult<()> {
     for row in relations(move_id)? {
+        // Copies of a split that have not become the table's; its owner may have detached one.
+        let copies = spi::rows(
+            "SELECT m.child FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid = m.child \
+             WHERE m.move_id = $1 AND m.source = $2 AND c.relrewrite = m.source",
+            &[move_id.into(), row.source.into()],
+            |row| row.need::<pg_sys::Oid>(1),
+        )?;
+        copies.into_iter().for_each(storage::drop_own_table);
         for relation in [row.shadow, row.log].into_iter().chain(row.twin) {
             if exists(relation)? {
                 storage::drop_own_table(relation);

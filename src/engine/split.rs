@@ -10,7 +10,7 @@ use crate::catalog::split;
 use crate::pg::digest::{self, Key};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
-use crate::pg::{disk, guc, lock, storage};
+use crate::pg::{disk, guc, lock};
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
 use serde_json::{Value, json};
@@ -98,6 +98,11 @@ impl Engine for Split {
 
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
         let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
+        // A serializable transaction that has read the partition must learn of later writers; the server keeps
+        // what it read by relation, and that one goes away.
+        if lock::is_predicate_locked(&sources)? {
+            return Ok(false);
+        }
         let (_, referenced) = child::around(&sources)?;
         if !lock::try_lock_all(&referenced, lock::SHARE_ROW_EXCLUSIVE) {
             return Ok(false);
@@ -118,9 +123,6 @@ impl Engine for Split {
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
         for relation in relations {
-            for child in child::children(row.move_id, relation.source)? {
-                storage::promote_predicate_locks(relation.source, child);
-            }
             child::exchange(row.move_id, relation, &parts)?;
         }
         Ok(())

@@ -6,6 +6,7 @@
 pub mod files;
 pub mod known;
 pub mod ledger;
+pub mod placed;
 pub mod profile;
 pub mod rows;
 pub mod standby;
