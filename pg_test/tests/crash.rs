@@ -123,12 +123,16 @@ fn crash_splits(name: &str, victim: Victim) -> Result<()> {
         println!("{victim:?} killed in {phase} of a split");
         crash_in_split(&mut server, &ledger, &mut random, phase, victim)?;
     }
-    // And at any time.
-    for _ in 0..4 {
+    // And at any time, once the empty files of the copies have their owners.
+    for _ in 0..6 {
         let slots = server.slots("acc")?;
         let slot = slots[random.below(slots.len() as u64) as usize].clone();
+        let phase = SPLIT_PHASES[1 + random.below(7) as usize];
+        server.hold(Some(phase))?;
         let move_id = server.split_slot(&slot)?;
-        random.nap(150);
+        server.wait_phase(&move_id, phase)?;
+        server.hold(None)?;
+        random.nap(120);
         let at = server.phase(&move_id)?;
         kill(&mut server, victim)?;
         println!("{victim:?} killed in {at}");
