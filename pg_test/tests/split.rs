@@ -286,6 +286,37 @@ fn old_snapshots_see_every_row() -> Result<()> {
     server.assert_settled()
 }
 
+/// Two serializable transactions that each write what the other has read cannot both commit, even if the partition
+/// is split between their steps.
+#[test]
+fn serializable_stays_serializable() -> Result<()> {
+    let mut server = Server::start(&options("split-ssi"))?;
+    server.query(
+        "CREATE TABLE other (id int PRIMARY KEY, v int); INSERT INTO other VALUES (1, 0); \
+         CREATE TABLE t (id bigint PRIMARY KEY, v int); INSERT INTO t SELECT g, 0 FROM generate_series(1, 1000) g; \
+         SELECT foreshard.distribute('t', 'id', 2)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    let key = server.query(&format!(
+        "SELECT min(id) FROM t WHERE tableoid = (SELECT partition FROM foreshard.slots WHERE slot_id = {slot})"
+    ))?;
+    server.hold(Some("cutover"))?;
+    let move_id = server.split_slot(&slot)?;
+    server.wait_phase(&move_id, "cutover")?;
+    let (mut first, mut second) = (server.cluster.connect("postgres")?, server.cluster.connect("postgres")?);
+    second.exec("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM other WHERE id = 1")?;
+    first.exec(&format!(
+        "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM t WHERE id = {key}; UPDATE other SET v = 1; COMMIT"
+    ))?;
+    server.hold(None)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let update = second.exec(&format!("UPDATE t SET v = 1 WHERE id = {key}"));
+    expect_code(update.and_then(|_| second.exec("COMMIT")), "40001");
+    second.exec("ROLLBACK")?;
+    server.wait_end(&move_id, "done")?;
+    server.assert_settled()
+}
+
 /// The parts look as hot as they are, and keys are born into them.
 #[test]
 fn what_is_known_is_divided() -> Result<()> {

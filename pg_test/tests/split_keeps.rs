@@ -120,6 +120,8 @@ fn everything_is_carried_over() -> Result<()> {
     assert_located(&mut server, "\"Sh op\".\"Ri ch\"", "\"Id\"")?;
     // Keys, checks and triggers do their work in the parts.
     let mut c = server.cluster.connect("postgres")?;
+    // PostgreSQL 18 refuses updates of published tables with such a replica identity.
+    c.exec("DROP PUBLICATION pub")?;
     let table = "\"Sh op\".\"Ri ch\"";
     expect_code(c.exec(&format!("UPDATE {table} SET region = 'nowhere'")), "23503");
     expect_code(c.exec(&format!("UPDATE {table} SET p1 = 1000")), "23503");
