@@ -182,6 +182,33 @@ fn what_cannot_be_split_says_why() -> Result<()> {
     server.assert_settled()
 }
 
+/// Nothing but the function's arguments says that a slot becomes two: an undivided table becomes five, with
+/// clients at work.
+#[test]
+fn parts_may_be_many() -> Result<()> {
+    let mut server = Server::start(&options("split-many").set("foreshard.copy_chunk", "64kB"))?;
+    ledger::create(&mut server, 6_000)?;
+    server.query(
+        "SELECT foreshard.distribute('acc', 'id', 1); SELECT foreshard.distribute('note', 'id', colocate_with => 'acc')",
+    )?;
+    let ledger = Ledger::start(&server, 6_000, 3);
+    let slot = server.slots("acc")?[0].clone();
+    server.query(&format!(
+        "WITH r AS (INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ('me', '{{}}') RETURNING request_id), \
+         m AS (INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard) SELECT request_id, 'split', {slot}, 1, 1 FROM r RETURNING move_id) \
+         INSERT INTO foreshard.move_part (move_id, part, modulus, remainder, shard_id) SELECT move_id, g, 5, g, 1 + g % 2 FROM m, generate_series(0, 4) g"
+    ))?;
+    server.wait_end("1", "done")?;
+    ledger.work(100)?;
+    ledger.assert_equal(&mut server)?;
+    ledger.finish();
+    for table in ["acc", "note"] {
+        assert_located(&mut server, table, "id")?;
+        assert_eq!(layout(&mut server, table)?.lines().count(), 5);
+    }
+    server.assert_settled()
+}
+
 /// DDL in the middle: the split begins anew, or ends; nothing is left and nothing lost.
 #[test]
 fn definitions_change_meanwhile() -> Result<()> {

@@ -149,6 +149,16 @@ enum Swap {
     Leave(Event),
 }
 
+/// Whether sources and copies still fit together.
+fn fit(engine: &dyn Engine, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+    for relation in relations {
+        if !engine.fits(row, relation)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Everything under ACCESS EXCLUSIVE. Whatever is not `Done` ends this transaction at once.
 fn swap_locked(
     engine: &dyn Engine,
@@ -161,6 +171,10 @@ fn swap_locked(
     // With an id assigned, every statement below takes a fresh snapshot.
     let _ = lock::current_xid();
     spi::set_local("synchronous_commit", "off")?;
+    // Without the lock first: it is not taken for nothing, and what was read once is read faster under it.
+    if !fit(engine, row, relations)? {
+        return Ok(Swap::Leave(Event::SourceChanged));
+    }
     // What users hold first: who commits holds it and then asks for the shadow, to mirror.
     if !short_lock::try_lock(first, lock::ACCESS_EXCLUSIVE, attempt)? {
         return Ok(Swap::Blocked);
@@ -169,10 +183,8 @@ fn swap_locked(
     if !engine.hold_rest(row, relations)? {
         return Ok(Swap::Blocked);
     }
-    for relation in relations {
-        if !engine.fits(row, relation)? {
-            return Ok(Swap::Leave(Event::SourceChanged));
-        }
+    if !fit(engine, row, relations)? {
+        return Ok(Swap::Leave(Event::SourceChanged));
     }
     // Before the swap a mirror that had to give up can catch up again.
     if let Some(event) = way_back_lost(relations)? {
