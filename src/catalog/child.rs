@@ -276,7 +276,7 @@ fn is_as_portrayed(move_id: i64, source: pg_sys::Oid) -> PgResult<bool> {
     Ok(then == Some(portrait(source)?))
 }
 
-/// Once all indexes are built: gives them the constraints of the source's, and makes the identity index the one
+/// Once all indexes are built: gives them constraints and statistics targets of the source's, and makes the identity index the one
 /// by which the mirror looks rows up.
 pub fn dress(move_id: i64) -> PgResult<()> {
     let found = spi::rows(
@@ -291,6 +291,12 @@ pub fn dress(move_id: i64) -> PgResult<()> {
          JOIN pg_catalog.pg_class c ON c.oid = m.shadow_index WHERE r.move_id = $1",
         &[move_id.into()],
         |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<String>(2)?)),
+    )?;
+    spi::run(
+        "UPDATE pg_catalog.pg_attribute c SET attstattarget = s.attstattarget FROM foreshard.move_index m \
+         JOIN pg_catalog.pg_attribute s ON s.attrelid = m.source_index \
+         WHERE m.move_id = $1 AND c.attrelid = m.shadow_index AND c.attnum = s.attnum AND c.attstattarget IS DISTINCT FROM s.attstattarget",
+        &[move_id.into()],
     )?;
     for (heap, change) in found {
         let _guard = security::as_restricted_owner(security::relation_owner(heap)?);
@@ -364,10 +370,6 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
             .unwrap_or_default();
     let index_names = index_names(move_id, source)?;
     spi::run(&format!("DROP TABLE {}", name_of(source)?), &[])?;
-    // The planner must not look into an index that has more than the heap it is shown.
-    for setting in ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"] {
-        spi::set_local(setting, "off")?;
-    }
     let twin = spi::one::<pg_sys::Oid>(
         "SELECT twin FROM foreshard.move_relation WHERE move_id = $1 AND source = $2",
         &[move_id.into(), source.into()],
@@ -476,6 +478,10 @@ fn attach(
     let before = indexes(child)?;
     storage::swap_storage(child, twin)?;
     let guard = security::as_restricted_owner(owner);
+    // The planner must not look into an index that has more than the heap it is shown; until the guard goes.
+    for setting in ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"] {
+        spi::set_local(setting, "off")?;
+    }
     spi::run(&statement, &[])?;
     drop(guard);
     storage::swap_storage(child, twin)?;

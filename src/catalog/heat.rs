@@ -115,8 +115,8 @@ pub struct Observed {
     pub hot_buckets: i32,
 }
 
-/// Stores a reading made at `now_s` and adds it to the history at `bucket_s` resolution: two statements,
-/// whatever the number of slots.
+/// Stores a reading made at `now_s`, unless there is a later one (a clock that was set back aside), and adds it to
+/// the history at `bucket_s` resolution: two statements, whatever the number of slots.
 pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
     let bucket_at_s = (now_s / f64::from(bucket_s)).floor() * f64::from(bucket_s);
     let counter = |of: fn(&Counters) -> u64| -> Arg<'static> {
@@ -142,7 +142,7 @@ pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
              blocks_per_s = excluded.blocks_per_s, cost_units_per_s = excluded.cost_units_per_s, cpu_ms_per_s = excluded.cpu_ms_per_s, \
              wal_bytes_per_s = excluded.wal_bytes_per_s, trigger_cost_per_s = excluded.trigger_cost_per_s, heat = excluded.heat, \
              access_score = excluded.access_score, hot_buckets = excluded.hot_buckets \
-         WHERE h.observed_at < excluded.observed_at",
+         WHERE h.observed_at < excluded.observed_at OR h.observed_at > excluded.observed_at + interval '1 min'",
         &[
             now_s.into(),
             observed.iter().map(|o| o.slot_id).collect::<Vec<_>>().into(),
