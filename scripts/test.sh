@@ -52,6 +52,7 @@ check 'clippy, extension' cargo clippy -p foreshard --no-default-features --feat
 check "type-check for PostgreSQL 16 and 17" scripts/check-versions.sh
 check 'rustdoc' document
 check 'forecasts of real series' cargo run --quiet -p foreshard_test --bin foreshard-bench-forecast -- data/series --gate 0.76
+check 'plans on simulated clusters' cargo run --quiet --release -p foreshard_test --bin foreshard-bench-sim -- data/series --gate
 for version in $versions; do
   check "extension for PostgreSQL $version" scripts/stage.sh "$version" release
   FORESHARD_PG=$version tests "server tests on PostgreSQL $version" \

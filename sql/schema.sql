@@ -266,7 +266,53 @@ CREATE TABLE foreshard.recommendation (
     imbalance_after float8,
     reason      text,
     refusal     text,
-    advice      text
+    advice      text,
+    -- the shard is not overloaded yet
+    foreseen    boolean,
+    -- share of the sampled futures in which it pays, before earlier outcomes correct it
+    raw_confidence float8,
+    -- when to begin, when the overload begins without it, and why then
+    start_at    timestamptz,
+    overload_at timestamptz,
+    timing      text
+);
+
+-- what was recommended with a confidence, to be judged by the loads that came when its time is over, whether
+-- it was carried out or not
+CREATE TABLE foreshard.outcome (
+    outcome_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    group_id    int NOT NULL REFERENCES foreshard.colocation_group ON DELETE CASCADE,
+    slot_id     bigint NOT NULL,
+    from_shard  int NOT NULL,
+    to_shard    int NOT NULL,
+    raw         float8 NOT NULL,
+    stated      float8 NOT NULL,
+    stay        bigint[] NOT NULL,
+    there       bigint[] NOT NULL,
+    from_capacity float8 NOT NULL,
+    to_capacity float8 NOT NULL,
+    capacity    float8 NOT NULL,
+    least_gain  float8 NOT NULL,
+    drains      boolean NOT NULL,
+    resolution_s int NOT NULL,
+    made_at     timestamptz NOT NULL,
+    due_at      timestamptz NOT NULL,
+    judged_at   timestamptz,
+    -- NULL after judged_at: the loads that came are not known
+    paid        boolean,
+    gain        float8
+) WITH (fillfactor = 80);
+CREATE INDEX outcome_group_idx ON foreshard.outcome (group_id, outcome_id);
+CREATE UNIQUE INDEX outcome_open_idx ON foreshard.outcome (slot_id) WHERE judged_at IS NULL;
+
+-- what the newest outcomes of a group say
+CREATE TABLE foreshard.group_trust (
+    group_id    int PRIMARY KEY REFERENCES foreshard.colocation_group ON DELETE CASCADE,
+    trust       text NOT NULL CHECK (trust IN ('unknown', 'earned', 'withdrawn')),
+    outcomes    int NOT NULL,
+    stated      float8 NOT NULL,
+    paid        float8 NOT NULL,
+    since       timestamptz NOT NULL
 );
 
 CREATE TABLE foreshard.resharding_request (

@@ -52,10 +52,25 @@ FROM foreshard.forecast;
 
 CREATE VIEW foreshard.recommendations AS
 SELECT r.recommendation_id, r.made_at, r.action, r.slot_id, a.shard_name AS from_shard, b.shard_name AS to_shard,
-       r.confidence, r.benefit, r.bytes, r.imbalance_before, r.imbalance_after, r.reason, r.refusal, r.advice
+       r.confidence, r.benefit, r.bytes, r.imbalance_before, r.imbalance_after, r.reason, r.refusal, r.advice,
+       r.foreseen, r.start_at, r.overload_at, r.timing
 FROM foreshard.recommendation r
 LEFT JOIN foreshard.shard a ON a.shard_id = r.from_shard
 LEFT JOIN foreshard.shard b ON b.shard_id = r.to_shard;
+
+-- Of the steps recommended with about one confidence, the share that paid; a group's trust stands on its newest.
+CREATE VIEW foreshard.calibration AS
+SELECT g.group_id, pg_catalog.array_agg(DISTINCT m.table_oid) AS tables, b.confidence_from, b.confidence_to,
+       b.outcomes, b.stated, b.paid, t.trust, t.since AS trust_since
+FROM foreshard.colocation_group g
+JOIN foreshard.managed_table m USING (group_id)
+JOIN foreshard.group_trust t USING (group_id)
+LEFT JOIN (
+    SELECT o.group_id, least(floor(o.stated * 5), 4) / 5 AS confidence_from, (least(floor(o.stated * 5), 4) + 1) / 5 AS confidence_to,
+           count(*) AS outcomes, avg(o.stated) AS stated, avg(o.paid::int)::float8 AS paid
+    FROM foreshard.outcome o WHERE o.paid IS NOT NULL GROUP BY 1, 2, 3
+) b USING (group_id)
+GROUP BY g.group_id, b.confidence_from, b.confidence_to, b.outcomes, b.stated, b.paid, t.trust, t.since;
 
 CREATE VIEW foreshard.progress_moves AS
 SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.state,

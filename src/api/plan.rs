@@ -1,6 +1,6 @@
 //! What foreshard would do.
 
-use crate::catalog::decision::{LOW_CONFIDENCE, bytes_of};
+use crate::catalog::decision::bytes_of;
 use crate::pg::report::bad_argument;
 use crate::pg::{guc, security};
 use crate::planner;
@@ -38,15 +38,14 @@ fn recommend() -> Result<
     let _owner = security::as_extension_owner()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     let mut rows = Vec::new();
-    let confident = decision.confident_steps(guc::MIN_CONFIDENCE.get());
-    for (i, step) in decision.plan.steps.iter().enumerate() {
-        let refusal = (i >= confident).then_some(LOW_CONFIDENCE);
+    for (step, verdict) in decision.plan.steps.iter().zip(&decision.verdicts) {
+        let refusal = verdict.refusal;
         rows.push((
             "move".to_string(),
             step.segment,
             Some(decision.shard_name(step.from)),
             Some(decision.shard_name(step.to)),
-            Some(step.confidence),
+            Some(verdict.stated),
             Some(step.benefit),
             bytes_of(step.segment, &decision.slots),
             Some(step.peak_before),
@@ -101,6 +100,6 @@ fn predict_shard_assignment(
         }
     };
     let _owner = security::as_extension_owner()?;
-    let (map, confidence) = planner::decide(horizon_s)?.assignment(guc::MIN_CONFIDENCE.get());
+    let (map, confidence) = planner::decide(horizon_s)?.confident();
     Ok(TableIterator::once((JsonB(serde_json::Value::Object(map)), confidence)))
 }

@@ -3,7 +3,7 @@
 use crate::pg::report::PgResult;
 use crate::pg::spi;
 use foreshard_core::forecast::ForecastPoint;
-use foreshard_core::placement::{Plan, Refusal, Step};
+use foreshard_core::placement::{Plan, Refusal, Step, Timing};
 
 /// A slot as the planner's input knows it.
 pub struct SlotRow {
@@ -19,6 +19,10 @@ pub struct SlotRow {
     pub rested_s: Option<f64>,
     /// Consecutive readings with an overloaded shard.
     pub hot_buckets: i32,
+    /// Colocation group.
+    pub group_id: i32,
+    /// Heat, cost units/s.
+    pub heat: f64,
 }
 
 /// Every slot with at least one partition.
@@ -26,7 +30,8 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
     spi::rows(
         "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition))::int8, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
-                extract(epoch FROM pg_catalog.clock_timestamp() - s.last_moved_at)::float8, coalesce(max(h.hot_buckets), 0) \
+                extract(epoch FROM pg_catalog.clock_timestamp() - s.last_moved_at)::float8, coalesce(max(h.hot_buckets), 0), \
+                s.group_id, coalesce(max(h.heat), 0) \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) \
          JOIN pg_catalog.pg_class c ON c.oid = p.partition LEFT JOIN foreshard.slot_heat h USING (slot_id) \
          GROUP BY s.slot_id ORDER BY 1",
@@ -39,6 +44,8 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
                 moving: row.need(4)?,
                 rested_s: row.get(5)?,
                 hot_buckets: row.need(6)?,
+                group_id: row.need(7)?,
+                heat: row.need(8)?,
             })
         },
     )
@@ -92,12 +99,36 @@ pub const LOW_CONFIDENCE: (&str, &str) = (
     "Wait for more load history, lower foreshard.min_confidence, or use foreshard.move_slot().",
 );
 
-/// Replaces the stored recommendations by a plan's steps and refusals. Only the first `confident` steps
-/// are sure enough to be taken.
-pub fn store_plan(plan: &Plan, slots: &[SlotRow], confident: usize) -> PgResult<()> {
+/// Reason and advice for a confident step whose time has not come.
+pub const SCHEDULED: (&str, &str) =
+    ("scheduled", "Wait: it begins at start_at, when little else runs; foreshard.move_slot() does not wait.");
+
+/// Reason and advice for a step that is only foreseen, by a foresight that is not trusted.
+pub const UNTRUSTED: (&str, &str) = (
+    "untrusted_foresight",
+    "Look at foreshard.calibration; the auto mode acts on what is only foreseen once enough such steps have paid.",
+);
+
+/// Reason and advice for a step that counts on one that is not taken.
+pub const DEPENDS: (&str, &str) =
+    ("depends", "Wait: it counts on an earlier step with a shard of its own, which is not taken yet.");
+
+/// What is said of a step of a plan.
+pub struct Verdict {
+    /// The confidence to state.
+    pub stated: f64,
+    /// When to begin.
+    pub timing: Timing,
+    /// Why it is not taken now; None: it may be.
+    pub refusal: Option<(&'static str, &'static str)>,
+}
+
+/// Replaces the stored recommendations by a plan's steps, with a verdict each, and refusals; a lead is `lead_s`
+/// long.
+pub fn store_plan(plan: &Plan, slots: &[SlotRow], verdicts: &[Verdict], lead_s: i32) -> PgResult<()> {
     spi::run("DELETE FROM foreshard.recommendation", &[])?;
-    for (i, step) in plan.steps.iter().enumerate() {
-        store_step(step, slots, i < confident)?;
+    for (step, verdict) in plan.steps.iter().zip(verdicts) {
+        store_step(step, slots, verdict, lead_s)?;
     }
     for refusal in &plan.refusals {
         store_refusal(refusal, slots)?;
@@ -110,23 +141,30 @@ pub fn bytes_of(slot_id: i64, slots: &[SlotRow]) -> i64 {
     slots.iter().find(|s| s.slot_id == slot_id).map_or(0, |s| s.bytes)
 }
 
-fn store_step(step: &Step, slots: &[SlotRow], is_confident: bool) -> PgResult<()> {
-    let refusal = (!is_confident).then_some(LOW_CONFIDENCE);
+fn store_step(step: &Step, slots: &[SlotRow], verdict: &Verdict, lead_s: i32) -> PgResult<()> {
+    let after_s = |lead: usize| f64::from(lead_s) * lead as f64;
     spi::run(
-        "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, to_shard, confidence, benefit, bytes, imbalance_before, imbalance_after, reason, refusal, advice) \
-         VALUES (pg_catalog.now(), 'move', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, to_shard, confidence, benefit, bytes, \
+             imbalance_before, imbalance_after, reason, refusal, advice, foreseen, raw_confidence, start_at, overload_at, timing) \
+         VALUES (pg_catalog.now(), 'move', $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
+             pg_catalog.now() + pg_catalog.make_interval(secs => $14), pg_catalog.now() + pg_catalog.make_interval(secs => $15), $16)",
         &[
             step.segment.into(),
             step.from.into(),
             step.to.into(),
-            step.confidence.into(),
+            verdict.stated.into(),
             step.benefit.into(),
             bytes_of(step.segment, slots).into(),
             step.peak_before.into(),
             step.peak_after.into(),
             step.reason.as_str().into(),
-            refusal.map(|r| r.0).into(),
-            refusal.map(|r| r.1).into(),
+            verdict.refusal.map(|r| r.0).into(),
+            verdict.refusal.map(|r| r.1).into(),
+            step.foreseen.into(),
+            step.confidence.into(),
+            after_s(verdict.timing.lead).into(),
+            verdict.timing.overload_lead.map(after_s).into(),
+            verdict.timing.start.as_str().into(),
         ],
     )?;
     Ok(())
@@ -146,4 +184,18 @@ fn store_refusal(refusal: &Refusal, slots: &[SlotRow]) -> PgResult<()> {
         ],
     )?;
     Ok(())
+}
+
+/// Median bytes per second of the last moves, waits of the canary left out; None: none has finished.
+pub fn move_rate() -> PgResult<Option<f64>> {
+    spi::one::<f64>(
+        "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY q.bytes_per_s) FROM ( \
+             SELECT m.bytes_copied / greatest(extract(epoch FROM v.at - m.started_at), 0.1)::float8 AS bytes_per_s \
+             FROM foreshard.move m JOIN LATERAL ( \
+                 SELECT min(j.at) AS at FROM foreshard.journal j \
+                 WHERE j.move_id = m.move_id AND j.event = 'phase' AND j.detail->>'from' = 'verify' \
+                   AND j.detail->>'to' IN ('canary', 'cutover')) v ON v.at IS NOT NULL \
+             WHERE m.phase = 'done' AND m.bytes_copied > 1048576 ORDER BY m.move_id DESC LIMIT 20) q",
+        &[],
+    )
 }

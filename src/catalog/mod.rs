@@ -12,6 +12,7 @@ pub mod event;
 pub mod heat;
 pub mod hot_key;
 pub mod moves;
+pub mod outcome;
 pub mod predict;
 pub mod preflight;
 pub mod profile;

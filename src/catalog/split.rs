@@ -320,5 +320,12 @@ pub fn divide_past(move_id: i64, slot_id: i64) -> PgResult<()> {
     let Some(swapped_at_s) = swapped_at_s else {
         return Err(wrong_state("the slot has not been split"));
     };
-    heat::divide_history(slot_id, &made, swapped_at_s)
+    heat::divide_history(slot_id, &made, swapped_at_s)?;
+    // A prediction about the slot as it was can no longer be judged by loads.
+    spi::run(
+        "UPDATE foreshard.outcome SET judged_at = pg_catalog.clock_timestamp() \
+         WHERE judged_at IS NULL AND (slot_id = $1 OR $1 = ANY (stay) OR $1 = ANY (there))",
+        &[slot_id.into()],
+    )?;
+    Ok(())
 }

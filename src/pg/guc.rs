@@ -123,6 +123,9 @@ settings! {
     /// Buckets of overload before acting.
     int HOT_BUCKETS = c"foreshard.hot_buckets", 3, 1, 1000; Ctx::Sighup, NONE;
         c"Consecutive readings for which a shard must be overloaded before a move from it is recommended.";
+    /// Share of the futures that must agree before anything is there to be seen.
+    real FORESIGHT = c"foreshard.foresight", 0.5, 0.0, 1.0; Ctx::Sighup, NONE;
+        c"Share of the sampled futures in which a shard must become overloaded for moves off it to be planned before it is; 0: never before.";
     /// Rest after a move, seconds.
     int COOLDOWN = c"foreshard.cooldown", 600, 0, 604800; Ctx::Sighup, S;
         c"Time for which a slot that was moved is not recommended for another move.";

@@ -2,13 +2,19 @@
 //! `catalog`, thinks in `core`, writes nothing.
 
 mod models;
+mod trust;
 
 use crate::catalog::{colocation, decision, event, heat};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{bgworker, guc};
+use foreshard_core::calibration::{Calibration, Present, permission};
 use foreshard_core::forecast::{ForecastOptions, Series};
-use foreshard_core::placement::{Hold, Plan, PlanOptions, Segment, Shard, plan};
-use std::collections::BTreeMap;
+use foreshard_core::placement::{
+    ANY, Hold, Pace, Plan, PlanOptions, Segment, Shard, Start, Step, Timing, plan, schedule,
+};
+use std::collections::{BTreeMap, HashMap};
+
+pub use trust::settle;
 
 /// Most leads a forecast has: enough to shape a curve, few enough to store for thousands of slots.
 const MAX_LEADS: i32 = 24;
@@ -16,7 +22,14 @@ const MAX_LEADS: i32 = 24;
 const MAX_HISTORY: usize = 2016;
 /// Sampled futures per slot, behind every confidence.
 const FUTURES: u64 = 64;
-/// Forecasts are reproducible: the seed depends on nothing but slot and sample.
+/// Bytes per second of a move before any was measured.
+const USUAL_RATE: f64 = 20e6;
+/// What a move takes beside its bytes and the canary, s.
+const OVERHEAD_S: f64 = 5.0;
+/// By how much a move may take longer than expected.
+const MARGIN: f64 = 1.5;
+/// Forecasts are reproducible: the seed depends on nothing but the sample, and what slots did together they do
+/// together in a sampled future.
 const SEED: u64 = 0x5EED_F02E;
 
 /// What one round of thinking came to.
@@ -31,6 +44,12 @@ pub struct Decision {
     pub shards: Vec<colocation::ShardRow>,
     /// Steps and refusals.
     pub plan: Plan,
+    /// What is said of each step.
+    pub verdicts: Vec<decision::Verdict>,
+    /// Length of a lead, s.
+    pub lead_s: i32,
+    options: PlanOptions,
+    places: Vec<Shard>,
 }
 
 /// Resolutions of the history from fine to coarse, seconds.
@@ -101,9 +120,7 @@ fn forecast_all(
                 slot_id,
                 Curve {
                     mean: points.iter().map(|p| p.mean).collect(),
-                    futures: (0..FUTURES)
-                        .map(|k| model.sample_path(leads, SEED ^ (slot_id as u64).rotate_left(20) ^ k))
-                        .collect(),
+                    futures: (0..FUTURES).map(|k| model.sample_path(leads, SEED ^ k)).collect(),
                 },
             );
             forecasts.push(decision::SlotForecast {
@@ -145,6 +162,7 @@ fn segments(slots: &[decision::SlotRow], mut curves: BTreeMap<i64, Curve>) -> Ve
                 futures: curve.futures,
                 hold,
                 hot_buckets: slot.hot_buckets.max(0) as u32,
+                class: ANY,
             }
         })
         .collect()
@@ -158,21 +176,93 @@ fn plan_options(horizon_s: i32) -> PlanOptions {
         min_hot_buckets: guc::HOT_BUCKETS.get().max(0) as u32,
         move_cost_per_mib: guc::MOVE_COST_PER_MB.get(),
         payback_s: f64::from(horizon_s),
+        foresight: match guc::FORESIGHT.get() {
+            never if never <= 0.0 => f64::INFINITY,
+            share => share,
+        },
         ..PlanOptions::default()
     }
 }
 
+/// How fast moves are.
+fn pace(lead_s: i32) -> PgResult<Pace> {
+    let steps = guc::CANARY_STEPS.get().map_or(0, |steps| steps.to_string_lossy().matches(',').count() + 1);
+    Ok(Pace {
+        lead_s: lead_s.max(1) as u32,
+        bytes_per_s: decision::move_rate()?.unwrap_or(USUAL_RATE),
+        fixed_s: OVERHEAD_S + steps as f64 * f64::from(guc::CANARY_DWELL.get()) / 1e3,
+        concurrent: guc::MAX_CONCURRENT_MOVES.get().max(1) as usize,
+        margin: MARGIN,
+    })
+}
+
 /// Forecasts and plans now.
 pub fn decide(horizon_s: i32) -> PgResult<Decision> {
-    let options = ForecastOptions { max_history: MAX_HISTORY, ..ForecastOptions::default() };
-    let interval_level = options.interval_level;
+    let forecast = ForecastOptions { max_history: MAX_HISTORY, ..ForecastOptions::default() };
+    let interval_level = forecast.interval_level;
     let slots = decision::slots()?;
     let shards = colocation::shards()?;
-    let (forecasts, curves, _resolution_s) = forecast_all(horizon_s, &options)?;
-    let places: Vec<Shard> =
-        shards.iter().map(|s| Shard { id: s.shard_id, capacity: s.capacity, draining: s.draining }).collect();
-    let plan = plan(&places, &segments(&slots, curves), &plan_options(horizon_s)).map_err(internal)?;
-    Ok(Decision { forecasts, interval_level, slots, shards, plan })
+    let (forecasts, curves, lead_s) = forecast_all(horizon_s, &forecast)?;
+    let places: Vec<Shard> = shards
+        .iter()
+        .map(|s| Shard { id: s.shard_id, capacity: s.capacity, draining: s.draining, accepts: ANY })
+        .collect();
+    let (segments, options) = (segments(&slots, curves), plan_options(horizon_s));
+    let plan = plan(&places, &segments, &options).map_err(internal)?;
+    let timings = if plan.steps.is_empty() {
+        Vec::new()
+    } else {
+        schedule(&places, &segments, &plan, &options, &pace(lead_s)?, &[]).map_err(internal)?
+    };
+    let calibrations = if plan.steps.is_empty() { HashMap::new() } else { trust::calibrations()? };
+    let verdicts = verdicts(&plan, &timings, &slots, &places, &calibrations);
+    Ok(Decision { forecasts, interval_level, slots, shards, plan, verdicts, lead_s, options, places })
+}
+
+/// What is said of each step: the confidence to state, and why it is not taken now.
+fn verdicts(
+    plan: &Plan,
+    timings: &[Timing],
+    slots: &[decision::SlotRow],
+    places: &[Shard],
+    calibrations: &HashMap<i32, Calibration>,
+) -> Vec<decision::Verdict> {
+    let unknown = Calibration::default();
+    let of = |step: &Step| {
+        let slot = slots.iter().find(|slot| slot.slot_id == step.segment);
+        let calibration = slot.and_then(|slot| calibrations.get(&slot.group_id)).unwrap_or(&unknown);
+        (calibration, slot.map_or(0.0, |slot| slot.heat))
+    };
+    let present = |step: &Step, heat: f64| {
+        let shard = |id: i32| places.iter().find(|shard| shard.id == id);
+        let load =
+            |id: i32| slots.iter().filter(|slot| slot.shard_id == id).map(|slot| slot.heat).sum::<f64>();
+        let used = |id: i32, more: f64| shard(id).map_or(1.0, |shard| (load(id) + more) / shard.capacity);
+        Present {
+            from: used(step.from, 0.0),
+            to_after: used(step.to, heat),
+            drains: shard(step.from).is_some_and(|shard| shard.draining),
+        }
+    };
+    let least = guc::MIN_CONFIDENCE.get();
+    let now = |index: usize| timings.get(index).is_some_and(|t| t.lead == 0 && t.start != Start::Closed);
+    let may = |step: &Step| {
+        let (calibration, heat) = of(step);
+        permission(calibration, step, present(step, heat), least)
+    };
+    let taken = plan.independent(|index, step| now(index) && may(step));
+    let verdict = |(index, (step, timing)): (usize, (&Step, &Timing))| {
+        let stated = of(step).0.stated(step.confidence);
+        let refusal = match (taken.contains(&index), stated >= least, now(index)) {
+            (true, ..) => None,
+            (_, false, _) => Some(decision::LOW_CONFIDENCE),
+            (_, _, false) => Some(decision::SCHEDULED),
+            _ if may(step) => Some(decision::DEPENDS),
+            _ => Some(decision::UNTRUSTED),
+        };
+        decision::Verdict { stated, timing: *timing, refusal }
+    };
+    plan.steps.iter().zip(timings).enumerate().map(verdict).collect()
 }
 
 impl Decision {
@@ -181,24 +271,36 @@ impl Decision {
         self.shards.iter().find(|s| s.shard_id == shard_id).map(|s| s.name.clone()).unwrap_or_default()
     }
 
-    /// How many of the steps may be taken at `min_confidence`: steps build on each other, so the first
-    /// that falls short ends them.
-    pub fn confident_steps(&self, min_confidence: f64) -> usize {
-        self.plan.steps.iter().take_while(|s| s.confidence >= min_confidence).count()
-    }
-
-    /// The steps as `{"slot": "shard"}` with the least confidence among them, restricted to steps of at
-    /// least `min_confidence`.
-    pub fn assignment(
-        &self,
-        min_confidence: f64,
-    ) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
+    /// The steps of which `wanted` holds, as `{"slot": "shard"}`, with the least confidence among them.
+    fn assignment(&self, steps: Vec<usize>) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
         let mut map = serde_json::Map::new();
         let mut least: Option<f64> = None;
-        for step in &self.plan.steps[..self.confident_steps(min_confidence)] {
+        for index in steps {
+            let (step, stated) = (&self.plan.steps[index], self.verdicts[index].stated);
             map.insert(step.segment.to_string(), self.shard_name(step.to).into());
-            least = Some(least.map_or(step.confidence, |c| c.min(step.confidence)));
+            least = Some(least.map_or(stated, |c| c.min(stated)));
         }
         (map, least)
+    }
+
+    /// The steps that are confident enough to be requested, whenever they are to begin.
+    pub fn confident(&self) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
+        let least = guc::MIN_CONFIDENCE.get();
+        self.assignment(self.plan.independent(|index, _| self.verdicts[index].stated >= least))
+    }
+
+    /// The steps that may be taken now without anybody being asked.
+    pub fn takeable(&self) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
+        self.assignment(
+            (0..self.verdicts.len()).filter(|index| self.verdicts[*index].refusal.is_none()).collect(),
+        )
+    }
+
+    /// Stores forecasts and recommendations, and notes the steps whose outcome will be looked at.
+    pub fn store(&self) -> PgResult<()> {
+        decision::store_forecasts(&self.forecasts, self.interval_level)?;
+        decision::store_plan(&self.plan, &self.slots, &self.verdicts, self.lead_s)?;
+        let stated: Vec<f64> = self.verdicts.iter().map(|verdict| verdict.stated).collect();
+        trust::note(&self.plan, &self.slots, &self.places, &stated, &self.options, self.lead_s)
     }
 }

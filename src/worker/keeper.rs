@@ -5,7 +5,7 @@ use super::learn::{Learner, in_background};
 use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
-use crate::catalog::{decision, heat, moves, relation, session};
+use crate::catalog::{heat, moves, relation, session};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -161,20 +161,19 @@ fn report(what: &str, outcome: WorkResult<()>) {
     }
 }
 
-/// One round of forecasting and planning; in auto mode confident steps become moves.
+/// One round of forecasting and planning; in auto mode steps that may be taken now become moves.
 fn plan() -> PgResult<()> {
+    planner::settle()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     if decision.slots.is_empty() {
         return Ok(());
     }
-    decision::store_forecasts(&decision.forecasts, decision.interval_level)?;
-    let confident = decision.confident_steps(guc::MIN_CONFIDENCE.get());
-    decision::store_plan(&decision.plan, &decision.slots, confident)?;
+    decision.store()?;
     let moving = decision.slots.iter().any(|s| s.moving);
     if guc::MODE.get() != guc::Mode::Auto || moving {
         return Ok(());
     }
-    let (map, confidence) = decision.assignment(guc::MIN_CONFIDENCE.get());
+    let (map, confidence) = decision.takeable();
     if let (false, Some(confidence)) = (map.is_empty(), confidence) {
         moves::file_map(&map, Some(confidence), "foreshard")?;
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use foreshard_core::affinity::CoAccess;
 use foreshard_core::forecast::{ForecastOptions, Series, fit};
-use foreshard_core::placement::{Hold, PlanOptions, Segment, Shard, plan};
+use foreshard_core::placement::{ANY, Hold, PlanOptions, Segment, Shard, plan};
 use foreshard_core::profile::{Profile, RESERVOIR, RESOURCES, Resource, Sample};
 use foreshard_core::ring::{ShardWeight, place_slots};
 use foreshard_core::sketch::{HotKeys, Key};
@@ -50,7 +50,8 @@ fn ring() {
 }
 
 fn planner(name: &str, skew: usize) {
-    let shards: Vec<_> = (0..8).map(|id| Shard { id, capacity: 1_000.0, draining: false }).collect();
+    let shards: Vec<_> =
+        (0..8).map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY }).collect();
     let segments: Vec<Segment> = (0..1_024)
         .map(|slot| Segment {
             id: slot as i64,
@@ -60,6 +61,7 @@ fn planner(name: &str, skew: usize) {
             futures: (0..50).map(|k| day(slot, 24, 0.8 + 0.008 * k as f64)).collect(),
             hold: Hold::Free,
             hot_buckets: 9,
+            class: ANY,
         })
         .collect();
     let data: Vec<f64> = segments.iter().flat_map(|s| s.futures.concat()).collect();

@@ -14,6 +14,7 @@
 //! | [`unit_cost`] | what do the executions cost that nobody measured? |
 //! | [`forecast`] | how busy will it be? |
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
+//! | [`calibration`] | did what was sure to pay really pay? |
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`canary`] | how many reads may the new copy serve now? |
 //! | [`digest`] | are two copies of a table equal? |
@@ -29,6 +30,7 @@
 
 pub mod affinity;
 pub mod birth;
+pub mod calibration;
 pub mod canary;
 pub mod digest;
 pub mod forecast;

@@ -73,5 +73,8 @@ pub(super) fn options(options: &PlanOptions) -> Result<(), PlacementError> {
     if options.unmovable_share.is_nan() || options.unmovable_share <= 0.0 {
         return bad("unmovable_share");
     }
+    if options.foresight.is_nan() || options.foresight <= 0.0 {
+        return bad("foresight");
+    }
     Ok(())
 }

@@ -1,14 +1,23 @@
-//! The greedy planner.
+//! The greedy planner: the hottest shard first, from it the move with the highest net benefit.
 
-use super::confidence::confidence;
+use super::futures::Ends;
+use super::refusal;
 use super::state::State;
-use super::{Hold, Plan, PlanOptions, Refusal, RefusalReason, Segment, Shard, Step};
+use super::{Hold, Link, Plan, PlanOptions, RefusalReason, Segment, Shard, Step};
 
 const MIB: f64 = 1_048_576.0;
 
+/// Above this many (segment, shard) pairs only the first two styles compete: the others pay for a few large
+/// segments, not for thousands of small ones.
+const LARGE: usize = 100_000;
+/// Targets that are looked at for a segment, of each kind, before all are.
+const NEAR_TARGETS: usize = 12;
+/// Moves off a shard that are compared in the sampled futures.
+const FINALISTS: usize = 6;
+
 /// A move that would improve.
 #[derive(Clone, Copy)]
-struct Candidate {
+pub(super) struct Candidate {
     segment: usize,
     to: usize,
     benefit: f64,
@@ -17,15 +26,15 @@ struct Candidate {
 }
 
 /// What keeps a segment that would improve from moving.
-enum Verdict {
+pub(super) enum Verdict {
     Move(Candidate),
     NoTarget,
     LowBenefit,
 }
 
 /// Plans a checked problem; see [`super::plan`].
-pub(super) fn plan(shards: &[Shard], segments: &[Segment], options: &PlanOptions) -> Plan {
-    let mut state = State::new(shards, segments);
+pub(super) fn plan(shards: &[Shard], segments: &[Segment], links: &[Link], options: &PlanOptions) -> Plan {
+    let mut state = State::new(shards, segments, links);
     let imbalance_before = state.imbalance();
     let mut steps = Vec::new();
     let mut acts = false;
@@ -35,16 +44,19 @@ pub(super) fn plan(shards: &[Shard], segments: &[Segment], options: &PlanOptions
     loop {
         let known = steps.len();
         drain(&mut state, options, &mut steps);
-        if state.total_peak >= options.min_load && state.active_imbalance() > 1.0 + options.imbalance_high {
-            acts = true;
-            balance(&mut state, options, &mut steps);
+        if state.total_peak >= options.min_load {
+            if state.active_imbalance() > 1.0 + options.imbalance_high {
+                acts = true;
+                balance(&mut state, options, &mut steps);
+            }
+            gather(&mut state, options, &mut steps);
         }
         if steps.len() == known {
             break;
         }
     }
     Plan {
-        refusals: refusals(&state, options, acts),
+        refusals: refusal::all(&state, options, acts),
         imbalance_before,
         imbalance_after: state.imbalance(),
         steps,
@@ -65,7 +77,9 @@ fn drain(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
         if let Some(to) = drain_target(state, segment) {
             let peak = state.peak_with(to, segment);
             let growth = state.excess(to, peak) - state.excess(to, state.peak(to));
-            let benefit = state.drain_penalty(segment) - growth;
+            let cut = |state: &State, at: usize| state.linked_to(segment, |shard| shard != at);
+            let links = cut(state, state.shard_of(segment)) - cut(state, to);
+            let benefit = state.drain_penalty(segment) - growth + links;
             push(state, options, Candidate { segment, to, benefit, net: benefit }, steps);
         }
     }
@@ -76,9 +90,9 @@ fn may_drain(state: &State, segment: usize) -> bool {
     !matches!(hold, Some(Hold::InFlight | Hold::Pinned) | None)
 }
 
-fn drain_target(state: &State, segment: usize) -> Option<usize> {
+pub(super) fn drain_target(state: &State, segment: usize) -> Option<usize> {
     let mut best: Option<(f64, usize)> = None;
-    for to in targets(state) {
+    for to in targets(state, segment) {
         let utilisation = state.peak_with(to, segment) / state.capacity(to);
         if utilisation <= 1.0 && best.is_none_or(|(least, _)| utilisation < least) {
             best = Some((utilisation, to));
@@ -87,15 +101,16 @@ fn drain_target(state: &State, segment: usize) -> Option<usize> {
     best.map(|(_, to)| to)
 }
 
-fn targets(state: &State) -> impl Iterator<Item = usize> {
-    (0..state.shards.len()).filter(|shard| !state.is_draining(*shard))
+fn targets(state: &State, segment: usize) -> impl Iterator<Item = usize> {
+    (0..state.shards.len()).filter(move |shard| state.accepts(*shard, segment))
 }
 
 /// Plans the balancing in every style, keeps the best and records it.
 fn balance(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
     let room = options.max_steps.saturating_sub(steps.len());
     let mut best: Option<Trial> = None;
-    for style in STYLES {
+    let large = state.segments.len() * state.shards.len() > LARGE;
+    for style in STYLES.into_iter().take(if large { 2 } else { STYLES.len() }) {
         let trial = Trial::run(state.clone(), options, style, room);
         if best.as_ref().is_none_or(|best| trial.is_better(best)) {
             best = Some(trial);
@@ -103,6 +118,37 @@ fn balance(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
     }
     for candidate in best.map(|best| best.moves).unwrap_or_default() {
         push(state, options, candidate, steps);
+    }
+}
+
+/// Brings segments that are used together onto one shard, as far as no shard gets too hot.
+fn gather(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
+    let goal = 1.0 + options.imbalance_low;
+    while steps.len() < options.max_steps {
+        let mut best: Option<Candidate> = None;
+        for segment in 0..state.segments.len() {
+            let from = state.shard_of(segment);
+            let free = state.segments.get(segment).is_some_and(|segment| segment.hold == Hold::Free);
+            if !free || state.is_draining(from) {
+                continue;
+            }
+            let relief = relief(state, segment);
+            for to in state.linked_shards(segment) {
+                let peak = state.peak_with(to, segment);
+                if !state.accepts(to, segment) || state.relative_of(to, peak) > goal {
+                    continue;
+                }
+                let benefit = relief - growth(state, to, peak) + state.joined(segment, to);
+                let net = benefit - cost(state, options, segment) / options.payback_s;
+                let enough =
+                    benefit >= least_benefit(state, options, segment) && benefit > 1e-9 * state.mean_load;
+                if enough && best.is_none_or(|best| net > best.net) {
+                    best = Some(Candidate { segment, to, benefit, net });
+                }
+            }
+        }
+        let Some(best) = best else { return };
+        push(state, options, best, steps);
     }
 }
 
@@ -135,17 +181,32 @@ struct Trial {
 }
 
 impl Trial {
-    /// Moves the segment with the highest net benefit until balanced or nothing pays.
+    /// Moves segments off the hottest shards until balanced or nothing pays.
     fn run(mut state: State, options: &PlanOptions, style: Style, room: usize) -> Self {
         let mut trial = Self { moves: Vec::new(), reached: 0.0, cost: 0.0 };
         let goal = 1.0 + options.imbalance_low;
+        // Shards from which nothing can move.
+        let mut stuck = vec![false; state.shards.len()];
         while trial.moves.len() < room && state.active_imbalance() > goal {
-            let Some(candidate) = pick(&state, options, style) else {
-                break;
+            let hottest = (0..stuck.len())
+                .filter(|shard| !stuck[*shard] && overloaded(&state, options, *shard))
+                .max_by(|a, b| state.relative(*a).total_cmp(&state.relative(*b)).then(b.cmp(a)));
+            let Some(from) = hottest else { break };
+            let Some(candidate) = pick(&state, options, style, from, None) else {
+                stuck[from] = true;
+                continue;
             };
             trial.cost += cost(&state, options, candidate.segment);
             state.apply(candidate.segment, candidate.to);
             trial.moves.push(candidate);
+            // What has changed is the two ends: somebody who was stuck may have got a target.
+            stuck[candidate.to] = false;
+            for shard in (0..stuck.len()).filter(|shard| *shard != candidate.to) {
+                let ends = Some([from, candidate.to]);
+                if stuck[shard] && pick(&state, options, style, shard, ends).is_some() {
+                    stuck[shard] = false;
+                }
+            }
         }
         trial.reached = state.active_imbalance().max(goal);
         trial
@@ -157,31 +218,82 @@ impl Trial {
     }
 }
 
-/// The move with the highest net benefit.
-fn pick(state: &State, options: &PlanOptions, style: Style) -> Option<Candidate> {
-    let mut best: Option<Candidate> = None;
-    for segment in 0..state.segments.len() {
-        if !overloaded(state, options, state.shard_of(segment))
-            || state.height(segment) > style.max_share * state.mean_load
+/// The move with the highest net benefit off a shard, to one of `only` if there are any.
+fn pick(
+    state: &State,
+    options: &PlanOptions,
+    style: Style,
+    from: usize,
+    only: Option<[usize; 2]>,
+) -> Option<Candidate> {
+    let mut found_all: Vec<Candidate> = Vec::new();
+    let near = near_targets(state);
+    for segment in state.members(from).iter().copied() {
+        if state.height(segment) > style.max_share * state.mean_load
             || blocked(state, options, segment).is_some()
         {
             continue;
         }
-        if let Verdict::Move(found) = verdict(state, options, segment, style.tight)
-            && best.is_none_or(|best| found.net > best.net)
-        {
-            best = Some(found);
+        let mut found = match (&only, &near) {
+            (Some(only), _) => verdict(state, options, segment, style.tight, only),
+            (None, Some(near)) => verdict(state, options, segment, style.tight, near),
+            (None, None) => Verdict::NoTarget,
+        };
+        if only.is_none() && !matches!(found, Verdict::Move(_)) {
+            found = verdict_anywhere(state, options, segment, style.tight);
+        }
+        if let Verdict::Move(found) = found {
+            found_all.push(found);
         }
     }
-    best
+    // What looks best in the mean is often only lucky; of the best few, the one that gains most in the futures.
+    found_all.sort_by(|a, b| b.net.total_cmp(&a.net).then(a.segment.cmp(&b.segment)));
+    found_all.truncate(FINALISTS);
+    let in_futures = |candidate: &Candidate| {
+        let moved = state.segments.get(candidate.segment)?;
+        let gain = state.futures.mean_gain(moved, ends(state, candidate.segment, candidate.to))?;
+        Some(gain - cost(state, options, candidate.segment) / options.payback_s)
+    };
+    let mut best: Option<(f64, Candidate)> = None;
+    for candidate in found_all {
+        let net = in_futures(&candidate).unwrap_or(candidate.net);
+        if best.is_none_or(|(most, _)| net > most) {
+            best = Some((net, candidate));
+        }
+    }
+    best.map(|(_, candidate)| candidate)
 }
 
-fn overloaded(state: &State, options: &PlanOptions, shard: usize) -> bool {
+/// The two shards of a move.
+fn ends(state: &State, segment: usize, to: usize) -> Ends {
+    let from = state.shard_of(segment);
+    Ends {
+        from,
+        to,
+        from_capacity: state.capacity(from),
+        to_capacity: state.capacity(to),
+        drains: state.is_draining(from),
+        joined: state.joined(segment, to),
+    }
+}
+
+/// The least utilised shards, when there are too many to look at all for every segment.
+fn near_targets(state: &State) -> Option<Vec<usize>> {
+    if state.shards.len() <= 2 * NEAR_TARGETS {
+        return None;
+    }
+    let mut order: Vec<usize> = (0..state.shards.len()).filter(|shard| !state.is_draining(*shard)).collect();
+    order.sort_by(|a, b| state.relative(*a).total_cmp(&state.relative(*b)).then(a.cmp(b)));
+    order.truncate(NEAR_TARGETS);
+    Some(order)
+}
+
+pub(super) fn overloaded(state: &State, options: &PlanOptions, shard: usize) -> bool {
     !state.is_draining(shard) && state.relative(shard) > 1.0 + options.imbalance_low
 }
 
 /// Why a segment may not be moved for balance, whatever the benefit.
-fn blocked(state: &State, options: &PlanOptions, index: usize) -> Option<RefusalReason> {
+pub(super) fn blocked(state: &State, options: &PlanOptions, index: usize) -> Option<RefusalReason> {
     let segment = state.segments.get(index)?;
     match segment.hold {
         Hold::Cooldown => Some(RefusalReason::Cooldown),
@@ -192,25 +304,46 @@ fn blocked(state: &State, options: &PlanOptions, index: usize) -> Option<Refusal
         Hold::Free if state.height(index) > options.unmovable_share * state.mean_load => {
             Some(RefusalReason::UnsplittableKey)
         }
-        Hold::Free if segment.hot_buckets < options.min_hot_buckets => Some(RefusalReason::NotHotLongEnough),
+        Hold::Free
+            if segment.hot_buckets < options.min_hot_buckets
+                && !state.is_foreseen(state.shard_of(index), options) =>
+        {
+            Some(RefusalReason::NotHotLongEnough)
+        }
         Hold::Free => None,
     }
 }
 
+/// What a segment's shard is relieved of without it, cost units/s.
+fn relief(state: &State, segment: usize) -> f64 {
+    let from = state.shard_of(segment);
+    state.excess(from, state.peak(from)) - state.excess(from, state.peak_without(segment))
+}
+
+/// What a shard's excess grows by when its peak becomes `peak`, cost units/s.
+fn growth(state: &State, to: usize, peak: f64) -> f64 {
+    state.excess(to, peak) - state.excess(to, state.peak(to))
+}
+
 /// The best move of a segment off its (overloaded) shard.
+pub(super) fn verdict_anywhere(state: &State, options: &PlanOptions, segment: usize, tight: bool) -> Verdict {
+    let all: Vec<usize> = (0..state.shards.len()).collect();
+    verdict(state, options, segment, tight, &all)
+}
+
+/// The best move of a segment off its (overloaded) shard to one of some shards.
 ///
 /// A `tight` target must end up balanced.
-fn verdict(state: &State, options: &PlanOptions, segment: usize, tight: bool) -> Verdict {
+fn verdict(state: &State, options: &PlanOptions, segment: usize, tight: bool, shards: &[usize]) -> Verdict {
     let from = state.shard_of(segment);
     let before = state.peak(from) / state.capacity(from);
-    let left = state.peak_without(segment);
-    let relief = state.excess(from, state.peak(from)) - state.excess(from, left);
+    let relief = relief(state, segment);
     let least = least_benefit(state, options, segment);
     let mut best: Option<Candidate> = None;
     let mut improves = false;
-    for to in targets(state).filter(|to| *to != from) {
+    for to in shards.iter().copied().filter(|to| *to != from && state.accepts(*to, segment)) {
         let peak = state.peak_with(to, segment);
-        let benefit = relief - (state.excess(to, peak) - state.excess(to, state.peak(to)));
+        let benefit = relief - growth(state, to, peak) + state.joined(segment, to);
         // The target must not end up hotter than the source was (a small shard could, at a small
         // excess), unless its peak is at another time and does not rise. The factors keep rounding
         // errors from counting as improvements.
@@ -251,15 +384,22 @@ fn least_benefit(state: &State, options: &PlanOptions, segment: usize) -> f64 {
 /// Applies a move and records it.
 fn push(state: &mut State, options: &PlanOptions, chosen: Candidate, steps: &mut Vec<Step>) {
     let Candidate { segment, to, benefit, .. } = chosen;
+    let Some(moved) = state.segments.get(segment) else { return };
     let from = state.shard_of(segment);
-    let pays = cost(state, options, segment) / options.payback_s;
-    let confidence = confidence(state, segment, to, pays);
-    let peak_before = state.imbalance();
-    let before = state.relative(from);
+    let ends = ends(state, segment, to);
+    let confidence = state.futures.confidence(moved, ends, cost(state, options, segment) / options.payback_s);
+    let foreseen = !ends.drains && moved.hot_buckets < options.min_hot_buckets;
+    let (peak_before, before) = (state.imbalance(), state.relative(from));
+    let hot = overloaded(state, options, from);
     state.apply(segment, to);
     let id = |shard: usize| state.shards.get(shard).map_or(0, |shard| shard.id);
     let percent = |relative: f64| (relative * 100.0).round();
-    let why = if state.is_draining(from) { "is draining" } else { "is above its fair share" };
+    let why = match (ends.drains, hot, foreseen) {
+        (true, ..) => "is draining",
+        (_, false, _) => "holds a part of what is used together",
+        (_, _, true) => "will be above its fair share",
+        _ => "is above its fair share",
+    };
     let reason = format!(
         "shard {} {why}: its peak goes from {} % to {} % of the fair share, that of shard {} to {} %",
         id(from),
@@ -269,58 +409,14 @@ fn push(state: &mut State, options: &PlanOptions, chosen: Candidate, steps: &mut
         percent(state.relative(to)),
     );
     steps.push(Step {
-        segment: state.segments.get(segment).map_or(0, |segment| segment.id),
+        segment: moved.id,
         from: id(from),
         to: id(to),
         benefit,
         confidence,
+        foreseen,
         peak_before,
         peak_after: state.imbalance(),
         reason,
     });
-}
-
-/// Segments that matter and stay on shards that stay overloaded or undrained.
-fn refusals(state: &State, options: &PlanOptions, acts: bool) -> Vec<Refusal> {
-    let mut refusals = Vec::new();
-    for (index, segment) in state.segments.iter().enumerate() {
-        let shard = state.shard_of(index);
-        let reason = if state.is_draining(shard) {
-            undrained(state, index)
-        } else if acts
-            && overloaded(state, options, shard)
-            && state.height(index) >= options.min_benefit_fraction * state.mean_load
-        {
-            unmoved(state, options, index)
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
-            refusals.push(Refusal { segment: segment.id, reason });
-        }
-    }
-    refusals.sort_by_key(|refusal| refusal.segment);
-    refusals
-}
-
-fn undrained(state: &State, index: usize) -> Option<RefusalReason> {
-    match state.segments.get(index).map(|segment| segment.hold) {
-        Some(Hold::InFlight) => Some(RefusalReason::InFlight),
-        Some(Hold::Pinned) => Some(RefusalReason::Pinned),
-        // A segment that would fit was only beyond the step limit: the next plan takes it.
-        _ if drain_target(state, index).is_some() => None,
-        _ => Some(RefusalReason::NoTargetCapacity),
-    }
-}
-
-fn unmoved(state: &State, options: &PlanOptions, index: usize) -> Option<RefusalReason> {
-    if let Some(reason) = blocked(state, options, index) {
-        return Some(reason);
-    }
-    match verdict(state, options, index, false) {
-        Verdict::NoTarget => Some(RefusalReason::NoTargetCapacity),
-        Verdict::LowBenefit => Some(RefusalReason::LowBenefit),
-        // It was beyond the step limit: the next plan takes it.
-        Verdict::Move(_) => None,
-    }
 }

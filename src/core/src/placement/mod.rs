@@ -8,16 +8,23 @@
 //! any shard / the fair utilisation: 1 is perfect.
 //!
 //! The objective, in cost units/s: the sum over the shards of what their peak exceeds their fair
-//! share by, plus, for every segment left on a draining shard, twice its peak plus one.
+//! share by, plus the weight of the links between segments on different shards, plus, for every segment left
+//! on a draining shard, twice its peak plus one and the weight of all its links.
 
 mod check;
-mod confidence;
+mod futures;
 mod greedy;
+mod realised;
+mod refusal;
 mod state;
+mod timing;
 mod yardstick;
 
 use std::fmt;
 
+pub use realised::{Outcome, Realised, outcome};
+pub use refusal::{Refusal, RefusalReason};
+pub use timing::{Pace, Start, Timing, schedule};
 pub use yardstick::{Yardstick, best_assignment};
 
 /// The most shards of a problem.
@@ -38,7 +45,12 @@ pub struct Shard {
     pub capacity: f64,
     /// Whether it is to be emptied; nothing moves to it.
     pub draining: bool,
+    /// The classes of segments that may move to it, one bit each; [`ANY`] takes all.
+    pub accepts: u64,
 }
+
+/// Every class of segments.
+pub const ANY: u64 = u64::MAX;
 
 /// Why a segment must stay where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +87,20 @@ pub struct Segment {
     pub hold: Hold,
     /// Consecutive buckets in which its shard was overloaded.
     pub hot_buckets: u32,
+    /// Its classes, one bit each: it may move to shards that accept one of them.
+    pub class: u64,
+}
+
+/// Two segments that are used together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Link {
+    /// One.
+    pub a: i64,
+    /// The other.
+    pub b: i64,
+    /// What it costs that they are on different shards, cost units per second; links that are not a finite
+    /// number above 0, or of segments that are not there, are left out.
+    pub weight: f64,
 }
 
 /// The planner's restraint.
@@ -100,6 +126,9 @@ pub struct PlanOptions {
     /// A segment whose peak is above this share of the fair load of a mean shard is not moved but
     /// reported, to be split or isolated first; default 0.8.
     pub unmovable_share: f64,
+    /// A shard that has not been overloaded for `min_hot_buckets` is acted upon if it will be in at least
+    /// this share of the sampled futures; default 0.5, above 1: never.
+    pub foresight: f64,
 }
 
 impl Default for PlanOptions {
@@ -114,6 +143,7 @@ impl Default for PlanOptions {
             max_steps: 64,
             min_load: 10.0,
             unmovable_share: 0.8,
+            foresight: 0.5,
         }
     }
 }
@@ -131,83 +161,14 @@ pub struct Step {
     pub benefit: f64,
     /// Share of the sampled futures in which the step pays, 0..=1; 0 when there are none.
     pub confidence: f64,
+    /// Its shard is not overloaded yet.
+    pub foreseen: bool,
     /// Imbalance before the step.
     pub peak_before: f64,
     /// Imbalance after the step.
     pub peak_after: f64,
     /// Why, in words for a person.
     pub reason: String,
-}
-
-/// Why a hot segment is not moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RefusalReason {
-    /// Too hot to be moved whole: wherever it goes is the next hot shard.
-    UnsplittableKey,
-    /// Its load is not known well enough.
-    InsufficientHistory,
-    /// No shard could take it and be better off than the shard it is on.
-    NoTargetCapacity,
-    /// It moved a short while ago.
-    Cooldown,
-    /// It is moving.
-    InFlight,
-    /// Moving it would help, but less than it costs or less than the minimum.
-    LowBenefit,
-    /// Its shard has not been overloaded for long enough.
-    NotHotLongEnough,
-    /// A person pinned it.
-    Pinned,
-}
-
-impl RefusalReason {
-    /// The machine-readable name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::UnsplittableKey => "unsplittable_key",
-            Self::InsufficientHistory => "insufficient_history",
-            Self::NoTargetCapacity => "no_target_capacity",
-            Self::Cooldown => "cooldown",
-            Self::InFlight => "in_flight",
-            Self::LowBenefit => "low_benefit",
-            Self::NotHotLongEnough => "not_hot_long_enough",
-            Self::Pinned => "pinned",
-        }
-    }
-
-    /// What a person can do about it.
-    pub const fn advice(self) -> &'static str {
-        match self {
-            Self::UnsplittableKey => {
-                "Split the slot or isolate its hot keys first; if one key makes all the load, \
-                 cache it or spread it in the application."
-            }
-            Self::InsufficientHistory => "Wait until enough buckets of its load are known.",
-            Self::NoTargetCapacity => "Add a shard, or raise the capacity of an existing one.",
-            Self::Cooldown => "Wait until the cool-down after its last move is over.",
-            Self::InFlight => "Wait until its current move is over.",
-            Self::LowBenefit => {
-                "Nothing needs to be done; lower the minimum benefit or the move cost to act anyway."
-            }
-            Self::NotHotLongEnough => "Wait: the overload may pass by itself.",
-            Self::Pinned => "Remove the pin if the segment may move.",
-        }
-    }
-}
-
-impl fmt::Display for RefusalReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A hot segment that is not moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The segment.
-    pub segment: i64,
-    /// Why.
-    pub reason: RefusalReason,
 }
 
 /// What to do, in order, and what not to.
@@ -221,6 +182,24 @@ pub struct Plan {
     pub imbalance_before: f64,
     /// Imbalance after all steps.
     pub imbalance_after: f64,
+}
+
+impl Plan {
+    /// Positions of the steps that may be taken when only some are wanted: a step counts on the ones before it,
+    /// so once one is left out, so are all later ones that share a shard with it.
+    pub fn independent(&self, mut wanted: impl FnMut(usize, &Step) -> bool) -> Vec<usize> {
+        let mut uncertain: Vec<i32> = Vec::new();
+        let mut taken = Vec::new();
+        for (index, step) in self.steps.iter().enumerate() {
+            let counts_on_others = uncertain.contains(&step.from) || uncertain.contains(&step.to);
+            if !counts_on_others && wanted(index, step) {
+                taken.push(index);
+            } else {
+                uncertain.extend([step.from, step.to]);
+            }
+        }
+        taken
+    }
 }
 
 /// Why a problem is not one.
@@ -291,35 +270,48 @@ impl fmt::Display for PlacementError {
 
 impl std::error::Error for PlacementError {}
 
-/// Plans moves: drains first, then greedily the move with the highest net benefit; the best of a few
-/// differently restrained greedy runs is the plan.
+/// Plans moves: drains first, then, off the hottest shard each time, the move with the highest net benefit (the
+/// best of a few differently restrained runs is the plan), then those that only bring together what is linked.
 ///
 /// Balancing starts when the imbalance exceeds `1 + imbalance_high` and stops below
 /// `1 + imbalance_low`. Every step lowers the objective (see the module) on its own, never raises
 /// the higher utilisation of the two shards involved, and pays for its bytes within `payback_s`;
-/// drain steps must only fit the target's capacity, and need no history, heat or benefit.
+/// drain steps must only fit the target's capacity, and need no history, heat or benefit. Steps for the links'
+/// sake leave their target below `1 + imbalance_low`.
 ///
 /// The confidence of a step is the share of the joint futures in which it, applied after the steps
 /// before it, lowers what the peaks of the two shards exceed their fair share (of that future) by,
 /// by enough to pay its cost; for a drain step, in which the target stays within its capacity. It
-/// is 0 when a segment on either shard has no
-/// futures.
+/// is 0 when a segment on either shard has no futures.
 ///
 /// # Errors
 /// [`PlacementError`] when the problem is malformed or too large.
 pub fn plan(shards: &[Shard], segments: &[Segment], options: &PlanOptions) -> Result<Plan, PlacementError> {
+    plan_linked(shards, segments, &[], options)
+}
+
+/// The same with segments that are used together.
+///
+/// # Errors
+/// [`PlacementError`] when the problem is malformed or too large.
+pub fn plan_linked(
+    shards: &[Shard],
+    segments: &[Segment],
+    links: &[Link],
+    options: &PlanOptions,
+) -> Result<Plan, PlacementError> {
     check::problem(shards, segments)?;
     check::options(options)?;
-    Ok(greedy::plan(shards, segments, options))
+    Ok(greedy::plan(shards, segments, links, options))
 }
 
 /// The objective of the present placement, cost units/s; see the module.
 ///
 /// # Errors
 /// [`PlacementError`] when the problem is malformed or too large.
-pub fn objective(shards: &[Shard], segments: &[Segment]) -> Result<f64, PlacementError> {
+pub fn objective(shards: &[Shard], segments: &[Segment], links: &[Link]) -> Result<f64, PlacementError> {
     check::problem(shards, segments)?;
-    Ok(state::State::new(shards, segments).objective())
+    Ok(state::State::new(shards, segments, links).objective())
 }
 
 /// The imbalance of the present placement; 1 is perfect.
@@ -328,5 +320,5 @@ pub fn objective(shards: &[Shard], segments: &[Segment]) -> Result<f64, Placemen
 /// [`PlacementError`] when the problem is malformed or too large.
 pub fn imbalance(shards: &[Shard], segments: &[Segment]) -> Result<f64, PlacementError> {
     check::problem(shards, segments)?;
-    Ok(state::State::new(shards, segments).imbalance())
+    Ok(state::State::new(shards, segments, &[]).imbalance())
 }

@@ -1,6 +1,9 @@
 //! Load per shard and lead while a plan grows.
 
-use super::{MAX_FUTURES, Segment, Shard};
+use std::collections::BTreeMap;
+
+use super::futures::Futures;
+use super::{Link, PlanOptions, Segment, Shard};
 
 /// A problem with its (changing) placement. Shards and segments are addressed by index.
 #[derive(Clone)]
@@ -9,20 +12,24 @@ pub(super) struct State<'a> {
     pub(super) segments: &'a [Segment],
     /// Shard of each segment.
     place: Vec<usize>,
+    /// Segments of each shard.
+    members: Vec<Vec<usize>>,
     /// Summed curve of each shard.
     loads: Vec<Vec<f64>>,
     /// Maximum of each shard's summed curve.
     peaks: Vec<f64>,
     /// Maximum of each segment's curve.
     heights: Vec<f64>,
+    /// (Other segment, weight) of each segment that is used together with others.
+    links: Vec<Vec<(usize, f64)>>,
     /// Peak of the cluster's summed curve.
     pub(super) total_peak: f64,
     /// The lowest utilisation peak any placement can have.
     pub(super) fair: f64,
     /// Fair load of a mean shard, cost units/s.
     pub(super) mean_load: f64,
-    /// The fair utilisation in each joint future.
-    fair_in: Vec<f64>,
+    /// Sampled futures.
+    pub(super) futures: Futures,
 }
 
 /// Maximum of a curve, at least 0.
@@ -39,19 +46,21 @@ pub(super) fn add(sum: &mut [f64], curve: &[f64]) {
 
 impl<'a> State<'a> {
     /// The present placement of a checked problem.
-    pub(super) fn new(shards: &'a [Shard], segments: &'a [Segment]) -> Self {
-        let index: std::collections::BTreeMap<i32, usize> =
-            shards.iter().enumerate().map(|(index, shard)| (shard.id, index)).collect();
+    pub(super) fn new(shards: &'a [Shard], segments: &'a [Segment], links: &[Link]) -> Self {
+        let index: BTreeMap<i32, usize> =
+            shards.iter().zip(0..).map(|(shard, index)| (shard.id, index)).collect();
         let leads = segments.first().map_or(0, |segment| segment.curve.len());
         let mut total = vec![0.0; leads];
         let mut loads = vec![vec![0.0; leads]; shards.len()];
+        let mut members = vec![Vec::new(); shards.len()];
         let mut place = Vec::with_capacity(segments.len());
-        for segment in segments {
+        for (at, segment) in segments.iter().enumerate() {
             let shard = index.get(&segment.shard).copied().unwrap_or(0);
             place.push(shard);
             add(&mut total, &segment.curve);
-            if let Some(load) = loads.get_mut(shard) {
+            if let (Some(load), Some(members)) = (loads.get_mut(shard), members.get_mut(shard)) {
                 add(load, &segment.curve);
+                members.push(at);
             }
         }
         let active: Vec<f64> =
@@ -66,14 +75,16 @@ impl<'a> State<'a> {
         Self {
             shards,
             segments,
+            futures: Futures::new(segments, &place, shards.len(), leads, capacity),
             place,
+            members,
             peaks: loads.iter().map(|load| peak(load.iter().copied())).collect(),
             loads,
             heights: segments.iter().map(|segment| peak(segment.curve.iter().copied())).collect(),
+            links: linked(segments, links),
             total_peak,
             fair: total_peak / capacity,
             mean_load: total_peak / active.len().max(1) as f64,
-            fair_in: total_peaks_in(segments, leads).iter().map(|peak| peak / capacity).collect(),
         }
     }
 
@@ -83,6 +94,14 @@ impl<'a> State<'a> {
 
     pub(super) fn is_draining(&self, shard: usize) -> bool {
         self.shards.get(shard).is_some_and(|shard| shard.draining)
+    }
+
+    /// Whether a shard may hold a segment.
+    pub(super) fn accepts(&self, shard: usize, segment: usize) -> bool {
+        match (self.shards.get(shard), self.segments.get(segment)) {
+            (Some(shard), Some(segment)) => !shard.draining && shard.accepts & segment.class != 0,
+            _ => false,
+        }
     }
 
     pub(super) fn capacity(&self, shard: usize) -> f64 {
@@ -114,16 +133,33 @@ impl<'a> State<'a> {
         (peak - self.capacity(shard) * self.fair).max(0.0)
     }
 
-    /// The same in joint future `k`.
-    pub(super) fn excess_in(&self, k: usize, shard: usize, peak: f64) -> f64 {
-        (peak - self.capacity(shard) * self.fair_in.get(k).copied().unwrap_or(self.fair)).max(0.0)
-    }
-
     /// Contribution of a segment to the objective while it is on a draining shard.
     pub(super) fn drain_penalty(&self, segment: usize) -> f64 {
-        // More than any target's excess can grow by, so that draining always improves; the one is
-        // for segments without load.
-        2.0 * self.height(segment) + 1.0
+        // More than any target's excess and cut links can grow by, so that draining always improves; the one
+        // is for segments without load.
+        2.0 * self.height(segment) + 1.0 + self.linked_to(segment, |_| true)
+    }
+
+    /// Weight of the links of a segment to segments on shards that `on` names, cost units/s.
+    pub(super) fn linked_to(&self, segment: usize, on: impl Fn(usize) -> bool) -> f64 {
+        let links = self.links.get(segment).map_or(&[][..], Vec::as_slice);
+        links.iter().filter(|(other, _)| on(self.shard_of(*other))).map(|(_, weight)| weight).sum()
+    }
+
+    /// What moving a segment to `to` saves of the links across shards, cost units/s.
+    pub(super) fn joined(&self, segment: usize, to: usize) -> f64 {
+        let from = self.shard_of(segment);
+        self.linked_to(segment, |shard| shard == to) - self.linked_to(segment, |shard| shard == from)
+    }
+
+    /// Shards on which a segment has linked ones, other than its own.
+    pub(super) fn linked_shards(&self, segment: usize) -> Vec<usize> {
+        let links = self.links.get(segment).map_or(&[][..], Vec::as_slice);
+        let mut shards: Vec<usize> = links.iter().map(|(other, _)| self.shard_of(*other)).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        shards.retain(|shard| *shard != self.shard_of(segment));
+        shards
     }
 
     /// See the module [`super`].
@@ -131,7 +167,10 @@ impl<'a> State<'a> {
         let active = (0..self.shards.len()).filter(|shard| !self.is_draining(*shard));
         let excess: f64 = active.map(|shard| self.excess(shard, self.peak(shard))).sum();
         let left = (0..self.segments.len()).filter(|s| self.is_draining(self.shard_of(*s)));
-        excess + left.map(|segment| self.drain_penalty(segment)).sum::<f64>()
+        let left: f64 = left.map(|segment| self.drain_penalty(segment)).sum();
+        let cut = (0..self.segments.len()).map(|s| self.linked_to(s, |shard| shard != self.shard_of(s)));
+        // Every link is seen from both of its ends.
+        excess + left + cut.sum::<f64>() / 2.0
     }
 
     /// Highest relative utilisation of all shards.
@@ -143,6 +182,13 @@ impl<'a> State<'a> {
     pub(super) fn active_imbalance(&self) -> f64 {
         let active = (0..self.shards.len()).filter(|shard| !self.is_draining(*shard));
         peak(active.map(|shard| self.relative(shard)))
+    }
+
+    /// Whether the sampled futures agree that a shard will be overloaded.
+    pub(super) fn is_foreseen(&self, shard: usize, options: &PlanOptions) -> bool {
+        let limit = 1.0 + options.imbalance_high;
+        let share = self.futures.share_above(shard, self.capacity(shard) * limit);
+        share.is_some_and(|share| share >= options.foresight)
     }
 
     /// Peak of the segment's shard without it.
@@ -164,16 +210,30 @@ impl<'a> State<'a> {
         }
     }
 
+    /// Summed curve of a shard.
+    pub(super) fn load(&self, shard: usize) -> &[f64] {
+        self.loads.get(shard).map_or(&[], Vec::as_slice)
+    }
+
     /// Moves a segment.
     pub(super) fn apply(&mut self, segment: usize, to: usize) {
         let from = self.shard_of(segment);
+        if from == to {
+            return;
+        }
         if let Some(place) = self.place.get_mut(segment) {
             *place = to;
         }
+        if let Some(members) = self.members.get_mut(from) {
+            members.retain(|member| *member != segment);
+        }
+        if let Some(members) = self.members.get_mut(to) {
+            members.push(segment);
+        }
         // Summed anew, so that rounding errors do not pile up over a long plan.
         for shard in [from, to] {
-            let mut sum = vec![0.0; self.loads.get(shard).map_or(0, Vec::len)];
-            for member in self.members(shard) {
+            let mut sum = vec![0.0; self.load(shard).len()];
+            for member in self.members(shard).iter().filter_map(|member| self.segments.get(*member)) {
                 add(&mut sum, &member.curve);
             }
             if let (Some(load), Some(top)) = (self.loads.get_mut(shard), self.peaks.get_mut(shard)) {
@@ -181,24 +241,32 @@ impl<'a> State<'a> {
                 *load = sum;
             }
         }
+        if let Some(moved) = self.segments.get(segment) {
+            self.futures.apply(moved, from, to);
+        }
     }
 
     /// The segments on a shard.
-    pub(super) fn members(&self, shard: usize) -> impl Iterator<Item = &'a Segment> {
-        let placed = self.segments.iter().zip(&self.place);
-        placed.filter(move |(_, place)| **place == shard).map(|(segment, _)| segment)
+    pub(super) fn members(&self, shard: usize) -> &[usize] {
+        self.members.get(shard).map_or(&[], Vec::as_slice)
     }
 }
 
-/// Peak of the cluster in each joint future; a segment without that future counts with its mean.
-fn total_peaks_in(segments: &[Segment], leads: usize) -> Vec<f64> {
-    let most = segments.iter().map(|segment| segment.futures.len()).max().unwrap_or(0);
-    let total = |k: usize| {
-        let mut sum = vec![0.0; leads];
-        for segment in segments {
-            add(&mut sum, segment.futures.get(k).unwrap_or(&segment.curve));
+/// Links by segment, from both ends; those of unknown segments or without a positive weight are left out.
+fn linked(segments: &[Segment], links: &[Link]) -> Vec<Vec<(usize, f64)>> {
+    if links.is_empty() {
+        return Vec::new();
+    }
+    let index: BTreeMap<i64, usize> =
+        segments.iter().zip(0..).map(|(segment, index)| (segment.id, index)).collect();
+    let mut linked = vec![Vec::new(); segments.len()];
+    for link in links.iter().filter(|link| link.weight.is_finite() && link.weight > 0.0) {
+        if let (Some(a), Some(b)) = (index.get(&link.a), index.get(&link.b))
+            && a != b
+        {
+            linked[*a].push((*b, link.weight));
+            linked[*b].push((*a, link.weight));
         }
-        peak(sum.into_iter())
-    };
-    (0..most.min(MAX_FUTURES)).map(total).collect()
+    }
+    linked
 }

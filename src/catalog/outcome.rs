@@ -1,0 +1,166 @@
+//! What was recommended and what became of it: the rows behind calibrated confidence.
+
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+use foreshard_core::calibration::Judged;
+
+/// Outcomes that are kept per group.
+const KEPT: i64 = 400;
+
+/// A step whose outcome will be looked at.
+pub struct NewOutcome {
+    /// Slot to move.
+    pub slot_id: i64,
+    /// Shard it was to leave.
+    pub from_shard: i32,
+    /// Shard it was to go to.
+    pub to_shard: i32,
+    /// Share of the sampled futures in which it paid.
+    pub raw: f64,
+    /// Confidence that was stated.
+    pub stated: f64,
+    /// Other slots on the first shard, the steps before it done.
+    pub stay: Vec<i64>,
+    /// Slots on the second shard.
+    pub there: Vec<i64>,
+    /// What the shards can carry: the two, and all that are not draining; cost units/s.
+    pub capacities: [f64; 3],
+    /// Least benefit that pays for the move, cost units/s.
+    pub least_gain: f64,
+    /// The first shard was draining.
+    pub drains: bool,
+}
+
+/// Notes a step unless one of the slot is under way already. `horizon_s` is how long it has to pay.
+pub fn note(new: &NewOutcome, horizon_s: i32, resolution_s: i32) -> PgResult<()> {
+    spi::run(
+        "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, \
+             from_capacity, to_capacity, capacity, least_gain, drains, resolution_s, made_at, due_at) \
+         SELECT s.group_id, s.slot_id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
+                pg_catalog.now(), pg_catalog.now() + pg_catalog.make_interval(secs => $14) \
+         FROM foreshard.slot s WHERE s.slot_id = $1 \
+           AND NOT EXISTS (SELECT FROM foreshard.outcome o WHERE o.slot_id = $1 AND o.judged_at IS NULL)",
+        &[
+            new.slot_id.into(),
+            new.from_shard.into(),
+            new.to_shard.into(),
+            new.raw.into(),
+            new.stated.into(),
+            new.stay.clone().into(),
+            new.there.clone().into(),
+            new.capacities[0].into(),
+            new.capacities[1].into(),
+            new.capacities[2].into(),
+            new.least_gain.into(),
+            new.drains.into(),
+            resolution_s.into(),
+            f64::from(horizon_s).into(),
+        ],
+    )?;
+    Ok(())
+}
+
+/// A step whose time is over, with the loads that came: per bucket those of the slot, of the others on the
+/// shard it was to leave, of those where it was to go, and of all.
+pub struct Due {
+    /// Row.
+    pub outcome_id: i64,
+    /// Cost units/s.
+    pub loads: Vec<[f64; 4]>,
+    /// Buckets that should be known.
+    pub buckets: i64,
+    /// See [`NewOutcome::capacities`].
+    pub capacities: [f64; 3],
+    /// See [`NewOutcome::least_gain`].
+    pub least_gain: f64,
+    /// See [`NewOutcome::drains`].
+    pub drains: bool,
+}
+
+/// The steps whose time is over and that are not judged yet, oldest first.
+pub fn due(limit: i64) -> PgResult<Vec<Due>> {
+    let rows = spi::rows(
+        "SELECT outcome_id, from_capacity, to_capacity, capacity, least_gain, drains, \
+                greatest(1, floor(extract(epoch FROM due_at - made_at) / resolution_s))::int8 \
+         FROM foreshard.outcome WHERE judged_at IS NULL \
+           AND due_at + pg_catalog.make_interval(secs => resolution_s + 5) < pg_catalog.clock_timestamp() \
+         ORDER BY outcome_id LIMIT $1",
+        &[limit.into()],
+        |row| {
+            Ok(Due {
+                outcome_id: row.need(1)?,
+                loads: Vec::new(),
+                capacities: [row.need(2)?, row.need(3)?, row.need(4)?],
+                least_gain: row.need(5)?,
+                drains: row.need(6)?,
+                buckets: row.need(7)?,
+            })
+        },
+    )?;
+    let loads = |outcome_id: i64| {
+        spi::rows(
+            "SELECT sum(h.cost_units_per_s) FILTER (WHERE h.slot_id = o.slot_id), \
+                    sum(h.cost_units_per_s) FILTER (WHERE h.slot_id = ANY (o.stay)), \
+                    sum(h.cost_units_per_s) FILTER (WHERE h.slot_id = ANY (o.there)), \
+                    sum(h.cost_units_per_s) \
+             FROM foreshard.outcome o JOIN foreshard.heat_history h \
+               ON h.resolution_s = o.resolution_s AND h.bucket_at >= o.made_at AND h.bucket_at < o.due_at \
+             WHERE o.outcome_id = $1 GROUP BY h.bucket_at \
+             HAVING bool_and(h.cost_units_per_s IS NOT NULL) ORDER BY h.bucket_at",
+            &[outcome_id.into()],
+            |row| {
+                let load =
+                    |at: usize| Ok::<f64, pgrx::pg_sys::panic::ErrorReport>(row.get(at)?.unwrap_or(0.0));
+                Ok([load(1)?, load(2)?, load(3)?, load(4)?])
+            },
+        )
+    };
+    rows.into_iter().map(|due| Ok(Due { loads: loads(due.outcome_id)?, ..due })).collect()
+}
+
+/// Stores a judgement; None: what came is not known.
+pub fn judge(outcome_id: i64, paid: Option<bool>, gain: Option<f64>) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.outcome SET judged_at = pg_catalog.now(), paid = $2, gain = $3 WHERE outcome_id = $1",
+        &[outcome_id.into(), paid.into(), gain.into()],
+    )?;
+    Ok(())
+}
+
+/// (Group, outcome) of all judged steps, oldest first.
+pub fn judged() -> PgResult<Vec<(i32, Judged)>> {
+    spi::rows(
+        "SELECT group_id, raw, stated, paid FROM foreshard.outcome WHERE paid IS NOT NULL ORDER BY judged_at, outcome_id",
+        &[],
+        |row| Ok((row.need(1)?, Judged { raw: row.need(2)?, stated: row.need(3)?, paid: row.need(4)? })),
+    )
+}
+
+/// Forgets all but the newest outcomes of each group.
+pub fn expire() -> PgResult<()> {
+    spi::run(
+        "DELETE FROM foreshard.outcome o USING ( \
+             SELECT outcome_id, pg_catalog.row_number() OVER (PARTITION BY group_id ORDER BY outcome_id DESC) AS age \
+             FROM foreshard.outcome) q WHERE q.outcome_id = o.outcome_id AND q.age > $1",
+        &[KEPT.into()],
+    )?;
+    Ok(())
+}
+
+/// Stores what the outcomes of a group say; true when its trust has changed.
+pub fn store_trust(group_id: i32, trust: &str, outcomes: i32, expected: f64, paid: f64) -> PgResult<bool> {
+    let before = spi::one::<String>(
+        "SELECT trust FROM foreshard.group_trust WHERE group_id = $1",
+        &[group_id.into()],
+    )?;
+    spi::run(
+        "INSERT INTO foreshard.group_trust (group_id, trust, outcomes, stated, paid, since) \
+         SELECT $1, $2, $3, $4, $5, pg_catalog.now() \
+         WHERE EXISTS (SELECT FROM foreshard.colocation_group WHERE group_id = $1) \
+         ON CONFLICT (group_id) DO UPDATE SET trust = excluded.trust, outcomes = excluded.outcomes, \
+             stated = excluded.stated, paid = excluded.paid, \
+             since = CASE WHEN group_trust.trust = excluded.trust THEN group_trust.since ELSE excluded.since END",
+        &[group_id.into(), trust.into(), outcomes.into(), expected.into(), paid.into()],
+    )?;
+    Ok(before.as_deref() != Some(trust))
+}

@@ -1,0 +1,318 @@
+//! The real chain as a policy: forecast, plan, schedule, earn trust, act.
+
+use std::collections::VecDeque;
+
+use super::{Order, Policy, View};
+use crate::calibration::{Calibration, Judged, Present, permission};
+use crate::forecast::{ForecastOptions, Forecaster, Series, fit};
+use crate::placement::{
+    ANY, Hold, Pace, PlanOptions, Realised, Segment, Shard, Start, Step, outcome, plan_linked, schedule,
+};
+
+/// Length of a bucket of the history, s.
+const BUCKET_S: u32 = 3_600;
+/// Leads of a plan, buckets.
+const LEADS: usize = 24;
+/// Sampled futures.
+const FUTURES: u64 = 48;
+/// Buckets after which a model is fitted again.
+const REFIT_AFTER: usize = 24;
+const REFIT_CHANGED_AFTER: usize = 12;
+/// Buckets after a move in which its slot rests.
+const COOLDOWN: usize = 12;
+/// Steps of lower confidence are not taken.
+const MIN_CONFIDENCE: f64 = 0.7;
+/// Steps of a lower share of futures are not followed up.
+const NOTED: f64 = 0.5;
+/// Buckets before the end of the warm-up from which plans are made, so that outcomes are known.
+const ADVISE: usize = 72;
+
+/// What the plans stand on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knowledge {
+    /// Forecasts.
+    Forecasts,
+    /// The forecasts of other slots, half a day off: all of them wrong.
+    Sabotaged,
+    /// The future itself.
+    Oracle,
+}
+
+/// A step whose outcome is not known yet.
+struct Open {
+    bucket: usize,
+    slot: usize,
+    raw: f64,
+    stated: f64,
+    stay: Vec<usize>,
+    there: Vec<usize>,
+    capacities: [f64; 3],
+    least_gain: f64,
+    drains: bool,
+}
+
+struct Kept {
+    model: Box<dyn Forecaster>,
+    since_fit: usize,
+}
+
+/// foreshard's own policy.
+pub struct Foreshard {
+    knowledge: Knowledge,
+    options: PlanOptions,
+    history: Vec<Vec<Option<f64>>>,
+    models: Vec<Option<Kept>>,
+    hot_buckets: Vec<u32>,
+    pending: VecDeque<Order>,
+    open: Vec<Open>,
+    calibration: Calibration,
+}
+
+impl Foreshard {
+    /// With this much knowledge of what comes, and these options of the planner.
+    pub fn new(knowledge: Knowledge, options: PlanOptions) -> Self {
+        Self {
+            knowledge,
+            options,
+            history: Vec::new(),
+            models: Vec::new(),
+            hot_buckets: Vec::new(),
+            pending: VecDeque::new(),
+            open: Vec::new(),
+            calibration: Calibration::default(),
+        }
+    }
+
+    /// What became of its recommendations.
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
+    }
+
+    /// The bucket that has just ended.
+    fn learn(&mut self, view: &View, ticks: usize) {
+        let slots = view.place.len();
+        self.history.resize(slots, Vec::new());
+        self.models.resize_with(slots, || None);
+        let loads: Vec<f64> = (0..slots).map(|slot| view.recent(slot, ticks)).collect();
+        for (slot, load) in loads.iter().enumerate() {
+            self.history[slot].push(Some(*load));
+            if let Some(kept) = &mut self.models[slot] {
+                kept.model.extend(&[Some(*load)]);
+                kept.since_fit += 1;
+            }
+        }
+        self.hot_buckets.resize(view.shards.len(), 0);
+        let mut sums = vec![0.0; view.shards.len()];
+        view.place.iter().zip(&loads).for_each(|(shard, load)| sums[*shard] += load);
+        let capacity: f64 = view.shards.iter().filter(|s| !s.draining && !s.lost).map(|s| s.capacity).sum();
+        let limit = sums.iter().sum::<f64>() / capacity.max(1e-9) * (1.0 + self.options.imbalance_high);
+        for (shard, hot) in self.hot_buckets.iter_mut().enumerate() {
+            let over = view.shards[shard].draining || sums[shard] / view.shards[shard].capacity > limit;
+            *hot = if over { *hot + 1 } else { 0 };
+        }
+    }
+
+    /// Curve and futures of a slot from the present bucket on.
+    fn foresee(&mut self, view: &View, slot: usize) -> Option<(Vec<f64>, Vec<Vec<f64>>)> {
+        if self.knowledge == Knowledge::Oracle {
+            let ticks = (BUCKET_S / view.scene.trace.tick_s).max(1) as usize;
+            let bucket = |lead: usize| {
+                let begin = view.now + lead * ticks;
+                // The worst tick: an oracle knows what a mean hides.
+                let ticks = begin..(begin + ticks).min(view.scene.trace.ticks());
+                ticks.map(|tick| f64::from(view.scene.trace.at(tick)[slot])).fold(0.0, f64::max)
+            };
+            let curve: Vec<f64> = (0..LEADS).map(bucket).collect();
+            return Some((curve.clone(), vec![curve; 4]));
+        }
+        let history = &self.history[slot];
+        let refit = match &self.models[slot] {
+            Some(kept) => {
+                kept.since_fit >= REFIT_AFTER
+                    || kept.model.has_changed() && kept.since_fit >= REFIT_CHANGED_AFTER
+            }
+            None => true,
+        };
+        if refit {
+            let series = Series { start_s: 0, step_s: BUCKET_S, values: history.clone(), events: Vec::new() };
+            let model = fit(&series, &ForecastOptions::default()).ok()?;
+            self.models[slot] = Some(Kept { model, since_fit: 0 });
+        }
+        let model = &self.models[slot].as_ref()?.model;
+        let curve: Vec<f64> = model.forecast(LEADS).iter().map(|point| point.mean).collect();
+        Some((curve, (0..FUTURES).map(|seed| model.sample_path(LEADS, seed)).collect()))
+    }
+
+    fn segments(&mut self, view: &View, ticks: usize) -> Vec<Segment> {
+        let slots = view.place.len();
+        let mut foreseen: Vec<_> = (0..slots).map(|slot| self.foresee(view, slot)).collect();
+        if self.knowledge == Knowledge::Sabotaged {
+            foreseen.rotate_right(slots / 3 + 1);
+            let half = |curve: &mut Vec<f64>| curve.rotate_right(LEADS / 2);
+            for (curve, futures) in foreseen.iter_mut().flatten() {
+                half(curve);
+                futures.iter_mut().for_each(half);
+            }
+        }
+        let segments = foreseen.into_iter().enumerate().map(|(slot, known)| {
+            let shard = view.moving[slot].unwrap_or(view.place[slot]);
+            let rests = view.moved_at[slot].is_some_and(|at| view.now < at + COOLDOWN * ticks);
+            let hold = match (&known, view.moving[slot], rests) {
+                (_, Some(_), _) => Hold::InFlight,
+                (None, ..) => Hold::InsufficientHistory,
+                (_, _, true) => Hold::Cooldown,
+                _ => Hold::Free,
+            };
+            let (curve, futures) =
+                known.unwrap_or_else(|| (vec![view.recent(slot, ticks); LEADS], Vec::new()));
+            Segment {
+                id: slot as i64,
+                shard: shard as i32,
+                bytes: view.scene.bytes[slot],
+                curve,
+                futures,
+                hold,
+                hot_buckets: self.hot_buckets[shard],
+                class: ANY,
+            }
+        });
+        segments.collect()
+    }
+
+    /// Judges what was recommended a day ago.
+    fn settle(&mut self, bucket: usize) {
+        let due = |open: &Open| open.bucket + LEADS <= bucket;
+        let (ended, open) = std::mem::take(&mut self.open).into_iter().partition(due);
+        self.open = open;
+        for open in Vec::<Open>::into_iter(ended) {
+            let history = &self.history;
+            let sum = |slots: &mut dyn Iterator<Item = usize>| -> Vec<f64> {
+                let mut sum = vec![0.0; LEADS];
+                for slot in slots {
+                    let values = history[slot].iter().skip(open.bucket).take(LEADS);
+                    values.zip(&mut sum).for_each(|(value, sum)| *sum += value.unwrap_or(0.0));
+                }
+                sum
+            };
+            let [from_capacity, to_capacity, capacity] = open.capacities;
+            let realised = Realised {
+                moved: sum(&mut std::iter::once(open.slot)),
+                stay: sum(&mut open.stay.iter().copied()),
+                there: sum(&mut open.there.iter().copied()),
+                total: sum(&mut (0..history.len())),
+                from_capacity,
+                to_capacity,
+                capacity,
+                drains: open.drains,
+                joined: 0.0,
+                least_gain: open.least_gain,
+            };
+            let paid = outcome(&realised).paid;
+            self.calibration.observe(Judged { raw: open.raw, stated: open.stated, paid });
+        }
+    }
+
+    /// Notes a step, to be judged when its day is over.
+    fn note(&mut self, view: &View, bucket: usize, step: &Step, place: &[usize]) {
+        let (slot, from, to) = (step.segment as usize, step.from as usize, step.to as usize);
+        if self.open.iter().any(|open| open.slot == slot) {
+            return;
+        }
+        let on = |shard: usize| {
+            (0..place.len()).filter(|other| *other != slot && place[*other] == shard).collect()
+        };
+        let up = view.shards.iter().filter(|shard| !shard.draining && !shard.lost);
+        let mib = view.scene.bytes[slot] as f64 / 1_048_576.0;
+        self.open.push(Open {
+            bucket,
+            slot,
+            raw: step.confidence,
+            stated: self.calibration.stated(step.confidence),
+            stay: on(from),
+            there: on(to),
+            capacities: [
+                view.shards[from].capacity,
+                view.shards[to].capacity,
+                up.map(|shard| shard.capacity).sum(),
+            ],
+            least_gain: mib * self.options.move_cost_per_mib / self.options.payback_s,
+            drains: view.shards[from].draining,
+        });
+    }
+
+    fn plan(&mut self, view: &View, ticks: usize) {
+        let bucket = self.history.first().map_or(0, Vec::len);
+        let segments = self.segments(view, ticks);
+        let shards: Vec<Shard> = (0..)
+            .zip(view.shards)
+            .filter(|(_, shard)| !shard.lost)
+            .map(|(id, shard)| Shard { id, capacity: shard.capacity, draining: shard.draining, accepts: ANY })
+            .collect();
+        let Ok(plan) = plan_linked(&shards, &segments, &view.scene.links, &self.options) else { return };
+        let moves = &view.scene.moves;
+        let pace = Pace {
+            lead_s: BUCKET_S,
+            bytes_per_s: moves.bytes_per_s,
+            fixed_s: moves.fixed_s,
+            concurrent: moves.concurrent,
+            margin: 1.5,
+        };
+        let Ok(timings) = schedule(&shards, &segments, &plan, &self.options, &pace, &[]) else { return };
+        self.pending.clear();
+        let mut place: Vec<usize> = segments.iter().map(|segment| segment.shard as usize).collect();
+        for step in &plan.steps {
+            if self.knowledge != Knowledge::Oracle && step.confidence >= NOTED {
+                self.note(view, bucket, step, &place);
+            }
+            place[step.segment as usize] = step.to as usize;
+        }
+        let taken = plan.independent(|index, step| {
+            let timing = &timings[index];
+            let now = timing.lead == 0 && timing.start != Start::Closed;
+            view.acts && now && self.may_take(view, step, ticks)
+        });
+        let steps = taken.into_iter().map(|index| &plan.steps[index]);
+        self.pending.extend(steps.map(|step| Order { slot: step.segment as usize, to: step.to as usize }));
+    }
+
+    /// Whether the step may be taken without anybody being asked.
+    fn may_take(&self, view: &View, step: &Step, ticks: usize) -> bool {
+        if self.knowledge == Knowledge::Oracle {
+            return true;
+        }
+        let (slot, from, to) = (step.segment as usize, step.from as usize, step.to as usize);
+        let loads = view.recent_shards(ticks);
+        let used = |load: f64, shard: usize| load / view.shards[shard].capacity;
+        let now = Present {
+            from: used(loads[from], from),
+            to_after: used(loads[to] + view.recent(slot, ticks), to),
+            drains: view.shards[from].draining,
+        };
+        permission(&self.calibration, step, now, MIN_CONFIDENCE)
+    }
+}
+
+impl Policy for Foreshard {
+    fn name(&self) -> &str {
+        match self.knowledge {
+            Knowledge::Forecasts => "foreshard",
+            Knowledge::Sabotaged => "sabotaged",
+            Knowledge::Oracle => "oracle",
+        }
+    }
+
+    fn decide(&mut self, view: &View) -> Vec<Order> {
+        let ticks = (BUCKET_S / view.scene.trace.tick_s).max(1) as usize;
+        if view.now.is_multiple_of(ticks) {
+            self.learn(view, ticks);
+            let bucket = self.history.first().map_or(0, Vec::len);
+            self.settle(bucket);
+            if view.now + ADVISE * ticks >= view.scene.warm_up_ticks {
+                self.plan(view, ticks);
+            }
+        }
+        let count = view.free_moves().min(self.pending.len());
+        let orders = self.pending.drain(..count).filter(|order| view.is_target(order.to));
+        orders.collect()
+    }
+}

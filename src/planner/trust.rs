@@ -1,0 +1,105 @@
+//! Confidence that is earned: what became of recommended steps, per colocation group.
+
+use crate::catalog::{decision, outcome, record_event};
+use crate::pg::guc;
+use crate::pg::report::PgResult;
+use foreshard_core::calibration::{Calibration, Trust};
+use foreshard_core::placement::{Plan, PlanOptions, Realised, Shard, outcome as judge};
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+
+/// Steps of a lower share of futures are not followed up.
+const NOTED: f64 = 0.5;
+/// Steps judged at once.
+const MAX_JUDGED: i64 = 200;
+/// Share of the buckets that must be known to judge by them.
+const KNOWN: f64 = 0.8;
+
+/// What the outcomes of every group say.
+pub fn calibrations() -> PgResult<HashMap<i32, Calibration>> {
+    let mut all: HashMap<i32, Calibration> = HashMap::new();
+    for (group_id, judged) in outcome::judged()? {
+        all.entry(group_id).or_default().observe(judged);
+    }
+    Ok(all)
+}
+
+/// Judges the steps whose time is over.
+pub fn settle() -> PgResult<()> {
+    let due = outcome::due(MAX_JUDGED)?;
+    if due.is_empty() {
+        return Ok(());
+    }
+    for due in due {
+        if (due.loads.len() as f64) < due.buckets as f64 * KNOWN {
+            outcome::judge(due.outcome_id, None, None)?;
+            continue;
+        }
+        let curve = |which: usize| due.loads.iter().map(|loads| loads[which]).collect::<Vec<f64>>();
+        let [from_capacity, to_capacity, capacity] = due.capacities;
+        let came = judge(&Realised {
+            moved: curve(0),
+            stay: curve(1),
+            there: curve(2),
+            total: curve(3),
+            from_capacity,
+            to_capacity,
+            capacity,
+            drains: due.drains,
+            joined: 0.0,
+            least_gain: due.least_gain,
+        });
+        outcome::judge(due.outcome_id, Some(came.paid), Some(came.gain))?;
+    }
+    outcome::expire()?;
+    for (group_id, calibration) in calibrations()? {
+        let (trust, outcomes) = (calibration.trust(), calibration.len() as i32);
+        let (stated, paid) = (calibration.expected(), calibration.paid());
+        if outcome::store_trust(group_id, trust.as_str(), outcomes, stated, paid)? && trust != Trust::Unknown
+        {
+            let detail = json!({
+                "group_id": group_id, "trust": trust.as_str(), "outcomes": outcomes, "stated": stated, "paid": paid,
+            });
+            record_event("trust", None, None, detail)?;
+        }
+    }
+    Ok(())
+}
+
+/// Notes the steps of a plan that claim to pay, to be judged when their time is over.
+pub fn note(
+    plan: &Plan,
+    slots: &[decision::SlotRow],
+    shards: &[Shard],
+    stated: &[f64],
+    options: &PlanOptions,
+    resolution_s: i32,
+) -> PgResult<()> {
+    let mut place: BTreeMap<i64, i32> = slots.iter().map(|slot| (slot.slot_id, slot.shard_id)).collect();
+    let capacity = |id: i32| shards.iter().find(|shard| shard.id == id).map_or(1.0, |shard| shard.capacity);
+    let all: f64 = shards.iter().filter(|shard| !shard.draining).map(|shard| shard.capacity).sum();
+    for (step, stated) in plan.steps.iter().zip(stated) {
+        let on = |shard: i32| -> Vec<i64> {
+            let there = place.iter().filter(|(slot, at)| **at == shard && **slot != step.segment);
+            there.map(|(slot, _)| *slot).collect()
+        };
+        if step.confidence >= NOTED {
+            let mib = decision::bytes_of(step.segment, slots) as f64 / 1_048_576.0;
+            let new = outcome::NewOutcome {
+                slot_id: step.segment,
+                from_shard: step.from,
+                to_shard: step.to,
+                raw: step.confidence,
+                stated: *stated,
+                stay: on(step.from),
+                there: on(step.to),
+                capacities: [capacity(step.from), capacity(step.to), all],
+                least_gain: mib * options.move_cost_per_mib / options.payback_s,
+                drains: shards.iter().any(|shard| shard.id == step.from && shard.draining),
+            };
+            outcome::note(&new, guc::FORECAST_HORIZON.get(), resolution_s)?;
+        }
+        place.insert(step.segment, step.to);
+    }
+    Ok(())
+}
