@@ -19,9 +19,11 @@ COMMENT ON TABLE foreshard.recommendation IS 'Latest plan: steps and refusals.';
 COMMENT ON TABLE foreshard.outcome IS 'Recommended steps and whether they paid, judged by the loads that came.';
 COMMENT ON TABLE foreshard.group_trust IS 'Whether the confidence of recommendations is earned, per colocation group.';
 COMMENT ON TABLE foreshard.resharding_request IS 'Requests for moves.';
-COMMENT ON TABLE foreshard.move IS 'Moves of slots and the phase each is in.';
+COMMENT ON TABLE foreshard.move IS 'Moves and splits of slots and the phase each is in.';
+COMMENT ON TABLE foreshard.move_part IS 'What every split makes of its slot.';
 COMMENT ON TABLE foreshard.move_relation IS 'Partitions of moves that are under way, with their shadows.';
 COMMENT ON TABLE foreshard.move_index IS 'Indexes of moves that are under way, with their shadows.';
+COMMENT ON TABLE foreshard.move_child IS 'The copies of splits that are under way, by part.';
 COMMENT ON TABLE foreshard.journal IS 'What happened, in order.';
 
 COMMENT ON VIEW foreshard.slots IS 'Every slot of every managed table: partition, shard, size and the move it is in.';
@@ -30,7 +32,7 @@ COMMENT ON VIEW foreshard.heat_map IS 'Rates and heat of every slot; NULL means 
 COMMENT ON VIEW foreshard.forecasts IS 'Forecast load of every slot with its interval.';
 COMMENT ON VIEW foreshard.recommendations IS 'Moves that foreshard recommends, and why hot slots are left alone.';
 COMMENT ON VIEW foreshard.calibration IS 'Of steps recommended with about one confidence, how many paid; and whether the auto mode may act on what is only foreseen.';
-COMMENT ON VIEW foreshard.progress_moves IS 'Moves with phase, progress and what they wait for.';
+COMMENT ON VIEW foreshard.progress_moves IS 'Moves and splits with phase, progress and what they wait for.';
 COMMENT ON VIEW foreshard.history IS 'What happened, in order.';
 COMMENT ON VIEW foreshard.stat_triggers IS 'What triggers on managed tables cost, per trigger and operation: means of measured calls, and how well their cost is predicted.';
 COMMENT ON VIEW foreshard.hot_keys IS 'The busiest keys of hot slots; the key is NULL for those who may not read it.';

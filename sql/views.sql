@@ -80,9 +80,10 @@ SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.
        q.bytes_done / nullif(extract(epoch FROM q.elapsed), 0)::float8 AS bytes_per_s,
        CASE WHEN q.phase = 'copy' AND q.bytes_done > 0
             THEN q.elapsed * ((q.bytes_total - q.bytes_done)::float8 / q.bytes_done) END AS eta,
-       q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed
+       q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed,
+       q.kind
 FROM (
-    SELECT m.move_id, m.request_id, m.slot_id, a.shard_name AS from_shard, b.shard_name AS to_shard,
+    SELECT m.move_id, m.request_id, m.slot_id, m.kind, a.shard_name AS from_shard, b.shard_name AS to_shard,
            m.phase, m.finished,
            CASE WHEN m.finished THEN m.phase WHEN m.started_at IS NULL THEN 'waiting'
                 WHEN m.cancel_requested OR m.rollback_requested THEN 'cancelling' WHEN m.paused THEN 'paused'

@@ -4,7 +4,7 @@
 mod common;
 
 use common::ledger::{self, Ledger};
-use common::{PHASES, Random, Server, options};
+use common::{PHASES, Random, SPLIT_PHASES, Server, options};
 use foreshard_test::Result;
 
 const ROWS: u64 = 12_000;
@@ -89,6 +89,95 @@ fn carrier_killed_in_every_phase() -> Result<()> {
 #[test]
 fn postmaster_killed_in_every_phase() -> Result<()> {
     crash_everywhere("crash-postmaster", Victim::Postmaster)
+}
+
+/// As [`crash_in_phase`], for a split of any slot.
+fn crash_in_split(
+    server: &mut Server,
+    ledger: &Ledger,
+    random: &mut Random,
+    phase: &str,
+    victim: Victim,
+) -> Result<()> {
+    let slots = server.slots("acc")?;
+    let slot = &slots[random.below(slots.len() as u64) as usize];
+    server.hold(Some(phase))?;
+    let move_id = server.split_slot(slot)?;
+    server.wait_phase(&move_id, phase)?;
+    ledger.work(60)?;
+    kill(server, victim)?;
+    assert_eq!(server.phase(&move_id)?, phase, "after the crash");
+    ledger.work(30)?;
+    server.hold(None)?;
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(server.slots("acc")?.len(), slots.len() + 1, "slots after a split");
+    assert_eq!(server.slots("note")?, server.slots("acc")?, "colocated tables");
+    ledger.assert_equal(server)?;
+    server.assert_settled()
+}
+
+fn crash_splits(name: &str, victim: Victim) -> Result<()> {
+    let (mut server, ledger) = start(name)?;
+    let mut random = Random::new(7);
+    for phase in SPLIT_PHASES {
+        println!("{victim:?} killed in {phase} of a split");
+        crash_in_split(&mut server, &ledger, &mut random, phase, victim)?;
+    }
+    // And at any time, once the empty files of the copies have their owners.
+    for _ in 0..6 {
+        let slots = server.slots("acc")?;
+        let slot = slots[random.below(slots.len() as u64) as usize].clone();
+        let phase = SPLIT_PHASES[1 + random.below(7) as usize];
+        server.hold(Some(phase))?;
+        let move_id = server.split_slot(&slot)?;
+        server.wait_phase(&move_id, phase)?;
+        server.hold(None)?;
+        random.nap(120);
+        let at = server.phase(&move_id)?;
+        kill(&mut server, victim)?;
+        println!("{victim:?} killed in {at}");
+        server.wait_end(&move_id, "done")?;
+        ledger.assert_equal(&mut server)?;
+        server.assert_settled()?;
+    }
+    ledger.finish();
+    Ok(())
+}
+
+#[test]
+fn carrier_killed_in_every_phase_of_a_split() -> Result<()> {
+    crash_splits("crash-split-carrier", Victim::Carrier)
+}
+
+#[test]
+fn postmaster_killed_in_every_phase_of_a_split() -> Result<()> {
+    crash_splits("crash-split-postmaster", Victim::Postmaster)
+}
+
+#[test]
+fn split_cancelled_in_every_phase() -> Result<()> {
+    let (mut server, ledger) = start("cancel-split")?;
+    let slots = server.slots("acc")?;
+    for (round, phase) in SPLIT_PHASES.iter().enumerate() {
+        println!("split cancelled in {phase}");
+        server.hold(Some(phase))?;
+        let move_id = server.split_slot(&slots[round % 2])?;
+        server.wait_phase(&move_id, phase)?;
+        let asked = server.query(&format!("SELECT foreshard.cancel_move({move_id})"))?;
+        if round % 3 == 2 {
+            kill(&mut server, Victim::Carrier)?;
+        }
+        server.hold(None)?;
+        let too_late = *phase == "retire";
+        assert_eq!(asked, if too_late { "f" } else { "t" }, "cancel in {phase}");
+        server.wait_end(&move_id, if too_late { "done" } else { "cancelled" })?;
+        assert_eq!(server.slots("acc")?.len(), slots.len() + usize::from(too_late));
+        ledger.work(20)?;
+        ledger.assert_equal(&mut server)?;
+        server.assert_settled()?;
+    }
+    ledger.finish();
+    Ok(())
 }
 
 /// Kills in the middle of a copy, not at its edges; what was copied is not copied again.

@@ -20,12 +20,12 @@ fn start(name: &str) -> Result<Server> {
     Ok(server)
 }
 
-/// Moves every slot, with a pause in the phases in which both copies are written.
+/// Moves and splits every slot, with a pause in the phases in which both copies are written.
 fn move_all(server: &mut Server, ledger: &Ledger) -> Result<()> {
     for slot in server.slots("acc")? {
-        for phase in ["copy", "cutover"] {
+        for (phase, splits) in [("copy", false), ("cutover", false), ("copy", true), ("cutover", true)] {
             server.hold(Some(phase))?;
-            let move_id = server.move_slot(&slot)?;
+            let move_id = if splits { server.split_slot(&slot)? } else { server.move_slot(&slot)? };
             server.wait_phase(&move_id, phase)?;
             ledger.work(150)?;
             server.hold(None)?;
@@ -92,14 +92,14 @@ fn publishing_all_tables_shows_no_shadow() -> Result<()> {
     if restricted == "1" {
         server.set(&[("output_plugin_libraries", "test_decoding, pgoutput")])?;
     }
-    server.query("CREATE PUBLICATION everything FOR ALL TABLES")?;
+    server.query("CREATE PUBLICATION everything FOR ALL TABLES WITH (publish_via_partition_root = true)")?;
     server.query("SELECT pg_create_logical_replication_slot('d', 'test_decoding')")?;
     let ledger = Ledger::start(&server, ROWS, 2);
     move_all(&mut server, &ledger)?;
     ledger.assert_equal(&mut server)?;
     ledger.finish();
     let tables = "SELECT string_agg(DISTINCT substring(data FROM '^table ([^:]*):'), ',') \
-                  FROM pg_logical_slot_peek_changes('d', NULL, NULL) WHERE data ~ '^table [^:]*(shadow_|capture_|pg_temp_|pg_toast)'";
+                  FROM pg_logical_slot_peek_changes('d', NULL, NULL) WHERE data ~ '^table [^:]*(shadow_|capture_|split_|pg_temp_|pg_toast)'";
     assert_eq!(server.query(tables)?, "", "foreign tables in the stream");
     // A value stored out of line must be decoded whole from the new storage.
     server.query("SELECT count(*) FROM pg_logical_slot_get_changes('d', NULL, NULL)")?;

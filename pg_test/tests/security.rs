@@ -400,6 +400,28 @@ fn a_hostile_owner_gains_nothing() -> Result<()> {
         let left = c.exec("SELECT relname FROM pg_class WHERE relname ~ '^(shadow_|capture_)'")?.to_text();
         assert_eq!(left, "", "left over");
     }
+    for round in ["split", "tampered split"] {
+        hold(&cluster, &mut c, "SET foreshard.hold_at_phase = 'catch_up'")?;
+        let move_id = c.query_one(&format!("SELECT foreshard.split_slot({slot})"))?;
+        wait_for_phase(&mut c, &move_id, "catch_up")?;
+        mallory.exec("UPDATE mallory.trap SET v = v || '!'; TRUNCATE mallory.seen")?;
+        if round == "tampered split" {
+            tamper(&mut c, &mut mallory)?;
+            let child = c.query_one("SELECT min(child)::regclass FROM foreshard.move_child")?;
+            let staging = c.query_one("SELECT shadow::regclass FROM foreshard.move_relation")?;
+            mallory.exec(&format!("ALTER TABLE {staging} DETACH PARTITION {child}"))?;
+        }
+        hold(&cluster, &mut c, "RESET foreshard.hold_at_phase")?;
+        wait_for_end(&mut c, &move_id)?;
+        let end =
+            c.exec("SELECT phase, last_error FROM foreshard.move ORDER BY move_id DESC LIMIT 1")?.to_text();
+        println!("{round}: {end}");
+        harmless(&mut c, round)?;
+        assert_eq!(end == "done|", round == "split", "{end}");
+        let left =
+            c.exec("SELECT relname FROM pg_class WHERE relname ~ '^(shadow|capture|split)_'")?.to_text();
+        assert_eq!(left, "", "left over");
+    }
     c.exec("SELECT foreshard.undistribute('mallory.trap')")?;
     harmless(&mut c, "undistribute")?;
     assert_eq!(c.query_one("SELECT count(*) FROM mallory.trap WHERE v LIKE '%!!'")?, "20");

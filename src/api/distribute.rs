@@ -1,5 +1,6 @@
 //! distribute and undistribute.
 
+use crate::catalog::colocation::SlotPlace;
 use crate::catalog::rebuild::{Leaf, Shape, lock_with_notice, rebuild};
 use crate::catalog::relation::{bytes_of_tree, column, kind};
 use crate::catalog::{birth, colocation, name_of, preflight, record_event};
@@ -11,6 +12,8 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::json;
 
+/// Slots of a table, unless said otherwise.
+const DEFAULT_SLOTS: i32 = 32;
 /// Slots a table may have.
 const MAX_SLOTS: i32 = 4096;
 /// No shard gets more than this share over its fair number of slots.
@@ -49,7 +52,8 @@ fn distribute(
     let key_type = check_key(table, key, &name)?;
 
     let as_owner = security::as_extension_owner()?;
-    let group_id = match group {
+    let slots = slots.unwrap_or(DEFAULT_SLOTS);
+    let (group_id, base) = match group {
         Some(group) if group.key_type != key_type => {
             return Err(bad_argument(format!(
                 "key \"{key}\" has another type than the keys of the colocation group"
@@ -57,16 +61,21 @@ fn distribute(
         }
         Some(group) => {
             require_still(group.group_id)?;
-            group.group_id
+            (group.group_id, group.slot_count)
         }
-        None => create_group(key_type, slots.unwrap_or(32), shards.as_deref())?,
+        None => (create_group(key_type, slots, shards.as_deref())?, slots),
     };
     let placed = colocation::slots_of(group_id)?;
     drop(as_owner);
-    let leaves: Vec<Leaf> =
-        placed.iter().map(|(_, r, space)| Leaf { remainder: *r as u32, tablespace: space.clone() }).collect();
-    let rebuilt = rebuild(table, &Shape::Hash { key, leaves: &leaves })?;
-    let members: Vec<(i64, pg_sys::Oid)> = placed.iter().map(|(id, _, _)| *id).zip(rebuilt.leaves).collect();
+    let leaf = |slot: &SlotPlace| Leaf {
+        modulus: slot.modulus as u32,
+        remainder: slot.remainder as u32,
+        tablespace: slot.tablespace.clone(),
+    };
+    let leaves: Vec<Leaf> = placed.iter().map(leaf).collect();
+    let rebuilt = rebuild(table, &Shape::Hash { key, base: base as u32, leaves: &leaves })?;
+    let members: Vec<(i64, pg_sys::Oid)> =
+        placed.iter().map(|slot| slot.slot_id).zip(rebuilt.leaves).collect();
     let as_owner = security::as_extension_owner()?;
     colocation::insert_managed(rebuilt.table, group_id, key, &members)?;
     drop(as_owner);

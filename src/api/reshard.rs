@@ -1,7 +1,8 @@
 //! Moves: by map, by hand, and their end.
 
-use crate::catalog::moves;
-use crate::pg::report::{PgResult, bad_argument, unknown, wrong_state};
+use crate::catalog::moves::{self, Standing};
+use crate::catalog::split;
+use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::{guc, security, shmem};
 use pgrx::JsonB;
 use pgrx::prelude::*;
@@ -74,16 +75,35 @@ fn move_slot(slot_id: i64, to_shard: &str) -> PgResult<i64> {
     moves.first().copied().ok_or_else(|| crate::pg::report::internal("no move id"))
 }
 
-/// Phase of a move whose tables belong to the current user, and whether it has ended.
-fn own_move(move_id: i64) -> PgResult<(String, bool)> {
+/// Splits one slot into two, online: (m, r) becomes (2m, r), which keeps the slot's id, and (2m, r + m). Each goes
+/// to the shard named, else it stays where the slot is. Returns the move's id.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn split_slot(
+    slot_id: Option<i64>,
+    to_shard_a: default!(Option<&str>, "NULL"),
+    to_shard_b: default!(Option<&str>, "NULL"),
+) -> PgResult<i64> {
+    let Some(slot_id) = slot_id else { return Err(bad_argument("slot_id must not be NULL")) };
+    shmem::require_preloaded()?;
+    require_slot_owner(slot_id)?;
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    let move_id = split::file(slot_id, &[to_shard_a, to_shard_b], &user)?;
+    wake_keeper();
+    Ok(move_id)
+}
+
+/// A move whose tables belong to the current user.
+fn own_move(move_id: i64) -> PgResult<Standing> {
     let as_owner = security::as_extension_owner()?;
-    let found = moves::slot_of(move_id)?;
+    let found = moves::standing(move_id)?;
     drop(as_owner);
-    let Some((slot_id, phase, finished)) = found else {
+    let Some(standing) = found else {
         return Err(unknown(format!("move {move_id} does not exist")));
     };
-    require_slot_owner(slot_id)?;
-    Ok((phase, finished))
+    require_slot_owner(standing.slot_id)?;
+    Ok(standing)
 }
 
 /// Stops a move and removes its copy; the slot stays where it is. False when it has already ended or
@@ -91,7 +111,7 @@ fn own_move(move_id: i64) -> PgResult<(String, bool)> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn cancel_move(move_id: i64) -> PgResult<bool> {
-    let (phase, finished) = own_move(move_id)?;
+    let Standing { phase, finished, .. } = own_move(move_id)?;
     if finished || phase == "retire" || phase == "watch" {
         return Ok(false);
     }
@@ -107,7 +127,11 @@ fn cancel_move(move_id: i64) -> PgResult<bool> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn rollback_move(move_id: i64) -> PgResult<bool> {
-    own_move(move_id)?;
+    if own_move(move_id)?.is_split_for_good {
+        return Err(unsupported(format!("split {move_id} cannot be rolled back"))
+            .set_detail("Its slot has become several, and the partition that it was is gone.")
+            .set_hint("A split can be cancelled until its cutover: foreshard.cancel_move(move_id)."));
+    }
     let _owner = security::as_extension_owner()?;
     let asked = moves::request_rollback(move_id)?;
     wake_keeper();

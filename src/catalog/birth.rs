@@ -100,7 +100,7 @@ pub fn create_key_sequence(table: pg_sys::Oid, key: &str) -> PgResult<()> {
     let greatest = spi::one::<i64>(&format!("SELECT pg_catalog.max({column}::bigint) FROM {name}"), &[])?;
     drop(as_extension_owner);
     let (schema, owner) = place_and_owner(table)?;
-    let bare_name = sequence::free_name(table, key, "foreshard_seq")?;
+    let bare_name = sequence::free_name(table, Some(key), "foreshard_seq", table)?;
     let full_name = format!("{schema}.{}", quote_identifier(&bare_name));
     let next = greatest.map_or(1, |key| key.div_euclid(BLOCK).max(0) + 1);
     let start = next.min(LAST_BLOCK);

@@ -69,6 +69,8 @@ pub fn insert_shard(name: &str, tablespace: &str, capacity: f64) -> PgResult<i32
 pub struct ManagedRow {
     /// Colocation group.
     pub group_id: i32,
+    /// Modulus of the slots that were never split.
+    pub slot_count: i32,
     /// Type of the key.
     pub key_type: pg_sys::Oid,
 }
@@ -76,10 +78,10 @@ pub struct ManagedRow {
 /// The managed table, None when it is not managed.
 pub fn managed(table: pg_sys::Oid) -> PgResult<Option<ManagedRow>> {
     let found = spi::rows(
-        "SELECT g.group_id, g.key_type::oid \
+        "SELECT g.group_id, g.key_type::oid, g.slot_count \
          FROM foreshard.managed_table m JOIN foreshard.colocation_group g USING (group_id) WHERE m.table_oid = $1",
         &[table.into()],
-        |row| Ok(ManagedRow { group_id: row.need(1)?, key_type: row.need(2)? }),
+        |row| Ok(ManagedRow { group_id: row.need(1)?, key_type: row.need(2)?, slot_count: row.need(3)? }),
     )?;
     Ok(found.into_iter().next())
 }
@@ -102,13 +104,32 @@ pub fn insert_slot(group_id: i32, modulus: i32, remainder: i32, shard_id: i32) -
     Ok(())
 }
 
-/// (slot id, remainder, tablespace) of a group's slots in order of remainder.
-pub fn slots_of(group_id: i32) -> PgResult<Vec<(i64, i32, String)>> {
+/// A slot, as the leaves of a new table are made for it.
+pub struct SlotPlace {
+    /// Slot.
+    pub slot_id: i64,
+    /// Modulus of its hash.
+    pub modulus: i32,
+    /// Remainder.
+    pub remainder: i32,
+    /// Tablespace of its shard.
+    pub tablespace: String,
+}
+
+/// A group's slots in order of modulus and remainder.
+pub fn slots_of(group_id: i32) -> PgResult<Vec<SlotPlace>> {
     spi::rows(
-        "SELECT s.slot_id, s.remainder, h.tablespace_name::text FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) \
-         WHERE s.group_id = $1 ORDER BY s.remainder",
+        "SELECT s.slot_id, s.modulus, s.remainder, h.tablespace_name::text FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) \
+         WHERE s.group_id = $1 ORDER BY s.modulus, s.remainder",
         &[group_id.into()],
-        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?)),
+        |row| {
+            Ok(SlotPlace {
+                slot_id: row.need(1)?,
+                modulus: row.need(2)?,
+                remainder: row.need(3)?,
+                tablespace: row.need(4)?,
+            })
+        },
     )
 }
 

@@ -115,8 +115,9 @@ impl CopyPlan {
         let _guard = security::as_restricted_owner(self.owner);
         let (keys, shadow, source) = (self.distinct_keys(), &self.shadow, &self.source);
         let doomed = format!(
-            "DELETE FROM {shadow} t USING (SELECT x.row FROM {keys} CROSS JOIN LATERAL \
-                 (SELECT c.ctid AS row FROM {shadow} c WHERE {} LIMIT 1) x OFFSET 0) d WHERE t.ctid = d.row",
+            "DELETE FROM {shadow} t USING (SELECT x.* FROM {keys} CROSS JOIN LATERAL \
+                 (SELECT c.tableoid AS heap, c.ctid AS row FROM {shadow} c WHERE {} LIMIT 1) x OFFSET 0) d \
+             WHERE t.ctid = d.row AND t.tableoid = d.heap",
             self.key_match("l", "c")
         );
         spi::run(&doomed, &[])?;

@@ -34,11 +34,9 @@ fn counters(row: &spi::Row, first: usize) -> PgResult<Counters> {
     })
 }
 
-/// Reads the cumulative statistics of every partition now, by slot.
-pub fn read_counters() -> PgResult<Vec<Reading>> {
-    spi::rows(
-        "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, q.scans::int8, q.rows::int8, q.ins, q.upd, q.del, \
-                greatest(q.fetched - q.hit, 0)::int8, q.hit::int8 \
+/// The cumulative statistics of every partition.
+const COUNTERS: &str = "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, q.scans::int8, q.rows::int8, q.ins, q.upd, q.del, \
+                greatest(q.fetched - q.hit, 0)::int8 AS read, q.hit::int8 \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) CROSS JOIN LATERAL ( \
              SELECT pg_catalog.pg_stat_get_numscans(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_numscans(i.indexrelid)), 0) AS scans, \
                     pg_catalog.pg_stat_get_tuples_returned(p.partition) + pg_catalog.pg_stat_get_tuples_fetched(p.partition) \
@@ -48,19 +46,19 @@ pub fn read_counters() -> PgResult<Vec<Reading>> {
                     pg_catalog.pg_stat_get_tuples_deleted(p.partition) AS del, \
                     pg_catalog.pg_stat_get_blocks_fetched(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_blocks_fetched(i.indexrelid)), 0) AS fetched, \
                     pg_catalog.pg_stat_get_blocks_hit(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_blocks_hit(i.indexrelid)), 0) AS hit \
-             FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition) q \
-         ORDER BY 1, 4",
-        &[],
-        |row| {
-            Ok(Reading {
-                slot_id: row.need(1)?,
-                shard_id: row.need(2)?,
-                table: row.need::<Oid>(3)?.to_u32(),
-                relation: row.need::<Oid>(4)?.to_u32(),
-                counters: counters(row, 5)?,
-            })
-        },
-    )
+             FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition) q";
+
+/// Reads the cumulative statistics of every partition now, by slot.
+pub fn read_counters() -> PgResult<Vec<Reading>> {
+    spi::rows(&format!("{COUNTERS} ORDER BY 1, 4"), &[], |row| {
+        Ok(Reading {
+            slot_id: row.need(1)?,
+            shard_id: row.need(2)?,
+            table: row.need::<Oid>(3)?.to_u32(),
+            relation: row.need::<Oid>(4)?.to_u32(),
+            counters: counters(row, 5)?,
+        })
+    })
 }
 
 /// The previous reading of a slot.
@@ -117,8 +115,8 @@ pub struct Observed {
     pub hot_buckets: i32,
 }
 
-/// Stores a reading made at `now_s` and adds it to the history at `bucket_s` resolution: two statements,
-/// whatever the number of slots.
+/// Stores a reading made at `now_s`, unless there is a later one (a clock that was set back aside), and adds it to
+/// the history at `bucket_s` resolution: two statements, whatever the number of slots.
 pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
     let bucket_at_s = (now_s / f64::from(bucket_s)).floor() * f64::from(bucket_s);
     let counter = |of: fn(&Counters) -> u64| -> Arg<'static> {
@@ -143,7 +141,8 @@ pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
              blocks_hit = excluded.blocks_hit, reads_per_s = excluded.reads_per_s, writes_per_s = excluded.writes_per_s, \
              blocks_per_s = excluded.blocks_per_s, cost_units_per_s = excluded.cost_units_per_s, cpu_ms_per_s = excluded.cpu_ms_per_s, \
              wal_bytes_per_s = excluded.wal_bytes_per_s, trigger_cost_per_s = excluded.trigger_cost_per_s, heat = excluded.heat, \
-             access_score = excluded.access_score, hot_buckets = excluded.hot_buckets",
+             access_score = excluded.access_score, hot_buckets = excluded.hot_buckets \
+         WHERE h.observed_at < excluded.observed_at OR h.observed_at > excluded.observed_at + interval '1 min'",
         &[
             now_s.into(),
             observed.iter().map(|o| o.slot_id).collect::<Vec<_>>().into(),
@@ -175,6 +174,103 @@ pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
         &[bucket_s.into(), bucket_at_s.into(), now_s.into()],
     )?;
     Ok(())
+}
+
+/// A slot has become others, given with their shares of its load: each begins with its share of the heat,
+/// and with the counters of its own partitions. In the transaction that makes them; a reading that was
+/// begun before does not overwrite it.
+pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
+    spi::run(
+        &format!(
+            "INSERT INTO foreshard.slot_heat AS h (slot_id, observed_at, scans, rows_read, inserted, updated, deleted, blocks_read, blocks_hit, \
+                 reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s, cpu_ms_per_s, wal_bytes_per_s, trigger_cost_per_s, heat, access_score, hot_buckets) \
+             SELECT n.slot_id, pg_catalog.clock_timestamp(), c.scans, c.rows, c.ins, c.upd, c.del, c.read, c.hit, \
+                 o.reads_per_s * n.share, o.writes_per_s * n.share, o.blocks_per_s * n.share, o.cost_units_per_s * n.share, o.cpu_ms_per_s * n.share, \
+                 o.wal_bytes_per_s * n.share, o.trigger_cost_per_s * n.share, o.heat * n.share, o.access_score * n.share, o.hot_buckets \
+             FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS n (slot_id, share) \
+             JOIN foreshard.slot_heat o ON o.slot_id = $1 \
+             CROSS JOIN LATERAL (SELECT sum(scans)::int8 AS scans, sum(rows)::int8 AS rows, sum(ins)::int8 AS ins, sum(upd)::int8 AS upd, \
+                 sum(del)::int8 AS del, sum(read)::int8 AS read, sum(hit)::int8 AS hit FROM ({COUNTERS} WHERE s.slot_id = n.slot_id) k) c \
+             ON CONFLICT (slot_id) DO UPDATE SET observed_at = excluded.observed_at, scans = excluded.scans, rows_read = excluded.rows_read, \
+                 inserted = excluded.inserted, updated = excluded.updated, deleted = excluded.deleted, blocks_read = excluded.blocks_read, \
+                 blocks_hit = excluded.blocks_hit, reads_per_s = excluded.reads_per_s, writes_per_s = excluded.writes_per_s, \
+                 blocks_per_s = excluded.blocks_per_s, cost_units_per_s = excluded.cost_units_per_s, cpu_ms_per_s = excluded.cpu_ms_per_s, \
+                 wal_bytes_per_s = excluded.wal_bytes_per_s, trigger_cost_per_s = excluded.trigger_cost_per_s, heat = excluded.heat, \
+                 access_score = excluded.access_score"
+        ),
+        &[slot_id.into(), slots(parts), shares(parts)],
+    )?;
+    Ok(())
+}
+
+/// The same of the load history before `until_s` and of the forecast. In the transaction that ends the split.
+pub fn divide_history(slot_id: i64, parts: &[(i64, f64)], until_s: f64) -> PgResult<()> {
+    let others: Vec<(i64, f64)> = parts.iter().copied().filter(|(slot, _)| *slot != slot_id).collect();
+    let kept: f64 = parts.iter().filter(|(slot, _)| *slot == slot_id).map(|(_, share)| share).sum();
+    let loads = [
+        "reads_per_s",
+        "writes_per_s",
+        "blocks_per_s",
+        "cost_units_per_s",
+        "cpu_ms_per_s",
+        "wal_bytes_per_s",
+        "trigger_cost_per_s",
+        "access_score",
+    ];
+    let points = ["cost_units_per_s", "lower", "upper", "mae"];
+    let times = |columns: &[&str], share: &str| {
+        let products = columns.iter().map(|column| format!("o.{column} * {share}"));
+        products.collect::<Vec<_>>().join(", ")
+    };
+    let set = |columns: &[&str]| {
+        let products = columns.iter().map(|column| format!("{column} = {column} * $2"));
+        products.collect::<Vec<_>>().join(", ")
+    };
+    spi::run(
+        &format!(
+            "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, {}) \
+             SELECT o.resolution_s, n.slot_id, o.bucket_at, {} FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS n (slot_id, share) \
+             JOIN foreshard.heat_history o ON o.slot_id = $1 AND o.bucket_at < pg_catalog.to_timestamp($4) ON CONFLICT DO NOTHING",
+            loads.join(", "),
+            times(&loads, "n.share")
+        ),
+        &[slot_id.into(), slots(&others), shares(&others), until_s.into()],
+    )?;
+    spi::run(
+        &format!(
+            "UPDATE foreshard.heat_history SET {} WHERE slot_id = $1 AND bucket_at < pg_catalog.to_timestamp($3)",
+            set(&loads)
+        ),
+        &[slot_id.into(), kept.into(), until_s.into()],
+    )?;
+    // A forecast that was made since knows the parts.
+    spi::run(
+        &format!(
+            "INSERT INTO foreshard.forecast (slot_id, at, interval_level, model, history_buckets, made_at, {}) \
+             SELECT n.slot_id, o.at, o.interval_level, o.model, o.history_buckets, o.made_at, {} \
+             FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS n (slot_id, share) \
+             JOIN foreshard.forecast o ON o.slot_id = $1 AND o.made_at < pg_catalog.to_timestamp($4) ON CONFLICT DO NOTHING",
+            points.join(", "),
+            times(&points, "n.share")
+        ),
+        &[slot_id.into(), slots(&others), shares(&others), until_s.into()],
+    )?;
+    spi::run(
+        &format!(
+            "UPDATE foreshard.forecast SET {} WHERE slot_id = $1 AND made_at < pg_catalog.to_timestamp($3)",
+            set(&points)
+        ),
+        &[slot_id.into(), kept.into(), until_s.into()],
+    )?;
+    Ok(())
+}
+
+fn slots(parts: &[(i64, f64)]) -> Arg<'static> {
+    parts.iter().map(|(slot, _)| *slot).collect::<Vec<i64>>().into()
+}
+
+fn shares(parts: &[(i64, f64)]) -> Arg<'static> {
+    parts.iter().map(|(_, share)| *share).collect::<Vec<f64>>().into()
 }
 
 /// Coarser resolutions of the history, seconds.

@@ -1,6 +1,7 @@
 //! Rows ↔ core values: the only home of SQL text outside `sql/`.
 
 pub mod birth;
+pub mod child;
 pub mod coaccess;
 pub mod colocation;
 pub mod copy;
@@ -20,6 +21,7 @@ pub mod relation;
 pub mod session;
 pub mod setting;
 pub mod shadow;
+pub mod split;
 pub mod statistics;
 pub mod unit_cost;
 pub mod watched;

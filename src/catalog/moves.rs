@@ -16,6 +16,8 @@ const MAX_ASSIGNMENTS: usize = 4096;
 pub struct MoveRow {
     /// Primary key.
     pub move_id: i64,
+    /// It is a split: the slot becomes several.
+    pub is_split: bool,
     /// Slot that moves.
     pub slot_id: i64,
     /// Shard it comes from.
@@ -49,7 +51,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested, m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split' \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -68,6 +70,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 paused: row.need(12)?,
                 route_weight: row.get(13)?,
                 manual_weight: row.get(14)?,
+                is_split: row.need(15)?,
             })
         },
     )?;
@@ -108,7 +111,8 @@ pub struct Assignment {
     pub to_shard: i32,
 }
 
-fn already_moving(slot_id: i64) -> ErrorReport {
+/// 55006: two changes of one slot exclude each other.
+pub(super) fn already_moving(slot_id: i64) -> ErrorReport {
     busy(format!("slot {slot_id} is already being moved"))
         .set_hint("See foreshard.progress_moves; foreshard.cancel_move(move_id) ends a move.")
 }
@@ -421,12 +425,31 @@ pub fn request_cancel(move_id: i64) -> PgResult<bool> {
     )? > 0)
 }
 
-/// Slot of a move.
-pub fn slot_of(move_id: i64) -> PgResult<Option<(i64, String, bool)>> {
+/// What a person who acts on a move must know of it.
+pub struct Standing {
+    /// Its slot.
+    pub slot_id: i64,
+    /// Name of its phase.
+    pub phase: String,
+    /// It has ended.
+    pub finished: bool,
+    /// It is a split, and the slot has become several.
+    pub is_split_for_good: bool,
+}
+
+/// How a move stands.
+pub fn standing(move_id: i64) -> PgResult<Option<Standing>> {
     let found = spi::rows(
-        "SELECT slot_id, phase, finished FROM foreshard.move WHERE move_id = $1",
+        "SELECT slot_id, phase, finished, kind = 'split' AND swapped_at IS NOT NULL FROM foreshard.move WHERE move_id = $1",
         &[move_id.into()],
-        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?)),
+        |row| {
+            Ok(Standing {
+                slot_id: row.need(1)?,
+                phase: row.need(2)?,
+                finished: row.need(3)?,
+                is_split_for_good: row.need(4)?,
+            })
+        },
     )?;
     Ok(found.into_iter().next())
 }

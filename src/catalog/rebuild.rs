@@ -11,6 +11,8 @@ use pgrx::spi::{quote_identifier, quote_literal, quote_qualified_identifier};
 
 /// One leaf partition to make.
 pub struct Leaf {
+    /// Modulus of the slot.
+    pub modulus: u32,
     /// Remainder of the slot.
     pub remainder: u32,
     /// Tablespace of the slot's shard.
@@ -23,7 +25,9 @@ pub enum Shape<'a> {
     Hash {
         /// Key column, unquoted.
         key: &'a str,
-        /// One per slot, in order of remainder.
+        /// Modulus of the slots that were never split: their leaves are named by the remainder alone.
+        base: u32,
+        /// One per slot.
         leaves: &'a [Leaf],
     },
     /// An ordinary table.
@@ -34,7 +38,7 @@ pub enum Shape<'a> {
 pub struct Rebuilt {
     /// The new table.
     pub table: pg_sys::Oid,
-    /// Leaf partitions by remainder.
+    /// Leaf partitions, as they were asked for.
     pub leaves: Vec<pg_sys::Oid>,
     /// Rows copied.
     pub rows: u64,
@@ -142,23 +146,25 @@ fn step_aside(table: pg_sys::Oid, definition: &Definition) -> PgResult<String> {
 fn create(definition: &Definition, aside: &str, shape: &Shape) -> PgResult<Vec<String>> {
     let like = format!("LIKE {aside} INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS");
     let with = definition.storage_options.as_ref().map(|o| format!(" WITH ({o})")).unwrap_or_default();
-    let Shape::Hash { key, leaves } = shape else {
+    let Shape::Hash { key, base, leaves } = shape else {
         run(&format!("CREATE TABLE {} ({like}){with}", definition.name))?;
         return Ok(Vec::new());
     };
     run(&format!("CREATE TABLE {} ({like}) PARTITION BY HASH ({})", definition.name, quote_identifier(key)))?;
-    let modulus = leaves.len();
-    let digits = modulus.saturating_sub(1).to_string().len();
-    let mut names = Vec::with_capacity(modulus);
-    for leaf in *leaves {
-        let suffix = format!("_s{:0digits$}", leaf.remainder);
+    let digits = base.saturating_sub(1).to_string().len();
+    let mut names = Vec::with_capacity(leaves.len());
+    for Leaf { modulus, remainder, tablespace } in *leaves {
+        let suffix = if modulus == base {
+            format!("_s{remainder:0digits$}")
+        } else {
+            format!("_s{modulus}_{remainder}")
+        };
         let bare = format!("{}{suffix}", truncate(&definition.bare_name, 63 - suffix.len()));
         let name = format!("{}.{}", definition.schema, quote_identifier(&bare));
         run(&format!(
-            "CREATE TABLE {name} PARTITION OF {} FOR VALUES WITH (MODULUS {modulus}, REMAINDER {}){with} TABLESPACE {}",
+            "CREATE TABLE {name} PARTITION OF {} FOR VALUES WITH (MODULUS {modulus}, REMAINDER {remainder}){with} TABLESPACE {}",
             definition.name,
-            leaf.remainder,
-            quote_identifier(&leaf.tablespace)
+            quote_identifier(tablespace)
         ))?;
         names.push(name);
     }

@@ -30,6 +30,8 @@ pub struct RelationRow {
     pub blocks_done: i64,
     /// Attribute numbers of the identity key.
     pub key: Vec<i16>,
+    /// Of a split: an empty heap of the shape of its copies.
+    pub twin: Option<pg_sys::Oid>,
 }
 
 /// Leaf partitions of a slot, ascending.
@@ -55,7 +57,7 @@ pub fn sources_under_way() -> PgResult<Vec<pg_sys::Oid>> {
 pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
     spi::rows(
         "SELECT r.source, r.shadow, r.capture_log, r.capture_trigger, r.fingerprint, r.blocks_total, r.blocks_done, \
-                coalesce((SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] FROM pg_catalog.pg_index i WHERE i.indexrelid = r.identity_index), '{}') \
+                coalesce((SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] FROM pg_catalog.pg_index i WHERE i.indexrelid = r.identity_index), '{}'), r.twin \
          FROM foreshard.move_relation r WHERE r.move_id = $1 ORDER BY r.source",
         &[move_id.into()],
         |row| {
@@ -68,6 +70,7 @@ pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
                 blocks_total: row.need(6)?,
                 blocks_done: row.need(7)?,
                 key: row.need(8)?,
+                twin: row.get(9)?,
             })
         },
     )
@@ -99,9 +102,7 @@ pub fn create(move_id: i64, source: pg_sys::Oid, tablespace: &str) -> PgResult<(
     let tag = format!("{move_id}_{}", source.to_u32());
     adopt_shadow(shadow, source, &format!("shadow_{tag}"))?;
     let log = create_log(source, &key, &format!("capture_{tag}"))?;
-    let function = spi::one::<pg_sys::Oid>("SELECT 'foreshard.capture()'::regprocedure::oid", &[])?
-        .ok_or_else(|| internal("function foreshard.capture() is missing"))?;
-    let trigger = storage::install_capture(source, function, &capture_arguments(log, None, &key));
+    let trigger = install_trigger(source, log, &key)?;
     let print = fingerprint(source, trigger, log)?.ok_or_else(|| internal("no fingerprint"))?;
     spi::run(
         "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, blocks_total, rows_total) \
@@ -117,11 +118,18 @@ pub fn create(move_id: i64, source: pg_sys::Oid, tablespace: &str) -> PgResult<(
             print.as_str().into(),
         ],
     )?;
-    create_indexes(move_id, source, shadow, space)
+    create_indexes(move_id, source, shadow, space, &format!("shadow_{move_id}"))
+}
+
+/// Begins to log the changed keys of a source, which is locked SHARE ROW EXCLUSIVE; the trigger.
+pub(super) fn install_trigger(source: pg_sys::Oid, log: pg_sys::Oid, key: &[i16]) -> PgResult<pg_sys::Oid> {
+    let function = spi::one::<pg_sys::Oid>("SELECT 'foreshard.capture()'::regprocedure::oid", &[])?
+        .ok_or_else(|| internal("function foreshard.capture() is missing"))?;
+    Ok(storage::install_capture(source, function, &capture_arguments(log, None, key)))
 }
 
 /// The capture trigger's arguments: `pg::capture` explains them. `mirror`: shadow, identity index and that of
-/// the shadow.
+/// the shadow (0: the shadow is partitioned).
 fn capture_arguments(log: pg_sys::Oid, mirror: Option<[pg_sys::Oid; 3]>, key: &[i16]) -> Vec<u32> {
     let mut arguments = vec![log.to_u32()];
     arguments.extend(mirror.map_or([0; 3], |oids| oids.map(|oid| oid.to_u32())));
@@ -133,9 +141,9 @@ fn capture_arguments(log: pg_sys::Oid, mirror: Option<[pg_sys::Oid; 3]>, key: &[
 /// EXCLUSIVE on the source; every writer after that sees it.
 pub fn set_mirroring(move_id: i64, row: &RelationRow, mirroring: bool) -> PgResult<()> {
     let indexes = spi::rows(
-        "SELECT r.identity_index, i.shadow_index FROM foreshard.move_relation r \
-         JOIN foreshard.move_index i ON (i.move_id, i.source_index) = (r.move_id, r.identity_index) \
-         WHERE r.move_id = $1 AND r.source = $2",
+        "SELECT r.identity_index, coalesce((SELECT i.shadow_index FROM foreshard.move_index i \
+             WHERE (i.move_id, i.source_index, i.heap) = (r.move_id, r.identity_index, r.shadow)), 0) \
+         FROM foreshard.move_relation r WHERE r.move_id = $1 AND r.source = $2",
         &[move_id.into(), row.source.into()],
         |r| Ok((r.need::<pg_sys::Oid>(1)?, r.need::<pg_sys::Oid>(2)?)),
     )?;
@@ -172,11 +180,13 @@ pub fn set_fingerprint(move_id: i64, row: &RelationRow) -> PgResult<()> {
     Ok(())
 }
 
-fn create_indexes(
+/// Copies of all indexes of a source on one of its copies, empty.
+pub(super) fn create_indexes(
     move_id: i64,
     source: pg_sys::Oid,
     shadow: pg_sys::Oid,
     space: pg_sys::Oid,
+    prefix: &str,
 ) -> PgResult<()> {
     let indexes = spi::rows(
         "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 ORDER BY 1",
@@ -184,17 +194,18 @@ fn create_indexes(
         |row| row.need::<pg_sys::Oid>(1),
     )?;
     for index in indexes {
-        let name = format!("shadow_{move_id}_{}", index.to_u32());
+        let name = format!("{prefix}_{}", index.to_u32());
         let copy = storage::create_index_like(shadow, index, space, &name);
         spi::run(
-            "INSERT INTO foreshard.move_index (move_id, source, source_index, shadow_index) VALUES ($1, $2, $3, $4)",
-            &[move_id.into(), source.into(), index.into(), copy.into()],
+            "INSERT INTO foreshard.move_index (move_id, source, source_index, shadow_index, heap) VALUES ($1, $2, $3, $4, $5)",
+            &[move_id.into(), source.into(), index.into(), copy.into(), shadow.into()],
         )?;
     }
     Ok(())
 }
 
-fn tablespace_oid(name: &str) -> PgResult<pg_sys::Oid> {
+/// The tablespace of a shard.
+pub(super) fn tablespace_oid(name: &str) -> PgResult<pg_sys::Oid> {
     spi::one::<pg_sys::Oid>(
         "SELECT oid FROM pg_catalog.pg_tablespace WHERE spcname = $1::name",
         &[name.into()],
@@ -204,7 +215,7 @@ fn tablespace_oid(name: &str) -> PgResult<pg_sys::Oid> {
 
 /// Moves a new shadow out of the user's schema into ours. relrewrite stays set: logical decoding then
 /// ignores the shadow. Generated columns become plain ones: the copy stores what the source stores.
-fn adopt_shadow(shadow: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
+pub(super) fn adopt_shadow(shadow: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
     let old = name_of(shadow)?;
     spi::run(&format!("ALTER TABLE {old} SET SCHEMA foreshard"), &[])?;
     let moved = name_of(shadow)?;
@@ -217,7 +228,7 @@ fn adopt_shadow(shadow: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResul
 }
 
 /// Makes a table of ours a member of the extension, publishable without a key and ignored by decoding.
-fn own(relation: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
+pub(super) fn own(relation: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
     spi::run(&format!("ALTER TABLE foreshard.{name} REPLICA IDENTITY FULL"), &[])?;
     spi::run(&format!("ALTER EXTENSION foreshard ADD TABLE foreshard.{name}"), &[])?;
     spi::run(
@@ -228,7 +239,7 @@ fn own(relation: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
 }
 
 /// The log stays ours: its owner could turn it into a view (PostgreSQL 15), and we read it as superuser.
-fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResult<pg_sys::Oid> {
+pub(super) fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResult<pg_sys::Oid> {
     let columns = spi::one::<String>(
         "SELECT pg_catalog.string_agg(format('%I AS k%s', a.attname, k.n), ', ' ORDER BY k.n) \
          FROM pg_catalog.unnest($2::int2[]) WITH ORDINALITY k (attnum, n) JOIN pg_catalog.pg_attribute a ON a.attrelid = $1 AND a.attnum = k.attnum",
@@ -255,11 +266,11 @@ fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResult<pg_sys::
     Ok(log)
 }
 
-/// The next index of a move that is not built: (shadow, shadow index).
+/// The next index of a move that is not built: (heap, index).
 pub fn next_unbuilt(move_id: i64) -> PgResult<Option<(pg_sys::Oid, pg_sys::Oid)>> {
     let found = spi::rows(
-        "SELECT r.shadow, i.shadow_index FROM foreshard.move_index i JOIN foreshard.move_relation r USING (move_id, source) \
-         WHERE i.move_id = $1 AND NOT i.built ORDER BY i.source_index LIMIT 1",
+        "SELECT heap, shadow_index FROM foreshard.move_index \
+         WHERE move_id = $1 AND NOT built ORDER BY source_index, heap LIMIT 1",
         &[move_id.into()],
         |row| Ok((row.need(1)?, row.need(2)?)),
     )?;
@@ -295,20 +306,22 @@ pub fn swapped_with(move_id: i64, row: &RelationRow) -> PgResult<Vec<pg_sys::Oid
     )
 }
 
-/// Whether source and shadow have the same physical columns and pairwise the same indexes, all built:
-/// the last check before storage changes hands.
-pub fn fits(move_id: i64, row: &RelationRow) -> PgResult<bool> {
-    let args: [Arg; 3] = [move_id.into(), row.source.into(), row.shadow.into()];
+/// Whether a source and its copy have the same physical columns and pairwise the same indexes, all built: the
+/// last check before they change places. `stored`: dropped columns must be the same as well, because rows
+/// with values in them go over.
+pub fn fits(move_id: i64, source: pg_sys::Oid, copy: pg_sys::Oid, stored: bool) -> PgResult<bool> {
+    let args: [Arg; 4] = [move_id.into(), source.into(), copy.into(), stored.into()];
     Ok(spi::one::<bool>(
-        "SELECT NOT EXISTS (SELECT FROM \
-             (SELECT attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped FROM pg_catalog.pg_attribute WHERE attrelid = $2 AND attnum > 0) a \
-             FULL JOIN (SELECT attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped FROM pg_catalog.pg_attribute WHERE attrelid = $3 AND attnum > 0) b \
-             USING (attnum, atttypid, atttypmod, attlen, attbyval, attalign, attisdropped) WHERE a.* IS NULL OR b.* IS NULL) \
-         AND (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $2) = (SELECT count(*) FROM foreshard.move_index WHERE move_id = $1 AND source = $2 AND built) \
+        "WITH columns AS (SELECT attrelid, format('%s %s %s', attnum, attisdropped, CASE WHEN $4 OR NOT attisdropped \
+             THEN format('%s %s %s %s %s', atttypid, atttypmod, attlen, attbyval, attalign) END) AS x \
+             FROM pg_catalog.pg_attribute WHERE attrelid IN ($2, $3) AND attnum > 0), \
+         pairs AS (SELECT * FROM foreshard.move_index WHERE move_id = $1 AND source = $2 AND heap = $3) \
+         SELECT (SELECT pg_catalog.array_agg(x ORDER BY x) FROM columns WHERE attrelid = $2) = (SELECT pg_catalog.array_agg(x ORDER BY x) FROM columns WHERE attrelid = $3) \
+         AND (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $2) = (SELECT count(*) FROM pairs WHERE built) \
          AND (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $2) = (SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $3) \
-         AND NOT EXISTS (SELECT FROM foreshard.move_index m LEFT JOIN pg_catalog.pg_index a ON a.indexrelid = m.source_index AND a.indrelid = $2 \
-             LEFT JOIN pg_catalog.pg_index b ON b.indexrelid = m.shadow_index AND b.indrelid = $3 WHERE m.move_id = $1 AND m.source = $2 \
-               AND (a.indnatts, a.indnkeyatts, a.indisunique, a.indkey::text, a.indclass::text, a.indcollation::text, a.indoption::text, \
+         AND NOT EXISTS (SELECT FROM pairs m LEFT JOIN pg_catalog.pg_index a ON a.indexrelid = m.source_index AND a.indrelid = $2 \
+             LEFT JOIN pg_catalog.pg_index b ON b.indexrelid = m.shadow_index AND b.indrelid = $3 WHERE \
+                   (a.indnatts, a.indnkeyatts, a.indisunique, a.indkey::text, a.indclass::text, a.indcollation::text, a.indoption::text, \
                     coalesce(pg_catalog.pg_get_expr(a.indexprs, $2), ''), coalesce(pg_catalog.pg_get_expr(a.indpred, $2), ''), true) IS DISTINCT FROM \
                    (b.indnatts, b.indnkeyatts, b.indisunique, b.indkey::text, b.indclass::text, b.indcollation::text, b.indoption::text, \
                     coalesce(pg_catalog.pg_get_expr(b.indexprs, $3), ''), coalesce(pg_catalog.pg_get_expr(b.indpred, $3), ''), b.indisvalid))",
@@ -338,7 +351,15 @@ pub fn trigger_exists(trigger: pg_sys::Oid) -> PgResult<bool> {
 /// Drops shadows and logs of a move and forgets its relations; what is gone already is fine.
 pub fn drop_all(move_id: i64) -> PgResult<()> {
     for row in relations(move_id)? {
-        for relation in [row.shadow, row.log] {
+        // Copies of a split that have not become the table's; its owner may have detached one.
+        let copies = spi::rows(
+            "SELECT m.child FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid = m.child \
+             WHERE m.move_id = $1 AND m.source = $2 AND c.relrewrite = m.source",
+            &[move_id.into(), row.source.into()],
+            |row| row.need::<pg_sys::Oid>(1),
+        )?;
+        copies.into_iter().for_each(storage::drop_own_table);
+        for relation in [row.shadow, row.log].into_iter().chain(row.twin) {
             if exists(relation)? {
                 storage::drop_own_table(relation);
             }

@@ -118,3 +118,47 @@ pub fn store(measured: &[Measured]) -> PgResult<()> {
     )?;
     Ok(())
 }
+
+/// A slot has become others, given with their shares of its load: what was measured is theirs as well.
+pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
+    let others: Vec<(i64, f64)> = parts.iter().copied().filter(|(slot, _)| *slot != slot_id).collect();
+    let kept: f64 = parts.iter().filter(|(slot, _)| *slot == slot_id).map(|(_, share)| share).sum();
+    let sums = [
+        "statements",
+        "scans",
+        "rows_read",
+        "blocks_hit",
+        "blocks_read",
+        "read_cpu_ms",
+        "rows_written",
+        "write_cpu_ms",
+        "wal_bytes",
+        "trigger_calls",
+        "trigger_cost_units",
+        "result_bytes",
+    ];
+    let products = |share: &str| sums.map(|sum| format!("o.{sum} * {share}")).join(", ");
+    spi::run(
+        &format!(
+            "INSERT INTO foreshard.slot_cost (slot_id, table_oid, measured_at, {}) SELECT n.slot_id, o.table_oid, o.measured_at, {} \
+             FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS n (slot_id, share) \
+             JOIN foreshard.slot_cost o ON o.slot_id = $1 ON CONFLICT DO NOTHING",
+            sums.join(", "),
+            products("n.share")
+        ),
+        &[
+            slot_id.into(),
+            others.iter().map(|(slot, _)| *slot).collect::<Vec<_>>().into(),
+            others.iter().map(|(_, share)| *share).collect::<Vec<_>>().into(),
+        ],
+    )?;
+    spi::run(
+        &format!(
+            "UPDATE foreshard.slot_cost o SET ({}) = ROW ({}) WHERE o.slot_id = $1",
+            sums.join(", "),
+            products("$2")
+        ),
+        &[slot_id.into(), kept.into()],
+    )?;
+    Ok(())
+}

@@ -1,15 +1,16 @@
 //! The local engine: shards are tablespaces of this server, a copy changes places by swapping storage.
 
-use super::Engine;
-use crate::catalog::moves::MoveRow;
+use super::{Digests, Engine};
+use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::preflight;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::pg::disk;
-use crate::pg::guc;
+use crate::pg::digest::{self, Key};
 use crate::pg::report::PgResult;
-use crate::pg::storage;
+use crate::pg::{disk, guc, lock, storage};
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
+use serde_json::Value;
+use std::collections::HashSet;
 
 /// See the module.
 pub struct Local;
@@ -31,27 +32,15 @@ impl Engine for Local {
             reasons.extend(preflight::against_move(*partition)?);
             bytes += crate::catalog::relation::bytes(*partition)?;
         }
-        if let Some(space) = disk::space_of_tablespace(&row.tablespace) {
-            let reserve = space.total_bytes / 100 * guc::MIN_FREE_DISK.get().max(0) as u64;
-            let needed = bytes.max(0) as u64 + reserve;
-            if space.free_bytes < needed {
-                reasons.push(format!(
-                    "disk_space: tablespace \"{}\" has {} MB free, the copy needs {} MB ({} % kept free included)",
-                    row.tablespace,
-                    space.free_bytes >> 20,
-                    needed >> 20,
-                    guc::MIN_FREE_DISK.get()
-                ));
-            }
-        }
+        reasons.extend(disk::shortage(&row.tablespace, bytes, guc::MIN_FREE_DISK.get()));
         Ok(reasons)
     }
 
-    fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<()> {
+    fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<bool> {
         for partition in partitions {
             shadow::create(row.move_id, *partition, &row.tablespace)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn build_next_index(&self, row: &MoveRow) -> PgResult<bool> {
@@ -65,6 +54,36 @@ impl Engine for Local {
 
     fn set_mirroring(&self, row: &MoveRow, relations: &[RelationRow], mirroring: bool) -> PgResult<()> {
         relations.iter().try_for_each(|relation| shadow::set_mirroring(row.move_id, relation, mirroring))
+    }
+
+    fn compare(
+        &self,
+        _row: &MoveRow,
+        relation: &RelationRow,
+        stored: &[i16],
+        skip: &HashSet<Vec<u8>>,
+    ) -> PgResult<Vec<Digests>> {
+        let key = Key { columns: &relation.key, skip };
+        let source = digest::digest(relation.source, &key, stored)?;
+        let copy = digest::digest(relation.shadow, &key, stored)?;
+        Ok(vec![Digests { source, copy }])
+    }
+
+    fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+        let shadows: Vec<pg_sys::Oid> = relations.iter().map(|r| r.shadow).collect();
+        if !lock::try_lock_all(&shadows, lock::ACCESS_EXCLUSIVE) {
+            return Ok(false);
+        }
+        for relation in relations {
+            if !lock::try_lock_all(&shadow::swapped_with(row.move_id, relation)?, lock::ACCESS_EXCLUSIVE) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
+        shadow::fits(row.move_id, relation.source, relation.shadow, true)
     }
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()> {
@@ -83,6 +102,11 @@ impl Engine for Local {
             }
         }
         Ok(())
+    }
+
+    fn place(&self, row: &MoveRow, shard: i32) -> PgResult<Value> {
+        moves::place_slot(row, shard)?;
+        Ok(Value::Null)
     }
 
     fn remove_capture(&self, relation: &RelationRow) -> PgResult<()> {

@@ -1,15 +1,29 @@
 //! Engines: how the copies of a slot come to be and change places. One trait; `local` moves between
-//! tablespaces of this server. postgres_fdw and Citus follow behind the same trait.
+//! tablespaces of this server, `split` replaces a slot by several. postgres_fdw and Citus follow behind the
+//! same trait.
 
 mod local;
+mod split;
 
 pub use local::Local;
+pub use split::Split;
 
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::RelationRow;
 use crate::pg::report::PgResult;
+use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
+use serde_json::Value;
+use std::collections::HashSet;
+
+/// Digests of rows that must be equal.
+pub struct Digests {
+    /// Of the source.
+    pub source: TableDigest,
+    /// Of the copy.
+    pub copy: TableDigest,
+}
 
 /// What the mover asks of an engine. Every call runs inside the caller's transaction and is atomic
 /// with the phase stored there.
@@ -18,17 +32,54 @@ pub trait Engine {
     fn capabilities(&self) -> Capabilities;
     /// Reasons against moving these partitions to the row's tablespace; empty: none.
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>>;
-    /// Creates shadow, shadow indexes, log and capture trigger; the partitions are locked.
-    fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<()>;
+    /// Makes what can be made before anybody is locked out.
+    fn prepare(&self, _row: &MoveRow, _partitions: &[pg_sys::Oid]) -> PgResult<()> {
+        Ok(())
+    }
+    /// Creates shadow, shadow indexes, log and capture trigger, as far as they are not there; the partitions
+    /// are locked. False: they are not what was prepared for.
+    fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<bool>;
     /// Fills the next shadow index; false when all are built.
     fn build_next_index(&self, row: &MoveRow) -> PgResult<bool>;
     /// Makes capture a mirror, or a mirror capture again; the partitions are locked against writers.
     fn set_mirroring(&self, row: &MoveRow, relations: &[RelationRow], mirroring: bool) -> PgResult<()>;
-    /// Exchanges the storage of source and shadow; everything is locked. `keep_mirror`: what is written from
+    /// Digests both copies of a partition by the transaction's snapshot, without the keys in `skip`.
+    fn compare(
+        &self,
+        row: &MoveRow,
+        relation: &RelationRow,
+        stored: &[i16],
+        skip: &HashSet<Vec<u8>>,
+    ) -> PgResult<Vec<Digests>>;
+    /// All were equal, with so many rows in each part.
+    fn verified(&self, _row: &MoveRow, _rows: &[u64]) -> PgResult<()> {
+        Ok(())
+    }
+    /// The relations that users hold, in the order in which they lock them: nobody may be at them while the
+    /// copies change places.
+    fn held_first(&self, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
+        Ok(relations.iter().map(|r| r.source).collect())
+    }
+    /// Locks everything else that the exchange touches, without queueing; false: not now.
+    fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool>;
+    /// Whether source and copy still fit together; everything is locked.
+    fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool>;
+    /// Exchanges source and shadow; everything is locked. `keep_mirror`: what is written from
     /// now on is mirrored into the old storage; otherwise capture ends.
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()>;
+    /// Notes where the slot is now; for the history.
+    fn place(&self, row: &MoveRow, shard: i32) -> PgResult<Value>;
     /// Ends capture on one partition; it is locked.
     fn remove_capture(&self, relation: &RelationRow) -> PgResult<()>;
     /// Drops shadows and logs.
     fn drop_shadows(&self, row: &MoveRow) -> PgResult<()>;
+    /// The last work of a move that has succeeded, once; no user is locked out.
+    fn settle(&self, _row: &MoveRow) -> PgResult<()> {
+        Ok(())
+    }
+}
+
+/// The engine of a move.
+pub fn of(row: &MoveRow) -> &'static dyn Engine {
+    if row.is_split { &Split } else { &Local }
 }

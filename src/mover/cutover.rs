@@ -90,8 +90,8 @@ enum Direction {
 
 fn swap(engine: &dyn Engine, row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outcome> {
     let relations = transaction(|| shadow::relations(row.move_id))?;
-    let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
-    match transaction(|| swap_locked(engine, row, &relations, &sources, attempt, direction))? {
+    let first = transaction(|| engine.held_first(&relations))?;
+    match transaction(|| swap_locked(engine, row, &relations, &first, attempt, direction))? {
         Swap::Done => {
             if let Some(stats) = MoveRoutes::of(row.move_id).and_then(|routes| routes.stats()) {
                 stats.swapped.store(u32::from(direction == Direction::There), Ordering::Relaxed);
@@ -108,7 +108,7 @@ fn swap(engine: &dyn Engine, row: &MoveRow, attempt: u32, direction: Direction) 
         }
         Swap::Blocked => {
             let shadows = relations.iter().map(|r| r.shadow);
-            let both: Vec<pg_sys::Oid> = sources.iter().copied().chain(shadows).collect();
+            let both: Vec<pg_sys::Oid> = first.iter().copied().chain(shadows).collect();
             short_lock::report_blocked(row.move_id, &both, attempt)?;
             Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
         }
@@ -149,36 +149,42 @@ enum Swap {
     Leave(Event),
 }
 
+/// Whether sources and copies still fit together.
+fn fit(engine: &dyn Engine, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+    for relation in relations {
+        if !engine.fits(row, relation)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Everything under ACCESS EXCLUSIVE. Whatever is not `Done` ends this transaction at once.
 fn swap_locked(
     engine: &dyn Engine,
     row: &MoveRow,
     relations: &[RelationRow],
-    sources: &[pg_sys::Oid],
+    first: &[pg_sys::Oid],
     attempt: u32,
     direction: Direction,
 ) -> PgResult<Swap> {
     // With an id assigned, every statement below takes a fresh snapshot.
     let _ = lock::current_xid();
     spi::set_local("synchronous_commit", "off")?;
-    let shadows: Vec<pg_sys::Oid> = relations.iter().map(|r| r.shadow).collect();
-    // Sources first: who commits holds them and then asks for the shadow, to mirror.
-    if !short_lock::try_lock(sources, lock::ACCESS_EXCLUSIVE, attempt)? {
+    // Without the lock first: it is not taken for nothing, and what was read once is read faster under it.
+    if !fit(engine, row, relations)? {
+        return Ok(Swap::Leave(Event::SourceChanged));
+    }
+    // What users hold first: who commits holds it and then asks for the shadow, to mirror.
+    if !short_lock::try_lock(first, lock::ACCESS_EXCLUSIVE, attempt)? {
         return Ok(Swap::Blocked);
     }
     let held = Instant::now();
-    if !lock::try_lock_all(&shadows, lock::ACCESS_EXCLUSIVE) {
+    if !engine.hold_rest(row, relations)? {
         return Ok(Swap::Blocked);
     }
-    for relation in relations {
-        if !lock::try_lock_all(&shadow::swapped_with(row.move_id, relation)?, lock::ACCESS_EXCLUSIVE) {
-            return Ok(Swap::Blocked);
-        }
-    }
-    for relation in relations {
-        if !shadow::fits(row.move_id, relation)? {
-            return Ok(Swap::Leave(Event::SourceChanged));
-        }
+    if !fit(engine, row, relations)? {
+        return Ok(Swap::Leave(Event::SourceChanged));
     }
     // Before the swap a mirror that had to give up can catch up again.
     if let Some(event) = way_back_lost(relations)? {
@@ -190,8 +196,11 @@ fn swap_locked(
         Direction::Back => ("rollback", row.from_shard, false, Event::RollbackRequested),
     };
     engine.swap(row, relations, keep_mirror)?;
-    moves::place_slot(row, shard)?;
-    let detail = json!({"held_us": held.elapsed().as_micros() as u64, "attempts": attempt + 1});
+    let placed = engine.place(row, shard)?;
+    let mut detail = json!({"held_us": held.elapsed().as_micros() as u64, "attempts": attempt + 1});
+    if !placed.is_null() {
+        detail["parts"] = placed;
+    }
     record_event(what, Some(row.move_id), Some(row.slot_id), detail)?;
     moves::advance(row, event, engine.capabilities())?;
     Ok(Swap::Done)

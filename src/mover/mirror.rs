@@ -44,8 +44,10 @@ pub fn install(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
             moves::set_last_replay(row.move_id, 0)?;
         }
         engine.set_mirroring(row, relations, true)?;
-        // Closed ones: from now on it is known how statements fare.
-        canary::make_routes(row, relations)?;
+        // Closed ones: from now on it is known how statements fare. The parts of a split are other tables.
+        if !row.is_split {
+            canary::make_routes(row, relations)?;
+        }
         moves::advance(row, Event::Completed, engine.capabilities())?;
         Ok(Attempt::Done)
     })

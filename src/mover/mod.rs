@@ -9,7 +9,7 @@ mod phases;
 mod short_lock;
 
 use crate::catalog::moves::{self, MoveRow};
-use crate::engine::{Engine, Local};
+use crate::engine::{self, Engine};
 use crate::pg::bgworker::Failure;
 use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc};
@@ -35,7 +35,6 @@ const MAX_BACKOFF_MS: i64 = 5_000;
 
 /// Drives one move until it has ended or is gone.
 pub fn drive(move_id: i64) {
-    let engine = Local;
     let mut errors = 0;
     let mut attempts = 0;
     loop {
@@ -49,6 +48,7 @@ pub fn drive(move_id: i64) {
                 return;
             }
         };
+        let engine = engine::of(&row);
         // What it has done stays; the keeper starts a carrier again when it is resumed.
         if row.paused && !row.cancel_requested && row.phase.is_reversible() {
             canary::close_routes(move_id);
@@ -59,14 +59,15 @@ pub fn drive(move_id: i64) {
             continue;
         }
         bgworker::show_activity(Some(&format!(
-            "move {move_id} of slot {}: {}",
+            "{} {move_id} of slot {}: {}",
+            if row.is_split { "split" } else { "move" },
             row.slot_id,
             row.phase.as_str()
         )));
         let step = if row.cancel_requested && row.phase.is_reversible() && !is_cleanup(row.phase) {
             Ok(Outcome::Leave(Event::CancelRequested))
         } else {
-            phases::perform(&engine, &row, attempts)
+            phases::perform(engine, &row, attempts)
         };
         match step {
             Ok(Outcome::Advanced) => {
@@ -82,11 +83,11 @@ pub fn drive(move_id: i64) {
             Ok(Outcome::Leave(event)) => {
                 errors = 0;
                 attempts = 0;
-                leave(&engine, &row, event);
+                leave(engine, &row, event);
             }
             Err(report) => {
                 attempts += 1;
-                errors = after_error(&engine, &row, &report, attempts, errors);
+                errors = after_error(engine, &row, &report, attempts, errors);
             }
         }
     }

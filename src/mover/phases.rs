@@ -4,7 +4,8 @@ use super::{Outcome, canary, cutover, health, mirror, short_lock};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
-use crate::engine::Engine;
+use crate::catalog::split;
+use crate::engine::{Digests, Engine};
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::{PgResult, busy, error, unsupported};
 use crate::pg::route::MoveRoutes;
@@ -49,11 +50,14 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
     transaction(|| {
         let partitions = shadow::partitions_of_slot(row.slot_id)?;
         let reasons = engine.preflight(row, &partitions)?;
-        if !reasons.is_empty() {
+        if row.is_split {
+            split::refuse(row.slot_id, reasons)?;
+        } else if !reasons.is_empty() {
             return Err(unsupported(format!("slot {} cannot be moved", row.slot_id))
                 .set_detail(reasons.join("; "))
                 .set_hint("Cure every reason named (a table without a key needs a primary key) and move the slot again."));
         }
+        engine.prepare(row, &partitions)?;
         moves::advance(row, Event::Completed, engine.capabilities())?;
         Ok(Outcome::Advanced)
     })
@@ -67,17 +71,21 @@ fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outco
         // With an id assigned, every statement under the lock takes a snapshot of its own.
         let _ = lock::current_xid();
         if !short_lock::try_lock(&partitions, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
-            return Ok(false);
+            return Ok(mirror::Attempt::Blocked);
         }
         if shadow::partitions_of_slot(row.slot_id)? != partitions {
             return Err(busy("the partitions of the slot changed"));
         }
-        engine.install(row, &partitions)?;
+        if !engine.install(row, &partitions)? {
+            return Ok(mirror::Attempt::Leave(Event::SourceChanged));
+        }
         moves::advance(row, Event::Completed, engine.capabilities())?;
-        Ok(true)
+        Ok(mirror::Attempt::Done)
     })?;
-    if done {
-        return Ok(Outcome::Advanced);
+    match done {
+        mirror::Attempt::Done => return Ok(Outcome::Advanced),
+        mirror::Attempt::Leave(event) => return Ok(Outcome::Leave(event)),
+        mirror::Attempt::Blocked => {}
     }
     short_lock::report_blocked(row.move_id, &partitions, attempt)?;
     Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
@@ -109,7 +117,9 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         // A lost chunk is copied again; no need to wait for the disk at every one.
         spi::set_local("synchronous_commit", "off")?;
         let relations = shadow::relations(row.move_id)?;
-        canary::time_statements(row, &relations)?;
+        if !row.is_split {
+            canary::time_statements(row, &relations)?;
+        }
         let Some(relation) = relations.iter().find(|r| r.blocks_done < r.blocks_total) else {
             moves::advance(row, Event::Completed, engine.capabilities())?;
             return Ok(Outcome::Advanced);
@@ -213,8 +223,10 @@ fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
             .map(|relation| crate::catalog::name_of(relation.shadow))
             .collect::<PgResult<Vec<_>>>()
     })?;
+    // A swap leaves the partition's statistics alone; the parts of a split have none yet.
+    let options = if row.is_split { "TRUNCATE off, ANALYZE" } else { "TRUNCATE off" };
     for shadow in shadows {
-        bgworker::command(&format!("VACUUM (TRUNCATE off) {shadow}"))?;
+        bgworker::command(&format!("VACUUM ({options}) {shadow}"))?;
     }
     Ok(match compare(engine, row)? {
         Compared::Equal => {
@@ -242,7 +254,7 @@ pub fn compare(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
     let begun = Instant::now();
     let sources = sources(row)?;
     bgworker::transaction_repeatable_read(&sources, || {
-        let mut rows = 0;
+        let mut rows: Vec<u64> = Vec::new();
         let mut skipped = 0;
         let relations = shadow::relations(row.move_id)?;
         let mirrors = mirror::is_mirroring(&relations)?;
@@ -259,33 +271,47 @@ pub fn compare(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
             if mirrors && !skip.is_empty() {
                 return Ok(Compared::Leave(Event::BacklogTooLarge));
             }
-            let source = digest::digest(relation.source, &relation.key, &plan.stored, &skip)?;
-            let copy = digest::digest(relation.shadow, &relation.key, &plan.stored, &skip)?;
-            let differing = source.differing_buckets(&copy);
-            if !differing.is_empty() {
-                let what = format!(
-                    "verification found {} differing key buckets ({} rows in the source, {} in the copy)",
-                    differing.len(),
-                    source.rows(),
-                    copy.rows()
-                );
-                moves::note(row.move_id, None, Some(&what), None)?;
-                let named = plan.differing_rows()?;
-                let rows: Vec<serde_json::Value> =
-                    named.iter().filter_map(|row| serde_json::from_str(row).ok()).collect();
-                let detail = serde_json::json!({"detail": what, "rows": rows});
-                crate::catalog::record_event("mismatch", Some(row.move_id), Some(row.slot_id), detail)?;
-                moves::advance(row, Event::Mismatch, engine.capabilities())?;
-                return Ok(Compared::Different);
+            let digests = engine.compare(row, &relation, &plan.stored, &skip)?;
+            rows.resize(digests.len(), 0);
+            for (rows, Digests { source, copy }) in rows.iter_mut().zip(&digests) {
+                let differing = source.differing_buckets(copy).len();
+                if differing > 0 {
+                    tell_difference(engine, row, &plan, differing, [source.rows(), copy.rows()])?;
+                    return Ok(Compared::Different);
+                }
+                *rows += source.rows();
             }
-            rows += source.rows();
             skipped += skip.len();
         }
+        engine.verified(row, &rows)?;
+        let rows: u64 = rows.iter().sum();
         moves::set_verified(row.move_id)?;
         let detail = serde_json::json!({"rows": rows, "skipped_keys": skipped, "ms": begun.elapsed().as_millis() as u64});
         crate::catalog::record_event("verified", Some(row.move_id), Some(row.slot_id), detail)?;
         Ok(Compared::Equal)
     })
+}
+
+/// The move ends here, and says where the copies differ.
+fn tell_difference(
+    engine: &dyn Engine,
+    row: &MoveRow,
+    plan: &CopyPlan,
+    buckets: usize,
+    rows: [u64; 2],
+) -> PgResult<()> {
+    let [source, copy] = rows;
+    let what = format!(
+        "verification found {buckets} differing key buckets ({source} rows in the source, {copy} in the copy)"
+    );
+    moves::note(row.move_id, None, Some(&what), None)?;
+    let named = plan.differing_rows()?;
+    let rows: Vec<serde_json::Value> =
+        named.iter().filter_map(|row| serde_json::from_str(row).ok()).collect();
+    let detail = serde_json::json!({"detail": what, "rows": rows});
+    crate::catalog::record_event("mismatch", Some(row.move_id), Some(row.slot_id), detail)?;
+    moves::advance(row, Event::Mismatch, engine.capabilities())?;
+    Ok(())
 }
 
 /// Ends capture, then drops the shadows and, with `then`, moves on. Two transactions, so that nothing is
@@ -321,6 +347,9 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
         }
     }
     transaction(|| {
+        if row.phase == Phase::Retire {
+            engine.settle(row)?;
+        }
         engine.drop_shadows(row)?;
         if let Some(event) = then {
             moves::advance(row, event, engine.capabilities())?;

@@ -19,7 +19,7 @@ const OP_INSERT: u32 = 0;
 const OP_UPDATE: u32 = 2;
 
 /// `tgargs`: the oids of log, shadow, identity index and the shadow's identity index (the last three 0
-/// while changes are only logged), then the key's attribute numbers in the order of the log's columns.
+/// while changes are only logged, the very last also for a partitioned shadow), then the key's attribute numbers in the order of the log's columns.
 ///
 /// # Safety
 /// Called by PostgreSQL's function manager only; anything but a row trigger is refused with 39P01.

@@ -1,7 +1,8 @@
 //! Reads a heap and digests it: what verification compares.
 
 use super::lock::{self, ACCESS_SHARE};
-use super::report::{PgResult, busy};
+use super::partition::Router;
+use super::report::{PgResult, busy, internal};
 use foreshard_core::digest::{RowHasher, TableDigest};
 use pgrx::pg_sys;
 use std::collections::HashSet;
@@ -136,32 +137,70 @@ pub fn logged_keys(log: pg_sys::Oid, key_columns: usize, limit: usize) -> PgResu
     Ok(if over { None } else { Some(keys) })
 }
 
-/// Digests every visible row of `relation`, except those whose key is in `skip`. `key` holds the
-/// attribute numbers of the identity key, `columns` those that both copies store.
-pub fn digest(
-    relation: pg_sys::Oid,
-    key: &[i16],
-    columns: &[i16],
-    skip: &HashSet<Vec<u8>>,
-) -> PgResult<TableDigest> {
+/// Which rows a digest is of, and by what they are told apart.
+pub struct Key<'a> {
+    /// Attribute numbers of the identity key.
+    pub columns: &'a [i16],
+    /// Keys that are left out.
+    pub skip: &'a HashSet<Vec<u8>>,
+}
+
+/// Digests every visible row of `relation`; `stored` are the attribute numbers that both copies store.
+pub fn digest(relation: pg_sys::Oid, key: &Key, stored: &[i16]) -> PgResult<TableDigest> {
     let mut digest = TableDigest::new();
+    each_row(relation, key, stored, |_, _, _, key_hash, row_hash| digest.add_row(key_hash, row_hash))?;
+    Ok(digest)
+}
+
+/// As [`digest`], a digest for each partition that `router` would put a row into by its attribute number
+/// `attribute`. Rows that no partition takes are an error.
+pub fn digest_parts(
+    relation: pg_sys::Oid,
+    key: &Key,
+    stored: &[i16],
+    attribute: i16,
+    router: &mut Router,
+) -> PgResult<Vec<TableDigest>> {
+    let mut digests: Vec<TableDigest> = router.partitions().iter().map(|_| TableDigest::new()).collect();
+    let at = (attribute - 1).max(0) as usize;
+    let mut lost: u64 = 0;
+    each_row(relation, key, stored, |attributes, values, nulls, key_hash, row_hash| {
+        let value = (!nulls[at]).then(|| (values[at], attributes[at].atttypid));
+        match router.locate(value).and_then(|part| digests.get_mut(part)) {
+            Some(digest) => digest.add_row(key_hash, row_hash),
+            None => lost += 1,
+        }
+    })?;
+    if lost > 0 {
+        return Err(internal(format!("{lost} rows of the slot belong to none of its parts")));
+    }
+    Ok(digests)
+}
+
+type Attributes<'a> = [&'a pg_sys::FormData_pg_attribute];
+
+fn each_row(
+    relation: pg_sys::Oid,
+    key: &Key,
+    stored: &[i16],
+    mut visit: impl FnMut(&Attributes, &[pg_sys::Datum], &[bool], u128, u128),
+) -> PgResult<()> {
     let mut hasher = RowHasher::new();
     let mut image = Vec::new();
     scan(relation, |attributes, values, nulls| {
-        key_image(key, attributes, values, nulls, &mut image);
-        if !skip.is_empty() && skip.contains(&image) {
+        key_image(key.columns, attributes, values, nulls, &mut image);
+        if !key.skip.is_empty() && key.skip.contains(&image) {
             return;
         }
         hasher.reset();
         hasher.update(&image);
         let key_hash = hasher.finish();
         hasher.reset();
-        for attnum in columns {
+        for attnum in stored {
             let i = (*attnum - 1).max(0) as usize;
             // SAFETY: value i belongs to attribute i of the row just read.
             unsafe { encode(values[i], nulls[i], attributes[i], &mut |bytes| hasher.update(bytes)) };
         }
-        digest.add_row(key_hash, hasher.finish());
-    })?;
-    Ok(digest)
+        visit(attributes, values, nulls, key_hash, hasher.finish());
+    })
 }

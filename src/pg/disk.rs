@@ -4,15 +4,15 @@ use super::report::cstring;
 use pgrx::pg_sys;
 
 /// Space of a file system, bytes.
-pub struct Space {
+struct Space {
     /// Free for an unprivileged process.
-    pub free_bytes: u64,
+    free_bytes: u64,
     /// All of it.
-    pub total_bytes: u64,
+    total_bytes: u64,
 }
 
 /// Space where a tablespace of this database lives; None when that cannot be found out.
-pub fn space_of_tablespace(name: &str) -> Option<Space> {
+fn space_of_tablespace(name: &str) -> Option<Space> {
     let name = cstring(name);
     // SAFETY: look-ups by name; GetDatabasePath returns a palloc'd path relative to the data directory,
     // the server's working directory, or for a database not yet there the tablespace's own link.
@@ -37,4 +37,19 @@ pub fn space_of_tablespace(name: &str) -> Option<Space> {
         let unit = stat.f_frsize;
         Some(Space { free_bytes: stat.f_bavail * unit, total_bytes: stat.f_blocks * unit })
     }
+}
+
+/// Why so many more bytes do not go into a tablespace of which a share (%) is to stay free; None: they do, or
+/// nobody knows.
+pub fn shortage(tablespace: &str, bytes: i64, free_share: i32) -> Option<String> {
+    let space = space_of_tablespace(tablespace)?;
+    let reserve = space.total_bytes / 100 * free_share.max(0) as u64;
+    let needed = bytes.max(0) as u64 + reserve;
+    (space.free_bytes < needed).then(|| {
+        format!(
+            "disk_space: tablespace \"{tablespace}\" has {} MB free, the copy needs {} MB ({free_share} % kept free included)",
+            space.free_bytes >> 20,
+            needed >> 20
+        )
+    })
 }

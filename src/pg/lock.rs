@@ -89,6 +89,17 @@ pub fn has_waiters(relation: pg_sys::Oid) -> PgResult<bool> {
     Ok(waiting.unwrap_or(false))
 }
 
+/// Whether a serializable transaction, running or not yet forgotten, has read something of these relations.
+pub fn is_predicate_locked(relations: &[pg_sys::Oid]) -> PgResult<bool> {
+    let locked = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE mode = 'SIReadLock' \
+           AND (relation = ANY ($1) OR relation IN (SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = ANY ($1))) \
+           AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))",
+        &[relations.to_vec().into()],
+    )?;
+    Ok(locked.unwrap_or(false))
+}
+
 /// Takes an exclusive lock on "object `object` of class `class`" of this database for the rest of the
 /// session; false when somebody else has it. Taken again by the same session it is simply kept.
 ///

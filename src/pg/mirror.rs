@@ -15,6 +15,7 @@
 //! instead and the user commits; a log that is not empty tells the carrier to step back to catch-up. The same
 //! happens to a transaction that changes more keys than fit into [`MAX_BYTES`].
 
+mod copy;
 mod pair;
 
 use super::local::{Local, LocalBox};
@@ -38,7 +39,7 @@ pub struct Target {
     pub shadow: pg_sys::Oid,
     /// The identity index of the partition; its columns in order are those of the log.
     pub source_index: pg_sys::Oid,
-    /// The same of the shadow.
+    /// The same of the shadow; 0: the shadow is partitioned, and each partition has its own.
     pub shadow_index: pg_sys::Oid,
 }
 

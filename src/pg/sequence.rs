@@ -52,18 +52,24 @@ pub fn is_owned_by(sequence: pg_sys::Oid, table: pg_sys::Oid) -> bool {
     }
 }
 
-/// A name for a relation beside `table` that nobody has: `<table>_<column>_<label>`, cut and numbered as
-/// CREATE TABLE does for serial columns.
-pub fn free_name(table: pg_sys::Oid, column: &str, label: &str) -> PgResult<String> {
-    let (column, label) = (super::report::cstring(column), super::report::cstring(label));
+/// A name for a relation in the schema of `beside` that nobody has: `<name of first>_<second>_<label>`, cut and
+/// numbered as CREATE TABLE does for serial columns.
+pub fn free_name(
+    first: pg_sys::Oid,
+    second: Option<&str>,
+    label: &str,
+    beside: pg_sys::Oid,
+) -> PgResult<String> {
+    let (second, label) = (second.map(super::report::cstring), super::report::cstring(label));
     // SAFETY: catalog look-ups; the names are C strings that live during the call.
     unsafe {
-        let name = pg_sys::get_rel_name(table);
+        let name = pg_sys::get_rel_name(first);
         if name.is_null() {
-            return Err(internal(format!("relation {} does not exist", table.to_u32())));
+            return Err(internal(format!("relation {} does not exist", first.to_u32())));
         }
-        let schema = pg_sys::get_rel_namespace(table);
-        let free = pg_sys::ChooseRelationName(name, column.as_ptr(), label.as_ptr(), schema, false);
+        let second = second.as_ref().map_or(std::ptr::null(), |second| second.as_ptr());
+        let schema = pg_sys::get_rel_namespace(beside);
+        let free = pg_sys::ChooseRelationName(name, second, label.as_ptr(), schema, false);
         Ok(std::ffi::CStr::from_ptr(free).to_string_lossy().into_owned())
     }
 }

@@ -25,6 +25,8 @@ struct Kept {
     model: Box<dyn Forecaster>,
     /// Start of the bucket it forecasts first, unix seconds.
     next_s: i64,
+    /// The last bucket it knows.
+    last: Option<f64>,
     /// Buckets since the fit.
     since_fit: usize,
     /// What it was told ahead.
@@ -45,12 +47,18 @@ impl Kept {
         let Some(new) = usize::try_from(from).ok().and_then(|from| series.values.get(from..)) else {
             return false;
         };
+        // The slot has been split, and its past divided: this is another series now.
+        let known = from.checked_sub(1).and_then(|last| series.values.get(last as usize)).copied().flatten();
+        if from > 0 && known != self.last {
+            return false;
+        }
         let changed = self.model.has_changed() && self.since_fit + new.len() >= REFIT_CHANGED_AFTER;
         if new.len() > 2 * REFIT_AFTER || may_refit && (changed || self.since_fit + new.len() >= REFIT_AFTER)
         {
             return false;
         }
         self.model.extend(new);
+        self.last = series.values.last().copied().flatten();
         self.since_fit += new.len();
         self.next_s += step_s * new.len() as i64;
         true
@@ -101,7 +109,8 @@ pub fn each(
                 FITTED.set(*slot_id);
                 let next_s = series.start_s + i64::from(series.step_s) * series.values.len() as i64;
                 let events = series.events.clone();
-                models.insert(key, Kept { model, next_s, since_fit: 0, events, used_in: plan });
+                let last = series.values.last().copied().flatten();
+                models.insert(key, Kept { model, next_s, last, since_fit: 0, events, used_in: plan });
             }
         }
         // Slots that are gone, and resolutions that are no longer asked for.

@@ -120,11 +120,20 @@ impl Book {
         if self.restored {
             return Ok(());
         }
-        for Measured { table, slot_id, at_s, sums } in unit_cost::measured()? {
-            self.sums.insert((table, slot_id), Sums { at_s, sums, unsaved: false });
-        }
-        self.learn_again(now_s);
+        self.join(now_s)?;
         self.restored = true;
+        Ok(())
+    }
+
+    /// Takes over what is stored of segments that came to be since: those that a slot was split into.
+    pub fn join(&mut self, now_s: f64) -> PgResult<()> {
+        let known = self.sums.len();
+        for Measured { table, slot_id, at_s, sums } in unit_cost::measured()? {
+            self.sums.entry((table, slot_id)).or_insert(Sums { at_s, sums, unsaved: false });
+        }
+        if self.sums.len() > known {
+            self.learn_again(now_s);
+        }
         Ok(())
     }
 

@@ -137,8 +137,9 @@ impl Learner {
         let groups: HashSet<i32> = publisher.relations().iter().map(|r| r.group_id).collect();
         self.groups.retain(|group, _| groups.contains(group));
         self.costs.retain(publisher);
-        let triggers = &self.triggers;
+        let (triggers, costs) = (&self.triggers, &mut self.costs);
         let gone = in_background(|| {
+            costs.join(bgworker::now_s())?;
             dependency::forget_gone()?;
             triggers.forget_gone()
         })?;
@@ -224,7 +225,7 @@ fn rows_of(
 ) -> PgResult<Vec<hot_key::HotKey>> {
     // A steady rate is its own score: counts decay by half in a half-life.
     let per_s = |count: f64| count * std::f64::consts::LN_2 / half_life_s;
-    let mut rows = Vec::new();
+    let mut rows: Vec<hot_key::HotKey> = Vec::new();
     let mut routers: HashMap<u32, Router> = HashMap::new();
     for hot in keys {
         let Some(relation) = publisher.relation(hot.key.relation) else { continue };
@@ -243,6 +244,15 @@ fn rows_of(
                 slot_id
             }
         };
+        // Sampled before its slot was split and after.
+        if let Some(row) = rows.iter_mut().find(|row| (row.hash, row.table) == (hot.key.hash, relation.table))
+        {
+            row.accesses_per_s += hot.access_score;
+            row.access_score += hot.access_score;
+            row.lower += per_s(hot.lower);
+            row.upper += per_s(hot.upper);
+            continue;
+        }
         let (text, truncated) = keytext::text(relation.key_type, &hot.key.bytes, hot.key.truncated)?;
         rows.push(hot_key::HotKey {
             hash: hot.key.hash,

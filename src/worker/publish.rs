@@ -28,6 +28,8 @@ pub struct Publisher {
     fingerprint: Option<String>,
     relations: Vec<watched::Relation>,
     by_oid: HashMap<u32, usize>,
+    /// Partitions that are gone, because they were split or dropped, and their tables.
+    former: HashMap<u32, u32>,
     pace: HashMap<i64, Pace>,
     published: Vec<Watched>,
     unwatched: usize,
@@ -40,15 +42,17 @@ impl Publisher {
         if self.fingerprint.as_ref() == Some(&fingerprint) {
             return Ok(false);
         }
-        if self.fingerprint.is_none() {
-            // A new keeper goes on where the last one stood.
-            for (slot, previous) in heat::previous()? {
-                let accesses_per_s = previous.access_score;
-                self.pace.insert(slot, Pace { heat: previous.heat, accesses_per_s, hot: false });
-            }
+        // A new keeper goes on where the last one stood; a slot that another one was split into is as hot as
+        // its share of that.
+        for (slot, previous) in heat::previous()? {
+            let accesses_per_s = previous.access_score;
+            self.pace.entry(slot).or_insert(Pace { heat: previous.heat, accesses_per_s, hot: false });
         }
-        self.relations = watched::relations()?;
+        let before = std::mem::replace(&mut self.relations, watched::relations()?);
         self.by_oid = self.relations.iter().enumerate().map(|(i, r)| (r.relation, i)).collect();
+        let gone = before.iter().filter(|r| !self.by_oid.contains_key(&r.relation));
+        self.former.extend(gone.map(|r| (r.relation, r.table)));
+        self.former.retain(|_, table| self.by_oid.contains_key(table));
         let slots: HashSet<i64> = self.relations.iter().filter_map(|r| r.slot_id).collect();
         self.pace.retain(|slot, _| slots.contains(slot));
         self.judge();
@@ -56,9 +60,10 @@ impl Publisher {
         Ok(true)
     }
 
-    /// A watched relation.
+    /// A watched relation; of a partition that has been split the table.
     pub fn relation(&self, oid: u32) -> Option<&watched::Relation> {
-        self.by_oid.get(&oid).and_then(|i| self.relations.get(*i))
+        let known = self.by_oid.get(&oid).or_else(|| self.by_oid.get(self.former.get(&oid)?));
+        known.and_then(|i| self.relations.get(*i))
     }
 
     /// Every watched relation.

@@ -94,6 +94,20 @@ SELECT foreshard.cancel_move((SELECT move_id FROM foreshard.progress_moves));
 ROLLBACK;
 SELECT count(*) AS moves FROM foreshard.move;
 
+-- A split is a move of another kind.
+BEGIN;
+SELECT foreshard.split_slot(1, to_shard_b => 'b') IS NOT NULL AS filed;
+SELECT kind, slot_id, from_shard, to_shard, phase FROM foreshard.progress_moves;
+SELECT part, modulus, remainder, shard_id FROM foreshard.move_part ORDER BY part;
+SELECT assignment FROM foreshard.resharding_request;
+SAVEPOINT before;
+SELECT foreshard.move_slot(1, 'b');
+\echo :SQLSTATE
+ROLLBACK TO before;
+SELECT foreshard.split_slot(2, 'nowhere');
+\echo :SQLSTATE
+ROLLBACK;
+
 -- A lower bar, a whole map.
 SET foreshard.min_confidence = 0.5;
 BEGIN;

@@ -6,6 +6,7 @@
 pub mod files;
 pub mod known;
 pub mod ledger;
+pub mod placed;
 pub mod profile;
 pub mod rows;
 pub mod standby;
@@ -22,6 +23,10 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 /// Every phase of the local engine in which a carrier can be held.
 pub const PHASES: [&str; 10] =
     ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "canary", "cutover", "retire"];
+
+/// Those of a split.
+pub const SPLIT_PHASES: [&str; 9] =
+    ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "cutover", "retire"];
 
 /// A server whose database `postgres` has the extension and two shards.
 pub struct Server {
@@ -123,6 +128,15 @@ impl Server {
              WHERE s.slot_id = {slot} AND h.shard_id <> s.shard_id"
         ))?;
         self.query(&format!("SELECT foreshard.move_slot({slot}, '{shard}')"))
+    }
+
+    /// Splits a slot, its second part onto the shard that the slot is not on; the move's id.
+    pub fn split_slot(&mut self, slot: &str) -> Result<String> {
+        let shard = self.query(&format!(
+            "SELECT h.shard_name FROM foreshard.slot s, foreshard.shard h \
+             WHERE s.slot_id = {slot} AND h.shard_id <> s.shard_id"
+        ))?;
+        self.query(&format!("SELECT foreshard.split_slot({slot}, to_shard_b => '{shard}')"))
     }
 
     /// The slots of a table, in order.
@@ -260,12 +274,13 @@ const LEFT_OVER: [(&str, &str); 5] = [
     ),
     (
         "shadows and logs",
-        "SELECT oid::regclass FROM pg_class WHERE relname ~ '^(shadow|capture)_' OR relname LIKE 'pg\\_temp\\_%' \
+        "SELECT oid::regclass FROM pg_class WHERE relname ~ '^(shadow|capture|split)_' OR relname LIKE 'pg\\_temp\\_%' \
             OR relrewrite <> 0",
     ),
     (
         "rows of moves",
-        "SELECT move_id, source FROM foreshard.move_relation UNION ALL SELECT move_id, source_index FROM foreshard.move_index",
+        "SELECT move_id, source FROM foreshard.move_relation UNION ALL SELECT move_id, source_index FROM foreshard.move_index \
+         UNION ALL SELECT move_id, child FROM foreshard.move_child",
     ),
     (
         "toast tables with foreign names",

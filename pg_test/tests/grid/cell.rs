@@ -90,15 +90,20 @@ impl Cell {
         Ok(Client::connect(&self.conninfo)?)
     }
 
-    /// Files the move of the slot.
-    pub fn file_move(&mut self) -> Result<()> {
+    /// Files the move or the split of the slot.
+    pub fn file_move(&mut self, splits: bool) -> Result<()> {
         self.shard = self.placed()?;
-        self.move_id = move_away(&mut self.admin, &self.slot)?;
+        self.move_id = if splits {
+            self.admin.query_one(&format!("SELECT foreshard.split_slot({})", self.slot))?
+        } else {
+            move_away(&mut self.admin, &self.slot)?
+        };
         Ok(())
     }
 
     fn placed(&mut self) -> Result<String> {
-        let sql = format!("SELECT min(shard) FROM foreshard.slots WHERE slot_id = {}", self.slot);
+        let sql =
+            format!("SELECT min(shard) || min(modulus) FROM foreshard.slots WHERE slot_id = {}", self.slot);
         Ok(self.admin.query_one(&sql)?)
     }
 
@@ -162,7 +167,7 @@ impl Cell {
     pub fn check(&mut self, way: &str, end: End) -> Result<()> {
         let placed = self.placed()?;
         same(
-            "whether the slot has moved",
+            "whether the slot has moved or split",
             &(placed != self.shard).to_string(),
             &(end == End::Done).to_string(),
         )?;

@@ -49,6 +49,8 @@ pub enum End {
 pub struct Place {
     /// Its name in the matrix.
     pub name: &'static str,
+    /// The slot is split, not moved.
+    pub splits: bool,
     /// The phase the move is held in before.
     pub from: &'static str,
     /// The phase it is held in at this place.
@@ -168,7 +170,7 @@ impl Grid {
     pub fn round(&mut self, place: &Place, end: End) -> Result<()> {
         let what = format!("{} ({end:?})", place.name);
         self.hold(place.from, place.settings)?;
-        self.each(&what, Cell::file_move);
+        self.each(&what, |cell| cell.file_move(place.splits));
         self.each(&what, |cell| cell.wait_phase(place.from));
         self.each(&what, |cell| cell.begin_leg());
         let entering = Leg { lock: place.entering, old_snapshots: false };
@@ -239,7 +241,7 @@ impl Grid {
 /// What is left of moves, one line each.
 fn leftovers(c: &mut Client) -> Result<String> {
     let left = c.exec(
-        "SELECT relname::text FROM pg_class WHERE relname ~ '^(shadow_|capture_|pg_temp_)' OR relrewrite <> 0 \
+        "SELECT relname::text FROM pg_class WHERE relname ~ '^(shadow_|capture_|split_|pg_temp_)' OR relrewrite <> 0 \
          UNION ALL SELECT tgname FROM pg_trigger WHERE tgfoid = 'foreshard.capture'::regproc \
          UNION ALL SELECT 'row of ' || source FROM foreshard.move_relation",
     )?;

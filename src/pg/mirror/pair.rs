@@ -1,109 +1,12 @@
-//! Source and shadow of one partition: look-ups by key, and writing what differs.
+//! Source and shadow of one partition: look-ups by key, and writing what differs. The shadow of a split is a
+//! partitioned table, and a key's row is in the part that its hash says.
 
 use super::Target;
+use super::copy::Copy;
 use crate::pg::compat::{self, NewEntries};
+use crate::pg::partition::{Lifetime, Router};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-
-/// One copy, ready for look-ups by key.
-struct Copy {
-    relation: pg_sys::Relation,
-    index: pg_sys::Relation,
-    scan: pg_sys::IndexScanDesc,
-    slot: *mut pg_sys::TupleTableSlot,
-    keys: Vec<pg_sys::ScanKeyData>,
-}
-
-impl Copy {
-    /// # Safety
-    /// `relation` must be open and `index` one of its unique B-trees.
-    unsafe fn new(relation: pg_sys::Relation, index: pg_sys::Oid) -> Self {
-        // SAFETY: as promised by the caller; SnapshotSelf is a constant of the server.
-        unsafe {
-            let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
-            let count = (*(*index).rd_index).indnkeyatts.max(0) as usize;
-            let keys = (0..count).map(|column| equality(index, column)).collect();
-            let snapshot = &raw mut pg_sys::SnapshotSelfData;
-            let scan = compat::index_beginscan(relation, index, snapshot, count as i32);
-            let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
-            Self { relation, index, scan, slot, keys }
-        }
-    }
-
-    /// Puts the row of a key into the slot; false: there is none.
-    ///
-    /// # Safety
-    /// One value per key column, of its type.
-    unsafe fn find(&mut self, values: &[pg_sys::Datum]) -> bool {
-        for (key, value) in self.keys.iter_mut().zip(values) {
-            key.sk_argument = *value;
-        }
-        // SAFETY: the scan copies the keys; the slot belongs to the relation.
-        unsafe {
-            pg_sys::index_rescan(
-                self.scan,
-                self.keys.as_mut_ptr(),
-                self.keys.len() as i32,
-                std::ptr::null_mut(),
-                0,
-            );
-            let forward = pg_sys::ScanDirection::ForwardScanDirection;
-            let found = pg_sys::index_getnext_slot(self.scan, forward, self.slot);
-            let natts = (*(*self.relation).rd_att).natts;
-            if found && i32::from((*self.slot).tts_nvalid) < natts {
-                pg_sys::slot_getsomeattrs_int(self.slot, natts);
-            }
-            found
-        }
-    }
-
-    /// Value of an attribute of the row found; None: NULL.
-    ///
-    /// # Safety
-    /// `find` said true, and `attribute` is below natts.
-    unsafe fn value(&self, attribute: usize) -> Option<pg_sys::Datum> {
-        // SAFETY: as promised by the caller.
-        unsafe { (!*(*self.slot).tts_isnull.add(attribute)).then(|| *(*self.slot).tts_values.add(attribute)) }
-    }
-
-    /// # Safety
-    /// Once.
-    unsafe fn close(self) {
-        // SAFETY: opened in `new`; locks stay to the end of the transaction.
-        unsafe {
-            pg_sys::ExecDropSingleTupleTableSlot(self.slot);
-            pg_sys::index_endscan(self.scan);
-            pg_sys::index_close(self.index, pg_sys::NoLock as i32);
-            pg_sys::table_close(self.relation, pg_sys::NoLock as i32);
-        }
-    }
-}
-
-/// The scan key "column = ?" by the index's own operator class.
-///
-/// # Safety
-/// `index` must be an open B-tree with that many columns.
-unsafe fn equality(index: pg_sys::Relation, column: usize) -> pg_sys::ScanKeyData {
-    let mut key = pg_sys::ScanKeyData::default();
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let family = *(*index).rd_opfamily.add(column);
-        let type_ = *(*index).rd_opcintype.add(column);
-        let strategy = pg_sys::BTEqualStrategyNumber as i16;
-        let operator = pg_sys::get_opfamily_member(family, type_, type_, strategy);
-        pg_sys::ScanKeyEntryInitialize(
-            &mut key,
-            0,
-            column as i16 + 1,
-            strategy as u16,
-            type_,
-            *(*index).rd_indcollation.add(column),
-            pg_sys::get_opcode(operator),
-            pg_sys::Datum::from(0usize),
-        );
-    }
-    key
-}
 
 /// An index of the shadow, ready for new rows.
 struct OpenIndex {
@@ -112,16 +15,38 @@ struct OpenIndex {
     predicate: *mut pg_sys::ExprState,
 }
 
+/// A heap that is written, with its indexes.
+struct Shadow {
+    copy: Copy,
+    indexes: Vec<OpenIndex>,
+    /// A row of it for index expressions.
+    row: *mut pg_sys::TupleTableSlot,
+}
+
+/// The parts of a shadow that is partitioned.
+struct Parts {
+    router: Router,
+    /// Place and type of the partition key among the key's columns.
+    at: usize,
+    key_type: pg_sys::Oid,
+    /// By number, as they are needed.
+    open: Vec<Option<Shadow>>,
+}
+
+enum Shadows {
+    One(Shadow),
+    Parts(Parts),
+}
+
 /// Source and shadow.
 pub(super) struct Pair {
     source: Copy,
-    shadow: Copy,
+    shadows: Shadows,
+    /// The shadow, of which everything else is a part.
+    relation: pg_sys::Relation,
     /// The log's columns are the key's.
     log: pg_sys::Relation,
-    indexes: Vec<OpenIndex>,
     state: *mut pg_sys::EState,
-    /// A row of the shadow for index expressions.
-    row: *mut pg_sys::TupleTableSlot,
     /// For the row of one key.
     context: pg_sys::MemoryContext,
 }
@@ -152,19 +77,24 @@ impl Pair {
                 return None;
             }
             let source_index = pg_sys::index_open(target.source_index, pg_sys::AccessShareLock as i32);
-            if !same_shape(source, shadow) || !is_key_of(log, source_index, source) {
+            let partitioned = (*(*shadow).rd_rel).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+            if !(partitioned || same_shape(source, shadow)) || !is_key_of(log, source_index, source) {
                 // DDL came in between; the carrier will see it.
                 error!("source and shadow have different columns");
             }
-            pg_sys::index_close(source_index, no_lock);
             let state = pg_sys::CreateExecutorState();
-            let indexes = open_indexes(shadow, state);
+            let shadows = if partitioned {
+                Shadows::Parts(Parts::new(source, source_index, target.shadow))
+            } else {
+                let shadow = pg_sys::relation_open(target.shadow, no_lock);
+                Shadows::One(Shadow::new(shadow, target.shadow_index, state))
+            };
+            pg_sys::index_close(source_index, no_lock);
             Some(Self {
-                row: pg_sys::MakeSingleTupleTableSlot((*shadow).rd_att, &raw const pg_sys::TTSOpsHeapTuple),
                 source: Copy::new(source, target.source_index),
-                shadow: Copy::new(shadow, target.shadow_index),
+                shadows,
+                relation: shadow,
                 log,
-                indexes,
                 state,
                 context: pg_sys::AllocSetContextCreateInternal(
                     pg_sys::CurrentMemoryContext,
@@ -187,18 +117,114 @@ impl Pair {
             let count = self.source.keys.len();
             let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0usize); count], vec![false; count]);
             pg_sys::heap_deform_tuple(key, (*self.log).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-            match (self.source.find(&values), self.shadow.find(&values)) {
+            let shadow = match &mut self.shadows {
+                Shadows::One(shadow) => shadow,
+                Shadows::Parts(parts) => parts.of(&values, self.source.relation, self.state),
+            };
+            match (self.source.find(&values), shadow.copy.find(&values)) {
                 (false, false) => {}
                 (false, true) => {
-                    pg_sys::simple_heap_delete(self.shadow.relation, &mut (*self.shadow.slot).tts_tid);
+                    pg_sys::simple_heap_delete(shadow.copy.relation, &mut (*shadow.copy.slot).tts_tid);
                 }
                 (true, found) => {
                     // Not around the look-ups: a scan keeps what it allocates.
                     let before = pg_sys::MemoryContextSwitchTo(self.context);
-                    self.write(found);
+                    shadow.write(&self.source, found, self.state);
                     pg_sys::MemoryContextSwitchTo(before);
                     pg_sys::MemoryContextReset(self.context);
                 }
+            }
+        }
+    }
+
+    /// # Safety
+    /// Once.
+    pub(super) unsafe fn close(self) {
+        // SAFETY: opened in `open`; locks stay to the end of the transaction.
+        unsafe {
+            match self.shadows {
+                Shadows::One(shadow) => shadow.close(),
+                Shadows::Parts(parts) => parts.open.into_iter().flatten().for_each(|shadow| shadow.close()),
+            }
+            pg_sys::FreeExecutorState(self.state);
+            self.source.close();
+            pg_sys::relation_close(self.relation, pg_sys::NoLock as i32);
+            pg_sys::relation_close(self.log, pg_sys::NoLock as i32);
+            pg_sys::MemoryContextDelete(self.context);
+        }
+    }
+}
+
+impl Parts {
+    /// # Safety
+    /// Both must be open, the index being one of `source`.
+    unsafe fn new(source: pg_sys::Relation, index: pg_sys::Relation, staging: pg_sys::Oid) -> Self {
+        let router = match Router::of(staging, Lifetime::Statement) {
+            Ok(router) => router,
+            Err(report) => {
+                report.report(PgLogLevel::ERROR);
+                error!("the parts of a split are gone");
+            }
+        };
+        // SAFETY: as promised by the caller; an index has as many keys as it says, each a column (1 to natts).
+        // The names compared are the same column's: of the staging table, which has no dropped columns, and of
+        // the source.
+        unsafe {
+            let name = pg_sys::get_attname(staging, router.key_attribute(), false);
+            let attribute = pg_sys::get_attnum((*source).rd_id, name);
+            let definition = (*index).rd_index;
+            let count = (*definition).indnkeyatts.max(0) as usize;
+            let at = (0..count).find(|at| *(*definition).indkey.values.as_ptr().add(*at) == attribute);
+            let Some(at) = at else {
+                error!("the identity index does not have the partition key");
+            };
+            let key_type = pg_sys::get_atttype((*source).rd_id, attribute);
+            let open = router.partitions().iter().map(|_| None).collect();
+            Parts { router, at, key_type, open }
+        }
+    }
+
+    /// The part that a key's row is in.
+    ///
+    /// # Safety
+    /// One value per key column, of its type; the state must live as long as the parts.
+    unsafe fn of(
+        &mut self,
+        values: &[pg_sys::Datum],
+        source: pg_sys::Relation,
+        state: *mut pg_sys::EState,
+    ) -> &mut Shadow {
+        let number = self.router.locate(Some((values[self.at], self.key_type)));
+        let Some((number, place)) = number.and_then(|number| Some((number, self.open.get_mut(number)?)))
+        else {
+            error!("no part of the split takes the key");
+        };
+        let oid = self.router.partition(number);
+        place.get_or_insert_with(|| {
+            // SAFETY: as promised by the caller; a partition cannot go while its table is locked. Its identity
+            // index is marked as its replica identity.
+            unsafe {
+                let relation = pg_sys::relation_open(oid, pg_sys::RowExclusiveLock as i32);
+                if !same_shape(source, relation) {
+                    error!("source and shadow have different columns");
+                }
+                let index = pg_sys::RelationGetReplicaIndex(relation);
+                Shadow::new(relation, index, state)
+            }
+        })
+    }
+}
+
+impl Shadow {
+    /// # Safety
+    /// `relation` must be open and `index` its identity index; the state must live as long.
+    unsafe fn new(relation: pg_sys::Relation, index: pg_sys::Oid, state: *mut pg_sys::EState) -> Self {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            Shadow {
+                row: pg_sys::MakeSingleTupleTableSlot((*relation).rd_att, &raw const pg_sys::TTSOpsHeapTuple),
+                indexes: open_indexes(relation, state),
+                copy: Copy::new(relation, index),
             }
         }
     }
@@ -207,11 +233,11 @@ impl Pair {
     ///
     /// # Safety
     /// Both look-ups have been made.
-    unsafe fn write(&mut self, found: bool) {
+    unsafe fn write(&mut self, source: &Copy, found: bool, state: *mut pg_sys::EState) {
         // SAFETY: both descriptors have the same attributes; values live in the slots' pages, which are
         // pinned until the next look-up.
         unsafe {
-            let relation = self.shadow.relation;
+            let relation = self.copy.relation;
             let descriptor = (*relation).rd_att;
             let natts = (*descriptor).natts.max(0) as usize;
             let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0usize); natts], vec![true; natts]);
@@ -221,8 +247,8 @@ impl Pair {
                 if attribute.attisdropped {
                     continue;
                 }
-                let new = self.source.value(index);
-                let old = if found { self.shadow.value(index) } else { None };
+                let new = source.value(index);
+                let old = if found { self.copy.value(index) } else { None };
                 let equal = found
                     && match (new, old) {
                         (Some(new), Some(old)) => {
@@ -242,30 +268,35 @@ impl Pair {
             }
             let tuple = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
             let needed = if found {
-                compat::simple_heap_update(relation, &mut (*self.shadow.slot).tts_tid, tuple)
+                compat::simple_heap_update(relation, &mut (*self.copy.slot).tts_tid, tuple)
             } else {
                 pg_sys::simple_heap_insert(relation, tuple);
                 NewEntries::All
             };
             if needed != NewEntries::None {
-                self.insert_into_indexes(tuple, needed);
+                self.insert_into_indexes(tuple, needed, state);
             }
         }
     }
 
     /// # Safety
     /// `tuple` has just been stored in the shadow.
-    unsafe fn insert_into_indexes(&mut self, tuple: pg_sys::HeapTuple, needed: NewEntries) {
+    unsafe fn insert_into_indexes(
+        &mut self,
+        tuple: pg_sys::HeapTuple,
+        needed: NewEntries,
+        state: *mut pg_sys::EState,
+    ) {
         let mut values = [pg_sys::Datum::from(0usize); pg_sys::INDEX_MAX_KEYS as usize];
         let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
         // SAFETY: the expression context is the executor state's own; index expressions see the row.
         unsafe {
             pg_sys::ExecStoreHeapTuple(tuple, self.row, false);
             (*self.row).tts_tid = (*tuple).t_self;
-            (*self.row).tts_tableOid = (*self.shadow.relation).rd_id;
-            let mut expressions = (*self.state).es_per_tuple_exprcontext;
+            (*self.row).tts_tableOid = (*self.copy.relation).rd_id;
+            let mut expressions = (*state).es_per_tuple_exprcontext;
             if expressions.is_null() {
-                expressions = pg_sys::MakePerTupleExprContext(self.state);
+                expressions = pg_sys::MakePerTupleExprContext(state);
             }
             (*expressions).ecxt_scantuple = self.row;
             for index in &self.indexes {
@@ -275,19 +306,13 @@ impl Pair {
                 if !index.predicate.is_null() && !compat::holds(index.predicate, expressions) {
                     continue;
                 }
-                pg_sys::FormIndexDatum(
-                    index.info,
-                    self.row,
-                    self.state,
-                    values.as_mut_ptr(),
-                    nulls.as_mut_ptr(),
-                );
+                pg_sys::FormIndexDatum(index.info, self.row, state, values.as_mut_ptr(), nulls.as_mut_ptr());
                 pg_sys::index_insert(
                     index.relation,
                     values.as_mut_ptr(),
                     nulls.as_mut_ptr(),
                     &mut (*tuple).t_self,
-                    self.shadow.relation,
+                    self.copy.relation,
                     pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
                     false,
                     index.info,
@@ -299,24 +324,20 @@ impl Pair {
 
     /// # Safety
     /// Once.
-    pub(super) unsafe fn close(self) {
-        // SAFETY: opened in `open`; locks stay to the end of the transaction.
+    unsafe fn close(self) {
+        // SAFETY: opened in `new`; locks stay to the end of the transaction.
         unsafe {
             for index in self.indexes {
                 compat::index_insert_cleanup(index.relation, index.info);
                 pg_sys::index_close(index.relation, pg_sys::NoLock as i32);
             }
             pg_sys::ExecDropSingleTupleTableSlot(self.row);
-            pg_sys::FreeExecutorState(self.state);
-            self.source.close();
-            self.shadow.close();
-            pg_sys::relation_close(self.log, pg_sys::NoLock as i32);
-            pg_sys::MemoryContextDelete(self.context);
+            self.copy.close();
         }
     }
 }
 
-/// Whether every attribute of one is stored as that of the other.
+/// Whether every attribute of one is stored as that of the other; one that is dropped in both is not stored.
 ///
 /// # Safety
 /// Both must be open.
@@ -326,8 +347,9 @@ unsafe fn same_shape(a: pg_sys::Relation, b: pg_sys::Relation) -> bool {
         let (a, b) = ((*a).rd_att, (*b).rd_att);
         let same = |index: usize| {
             let (x, y) = (&*compat::attribute(a, index), &*compat::attribute(b, index));
-            (x.atttypid, x.attlen, x.attbyval, x.attisdropped)
-                == (y.atttypid, y.attlen, y.attbyval, y.attisdropped)
+            x.attisdropped && y.attisdropped
+                || (x.atttypid, x.attlen, x.attbyval, x.attisdropped)
+                    == (y.atttypid, y.attlen, y.attbyval, y.attisdropped)
         };
         (*a).natts == (*b).natts && (0..(*a).natts.max(0) as usize).all(same)
     }

@@ -1,0 +1,498 @@
+//! The copies of a split: a table per part, made like the partition it comes from, which in the end take
+//! that partition's place.
+//!
+//! While they are filled they are partitions of a staging table of ours, so that statements which write the
+//! copy need not know where a row belongs. Their columns have the attribute numbers of the source (dropped
+//! columns included), so that keys, index definitions and rows can be read by number on both sides.
+
+use super::name_of;
+use super::preflight::identity_index;
+use super::shadow::{self, RelationRow};
+use super::split::{Part, against_split};
+use crate::pg::report::{PgResult, internal, wrong_state};
+use crate::pg::spi;
+use crate::pg::{security, sequence, storage};
+use pgrx::pg_sys;
+use pgrx::spi::quote_identifier;
+
+/// The copies of one partition, by part.
+pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "SELECT child FROM foreshard.move_child WHERE move_id = $1 AND source = $2 ORDER BY part",
+        &[move_id.into(), source.into()],
+        |row| row.need(1),
+    )
+}
+
+/// The partitioned table of a leaf.
+fn parent_of(partition: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
+    spi::one::<pg_sys::Oid>(
+        "SELECT inhparent FROM pg_catalog.pg_inherits WHERE inhrelid = $1",
+        &[partition.into()],
+    )?
+    .ok_or_else(|| wrong_state("the partition belongs to no table any more"))
+}
+
+/// The number that the partition key's column has in a source, and so in its copies.
+pub fn key_attribute(row: &RelationRow) -> PgResult<i16> {
+    spi::one::<i16>(
+        "SELECT a.attnum FROM pg_catalog.pg_partitioned_table p JOIN pg_catalog.pg_attribute k ON k.attrelid = p.partrelid AND k.attnum = p.partattrs[0] \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = $2 AND a.attname = k.attname AND NOT a.attisdropped WHERE p.partrelid = $1",
+        &[row.shadow.into(), row.source.into()],
+    )?
+    .ok_or_else(|| internal("the partition has lost its key"))
+}
+
+/// The tables of some leaves and what their foreign keys lead to, partitions included, both ascending.
+pub fn around(partitions: &[pg_sys::Oid]) -> PgResult<(Vec<pg_sys::Oid>, Vec<pg_sys::Oid>)> {
+    let parents = spi::rows(
+        "SELECT DISTINCT inhparent FROM pg_catalog.pg_inherits WHERE inhrelid = ANY ($1) ORDER BY 1",
+        &[partitions.to_vec().into()],
+        |row| row.need(1),
+    )?;
+    let referenced = spi::rows(
+        "SELECT DISTINCT t.relid::oid FROM pg_catalog.pg_constraint k \
+         CROSS JOIN LATERAL (SELECT relid FROM pg_catalog.pg_partition_tree(k.confrelid) UNION SELECT k.confrelid) t \
+         WHERE k.contype = 'f' AND k.conrelid = ANY ($1) AND t.relid::oid <> ALL ($1) ORDER BY 1",
+        &[partitions.to_vec().into()],
+        |row| row.need(1),
+    )?;
+    Ok((parents, referenced))
+}
+
+/// A statement about a table: what comes before its name and what behind it.
+type Statement = (String, String);
+
+fn statements(sql: &str, source: pg_sys::Oid) -> PgResult<Vec<Statement>> {
+    spi::rows(sql, &[source.into()], |row| Ok((row.need(1)?, row.need(2)?)))
+}
+
+fn run_all(statements: &[Statement], name: &str) -> PgResult<()> {
+    for (before, behind) in statements {
+        spi::run(&format!("{before} {name} {behind}"), &[])?;
+    }
+    Ok(())
+}
+
+/// Everything about a partition that its copies take over when they are made, as one text; what speaks
+/// against a split is part of it. What is not in it is carried over at the end.
+pub fn portrait(source: pg_sys::Oid) -> PgResult<String> {
+    let shape = spi::one::<String>(
+        "SELECT pg_catalog.string_agg(x, E'\\n' ORDER BY x) FROM ( \
+           SELECT format('p %s %s', inhparent, (SELECT relpartbound FROM pg_catalog.pg_class WHERE oid = inhrelid)) AS x FROM pg_catalog.pg_inherits WHERE inhrelid = $1 \
+           UNION ALL SELECT format('r %s %s', c.reloptions, t.reloptions) FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = $1 \
+           UNION ALL SELECT format('a %s %s %s %s %s', attnum, attstorage, attcompression, attstattarget, \
+             (SELECT pg_catalog.string_agg(o, ',') FROM pg_catalog.unnest(attoptions) o WHERE o NOT LIKE 'pg\\_attver=%')) FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 \
+           UNION ALL SELECT format('d %s %s', adnum, pg_catalog.pg_get_expr(adbin, adrelid)) FROM pg_catalog.pg_attrdef WHERE adrelid = $1 \
+           UNION ALL SELECT format('k %s %s %s', conname, contype, pg_catalog.pg_get_constraintdef(oid)) FROM pg_catalog.pg_constraint WHERE conrelid = $1 \
+           UNION ALL SELECT format('i %s %s', indexrelid, (SELECT inhparent FROM pg_catalog.pg_inherits WHERE inhrelid = indexrelid)) FROM pg_catalog.pg_index WHERE indrelid = $1) q",
+        &[source.into()],
+    )?;
+    let mut portrait = shape.unwrap_or_default();
+    for reason in against_split(source)? {
+        portrait.push('\n');
+        portrait.push_str(&reason);
+    }
+    Ok(portrait)
+}
+
+/// Columns as CREATE TABLE has them, a stand-in for every dropped one; without `constraints` and stand-ins for
+/// the staging table.
+fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
+    let sql = "SELECT pg_catalog.string_agg(CASE WHEN a.attisdropped THEN format('\"foreshard dropped %s\" pg_catalog.\"char\"', a.attnum) \
+             ELSE format('%I %s%s%s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), \
+                 CASE WHEN $2 THEN CASE a.attcompression WHEN 'p' THEN ' COMPRESSION pglz' WHEN 'l' THEN ' COMPRESSION lz4' ELSE '' END ELSE '' END, \
+                 CASE WHEN a.attcollation <> 0 THEN (SELECT format(' COLLATE %I.%I', n.nspname, c.collname) FROM pg_catalog.pg_collation c \
+                     JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation AND c.collname <> 'default') ELSE '' END, \
+                 CASE WHEN $2 AND a.attnotnull THEN coalesce(' CONSTRAINT ' || pg_catalog.quote_ident(k.conname), '') || ' NOT NULL' ELSE '' END) END, ', ' ORDER BY a.attnum) \
+         FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_constraint k ON k.conrelid = a.attrelid AND k.contype = 'n' AND k.conkey[1] = a.attnum \
+         WHERE a.attrelid = $1 AND a.attnum > 0 AND ($2 OR NOT a.attisdropped)";
+    spi::one::<String>(sql, &[source.into(), whole.into()])?
+        .ok_or_else(|| internal("the partition has no columns"))
+}
+
+/// Statements that give a new table the column settings of `source`; the version that some servers keep of a
+/// column among its options is the server's own business.
+const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
+         FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attisdropped \
+     UNION ALL SELECT a.attnum, 2, format('ALTER COLUMN %I SET STORAGE %s', a.attname, \
+             CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END) \
+         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attstorage <> t.typstorage \
+     UNION ALL SELECT a.attnum, 3, format('ALTER COLUMN %I SET STATISTICS %s', a.attname, a.attstattarget) \
+         FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0 \
+     UNION ALL SELECT a.attnum, 4, format('ALTER COLUMN %I SET (%s)', a.attname, pg_catalog.string_agg(option, ', ')) \
+         FROM pg_catalog.pg_attribute a, pg_catalog.unnest(a.attoptions) option \
+         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND option NOT LIKE 'pg\\_attver=%' GROUP BY a.attnum, a.attname) q ORDER BY n, o";
+
+/// Statements that add the CHECK constraints of `source`.
+const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
+     FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' ORDER BY conname";
+
+/// Makes staging table, copies, their twin and the log of one partition, all empty and members of the
+/// extension. Changes are not captured yet.
+pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()> {
+    let (identity, key) = identity_index(source)?.ok_or_else(|| {
+        wrong_state("the partition has lost its identity index").set_hint("Add a primary key to the table.")
+    })?;
+    let parent = parent_of(source)?;
+    let owner = security::relation_owner(source)?;
+    let tag = format!("{move_id}_{}", source.to_u32());
+    let staging_name = format!("split_{tag}");
+    let by = spi::one::<String>("SELECT pg_catalog.pg_get_partkeydef($1)", &[parent.into()])?
+        .ok_or_else(|| internal("the table is not partitioned"))?;
+    let plain = columns(source, false)?;
+    spi::run(&format!("CREATE TABLE foreshard.{staging_name} ({plain}) PARTITION BY {by}"), &[])?;
+    let staging = adopt(&staging_name, source, owner)?;
+    let log = shadow::create_log(source, &key, &format!("capture_{tag}"))?;
+    let shape = columns(source, true)?;
+    let options = spi::one::<String>(
+        "SELECT pg_catalog.string_agg(o.prefix || pg_catalog.quote_ident(o.option_name) || '=' || pg_catalog.quote_literal(o.option_value), ', ') \
+         FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid, \
+              LATERAL (SELECT '' AS prefix, * FROM pg_catalog.pg_options_to_table(c.reloptions) \
+                       UNION ALL SELECT 'toast.', * FROM pg_catalog.pg_options_to_table(t.reloptions)) o WHERE c.oid = $1",
+        &[source.into()],
+    )?;
+    let with = options.map(|options| format!(" WITH ({options})")).unwrap_or_default();
+    let (settings, checks) = (statements(SETTINGS, source)?, statements(CHECKS, source)?);
+    let mut made = Vec::with_capacity(parts.len());
+    for part in parts {
+        let name = format!("split_{tag}_{}", part.part);
+        let full_name = format!("foreshard.{name}");
+        let space = quote_identifier(&part.tablespace);
+        spi::run(&format!("CREATE TABLE {full_name} ({shape}){with} TABLESPACE {space}"), &[])?;
+        run_all(&settings, &full_name)?;
+        let child = adopt(&name, source, owner)?;
+        copy_defaults(source, child)?;
+        // What an expression of the owner's computes while it is looked at, it computes as the owner.
+        let guard = security::as_restricted_owner(owner);
+        run_all(&checks, &full_name)?;
+        spi::run(
+            &format!(
+                "ALTER TABLE foreshard.{staging_name} ATTACH PARTITION {full_name} FOR VALUES WITH (MODULUS {}, REMAINDER {})",
+                part.modulus, part.remainder
+            ),
+            &[],
+        )?;
+        drop(guard);
+        made.push(child);
+    }
+    let first = made.first().copied().ok_or_else(|| internal("a split without parts"))?;
+    let twin = storage::create_heap_like(first, pg_sys::InvalidOid)?;
+    shadow::adopt_shadow(twin, source, &format!("split_{tag}_twin"))?;
+    spi::run(
+        "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, portrait, twin, blocks_total) \
+         VALUES ($1, $2, $3, $4, 0, $5, '', $6, $7, 0)",
+        &[
+            move_id.into(),
+            source.into(),
+            staging.into(),
+            log.into(),
+            identity.into(),
+            portrait(source)?.as_str().into(),
+            twin.into(),
+        ],
+    )?;
+    for (part, child) in parts.iter().zip(made) {
+        spi::run(
+            "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
+            &[move_id.into(), source.into(), part.part.into(), child.into()],
+        )?;
+        let space = shadow::tablespace_oid(&part.tablespace)?;
+        shadow::create_indexes(move_id, source, child, space, &format!("split_{move_id}_{}", part.part))?;
+    }
+    Ok(())
+}
+
+/// Makes a new table of ours a member of the extension that belongs to the owner of what it is a copy of.
+fn adopt(name: &str, source: pg_sys::Oid, owner: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
+    let oid = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
+        .ok_or_else(|| internal("the new table is not there"))?;
+    shadow::own(oid, source, name)?;
+    // Of a table that logical decoding ignores, the toast must be ignored as well.
+    spi::run(
+        "UPDATE pg_catalog.pg_class SET relrewrite = $2 WHERE oid = (SELECT reltoastrelid FROM pg_catalog.pg_class WHERE oid = $1)",
+        &[oid.into(), source.into()],
+    )?;
+    let owner_name =
+        spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?
+            .unwrap_or_default();
+    spi::run(&format!("ALTER TABLE foreshard.{name} OWNER TO {owner_name}"), &[])?;
+    Ok(oid)
+}
+
+/// Defaults and expressions of generated columns, copied as they are stored: nothing is evaluated. The
+/// columns are not marked as generated yet: the copy stores what the source stores.
+fn copy_defaults(source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
+    let copied = spi::run(
+        "INSERT INTO pg_catalog.pg_attrdef (oid, adrelid, adnum, adbin) \
+         SELECT pg_catalog.pg_nextoid('pg_attrdef', 'oid', 'pg_attrdef_oid_index'), $2, adnum, adbin FROM pg_catalog.pg_attrdef WHERE adrelid = $1",
+        &[source.into(), child.into()],
+    )?;
+    if copied == 0 {
+        return Ok(());
+    }
+    spi::run(
+        "INSERT INTO pg_catalog.pg_depend (classid, objid, objsubid, refclassid, refobjid, refobjsubid, deptype) \
+         SELECT d.classid, b.oid, d.objsubid, d.refclassid, \
+                CASE WHEN d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 THEN $2 ELSE d.refobjid END, d.refobjsubid, d.deptype \
+         FROM pg_catalog.pg_attrdef a JOIN pg_catalog.pg_attrdef b ON b.adrelid = $2 AND b.adnum = a.adnum \
+         JOIN pg_catalog.pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid WHERE a.adrelid = $1",
+        &[source.into(), child.into()],
+    )?;
+    // A virtual column is stored as NULL.
+    spi::run(
+        "UPDATE pg_catalog.pg_attribute c SET atthasdef = s.atthasdef, attnotnull = c.attnotnull AND s.attgenerated <> 'v' \
+         FROM pg_catalog.pg_attribute s WHERE s.attrelid = $1 AND c.attrelid = $2 AND s.attnum = c.attnum AND s.attnum > 0 AND s.atthasdef",
+        &[source.into(), child.into()],
+    )?;
+    Ok(())
+}
+
+/// Begins to capture the changes of a source; the caller holds SHARE ROW EXCLUSIVE on it. False: it is no
+/// longer what its copies were made like.
+pub fn capture(move_id: i64, row: &RelationRow) -> PgResult<bool> {
+    if !is_as_portrayed(move_id, row.source)? {
+        return Ok(false);
+    }
+    let trigger = shadow::install_trigger(row.source, row.log, &row.key)?;
+    let print =
+        shadow::fingerprint(row.source, trigger, row.log)?.ok_or_else(|| internal("no fingerprint"))?;
+    spi::run(
+        "UPDATE foreshard.move_relation SET capture_trigger = $3, fingerprint = $4, \
+             blocks_total = pg_catalog.pg_relation_size($2::regclass) / pg_catalog.current_setting('block_size')::int8, \
+             rows_total = (SELECT CASE WHEN reltuples >= 0 THEN reltuples::int8 END FROM pg_catalog.pg_class WHERE oid = $2) \
+         WHERE move_id = $1 AND source = $2",
+        &[move_id.into(), row.source.into(), trigger.into(), print.as_str().into()],
+    )?;
+    Ok(true)
+}
+
+fn is_as_portrayed(move_id: i64, source: pg_sys::Oid) -> PgResult<bool> {
+    let then = spi::one::<String>(
+        "SELECT portrait FROM foreshard.move_relation WHERE move_id = $1 AND source = $2",
+        &[move_id.into(), source.into()],
+    )?;
+    Ok(then == Some(portrait(source)?))
+}
+
+/// Once all indexes are built: gives them constraints and statistics targets of the source's, and makes the identity index the one
+/// by which the mirror looks rows up.
+pub fn dress(move_id: i64) -> PgResult<()> {
+    let found = spi::rows(
+        "SELECT m.heap, format('ADD CONSTRAINT %I %s USING INDEX %I%s%s', c.relname, CASE k.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END, \
+                c.relname, CASE WHEN k.condeferrable THEN ' DEFERRABLE' ELSE '' END, CASE WHEN k.condeferred THEN ' INITIALLY DEFERRED' ELSE '' END) \
+         FROM foreshard.move_index m JOIN pg_catalog.pg_constraint k ON k.conindid = m.source_index AND k.conrelid = m.source AND k.contype IN ('p', 'u') \
+         JOIN pg_catalog.pg_class c ON c.oid = m.shadow_index \
+         WHERE m.move_id = $1 AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint d WHERE d.conindid = m.shadow_index AND d.conrelid = m.heap) \
+         UNION ALL \
+         SELECT m.heap, format('REPLICA IDENTITY USING INDEX %I', c.relname) \
+         FROM foreshard.move_relation r JOIN foreshard.move_index m ON (m.move_id, m.source_index) = (r.move_id, r.identity_index) \
+         JOIN pg_catalog.pg_class c ON c.oid = m.shadow_index WHERE r.move_id = $1",
+        &[move_id.into()],
+        |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<String>(2)?)),
+    )?;
+    spi::run(
+        "UPDATE pg_catalog.pg_attribute c SET attstattarget = s.attstattarget FROM foreshard.move_index m \
+         JOIN pg_catalog.pg_attribute s ON s.attrelid = m.source_index \
+         WHERE m.move_id = $1 AND c.attrelid = m.shadow_index AND c.attnum = s.attnum AND c.attstattarget IS DISTINCT FROM s.attstattarget",
+        &[move_id.into()],
+    )?;
+    for (heap, change) in found {
+        let _guard = security::as_restricted_owner(security::relation_owner(heap)?);
+        spi::run(&format!("ALTER TABLE {} {change}", name_of(heap)?), &[])?;
+    }
+    Ok(())
+}
+
+/// Whether a source and its copies still fit together: the last check before they change places.
+pub fn fits(move_id: i64, row: &RelationRow) -> PgResult<bool> {
+    if !is_as_portrayed(move_id, row.source)? {
+        return Ok(false);
+    }
+    for child in children(move_id, row.source)? {
+        if !shadow::fits(move_id, row.source, child, false)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Statements that give a copy what may have changed at the source without being part of its [`portrait`].
+const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privilege, NULL::name AS col, a.grantee, a.is_grantable \
+         FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a WHERE c.oid = $1 \
+     UNION ALL SELECT a.privilege_type, t.attname, a.grantee, a.is_grantable \
+         FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = $1 AND NOT t.attisdropped) \
+     SELECT before, behind FROM ( \
+     SELECT 0 AS o, 'REVOKE ALL ON' AS before, format('FROM %I', pg_catalog.pg_get_userbyid(c.relowner)) AS behind FROM pg_catalog.pg_class c WHERE c.oid = $1 AND c.relacl IS NOT NULL \
+     UNION ALL SELECT 1, format('GRANT %s%s ON', privilege, coalesce(' (' || pg_catalog.quote_ident(col) || ')', '')), \
+             format('TO %s%s', CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)) END, \
+                    CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) FROM acl \
+     UNION ALL SELECT 2, 'ALTER TABLE', 'ENABLE ROW LEVEL SECURITY' FROM pg_catalog.pg_class WHERE oid = $1 AND relrowsecurity \
+     UNION ALL SELECT 3, 'ALTER TABLE', 'REPLICA IDENTITY ' || CASE relreplident WHEN 'd' THEN 'DEFAULT' WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END \
+         FROM pg_catalog.pg_class WHERE oid = $1 AND relreplident <> 'i') q ORDER BY o, before";
+
+/// Enabling of a source's clones of its table's triggers, where it differs from the table's: (trigger of the
+/// table, enabled).
+type Enabled = Vec<(pg_sys::Oid, String)>;
+
+/// The copies of one partition become partitions of its table, in its place; it is dropped. Everything is
+/// locked, the mirror has made every copy equal, and verification has proven that each holds exactly the rows
+/// of its part: so what ATTACH would scan for, partition constraint and foreign keys, is shown to it on the
+/// empty twin.
+pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()> {
+    let source = row.source;
+    let (parent, owner) = (parent_of(source)?, security::relation_owner(source)?);
+    let enabled: Enabled = spi::rows(
+        "SELECT t.tgparentid, t.tgenabled::text FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_trigger p ON p.oid = t.tgparentid \
+         WHERE t.tgrelid = $1 AND t.tgenabled <> p.tgenabled",
+        &[source.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )?;
+    let carried = statements(CARRIED, source)?;
+    let schema = spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+        &[source.into()],
+    )?
+    .unwrap_or_default();
+    let children = children(move_id, source)?;
+    let staging = name_of(row.shadow)?;
+    for child in children.iter().copied() {
+        spi::run(&format!("ALTER TABLE {staging} DETACH PARTITION {}", name_of(child)?), &[])?;
+        release(child)?;
+        take_over(move_id, source, child)?;
+        run_all(&carried, &name_of(child)?)?;
+        spi::run(&format!("ALTER TABLE {} SET SCHEMA {schema}", name_of(child)?), &[])?;
+    }
+    // In its transaction nothing else may be lost with it: whatever depends on it stops us.
+    let leaf =
+        spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[source.into()])?
+            .unwrap_or_default();
+    let index_names = index_names(move_id, source)?;
+    spi::run(&format!("DROP TABLE {}", name_of(source)?), &[])?;
+    let twin = spi::one::<pg_sys::Oid>(
+        "SELECT twin FROM foreshard.move_relation WHERE move_id = $1 AND source = $2",
+        &[move_id.into(), source.into()],
+    )?
+    .ok_or_else(|| internal("the split has lost its twin"))?;
+    for (child, part) in children.into_iter().zip(parts) {
+        let label = format!("s{}_{}", part.modulus, part.remainder);
+        let name = sequence::free_name(parent, None, &label, child)?;
+        spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(child)?, quote_identifier(&name)), &[])?;
+        name_indexes(child, &leaf, &index_names)?;
+        attach(parent, owner, child, twin, part)?;
+        for (of, state) in &enabled {
+            spi::run(
+                "UPDATE pg_catalog.pg_trigger SET tgenabled = $3::\"char\" WHERE tgrelid = $1 AND tgparentid = $2",
+                &[child.into(), (*of).into(), state.as_str().into()],
+            )?;
+        }
+        storage::forget_cached(child);
+    }
+    Ok(())
+}
+
+/// The copy is no longer ours.
+fn release(child: pg_sys::Oid) -> PgResult<()> {
+    spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {}", name_of(child)?), &[])?;
+    spi::run(
+        "UPDATE pg_catalog.pg_class SET relrewrite = 0 WHERE relrewrite <> 0 AND oid IN ($1, (SELECT reltoastrelid FROM pg_catalog.pg_class WHERE oid = $1))",
+        &[child.into()],
+    )?;
+    Ok(())
+}
+
+/// Generated columns, comments and the index of CLUSTER, straight in the catalog.
+fn take_over(move_id: i64, source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
+    let args = [source.into(), child.into()];
+    spi::run(
+        "UPDATE pg_catalog.pg_attribute c SET attgenerated = s.attgenerated, attnotnull = s.attnotnull \
+         FROM pg_catalog.pg_attribute s WHERE s.attrelid = $1 AND c.attrelid = $2 AND s.attnum = c.attnum AND s.attnum > 0 AND s.attgenerated <> ''",
+        &args,
+    )?;
+    let args = [source.into(), child.into(), move_id.into()];
+    spi::run(
+        "INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description) \
+         SELECT $2, d.classoid, d.objsubid, d.description FROM pg_catalog.pg_description d WHERE d.classoid = 'pg_class'::regclass AND d.objoid = $1 \
+         UNION ALL SELECT m.shadow_index, d.classoid, d.objsubid, d.description FROM foreshard.move_index m \
+             JOIN pg_catalog.pg_description d ON d.classoid = 'pg_class'::regclass AND d.objoid = m.source_index WHERE m.move_id = $3 AND m.heap = $2 \
+         UNION ALL SELECT b.oid, d.classoid, d.objsubid, d.description FROM pg_catalog.pg_constraint a JOIN pg_catalog.pg_constraint b ON b.conrelid = $2 AND b.contype = 'c' AND b.conname = a.conname \
+             JOIN pg_catalog.pg_description d ON d.classoid = 'pg_constraint'::regclass AND d.objoid = a.oid WHERE a.conrelid = $1 AND a.contype = 'c'",
+        &args,
+    )?;
+    spi::run(
+        "UPDATE pg_catalog.pg_index i SET indisclustered = true FROM foreshard.move_index m JOIN pg_catalog.pg_index s ON s.indexrelid = m.source_index \
+         WHERE m.move_id = $3 AND m.heap = $2 AND m.source = $1 AND i.indexrelid = m.shadow_index AND s.indisclustered",
+        &args,
+    )?;
+    // A replica identity by index: ours is the identity index.
+    spi::run(
+        "UPDATE pg_catalog.pg_index i SET indisreplident = s.indisreplident FROM foreshard.move_index m JOIN pg_catalog.pg_index s ON s.indexrelid = m.source_index \
+         WHERE m.move_id = $3 AND m.heap = $2 AND m.source = $1 AND i.indexrelid = m.shadow_index AND s.indisreplident <> i.indisreplident \
+           AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = $1 AND c.relreplident = 'i')",
+        &args,
+    )?;
+    Ok(())
+}
+
+/// (Copy, its index, name of the source's).
+fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid, String)>> {
+    spi::rows(
+        "SELECT m.heap, m.shadow_index, c.relname::text FROM foreshard.move_index m JOIN pg_catalog.pg_class c ON c.oid = m.source_index \
+         WHERE m.move_id = $1 AND m.source = $2 ORDER BY m.source_index",
+        &[move_id.into(), source.into()],
+        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?)),
+    )
+}
+
+/// Indexes are called after their table, as those of the source are after the source.
+fn name_indexes(
+    child: pg_sys::Oid,
+    leaf: &str,
+    names: &[(pg_sys::Oid, pg_sys::Oid, String)],
+) -> PgResult<()> {
+    for (_, index, old) in names.iter().filter(|(heap, _, _)| *heap == child) {
+        let rest = old.strip_prefix(leaf).and_then(|rest| rest.strip_prefix('_')).unwrap_or("idx");
+        let (columns, label) = rest.rsplit_once('_').map_or((None, rest), |(a, b)| (Some(a), b));
+        let name = sequence::free_name(child, columns, label, child)?;
+        spi::run(&format!("ALTER INDEX {} RENAME TO {}", name_of(*index)?, quote_identifier(&name)), &[])?;
+    }
+    Ok(())
+}
+
+/// Attaches a copy while it shows the storage of its empty twin, as the owner: ATTACH looks at expressions.
+fn attach(
+    parent: pg_sys::Oid,
+    owner: pg_sys::Oid,
+    child: pg_sys::Oid,
+    twin: pg_sys::Oid,
+    part: &Part,
+) -> PgResult<()> {
+    let statement = format!(
+        "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES WITH (MODULUS {}, REMAINDER {})",
+        name_of(parent)?,
+        name_of(child)?,
+        part.modulus,
+        part.remainder
+    );
+    let before = indexes(child)?;
+    storage::swap_storage(child, twin)?;
+    let guard = security::as_restricted_owner(owner);
+    // The planner must not look into an index that has more than the heap it is shown; until the guard goes.
+    for setting in ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"] {
+        spi::set_local(setting, "off")?;
+    }
+    spi::run(&statement, &[])?;
+    drop(guard);
+    storage::swap_storage(child, twin)?;
+    // An index that ATTACH had to make would be empty.
+    if indexes(child)? != before {
+        return Err(internal(format!("the indexes of {} do not fit those of its table", name_of(child)?)));
+    }
+    Ok(())
+}
+
+fn indexes(table: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
+    let sql = "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 ORDER BY indexrelid";
+    spi::rows(sql, &[table.into()], |row| row.need(1))
+}

@@ -1,0 +1,155 @@
+//! Splits: the copies of a partition are tables of their own, one per part, which in the end take its place.
+//! docs/decisions/0011 has the reasons.
+
+use super::{Digests, Engine, Local};
+use crate::catalog::child;
+use crate::catalog::moves::MoveRow;
+use crate::catalog::relation;
+use crate::catalog::shadow::{self, RelationRow};
+use crate::catalog::split;
+use crate::pg::digest::{self, Key};
+use crate::pg::partition::{Lifetime, Router};
+use crate::pg::report::{PgResult, internal};
+use crate::pg::{disk, guc, lock};
+use foreshard_core::phase::Capabilities;
+use pgrx::pg_sys;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+
+/// See the module.
+pub struct Split;
+
+impl Engine for Split {
+    fn capabilities(&self) -> Capabilities {
+        // The parts have other oids than the partition: no read can be sent to them, and no swap goes back.
+        Capabilities { mirror: true, canary: false, watch: false }
+    }
+
+    fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
+        let mut reasons = split::reasons(row.slot_id)?;
+        let bytes = partitions.iter().try_fold(0, |sum, p| Ok(sum + relation::bytes(*p)?))?;
+        let parts = split::parts(row.move_id)?;
+        let spaces: HashSet<&str> = parts.iter().map(|part| part.tablespace.as_str()).collect();
+        // All parts may be on one tablespace, and all rows in one part.
+        reasons.extend(
+            spaces.into_iter().filter_map(|space| disk::shortage(space, bytes, guc::MIN_FREE_DISK.get())),
+        );
+        Ok(reasons)
+    }
+
+    fn prepare(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<()> {
+        let parts = split::parts(row.move_id)?;
+        // As it is now, it stays until the copies are like it.
+        lock::lock_all(partitions, lock::ACCESS_SHARE);
+        partitions.iter().try_for_each(|partition| child::create(row.move_id, *partition, &parts))
+    }
+
+    fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<bool> {
+        let relations = shadow::relations(row.move_id)?;
+        if !relations.iter().map(|relation| relation.source).eq(partitions.iter().copied()) {
+            return Ok(false);
+        }
+        for relation in &relations {
+            if !child::capture(row.move_id, relation)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn build_next_index(&self, row: &MoveRow) -> PgResult<bool> {
+        if Local.build_next_index(row)? {
+            return Ok(true);
+        }
+        child::dress(row.move_id)?;
+        Ok(false)
+    }
+
+    fn set_mirroring(&self, row: &MoveRow, relations: &[RelationRow], mirroring: bool) -> PgResult<()> {
+        Local.set_mirroring(row, relations, mirroring)
+    }
+
+    fn compare(
+        &self,
+        _row: &MoveRow,
+        relation: &RelationRow,
+        stored: &[i16],
+        skip: &HashSet<Vec<u8>>,
+    ) -> PgResult<Vec<Digests>> {
+        let mut router = Router::of(relation.shadow, Lifetime::Statement)?;
+        let attribute = child::key_attribute(relation)?;
+        let key = Key { columns: &relation.key, skip };
+        let sources = digest::digest_parts(relation.source, &key, stored, attribute, &mut router)?;
+        let copies = router.partitions().to_vec();
+        let copies = copies.into_iter().map(|copy| digest::digest(copy, &key, stored));
+        sources.into_iter().zip(copies).map(|(source, copy)| Ok(Digests { source, copy: copy? })).collect()
+    }
+
+    fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {
+        split::set_rows(row.move_id, rows)
+    }
+
+    fn held_first(&self, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
+        let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
+        let (mut held, _) = child::around(&sources)?;
+        held.extend(sources);
+        Ok(held)
+    }
+
+    fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+        let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
+        // A serializable transaction that has read the partition must learn of later writers; the server keeps
+        // what it read by relation, and that one goes away.
+        if lock::is_predicate_locked(&sources)? {
+            return Ok(false);
+        }
+        let (_, referenced) = child::around(&sources)?;
+        if !lock::try_lock_all(&referenced, lock::SHARE_ROW_EXCLUSIVE) {
+            return Ok(false);
+        }
+        let mut own = Vec::new();
+        for relation in relations {
+            own.push(relation.shadow);
+            own.extend(child::children(row.move_id, relation.source)?);
+            own.extend(relation.twin);
+        }
+        Ok(lock::try_lock_all(&own, lock::ACCESS_EXCLUSIVE))
+    }
+
+    fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
+        child::fits(row.move_id, relation)
+    }
+
+    fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
+        let parts = split::parts(row.move_id)?;
+        for relation in relations {
+            child::exchange(row.move_id, relation, &parts)?;
+        }
+        Ok(())
+    }
+
+    fn place(&self, row: &MoveRow, shard: i32) -> PgResult<Value> {
+        if shard != row.to_shard {
+            return Err(internal("a split has no way back"));
+        }
+        let parts = split::place(row.move_id, row.slot_id)?;
+        let shares = split::shares(&parts);
+        let part = |(part, share): (&split::Part, f64)| {
+            json!({"slot_id": part.slot_id, "modulus": part.modulus, "remainder": part.remainder,
+                   "shard_id": part.shard_id, "rows": part.rows, "share": share})
+        };
+        Ok(parts.iter().zip(shares).map(part).collect())
+    }
+
+    fn remove_capture(&self, relation: &RelationRow) -> PgResult<()> {
+        Local.remove_capture(relation)
+    }
+
+    fn drop_shadows(&self, row: &MoveRow) -> PgResult<()> {
+        shadow::drop_all(row.move_id)
+    }
+
+    fn settle(&self, row: &MoveRow) -> PgResult<()> {
+        split::divide_past(row.move_id, row.slot_id)
+    }
+}
