@@ -222,8 +222,6 @@ fn refusals_are_typed() {
     let blind = PlanOptions { foresight: 1.1, ..defaults() };
     assert_eq!(refusal(|s| s.hot_buckets = 2, &blind), [R::NotHotLongEnough]);
     assert_eq!(refusal(|s| s.bytes = 1 << 50, &defaults()), [R::LowBenefit]);
-    let small = PlanOptions { unmovable_share: 0.1, ..defaults() };
-    assert_eq!(refusal(|_| (), &small), [R::UnsplittableKey]);
     assert_eq!(refusal(|s| s.curve = vec![0.1], &defaults()), []);
     assert_eq!(R::UnsplittableKey.as_str(), "unsplittable_key");
     assert!(R::LowBenefit.advice().len() > 10);
@@ -237,6 +235,16 @@ fn over_hot_segments_stay_while_others_leave() {
     assert_eq!(plan.steps.len(), 4);
     assert_eq!(plan.refusals.len(), 1);
     assert_eq!((plan.refusals[0].segment, plan.refusals[0].reason), (0, RefusalReason::UnsplittableKey));
+}
+
+#[test]
+fn over_hot_segments_of_one_shard_come_apart() {
+    let mut segments: Vec<_> = (0..3).map(|id| segment(id, 0, vec![90.0])).collect();
+    segments.extend((3..6).map(|id| segment(id, (id % 2) as i32 + 1, vec![10.0])));
+    let plan = plan(&shards(3), &segments, &defaults()).unwrap();
+    assert_eq!(plan.steps.len(), 2, "{plan:?}");
+    assert!(plan.steps.iter().all(|step| step.segment < 3 && step.from == 0));
+    assert_ne!(plan.steps[0].to, plan.steps[1].to);
 }
 
 #[test]

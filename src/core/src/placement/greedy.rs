@@ -301,7 +301,12 @@ pub(super) fn blocked(state: &State, options: &PlanOptions, index: usize) -> Opt
         Hold::InsufficientHistory => Some(RefusalReason::InsufficientHistory),
         Hold::Unsplittable => Some(RefusalReason::UnsplittableKey),
         Hold::Pinned => Some(RefusalReason::Pinned),
-        Hold::Free if state.height(index) > options.unmovable_share * state.mean_load => {
+        // Wherever it goes is the next hot shard; but two of them on one shard are better apart.
+        Hold::Free
+            if state.height(index) > options.unmovable_share * state.mean_load
+                && state.relative_of(state.shard_of(index), state.peak_without(index))
+                    < options.unmovable_share =>
+        {
             Some(RefusalReason::UnsplittableKey)
         }
         Hold::Free

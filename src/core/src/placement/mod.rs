@@ -124,7 +124,8 @@ pub struct PlanOptions {
     /// 10.
     pub min_load: f64,
     /// A segment whose peak is above this share of the fair load of a mean shard is not moved but
-    /// reported, to be split or isolated first; default 0.8.
+    /// reported, to be split or isolated first, unless its shard would be above this share without it,
+    /// too; default 0.8.
     pub unmovable_share: f64,
     /// A shard that has not been overloaded for `min_hot_buckets` is acted upon if it will be in at least
     /// this share of the sampled futures; default 0.5, above 1: never.
