@@ -22,7 +22,10 @@ flock 9
 copy_tree() {
   local version
   version=$("$config" --version)@$config
-  if [[ -x $(cat "$run/pg$major.path" 2>/dev/null)/postgres && $(cat "$tree/.source" 2>/dev/null) == "$version" ]]; then
+  local there
+  there=$(cat "$run/pg$major.path" 2>/dev/null || true)
+  # A checkout that was copied or moved must not use the copy of the one it comes from.
+  if [[ $there == "$tree"/* && -x $there/postgres && $(cat "$tree/.source" 2>/dev/null) == "$version" ]]; then
     return
   fi
   say "copying PostgreSQL $major to $tree"

@@ -33,7 +33,7 @@ COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that
 COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of every resharding request.';
 COMMENT ON FUNCTION foreshard.add_shard(text, text, double precision) IS 'Adds a shard: a tablespace with a capacity in cost units (ms of CPU) per second.';
 COMMENT ON FUNCTION foreshard.start_keeper() IS 'Internal: asks for the keeper worker of this database.';
-COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[]) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE.';
+COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[], boolean) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE, or online: at once with one slot, which is split in the background.';
 COMMENT ON FUNCTION foreshard.undistribute(regclass) IS 'Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.';
 COMMENT ON FUNCTION foreshard.get_shard_location(regclass, "any") IS 'Name of the shard that holds a key.';
 COMMENT ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) IS 'A new bigint key that hashes to where the row should live: near the key given, within bounded load. Never given twice.';

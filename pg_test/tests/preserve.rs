@@ -255,12 +255,45 @@ fn everything_survives() -> Result<()> {
     server.assert_settled()
 }
 
+/// What an online distribution refuses, and refuses to split afterwards.
+const WITHOUT_ROOT: &str = r#"ALTER TABLE "Sh op".line DROP CONSTRAINT line_fk; ALTER TABLE "Sh op".rich VALIDATE CONSTRAINT "name check";
+    ALTER PUBLICATION pub_rich SET (publish_via_partition_root = true)"#;
+
+#[test]
+fn everything_survives_online() -> Result<()> {
+    let mut server = Server::start(&options("preserve-online").set("foreshard.copy_chunk", "256kB"))?;
+    server.query(&rich(server.cluster.install().major))?;
+    server.query(FILL)?;
+    server.query(WITHOUT_ROOT)?;
+    let (rows, facts, storage) = (server.query(DIGEST)?, server.query(FACTS)?, server.query(STORAGE)?);
+    let plain = dump(&server)?;
+    let restless = Restless::start(&server);
+    server.query(r#"SELECT foreshard.distribute('"Sh op".rich', 'id', 4, online => true)"#)?;
+    let move_id = server.query("SELECT max(move_id) FROM foreshard.move")?;
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(restless.finish(), Vec::<String>::new(), "errors of users");
+    assert_eq!(server.query(DIGEST)?, rows, "rows");
+    assert_same(&facts, &server.query(FACTS)?, "distribute online");
+    assert_eq!(server.query(STORAGE)?, storage, "storage");
+    server.assert_settled()?;
+    still_works(&mut server)?;
+
+    let (rows, facts) = (server.query(DIGEST)?, server.query(FACTS)?);
+    server.query(r#"SELECT foreshard.undistribute('"Sh op".rich')"#)?;
+    assert_eq!(server.query(DIGEST)?, rows, "rows after undistribute");
+    assert_same(&facts, &server.query(FACTS)?, "undistribute");
+    assert_same(&plain, &dump(&server)?, "distribute online and undistribute");
+    still_works(&mut server)
+}
+
 /// Keys are enforced, triggers fire, policies hide, sequences go on, toasted values can be read.
 fn still_works(server: &mut Server) -> Result<()> {
     let rich = r#""Sh op".rich"#;
+    if !server.query("SELECT 1 FROM pg_constraint WHERE conname = 'line_fk'")?.is_empty() {
+        assert_eq!(server.fails(r#"INSERT INTO "Sh op".line VALUES (0, -5)"#)?.sqlstate, "23503");
+    }
     for (sql, sqlstate) in [
         (format!("INSERT INTO {rich} (region) VALUES ('nowhere')"), "23503"),
-        (r#"INSERT INTO "Sh op".line VALUES (0, -5)"#.to_string(), "23503"),
         (format!("UPDATE {rich} SET total = -1 WHERE id = 100"), "23514"),
         (format!("INSERT INTO {rich} (id) VALUES (100)"), "23505"),
         (format!("UPDATE {rich} SET doubled = 1 WHERE id = 100"), "428C9"),

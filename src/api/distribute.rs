@@ -1,5 +1,7 @@
 //! distribute and undistribute.
 
+mod online;
+
 use crate::catalog::colocation::SlotPlace;
 use crate::catalog::rebuild::{Leaf, Shape, lock_with_notice, rebuild};
 use crate::catalog::relation::{bytes_of_tree, column, kind};
@@ -20,7 +22,8 @@ const MAX_SLOTS: i32 = 4096;
 const EPSILON: f64 = 0.05;
 
 /// Turns a plain table into a managed one: hash-partitioned by `key` into `slots` partitions, placed on
-/// the shards. Runs in one transaction under ACCESS EXCLUSIVE. Returns the number of slots.
+/// the shards. Runs in one transaction under ACCESS EXCLUSIVE, or, `online`, begins to do so in the background
+/// ([`online`]). Returns the number of slots.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn distribute(
@@ -29,11 +32,18 @@ fn distribute(
     slots: default!(Option<i32>, "NULL"),
     colocate_with: default!(Option<Regclass>, "NULL"),
     shards: default!(Option<Vec<Option<String>>>, "NULL"),
+    online: default!(bool, "false"),
 ) -> PgResult<i32> {
     let (Some(Regclass(table)), Some(key)) = (table, key) else {
         return Err(bad_argument("table and key must not be NULL"));
     };
     let shards = shard_names(shards)?;
+    if online {
+        if colocate_with.is_some() {
+            return Err(unsupported("online and colocate_with cannot be given together"));
+        }
+        return online::distribute(table, key, slots.unwrap_or(DEFAULT_SLOTS), shards.as_deref());
+    }
     let name = name_of(table)?;
     security::require_owner(table, &name)?;
     let kind = kind(table)?;
@@ -203,19 +213,27 @@ fn refuse(what: &str, reasons: Vec<String>) -> PgResult<()> {
         .set_hint("Each line names one reason; remove or change what it names and try again."))
 }
 
-/// Creates a group with its slots, placed by consistent hashing with bounded loads.
+/// Creates a group with its slots.
 fn create_group(key_type: pg_sys::Oid, slots: i32, shards: Option<&[String]>) -> PgResult<i32> {
-    if !(1..=MAX_SLOTS).contains(&slots) {
-        return Err(bad_argument(format!("slots must be between 1 and {MAX_SLOTS}")));
-    }
+    check_slots(slots)?;
     let shards = colocation::shards_named(shards)?;
-    let weights: Vec<ShardWeight> =
-        shards.iter().map(|s| ShardWeight { shard_id: s.shard_id, capacity: s.capacity }).collect();
     let group_id = colocation::insert_group(key_type, slots)?;
-    let places =
-        place_slots(group_id as u64, slots as u32, &weights, EPSILON).map_err(|e| unknown(e.to_string()))?;
-    for (remainder, shard_id) in places.into_iter().enumerate() {
+    for (remainder, shard_id) in places(group_id, slots, &shards)?.into_iter().enumerate() {
         colocation::insert_slot(group_id, slots, remainder as i32, shard_id)?;
     }
     Ok(group_id)
+}
+
+fn check_slots(slots: i32) -> PgResult<()> {
+    if (1..=MAX_SLOTS).contains(&slots) {
+        return Ok(());
+    }
+    Err(bad_argument(format!("slots must be between 1 and {MAX_SLOTS}")))
+}
+
+/// The shard of every slot of a group, by remainder: consistent hashing with bounded loads.
+fn places(group_id: i32, slots: i32, shards: &[colocation::ShardRow]) -> PgResult<Vec<i32>> {
+    let weights: Vec<ShardWeight> =
+        shards.iter().map(|s| ShardWeight { shard_id: s.shard_id, capacity: s.capacity }).collect();
+    place_slots(group_id as u64, slots as u32, &weights, EPSILON).map_err(|e| unknown(e.to_string()))
 }

@@ -34,7 +34,7 @@ fn file(map: &Map<String, Value>, confidence: Option<f64>) -> PgResult<(i64, Vec
 }
 
 /// The keeper looks for work once a second; a commit need not wait for that.
-fn wake_keeper() {
+pub(super) fn wake_keeper() {
     let database = crate::pg::bgworker::database();
     pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Commit, move || {
         if let Some(keeper) = shmem::with_entry(database, |entry| entry.keeper) {

@@ -5,6 +5,7 @@
 //! copy need not know where a row belongs. Their columns have the attribute numbers of the source (dropped
 //! columns included), so that keys, index definitions and rows can be read by number on both sides.
 
+use super::attach::{Bound, attach, tail_of};
 use super::name_of;
 use super::preflight::identity_index;
 use super::shadow::{self, RelationRow};
@@ -328,9 +329,7 @@ const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privilege, NULL::
      UNION ALL SELECT 1, format('GRANT %s%s ON', privilege, coalesce(' (' || pg_catalog.quote_ident(col) || ')', '')), \
              format('TO %s%s', CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)) END, \
                     CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) FROM acl \
-     UNION ALL SELECT 2, 'ALTER TABLE', 'ENABLE ROW LEVEL SECURITY' FROM pg_catalog.pg_class WHERE oid = $1 AND relrowsecurity \
-     UNION ALL SELECT 3, 'ALTER TABLE', 'REPLICA IDENTITY ' || CASE relreplident WHEN 'd' THEN 'DEFAULT' WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END \
-         FROM pg_catalog.pg_class WHERE oid = $1 AND relreplident <> 'i') q ORDER BY o, before";
+     UNION ALL SELECT 2, 'ALTER TABLE', 'ENABLE ROW LEVEL SECURITY' FROM pg_catalog.pg_class WHERE oid = $1 AND relrowsecurity) q ORDER BY o, before";
 
 /// Enabling of a source's clones of its table's triggers, where it differs from the table's: (trigger of the
 /// table, enabled).
@@ -358,12 +357,14 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
     let children = children(move_id, source)?;
     let staging = name_of(row.shadow)?;
     for child in children.iter().copied() {
-        spi::run(&format!("ALTER TABLE {staging} DETACH PARTITION {}", name_of(child)?), &[])?;
-        release(child)?;
-        take_over(move_id, source, child)?;
-        run_all(&carried, &name_of(child)?)?;
-        spi::run(&format!("ALTER TABLE {} SET SCHEMA {schema}", name_of(child)?), &[])?;
+        let name = name_of(child)?;
+        spi::run(&format!("ALTER TABLE {staging} DETACH PARTITION {name}"), &[])?;
+        // It is no longer ours.
+        spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {name}"), &[])?;
+        run_all(&carried, &name)?;
+        spi::run(&format!("ALTER TABLE {name} SET SCHEMA {schema}"), &[])?;
     }
+    take_over(move_id, source)?;
     // In its transaction nothing else may be lost with it: whatever depends on it stops us.
     let leaf =
         spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[source.into()])?
@@ -380,7 +381,7 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
         let name = sequence::free_name(parent, None, &label, child)?;
         spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(child)?, quote_identifier(&name)), &[])?;
         name_indexes(child, &leaf, &index_names)?;
-        attach(parent, owner, child, twin, part)?;
+        attach(parent, owner, child, twin, Bound { modulus: part.modulus, remainder: part.remainder })?;
         for (of, state) in &enabled {
             spi::run(
                 "UPDATE pg_catalog.pg_trigger SET tgenabled = $3::\"char\" WHERE tgrelid = $1 AND tgparentid = $2",
@@ -392,48 +393,42 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
     Ok(())
 }
 
-/// The copy is no longer ours.
-fn release(child: pg_sys::Oid) -> PgResult<()> {
-    spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {}", name_of(child)?), &[])?;
-    spi::run(
-        "UPDATE pg_catalog.pg_class SET relrewrite = 0 WHERE relrewrite <> 0 AND oid IN ($1, (SELECT reltoastrelid FROM pg_catalog.pg_class WHERE oid = $1))",
-        &[child.into()],
-    )?;
+/// What the copies of a partition get straight in the catalog, all at once (users wait): generated columns,
+/// comments, replica identity, the index of CLUSTER; and logical decoding sees them from now on.
+fn take_over(move_id: i64, source: pg_sys::Oid) -> PgResult<()> {
+    let args = [source.into(), move_id.into()];
+    for statement in TAKEN_OVER {
+        spi::run(statement, &args)?;
+    }
     Ok(())
 }
 
-/// Generated columns, comments and the index of CLUSTER, straight in the catalog.
-fn take_over(move_id: i64, source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
-    let args = [source.into(), child.into()];
-    spi::run(
-        "UPDATE pg_catalog.pg_attribute c SET attgenerated = s.attgenerated, attnotnull = s.attnotnull \
-         FROM pg_catalog.pg_attribute s WHERE s.attrelid = $1 AND c.attrelid = $2 AND s.attnum = c.attnum AND s.attnum > 0 AND s.attgenerated <> ''",
-        &args,
-    )?;
-    let args = [source.into(), child.into(), move_id.into()];
-    spi::run(
-        "INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description) \
-         SELECT $2, d.classoid, d.objsubid, d.description FROM pg_catalog.pg_description d WHERE d.classoid = 'pg_class'::regclass AND d.objoid = $1 \
-         UNION ALL SELECT m.shadow_index, d.classoid, d.objsubid, d.description FROM foreshard.move_index m \
-             JOIN pg_catalog.pg_description d ON d.classoid = 'pg_class'::regclass AND d.objoid = m.source_index WHERE m.move_id = $3 AND m.heap = $2 \
-         UNION ALL SELECT b.oid, d.classoid, d.objsubid, d.description FROM pg_catalog.pg_constraint a JOIN pg_catalog.pg_constraint b ON b.conrelid = $2 AND b.contype = 'c' AND b.conname = a.conname \
-             JOIN pg_catalog.pg_description d ON d.classoid = 'pg_constraint'::regclass AND d.objoid = a.oid WHERE a.conrelid = $1 AND a.contype = 'c'",
-        &args,
-    )?;
-    spi::run(
-        "UPDATE pg_catalog.pg_index i SET indisclustered = true FROM foreshard.move_index m JOIN pg_catalog.pg_index s ON s.indexrelid = m.source_index \
-         WHERE m.move_id = $3 AND m.heap = $2 AND m.source = $1 AND i.indexrelid = m.shadow_index AND s.indisclustered",
-        &args,
-    )?;
-    // A replica identity by index: ours is the identity index.
-    spi::run(
-        "UPDATE pg_catalog.pg_index i SET indisreplident = s.indisreplident FROM foreshard.move_index m JOIN pg_catalog.pg_index s ON s.indexrelid = m.source_index \
-         WHERE m.move_id = $3 AND m.heap = $2 AND m.source = $1 AND i.indexrelid = m.shadow_index AND s.indisreplident <> i.indisreplident \
-           AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = $1 AND c.relreplident = 'i')",
-        &args,
-    )?;
-    Ok(())
-}
+/// Statements about the source $1 of move $2; `child`: its copies, `own`: their indexes.
+const TAKEN_OVER: [&str; 4] = [
+    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1) \
+     UPDATE pg_catalog.pg_attribute c SET attgenerated = s.attgenerated, attnotnull = s.attnotnull \
+     FROM child, pg_catalog.pg_attribute s WHERE s.attrelid = $1 AND c.attrelid = child.child AND s.attnum = c.attnum AND s.attnum > 0 AND s.attgenerated <> ''",
+    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1), \
+          own AS (SELECT m.shadow_index, m.source_index FROM foreshard.move_index m JOIN child c ON c.child = m.heap WHERE m.move_id = $2) \
+     INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description) \
+     SELECT child.child, d.classoid, d.objsubid, d.description FROM child, pg_catalog.pg_description d WHERE d.classoid = 'pg_class'::regclass AND d.objoid = $1 \
+     UNION ALL SELECT own.shadow_index, d.classoid, d.objsubid, d.description FROM own \
+         JOIN pg_catalog.pg_description d ON d.classoid = 'pg_class'::regclass AND d.objoid = own.source_index \
+     UNION ALL SELECT b.oid, d.classoid, d.objsubid, d.description FROM child CROSS JOIN pg_catalog.pg_constraint a \
+         JOIN pg_catalog.pg_constraint b ON b.conrelid = child.child AND b.contype = 'c' AND b.conname = a.conname \
+         JOIN pg_catalog.pg_description d ON d.classoid = 'pg_constraint'::regclass AND d.objoid = a.oid WHERE a.conrelid = $1 AND a.contype = 'c'",
+    "WITH own AS (SELECT m.shadow_index, s.indisclustered, s.indisreplident AND t.relreplident = 'i' AS is_identity \
+                  FROM foreshard.move_child c JOIN foreshard.move_index m ON m.move_id = c.move_id AND m.heap = c.child \
+                  JOIN pg_catalog.pg_index s ON s.indexrelid = m.source_index JOIN pg_catalog.pg_class t ON t.oid = s.indrelid \
+                  WHERE c.move_id = $2 AND c.source = $1) \
+     UPDATE pg_catalog.pg_index i SET indisclustered = own.indisclustered, indisreplident = own.is_identity \
+     FROM own WHERE i.indexrelid = own.shadow_index AND (i.indisclustered, i.indisreplident) IS DISTINCT FROM (own.indisclustered, own.is_identity)",
+    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1), \
+          both_heaps AS (SELECT child AS oid, true AS main FROM child \
+              UNION ALL SELECT c.reltoastrelid, false FROM child JOIN pg_catalog.pg_class c ON c.oid = child.child WHERE c.reltoastrelid <> 0) \
+     UPDATE pg_catalog.pg_class c SET relrewrite = 0, relreplident = CASE WHEN b.main THEN s.relreplident ELSE c.relreplident END \
+     FROM both_heaps b, pg_catalog.pg_class s WHERE c.oid = b.oid AND s.oid = $1",
+];
 
 /// (Copy, its index, name of the source's).
 fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid, String)>> {
@@ -452,47 +447,9 @@ fn name_indexes(
     names: &[(pg_sys::Oid, pg_sys::Oid, String)],
 ) -> PgResult<()> {
     for (_, index, old) in names.iter().filter(|(heap, _, _)| *heap == child) {
-        let rest = old.strip_prefix(leaf).and_then(|rest| rest.strip_prefix('_')).unwrap_or("idx");
-        let (columns, label) = rest.rsplit_once('_').map_or((None, rest), |(a, b)| (Some(a), b));
+        let (columns, label) = tail_of(old, leaf);
         let name = sequence::free_name(child, columns, label, child)?;
         spi::run(&format!("ALTER INDEX {} RENAME TO {}", name_of(*index)?, quote_identifier(&name)), &[])?;
     }
     Ok(())
-}
-
-/// Attaches a copy while it shows the storage of its empty twin, as the owner: ATTACH looks at expressions.
-fn attach(
-    parent: pg_sys::Oid,
-    owner: pg_sys::Oid,
-    child: pg_sys::Oid,
-    twin: pg_sys::Oid,
-    part: &Part,
-) -> PgResult<()> {
-    let statement = format!(
-        "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES WITH (MODULUS {}, REMAINDER {})",
-        name_of(parent)?,
-        name_of(child)?,
-        part.modulus,
-        part.remainder
-    );
-    let before = indexes(child)?;
-    storage::swap_storage(child, twin)?;
-    let guard = security::as_restricted_owner(owner);
-    // The planner must not look into an index that has more than the heap it is shown; until the guard goes.
-    for setting in ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"] {
-        spi::set_local(setting, "off")?;
-    }
-    spi::run(&statement, &[])?;
-    drop(guard);
-    storage::swap_storage(child, twin)?;
-    // An index that ATTACH had to make would be empty.
-    if indexes(child)? != before {
-        return Err(internal(format!("the indexes of {} do not fit those of its table", name_of(child)?)));
-    }
-    Ok(())
-}
-
-fn indexes(table: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
-    let sql = "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 ORDER BY indexrelid";
-    spi::rows(sql, &[table.into()], |row| row.need(1))
 }

@@ -199,6 +199,24 @@ pub fn reconcile() -> PgResult<bool> {
     Ok(true)
 }
 
+/// The slot of a managed table that has but one for all keys, as online distribution begins with it.
+pub fn undivided_slot(table: pg_sys::Oid) -> PgResult<Option<i64>> {
+    spi::one::<i64>(
+        "SELECT s.slot_id FROM foreshard.managed_table m JOIN foreshard.slot s USING (group_id) WHERE m.table_oid = $1 AND s.modulus = 1",
+        &[table.into()],
+    )
+}
+
+/// The shard, if any, on whose tablespace a table lies.
+pub fn shard_of_storage(table: pg_sys::Oid) -> PgResult<Option<i32>> {
+    spi::one::<i32>(
+        "SELECT min(h.shard_id) FROM foreshard.shard h JOIN pg_catalog.pg_tablespace t ON t.spcname = h.tablespace_name \
+         WHERE t.oid = (SELECT coalesce(nullif(c.reltablespace, 0), d.dattablespace) FROM pg_catalog.pg_class c, pg_catalog.pg_database d \
+                        WHERE c.oid = $1 AND d.datname = current_database())",
+        &[table.into()],
+    )
+}
+
 /// Name of the shard that holds a partition, None when the partition is not managed.
 pub fn shard_of_partition(partition: pg_sys::Oid) -> PgResult<Option<String>> {
     spi::one::<String>(

@@ -1,5 +1,7 @@
 //! Rows ↔ core values: the only home of SQL text outside `sql/`.
 
+pub mod adopt;
+pub mod attach;
 pub mod birth;
 pub mod child;
 pub mod coaccess;

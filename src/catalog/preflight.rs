@@ -60,6 +60,40 @@ pub fn against_undistribute(table: pg_sys::Oid) -> PgResult<Vec<String>> {
     Ok(found)
 }
 
+/// Reasons that stand against making `table` a partition as it is and splitting that (distribute online), beyond
+/// those against a rebuild.
+pub fn against_adoption(table: pg_sys::Oid) -> PgResult<Vec<String>> {
+    let mut found = reasons(
+        "SELECT 'inbound_foreign_key: ' || pg_catalog.quote_ident(conname) || ' of ' || conrelid::regclass FROM pg_catalog.pg_constraint \
+           WHERE contype = 'f' AND confrelid = $1 AND conparentid = 0 \
+         UNION ALL SELECT 'not_validated: constraint ' || pg_catalog.quote_ident(conname) FROM pg_catalog.pg_constraint \
+           WHERE conrelid = $1 AND NOT convalidated \
+         UNION ALL SELECT 'publication: ' || pg_catalog.quote_ident(p.pubname) || ' publishes partitions under their own names (publish_via_partition_root is off)' \
+           FROM pg_catalog.pg_publication p WHERE NOT p.pubviaroot AND (p.puballtables \
+             OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = $1) \
+             OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.pnnspid \
+                        WHERE n.pnpubid = p.oid AND c.oid = $1)) \
+         UNION ALL SELECT 'subscription: the table is the target of a subscription' FROM pg_catalog.pg_subscription_rel WHERE srrelid = $1",
+        table,
+    )?;
+    found.extend(against_move(table)?);
+    Ok(found)
+}
+
+/// What adopting a table locks: itself and the views that show it, and what its foreign keys lead to.
+pub fn around(table: pg_sys::Oid) -> PgResult<(Vec<pg_sys::Oid>, Vec<pg_sys::Oid>)> {
+    let mut exclusive = vec![table];
+    let views: Vec<pg_sys::Oid> = spi::rows(
+        "SELECT DISTINCT v.oid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid JOIN pg_catalog.pg_class v ON v.oid = r.ev_class \
+         WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND v.relkind = 'v' ORDER BY 1",
+        &[table.into()],
+        |row| row.need(1),
+    )?;
+    exclusive.extend(views);
+    let (_, referenced) = super::child::around(&[table])?;
+    Ok((exclusive, referenced))
+}
+
 /// Reasons that stand against hash partitioning `table` by column number `key`.
 pub fn against_key(table: pg_sys::Oid, key: i16) -> PgResult<Vec<String>> {
     spi::rows(

@@ -126,7 +126,7 @@ fn scratch_schema(table: pg_sys::Oid) -> String {
 }
 
 /// Moves the old table into a schema of its own, so that all its names are free; returns its new name.
-fn step_aside(table: pg_sys::Oid, definition: &Definition) -> PgResult<String> {
+pub fn step_aside(table: pg_sys::Oid, definition: &Definition) -> PgResult<String> {
     for statement in &definition.before {
         run(statement)?;
     }
@@ -244,8 +244,28 @@ fn hand_over_sequences(definition: &Definition, aside: &str) -> PgResult<()> {
 /// Drops the old table; whatever still depends on it is reported by PostgreSQL and nothing is lost.
 fn drop_aside(aside: &str, table: pg_sys::Oid) -> PgResult<()> {
     run(&format!("DROP TABLE {aside}"))?;
-    let owner_guard = security::as_extension_owner()?;
+    drop_scratch_schema(table)
+}
+
+/// Drops the schema that [`step_aside`] made.
+pub fn drop_scratch_schema(table: pg_sys::Oid) -> PgResult<()> {
+    let _guard = security::as_extension_owner()?;
     run(&format!("DROP SCHEMA {}", scratch_schema(table)))?;
-    drop(owner_guard);
+    Ok(())
+}
+
+/// Creates the new table in the place of one that has stepped aside, empty, with everything that hangs on it.
+pub fn dress(definition: &Definition, aside: &str, shape: &Shape) -> PgResult<()> {
+    let leaf_names = create(definition, aside, shape)?;
+    give_to_owner(definition, &leaf_names)?;
+    build_indexes(definition, &leaf_names, shape)?;
+    hand_over_sequences(definition, aside)?;
+    definition.after.iter().try_for_each(|statement| run(statement).map(drop))
+}
+
+/// Brings a table that has stepped aside back into its schema, under a name that is free there.
+pub fn put_back(table: pg_sys::Oid, definition: &Definition) -> PgResult<()> {
+    let _guard = security::as_extension_owner()?;
+    run(&format!("ALTER TABLE {} SET SCHEMA {}", super::name_of(table)?, definition.schema))?;
     Ok(())
 }

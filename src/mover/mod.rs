@@ -6,7 +6,7 @@ mod cutover;
 mod health;
 mod mirror;
 mod phases;
-mod short_lock;
+pub mod short_lock;
 
 use crate::catalog::moves::{self, MoveRow};
 use crate::engine::{self, Engine};

@@ -3,9 +3,10 @@
 
 use crate::catalog::moves;
 use crate::pg::bgworker::WorkResult;
-use crate::pg::report::PgResult;
-use crate::pg::{bgworker, guc, lock, spi};
-use pgrx::pg_sys;
+use crate::pg::report::{PgResult, PgSqlErrorCode, error, notice};
+use crate::pg::subtransaction::{self, Ended};
+use crate::pg::{bgworker, guc, lock, security, spi};
+use pgrx::{PgLogLevel, pg_sys};
 
 /// Attempts without queueing before one that queues.
 const POLITE_ATTEMPTS: u32 = 4;
@@ -52,5 +53,64 @@ pub fn backoff_ms(attempt: u32) -> i64 {
         0..=31 => 5 + i64::from(attempt),
         32..=127 => 100,
         _ => 500,
+    }
+}
+
+/// Pause between attempts of a user's session, ms.
+const SESSION_PAUSE_MS: f64 = 20.0;
+/// Attempts of a user's session between two notices of who is in the way.
+const NOTICE_ATTEMPTS: u32 = 64;
+
+/// Takes ACCESS EXCLUSIVE on `relations` and SHARE ROW EXCLUSIVE on `others` for a user's statement, as [`try_lock`]
+/// does it, until it has them all: between attempts it holds none. Returns the session's lock_timeout, which
+/// bounds every further wait of the transaction until it is set again.
+///
+/// # Errors
+/// What cancels a statement.
+pub fn lock_in_session(relations: &[pg_sys::Oid], others: &[pg_sys::Oid]) -> PgResult<String> {
+    let theirs = spi::one::<String>("SELECT pg_catalog.current_setting('lock_timeout')", &[])?;
+    for attempt in 0_u32.. {
+        if try_in_session(relations, others, attempt)? {
+            break;
+        }
+        if attempt % NOTICE_ATTEMPTS == NOTICE_ATTEMPTS - 1 {
+            let _guard = security::as_extension_owner()?;
+            if let Some(who) = moves::blockers(relations)? {
+                notice(&format!("waiting for {who}"));
+            }
+        }
+        spi::run("SELECT pg_catalog.pg_sleep($1 / 1000)", &[SESSION_PAUSE_MS.into()])?;
+    }
+    spi::set_local("lock_timeout", &format!("{}ms", (guc::MAX_LOCK_TIME.get() / 2).max(1)))?;
+    Ok(theirs.unwrap_or_default())
+}
+
+/// One attempt, in a subtransaction: whoever does not get every lock gives back those it has.
+fn try_in_session(relations: &[pg_sys::Oid], others: &[pg_sys::Oid], attempt: u32) -> PgResult<bool> {
+    let _guard = security::as_extension_owner()?;
+    let mut failed = None;
+    let ended = subtransaction::run(|| {
+        let locked = try_lock(relations, lock::ACCESS_EXCLUSIVE, attempt)
+            .map(|locked| locked && lock::try_lock_all(others, lock::SHARE_ROW_EXCLUSIVE));
+        match locked {
+            Ok(true) => {}
+            Ok(false) => {
+                error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, "not now").report(PgLogLevel::ERROR);
+            }
+            Err(report) => failed = Some(report),
+        }
+    });
+    match (ended, failed) {
+        (_, Some(report)) => Err(report),
+        (Ended::Well, None) => Ok(true),
+        (
+            Ended::Failed(
+                PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
+            ),
+            None,
+        ) => Ok(false),
+        (Ended::Failed(code), None) => {
+            Err(error(code, "canceling statement while it waited for a lock on the table"))
+        }
     }
 }

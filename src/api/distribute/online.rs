@@ -1,0 +1,89 @@
+//! distribute(…, online => true): the table becomes the only slot of a group at once, and that slot is split into as
+//! many as were asked for, in the background.
+
+use super::super::reshard::wake_keeper;
+use super::{check_key, check_slots, places, refuse, require_plain, require_same};
+use crate::catalog::relation::kind;
+use crate::catalog::{adopt, birth, colocation, name_of, preflight, record_event, split};
+use crate::mover::short_lock;
+use crate::pg::report::{PgResult, internal, notice, wrong_state};
+use crate::pg::{partition, security, shmem, spi};
+use pgrx::pg_sys;
+use serde_json::json;
+use std::time::Instant;
+
+/// See the module. Returns the number of slots that the table will have.
+pub fn distribute(table: pg_sys::Oid, key: &str, slots: i32, shards: Option<&[String]>) -> PgResult<i32> {
+    check_slots(slots)?;
+    shmem::require_preloaded()?;
+    let name = name_of(table)?;
+    security::require_owner(table, &name)?;
+    let kind = kind(table)?;
+    let as_owner = security::as_extension_owner()?;
+    let undivided = colocation::undivided_slot(table)?;
+    let managed = colocation::managed(table)?;
+    drop(as_owner);
+    if let (Some(slot_id), Some(managed)) = (undivided, &managed) {
+        // An earlier one was cancelled, or failed, after the table had been adopted.
+        divide(slot_id, managed.group_id, slots, shards, &name)?;
+        return Ok(slots);
+    }
+    require_plain(&name, &kind, managed.is_some())?;
+    check(table, key, &name)?;
+    let (around, referenced) = preflight::around(table)?;
+    let lock_timeout = short_lock::lock_in_session(&around, &referenced)?;
+    let held = Instant::now();
+    require_same(table, &name)?;
+    let key_type = check(table, key, &name)?;
+
+    let adopted = adopt::adopt(table, key)?;
+    let as_owner = security::as_extension_owner()?;
+    let group_id = colocation::insert_group(key_type, slots)?;
+    let all = colocation::shards_named(shards)?;
+    let home = colocation::shard_of_storage(table)?
+        .or_else(|| all.first().map(|shard| shard.shard_id))
+        .ok_or_else(|| internal("no shard"))?;
+    colocation::insert_slot(group_id, 1, 0, home)?;
+    let slot_id = colocation::slots_of(group_id)?.first().map(|slot| slot.slot_id);
+    let slot_id = slot_id.ok_or_else(|| internal("the new group has no slot"))?;
+    let members: Vec<(i64, pg_sys::Oid)> = adopted.leaves.iter().map(|leaf| (slot_id, *leaf)).collect();
+    colocation::insert_managed(adopted.table, group_id, key, &members)?;
+    drop(as_owner);
+    if partition::is_bigint(key_type) {
+        birth::create_key_sequence(adopted.table, key)?;
+    }
+    divide(slot_id, group_id, slots, shards, &name)?;
+    let as_owner = security::as_extension_owner()?;
+    let held_us = held.elapsed().as_micros() as u64;
+    let detail = json!({"table": name, "key": key, "slots": slots, "online": true, "held_us": held_us});
+    record_event("distribute", None, Some(slot_id), detail)?;
+    drop(as_owner);
+    spi::set_local("lock_timeout", &lock_timeout)?;
+    Ok(slots)
+}
+
+/// What speaks against it; the key's type.
+fn check(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<pg_sys::Oid> {
+    let key_type = check_key(table, key, name)?;
+    refuse(&format!("table {name} cannot be distributed online"), preflight::against_adoption(table)?)?;
+    Ok(key_type)
+}
+
+/// Files the split of the only slot.
+fn divide(slot_id: i64, group_id: i32, slots: i32, shards: Option<&[String]>, name: &str) -> PgResult<()> {
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    let all = colocation::shards_named(shards)?;
+    let places = places(group_id, slots, &all)?;
+    let shard = |id: &i32| all.iter().find(|shard| shard.shard_id == *id).map(|shard| shard.name.as_str());
+    let targets: Vec<Option<&str>> = places.iter().map(shard).collect();
+    if targets.iter().any(Option::is_none) {
+        return Err(wrong_state("a shard was dropped meanwhile").set_hint("Try again."));
+    }
+    let move_id = split::file(slot_id, &targets, &user)?;
+    notice(&format!(
+        "table {name} is managed now; its rows are spread over {slots} slots in the background (move {move_id})"
+    ));
+    wake_keeper();
+    Ok(())
+}
