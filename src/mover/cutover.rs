@@ -149,10 +149,9 @@ enum Swap {
     Leave(Event),
 }
 
-/// Whether sources and copies still fit together.
-fn fit(engine: &dyn Engine, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+fn all(relations: &[RelationRow], holds: impl Fn(&RelationRow) -> PgResult<bool>) -> PgResult<bool> {
     for relation in relations {
-        if !engine.fits(row, relation)? {
+        if !holds(relation)? {
             return Ok(false);
         }
     }
@@ -171,8 +170,11 @@ fn swap_locked(
     // With an id assigned, every statement below takes a fresh snapshot.
     let _ = lock::current_xid();
     spi::set_local("synchronous_commit", "off")?;
+    if !engine.hold_copies(row, relations)? {
+        return Ok(Swap::Blocked);
+    }
     // Without the lock first: it is not taken for nothing, and what was read once is read faster under it.
-    if !fit(engine, row, relations)? {
+    if !all(relations, |relation| engine.fits(row, relation))? {
         return Ok(Swap::Leave(Event::SourceChanged));
     }
     // What users hold first: who commits holds it and then asks for the shadow, to mirror.
@@ -183,7 +185,7 @@ fn swap_locked(
     if !engine.hold_rest(row, relations)? {
         return Ok(Swap::Blocked);
     }
-    if !fit(engine, row, relations)? {
+    if !all(relations, |relation| engine.fits_still(row, relation))? {
         return Ok(Swap::Leave(Event::SourceChanged));
     }
     // Before the swap a mirror that had to give up can catch up again.
