@@ -55,7 +55,8 @@ check 'forecasts of real series' cargo run --quiet -p foreshard_test --bin fores
 check 'plans on simulated clusters' cargo run --quiet --release -p foreshard_test --bin foreshard-bench-sim -- data/series --gate
 for version in $versions; do
   check "extension for PostgreSQL $version" scripts/stage.sh "$version" release
-  FORESHARD_PG=$version tests "server tests on PostgreSQL $version" \
+  # Servers mostly wait for their workers: more of them at a time than there are cores.
+  RUST_TEST_THREADS=4 FORESHARD_PG=$version tests "server tests on PostgreSQL $version" \
     cargo test --no-fail-fast -p foreshard_test
 done
 
