@@ -351,6 +351,10 @@ CREATE TABLE foreshard.move (
     route_weight float8,
     manual_weight float8,
     swapped_at  timestamptz,
+    -- it waits before its cutover until somebody asks for it; since when it could, and when that was last looked at
+    prepare     boolean NOT NULL DEFAULT false,
+    prepared_at timestamptz,
+    checked_at  timestamptz,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,
     bytes_copied bigint

@@ -87,7 +87,7 @@ FROM (
            m.phase, m.finished,
            CASE WHEN m.finished THEN m.phase WHEN m.started_at IS NULL THEN 'waiting'
                 WHEN m.cancel_requested OR m.rollback_requested THEN 'cancelling' WHEN m.paused THEN 'paused'
-                WHEN m.phase = 'watch' THEN 'watching' ELSE 'running' END AS state,
+                WHEN m.phase = 'watch' THEN 'watching' WHEN m.phase = 'prepared' AND m.prepare THEN 'prepared' ELSE 'running' END AS state,
            coalesce(r.rows_done, m.rows_copied) AS rows_done, coalesce(r.rows_total, m.rows_copied) AS rows_total,
            coalesce(r.blocks_done * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_done,
            coalesce(r.blocks_total * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_total,

@@ -84,12 +84,28 @@ fn split_slot(
     to_shard_a: default!(Option<&str>, "NULL"),
     to_shard_b: default!(Option<&str>, "NULL"),
 ) -> PgResult<i64> {
+    file_split(slot_id, &[to_shard_a, to_shard_b], false)
+}
+
+/// Builds the two parts of a slot ahead and keeps them equal to it, until `split_slot()` makes them the slot's,
+/// `cancel_move()` discards them, or `foreshard.prepared_split_lifetime` is over. Returns the move's id.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn prepare_split(
+    slot_id: Option<i64>,
+    to_shard_a: default!(Option<&str>, "NULL"),
+    to_shard_b: default!(Option<&str>, "NULL"),
+) -> PgResult<i64> {
+    file_split(slot_id, &[to_shard_a, to_shard_b], true)
+}
+
+fn file_split(slot_id: Option<i64>, targets: &[Option<&str>], prepare: bool) -> PgResult<i64> {
     let Some(slot_id) = slot_id else { return Err(bad_argument("slot_id must not be NULL")) };
     shmem::require_preloaded()?;
     require_slot_owner(slot_id)?;
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
-    let move_id = split::file(slot_id, &[to_shard_a, to_shard_b], &user)?;
+    let move_id = split::file(slot_id, targets, &user, prepare)?;
     wake_keeper();
     Ok(move_id)
 }

@@ -15,6 +15,7 @@ pub mod moves;
 pub mod outcome;
 pub mod predict;
 pub mod preflight;
+pub mod prepared;
 pub mod profile;
 pub mod rebuild;
 pub mod relation;

@@ -18,6 +18,8 @@ pub struct MoveRow {
     pub move_id: i64,
     /// It is a split: the slot becomes several.
     pub is_split: bool,
+    /// It waits, prepared, until somebody asks for the cutover.
+    pub prepare: bool,
     /// Slot that moves.
     pub slot_id: i64,
     /// Shard it comes from.
@@ -44,6 +46,8 @@ pub struct MoveRow {
     pub route_weight: Option<f64>,
     /// Share of reads that somebody asked for with set_route_weight.
     pub manual_weight: Option<f64>,
+    /// Seconds since it was prepared; None: never.
+    pub prepared_age_s: Option<f64>,
 }
 
 /// Reads a move; None when it is gone.
@@ -51,7 +55,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested, m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split' \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split', m.prepare, \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8 \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -71,6 +76,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 route_weight: row.get(13)?,
                 manual_weight: row.get(14)?,
                 is_split: row.need(15)?,
+                prepare: row.need(16)?,
+                prepared_age_s: row.get(17)?,
             })
         },
     )?;
@@ -85,11 +92,13 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
            AND (NOT m.paused OR m.cancel_requested OR m.phase = ANY ($2)) \
            AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
                     AND m.swapped_at > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
+           AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \
+                    AND m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3)) \
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \
          ORDER BY m.started_at NULLS LAST, m.move_id LIMIT $1",
-        &[limit.into(), unpausable().into()],
+        &[limit.into(), unpausable().into(), super::prepared::check_every_s().into()],
         |row| row.need::<i64>(1),
     )
 }
@@ -245,6 +254,7 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
                 started_at = coalesce(started_at, pg_catalog.clock_timestamp()), \
                 finished_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() END, \
                 restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END, \
+                prepared_at = CASE WHEN $2 = 'prepared' THEN coalesce(prepared_at, pg_catalog.clock_timestamp()) ELSE prepared_at END, \
                 route_weight = CASE WHEN $2 IN ('canary', 'cutover') THEN route_weight END WHERE move_id = $1",
         &[
             row.move_id.into(),

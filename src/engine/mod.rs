@@ -69,6 +69,10 @@ pub trait Engine {
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()>;
     /// Notes where the slot is now; for the history.
     fn place(&self, row: &MoveRow, shard: i32) -> PgResult<Value>;
+    /// Why what waits, built ahead, takes more room than may be taken; None: it does not.
+    fn keeps_too_much(&self, _row: &MoveRow) -> PgResult<Option<String>> {
+        Ok(None)
+    }
     /// Ends capture on one partition; it is locked.
     fn remove_capture(&self, relation: &RelationRow) -> PgResult<()>;
     /// Drops shadows and logs.
@@ -81,5 +85,14 @@ pub trait Engine {
 
 /// The engine of a move.
 pub fn of(row: &MoveRow) -> &'static dyn Engine {
-    if row.is_split { &Split } else { &Local }
+    match (row.is_split, row.prepare) {
+        (true, prepare) => {
+            if prepare {
+                &Split { prepare: true }
+            } else {
+                &Split { prepare: false }
+            }
+        }
+        (false, _) => &Local,
+    }
 }

@@ -17,12 +17,15 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 
 /// See the module.
-pub struct Split;
+pub struct Split {
+    /// It waits, ready, until the cutover is asked for.
+    pub prepare: bool,
+}
 
 impl Engine for Split {
     fn capabilities(&self) -> Capabilities {
         // The parts have other oids than the partition: no read can be sent to them, and no swap goes back.
-        Capabilities { mirror: true, canary: false, watch: false }
+        Capabilities { mirror: true, canary: false, watch: false, prepare: self.prepare }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
@@ -139,6 +142,12 @@ impl Engine for Split {
                    "shard_id": part.shard_id, "rows": part.rows, "share": share})
         };
         Ok(parts.iter().zip(shares).map(part).collect())
+    }
+
+    fn keeps_too_much(&self, row: &MoveRow) -> PgResult<Option<String>> {
+        let parts = split::parts(row.move_id)?;
+        let short = |part: &split::Part| disk::shortage(&part.tablespace, 0, guc::MIN_FREE_DISK.get());
+        Ok(parts.iter().find_map(short))
     }
 
     fn remove_capture(&self, relation: &RelationRow) -> PgResult<()> {

@@ -70,7 +70,7 @@ fn record_fare(row: &MoveRow) -> WorkResult<()> {
 }
 
 /// Why the copies can no longer be exchanged, if so.
-fn way_back_lost(relations: &[RelationRow]) -> PgResult<Option<Event>> {
+pub(super) fn way_back_lost(relations: &[RelationRow]) -> PgResult<Option<Event>> {
     for relation in relations {
         if !is_unchanged(relation)? {
             return Ok(Some(Event::SourceChanged));

@@ -6,6 +6,7 @@ mod cutover;
 mod health;
 mod mirror;
 mod phases;
+mod prepared;
 mod short_lock;
 
 use crate::catalog::moves::{self, MoveRow};

@@ -1,6 +1,6 @@
 //! The work of every phase but the cutover.
 
-use super::{Outcome, canary, cutover, health, mirror, short_lock};
+use super::{Outcome, canary, cutover, health, mirror, prepared, short_lock};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
@@ -37,6 +37,7 @@ pub fn perform(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
         Phase::Retire | Phase::Revert | Phase::RevertFailed => {
             clean(engine, row, attempt, Some(Event::Completed))
         }
+        Phase::Prepared => prepared::look(engine, row),
         Phase::Canary => canary::step(engine, row, attempt),
         Phase::Done | Phase::Cancelled | Phase::Failed => Ok(Outcome::Again(0)),
     }

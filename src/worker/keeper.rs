@@ -169,7 +169,7 @@ fn plan() -> PgResult<()> {
         return Ok(());
     }
     decision.store()?;
-    let moving = decision.slots.iter().any(|s| s.moving);
+    let moving = decision.slots.iter().any(|s| s.moving && !s.prepared);
     if guc::MODE.get() != guc::Mode::Auto || moving {
         return Ok(());
     }

@@ -1,0 +1,90 @@
+//! Splits that are built ahead, merges, and ways back.
+
+mod common;
+
+use common::ledger::{self, Ledger};
+use common::placed::{assert_located, expect_code, layout};
+use common::{Server, options};
+use foreshard_test::Result;
+
+fn start(name: &str, rows: u64) -> Result<(Server, Ledger)> {
+    let mut server = Server::start(&options(name).set("foreshard.copy_chunk", "64kB"))?;
+    ledger::create(&mut server, rows)?;
+    server.query(
+        "SELECT foreshard.distribute('acc', 'id', 2); SELECT foreshard.distribute('note', 'id', colocate_with => 'acc')",
+    )?;
+    let ledger = Ledger::start(&server, rows, 3);
+    Ok((server, ledger))
+}
+
+fn wait_state(server: &mut Server, move_id: &str, state: &str) -> Result<()> {
+    server.wait_query(&format!("SELECT state FROM foreshard.progress_moves WHERE move_id = {move_id}"), state)
+}
+
+/// What was built ahead outlives a crash, stays equal, and only has to be switched over to.
+#[test]
+fn a_prepared_split_is_a_switchover() -> Result<()> {
+    let (mut server, ledger) = start("prepared", 6_000)?;
+    let slots = server.slots("acc")?;
+    let prepare = format!("SELECT foreshard.prepare_split({}, to_shard_b => 'sb')", slots[0]);
+    let move_id = server.query(&prepare)?;
+    wait_state(&mut server, &move_id, "prepared")?;
+    server
+        .wait_query("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'foreshard carrier'", "0")?;
+    ledger.work(100)?;
+    assert_eq!(layout(&mut server, "acc")?.lines().count(), 2, "nothing has changed yet");
+    // Bounded, and not to be had twice.
+    let mut c = server.cluster.connect("postgres")?;
+    expect_code(c.exec(&prepare), "55006");
+    server.set(&[("foreshard.max_prepared_splits", "1")])?;
+    let error = expect_code(c.exec(&format!("SELECT foreshard.prepare_split({})", slots[1])), "53400");
+    assert!(error.hint.is_some(), "{error}");
+    // A crash keeps it.
+    server.cluster.kill9_postmaster()?;
+    server.cluster.start_again()?;
+    wait_state(&mut server, &move_id, "prepared")?;
+    ledger.work(60)?;
+    let mut c = server.cluster.connect("postgres")?;
+    let error = expect_code(
+        c.exec(&format!("SELECT foreshard.split_slot({}, to_shard_b => 'sa')", slots[0])),
+        "55006",
+    );
+    assert!(error.hint.is_some_and(|hint| hint.contains("cancel_move")));
+    assert_eq!(server.query(&format!("SELECT foreshard.split_slot({})", slots[0]))?, move_id);
+    server.wait_end(&move_id, "done")?;
+    let copies = server.query(&format!(
+        "SELECT count(*) FROM foreshard.history WHERE move_id = {move_id} AND event = 'phase' AND detail->>'to' = 'copy'"
+    ))?;
+    assert_eq!(copies, "1", "copies made for one split");
+    ledger.work(60)?;
+    ledger.assert_equal(&mut server)?;
+    assert_eq!(layout(&mut server, "acc")?.lines().count(), 3);
+    for table in ["acc", "note"] {
+        assert_located(&mut server, table, "id")?;
+    }
+    server.assert_settled()?;
+    // A table that is altered meanwhile has its parts built again.
+    let move_id = server.query(&format!("SELECT foreshard.prepare_split({})", slots[1]))?;
+    wait_state(&mut server, &move_id, "prepared")?;
+    server.query("ALTER TABLE acc ADD COLUMN later int DEFAULT 7")?;
+    assert_eq!(server.query(&format!("SELECT foreshard.split_slot({})", slots[1]))?, move_id);
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(server.query("SELECT count(*) FROM acc WHERE later IS DISTINCT FROM 7")?, "0");
+    ledger.work(60)?;
+    ledger.assert_equal(&mut server)?;
+    server.assert_settled()?;
+    // Discarded by hand, and after its time.
+    let move_id = server.query(&format!("SELECT foreshard.prepare_split({})", slots[0]))?;
+    wait_state(&mut server, &move_id, "prepared")?;
+    assert_eq!(server.query(&format!("SELECT foreshard.cancel_move({move_id})"))?, "t");
+    server.wait_end(&move_id, "cancelled")?;
+    server.assert_settled()?;
+    server.set(&[("foreshard.prepared_split_lifetime", "1s")])?;
+    let move_id = server.query(&format!("SELECT foreshard.prepare_split({})", slots[0]))?;
+    server.wait_end(&move_id, "cancelled")?;
+    let why = server
+        .query(&format!("SELECT last_error FROM foreshard.progress_moves WHERE move_id = {move_id}"))?;
+    assert!(why.contains("prepared_split_lifetime"), "{why}");
+    ledger.finish();
+    server.assert_settled()
+}
