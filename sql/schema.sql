@@ -326,7 +326,7 @@ CREATE TABLE foreshard.resharding_request (
 CREATE TABLE foreshard.move (
     move_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     request_id  bigint NOT NULL REFERENCES foreshard.resharding_request ON DELETE CASCADE,
-    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split')),
+    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split', 'merge')),
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     from_shard  int NOT NULL REFERENCES foreshard.shard,
     -- of a split: where the part goes that keeps the slot's id
@@ -355,14 +355,18 @@ CREATE TABLE foreshard.move (
     prepare     boolean NOT NULL DEFAULT false,
     prepared_at timestamptz,
     checked_at  timestamptz,
+    -- of a merge: the slot that goes up in the first. Its own row has partner_of and only keeps others away
+    other_slot  bigint,
+    partner_of  bigint REFERENCES foreshard.move ON DELETE CASCADE,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,
     bytes_copied bigint
 ) WITH (fillfactor = 50);
 -- two moves of one slot exclude each other
 CREATE UNIQUE INDEX move_one_per_slot ON foreshard.move (slot_id) WHERE NOT finished;
+CREATE INDEX move_partner_idx ON foreshard.move (partner_of) WHERE partner_of IS NOT NULL;
 
--- what a split makes of its slot; part 0 keeps the slot's id, the others get one at the cutover
+-- what a split makes of its slot, or a merge of its two; part 0 keeps the slot's id, the others get one at the cutover
 CREATE TABLE foreshard.move_part (
     move_id     bigint NOT NULL REFERENCES foreshard.move ON DELETE CASCADE,
     part        int NOT NULL,
@@ -403,7 +407,7 @@ CREATE TABLE foreshard.move_index (
     -- the heap it is on: the shadow, or a part of it
     heap        oid NOT NULL,
     built       boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (move_id, shadow_index),
+    PRIMARY KEY (move_id, source, shadow_index),
     FOREIGN KEY (move_id, source) REFERENCES foreshard.move_relation ON DELETE CASCADE
 );
 

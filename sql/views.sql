@@ -4,7 +4,7 @@ CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
        pg_catalog.pg_total_relation_size(p.partition) AS bytes,
-       m.move_id, s.last_moved_at
+       coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 JOIN foreshard.slot_partition p USING (slot_id)
@@ -99,6 +99,7 @@ FROM (
     LEFT JOIN (SELECT move_id, sum(rows_done)::bigint AS rows_done, sum(rows_total)::bigint AS rows_total,
                       sum(blocks_done)::bigint AS blocks_done, sum(blocks_total)::bigint AS blocks_total
                FROM foreshard.move_relation GROUP BY 1) r USING (move_id)
+    WHERE m.partner_of IS NULL
 ) q;
 
 -- The keys of rows that a verification found to differ are the users' data.

@@ -88,3 +88,72 @@ fn a_prepared_split_is_a_switchover() -> Result<()> {
     ledger.finish();
     server.assert_settled()
 }
+
+/// The halves of the first slot that was split: (kept, new).
+fn halves(server: &mut Server) -> Result<(String, String)> {
+    let pair = server.query(
+        "SELECT a.slot_id, b.slot_id FROM foreshard.slot a JOIN foreshard.slot b ON a.group_id = b.group_id AND a.modulus = b.modulus \
+           AND b.remainder = a.remainder + a.modulus / 2 WHERE a.modulus > 2 ORDER BY 1 LIMIT 1",
+    )?;
+    let (a, b) = pair.split_once('|').unwrap_or_default();
+    Ok((a.to_string(), b.to_string()))
+}
+
+/// Two slots become one under writers, whoever is killed in whatever phase.
+#[test]
+fn merged_whatever_happens() -> Result<()> {
+    let (mut server, ledger) = start("merge", 4_000)?;
+    let slot = server.slots("acc")?[0].clone();
+    let before = layout(&mut server, "acc")?;
+    for (round, phase) in
+        ["capture", "copy", "index", "mirror", "cutover", "retire", "none"].iter().enumerate()
+    {
+        let move_id = server.split_slot(&slot)?;
+        server.wait_end(&move_id, "done")?;
+        let (a, b) = halves(&mut server)?;
+        assert_eq!(a, slot, "the first half keeps the id");
+        server.hold(Some(phase))?;
+        let merge = if round % 2 == 0 { format!("{a}, {b}, 'sa'") } else { format!("{b}, {a}, 'sa'") };
+        let move_id = server.query(&format!("SELECT foreshard.merge_slots({merge})"))?;
+        if *phase != "none" {
+            server.wait_phase(&move_id, phase)?;
+            let mut c = server.cluster.connect("postgres")?;
+            if *phase != "retire" {
+                expect_code(c.exec(&format!("SELECT foreshard.move_slot({b}, 'sa')")), "55006");
+                expect_code(c.exec(&format!("SELECT foreshard.split_slot({a})")), "55006");
+            }
+            ledger.work(40)?;
+            if round % 2 == 0 {
+                server.cluster.kill9_postmaster()?;
+                server.cluster.start_again()?;
+            } else if let Some(pid) = server.carrier()? {
+                let _ = server.cluster.kill9(pid);
+            }
+            server.hold(None)?;
+        }
+        server.wait_end(&move_id, "done")?;
+        ledger.work(20)?;
+        ledger.assert_equal(&mut server)?;
+        assert_eq!(layout(&mut server, "acc")?, layout(&mut server, "note")?);
+        let slots = layout(&mut server, "acc")?.lines().count();
+        assert_eq!(slots, before.lines().count(), "slots after a merge held in {phase}");
+        server.assert_settled()?;
+    }
+    for table in ["acc", "note"] {
+        assert_located(&mut server, table, "id")?;
+    }
+    // Cancelled: they stay two, and either may be used again.
+    let move_id = server.split_slot(&slot)?;
+    server.wait_end(&move_id, "done")?;
+    let (a, b) = halves(&mut server)?;
+    server.hold(Some("verify"))?;
+    let move_id = server.query(&format!("SELECT foreshard.merge_slots({a}, {b})"))?;
+    server.wait_phase(&move_id, "verify")?;
+    assert_eq!(server.query(&format!("SELECT foreshard.cancel_move({move_id})"))?, "t");
+    server.hold(None)?;
+    server.wait_end(&move_id, "cancelled")?;
+    server.assert_settled()?;
+    server.move_and_wait(&b)?;
+    ledger.finish();
+    server.assert_settled()
+}

@@ -1,7 +1,7 @@
 //! Moves: by map, by hand, and their end.
 
 use crate::catalog::moves::{self, Standing};
-use crate::catalog::split;
+use crate::catalog::{merge, split};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::{guc, security, shmem};
 use pgrx::JsonB;
@@ -106,6 +106,28 @@ fn file_split(slot_id: Option<i64>, targets: &[Option<&str>], prepare: bool) -> 
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
     let move_id = split::file(slot_id, targets, &user, prepare)?;
+    wake_keeper();
+    Ok(move_id)
+}
+
+/// Merges the two slots of a split, online: (2m, r) and (2m, r + m) become (m, r), which keeps the id of the one with
+/// the smaller remainder. It goes to the shard named, else to that of `slot_a`. Returns the move's id.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn merge_slots(
+    slot_a: Option<i64>,
+    slot_b: Option<i64>,
+    to_shard: default!(Option<&str>, "NULL"),
+) -> PgResult<i64> {
+    let (Some(slot_a), Some(slot_b)) = (slot_a, slot_b) else {
+        return Err(bad_argument("slot_a and slot_b must not be NULL"));
+    };
+    shmem::require_preloaded()?;
+    require_slot_owner(slot_a)?;
+    require_slot_owner(slot_b)?;
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    let move_id = merge::file(slot_a, slot_b, to_shard, &user)?;
     wake_keeper();
     Ok(move_id)
 }

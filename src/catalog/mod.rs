@@ -11,6 +11,8 @@ pub mod dependency;
 pub mod event;
 pub mod heat;
 pub mod hot_key;
+pub mod merge;
+pub mod mold;
 pub mod moves;
 pub mod outcome;
 pub mod predict;
@@ -25,7 +27,9 @@ pub mod shadow;
 pub mod split;
 pub mod statistics;
 pub mod unit_cost;
+pub mod waiting;
 pub mod watched;
+pub mod whole;
 
 use crate::pg::report::{PgResult, internal};
 use crate::pg::spi;

@@ -18,6 +18,8 @@ pub struct MoveRow {
     pub move_id: i64,
     /// It is a split: the slot becomes several.
     pub is_split: bool,
+    /// Of a merge: the slot that goes up in the first.
+    pub other_slot: Option<i64>,
     /// It waits, prepared, until somebody asks for the cutover.
     pub prepare: bool,
     /// Slot that moves.
@@ -50,13 +52,34 @@ pub struct MoveRow {
     pub prepared_age_s: Option<f64>,
 }
 
+impl MoveRow {
+    /// Two slots become one.
+    pub fn is_merge(&self) -> bool {
+        self.other_slot.is_some()
+    }
+
+    /// Other partitions take the place of those there are: no swap of storage.
+    pub fn replaces(&self) -> bool {
+        self.is_split || self.is_merge()
+    }
+
+    /// What it is, for people.
+    pub fn what(&self) -> &'static str {
+        match (self.is_split, self.is_merge()) {
+            (true, _) => "split",
+            (_, true) => "merge",
+            _ => "move",
+        }
+    }
+}
+
 /// Reads a move; None when it is gone.
 pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
-        "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested, m.finished, \
+        "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested OR EXISTS (SELECT FROM foreshard.move o WHERE o.partner_of = m.move_id AND o.cancel_requested), m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split', m.prepare, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8 \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -78,6 +101,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 is_split: row.need(15)?,
                 prepare: row.need(16)?,
                 prepared_age_s: row.get(17)?,
+                other_slot: row.get(18)?,
             })
         },
     )?;
@@ -88,7 +112,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
 /// is only kept, nothing is to be done.
 pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
     spi::rows(
-        "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished \
+        "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished AND m.partner_of IS NULL \
            AND (NOT m.paused OR m.cancel_requested OR m.phase = ANY ($2)) \
            AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
                     AND m.swapped_at > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
@@ -263,6 +287,12 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
             (event == Event::SourceChanged).into(),
         ],
     )?;
+    if to.is_terminal() {
+        spi::run(
+            "UPDATE foreshard.move SET phase = $2, finished = true, finished_at = pg_catalog.clock_timestamp() WHERE partner_of = $1",
+            &[row.move_id.into(), to.as_str().into()],
+        )?;
+    }
     record_event(
         "phase",
         Some(row.move_id),
@@ -462,39 +492,4 @@ pub fn standing(move_id: i64) -> PgResult<Option<Standing>> {
         },
     )?;
     Ok(found.into_iter().next())
-}
-
-/// Who holds locks on these relations or old snapshots, in words; None when nobody.
-pub fn blockers(relations: &[pg_sys::Oid]) -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT pg_catalog.string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction (see pg_prepared_xacts)' \
-                ELSE format('pid %s (%s, transaction %s s old)', a.pid, coalesce(a.state, a.backend_type), \
-                round(extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start))) END, ', ') \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.granted AND l.relation = ANY ($1) AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-           AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()",
-        &[relations.to_vec().into()],
-    )
-}
-
-/// The backends that hold the oldest snapshots of this database, in words.
-pub fn oldest_snapshots() -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT pg_catalog.string_agg(format('snapshot of pid %s (%s s old)', pid, round(extract(epoch FROM pg_catalog.clock_timestamp() - xact_start))), ', ') \
-         FROM (SELECT pid, xact_start FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND backend_xmin IS NOT NULL \
-                 AND pid <> pg_catalog.pg_backend_pid() ORDER BY pg_catalog.age(backend_xmin) DESC LIMIT 3) q",
-        &[],
-    )
-}
-
-/// Age in ms of the oldest transaction that holds a lock on these relations, autovacuum aside; a prepared
-/// one is infinitely old.
-pub fn oldest_holder_ms(relations: &[pg_sys::Oid]) -> PgResult<Option<f64>> {
-    spi::one::<f64>(
-        "SELECT max(CASE WHEN l.pid IS NULL THEN 'infinity' ELSE extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start) * 1000 END)::float8 \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.granted AND l.relation = ANY ($1) AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-           AND a.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() AND a.backend_type IS DISTINCT FROM 'autovacuum worker'",
-        &[relations.to_vec().into()],
-    )
 }

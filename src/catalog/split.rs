@@ -60,16 +60,16 @@ pub fn shares(parts: &[Part]) -> Vec<f64> {
     parts.iter().map(share).collect()
 }
 
-struct Slot {
-    group_id: i32,
-    modulus: i32,
-    remainder: i32,
-    shard_id: i32,
-    moving: bool,
+pub(super) struct Slot {
+    pub(super) group_id: i32,
+    pub(super) modulus: i32,
+    pub(super) remainder: i32,
+    pub(super) shard_id: i32,
+    pub(super) moving: bool,
     slots: i64,
 }
 
-fn slot(slot_id: i64) -> PgResult<Slot> {
+pub(super) fn slot(slot_id: i64) -> PgResult<Slot> {
     let found = spi::rows(
         "SELECT s.group_id, s.modulus, s.remainder, s.shard_id, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
@@ -93,7 +93,7 @@ fn slot(slot_id: i64) -> PgResult<Slot> {
 }
 
 /// The shard named, or the present one.
-fn target(name: Option<&str>, present: i32) -> PgResult<i32> {
+pub(super) fn target(name: Option<&str>, present: i32) -> PgResult<i32> {
     let Some(name) = name else { return Ok(present) };
     let found = spi::rows(
         "SELECT shard_id, draining FROM foreshard.shard WHERE shard_name = $1::name",

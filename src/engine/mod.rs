@@ -3,9 +3,11 @@
 //! same trait.
 
 mod local;
+mod merge;
 mod split;
 
 pub use local::Local;
+pub use merge::Merge;
 pub use split::Split;
 
 use crate::catalog::moves::MoveRow;
@@ -85,14 +87,11 @@ pub trait Engine {
 
 /// The engine of a move.
 pub fn of(row: &MoveRow) -> &'static dyn Engine {
-    match (row.is_split, row.prepare) {
-        (true, prepare) => {
-            if prepare {
-                &Split { prepare: true }
-            } else {
-                &Split { prepare: false }
-            }
-        }
-        (false, _) => &Local,
+    match (row.is_split, row.is_merge(), row.prepare) {
+        (true, _, true) => &Split { prepare: true },
+        (true, _, false) => &Split { prepare: false },
+        (_, true, true) => &Merge { prepare: true },
+        (_, true, false) => &Merge { prepare: false },
+        (false, false, _) => &Local,
     }
 }

@@ -126,7 +126,7 @@ impl Engine for Split {
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
         for relation in relations {
-            child::exchange(row.move_id, relation, &parts)?;
+            child::exchange(row.move_id, &[relation], &parts)?;
         }
         Ok(())
     }

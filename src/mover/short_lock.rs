@@ -1,7 +1,7 @@
 //! Short locks on user tables: tried without queueing; only after several failures queued, for less
 //! than half of `foreshard.max_lock_time`, and never behind a holder that is already older than that.
 
-use crate::catalog::moves;
+use crate::catalog::{moves, waiting};
 use crate::pg::bgworker::WorkResult;
 use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc, lock, spi};
@@ -26,7 +26,7 @@ pub fn try_lock(relations: &[pg_sys::Oid], mode: i32, attempt: u32) -> PgResult<
         return Ok(false);
     }
     let bound_ms = f64::from(guc::MAX_LOCK_TIME.get());
-    if moves::oldest_holder_ms(relations)?.is_some_and(|age| age > bound_ms) {
+    if waiting::oldest_holder_ms(relations)?.is_some_and(|age| age > bound_ms) {
         return Ok(false);
     }
     lock::lock_all(relations, mode);
@@ -38,7 +38,7 @@ pub fn report_blocked(move_id: i64, relations: &[pg_sys::Oid], attempt: u32) -> 
     bgworker::transaction(|| {
         moves::count_lock_attempt(move_id)?;
         if attempt.is_multiple_of(POLITE_ATTEMPTS) {
-            let who = moves::blockers(relations)?;
+            let who = waiting::blockers(relations)?;
             moves::note(move_id, who.as_deref(), None, None)?;
         }
         Ok(())
