@@ -358,12 +358,15 @@ CREATE TABLE foreshard.move (
     -- of a merge: the slot that goes up in the first. Its own row has partner_of and only keeps others away
     other_slot  bigint,
     partner_of  bigint REFERENCES foreshard.move ON DELETE CASCADE,
+    -- the split that this merge would undo; counts as finished until the split has ended
+    way_back_of bigint REFERENCES foreshard.move ON DELETE CASCADE,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,
     bytes_copied bigint
 ) WITH (fillfactor = 50);
 -- two moves of one slot exclude each other
 CREATE UNIQUE INDEX move_one_per_slot ON foreshard.move (slot_id) WHERE NOT finished;
+CREATE INDEX move_way_back_idx ON foreshard.move (way_back_of) WHERE way_back_of IS NOT NULL;
 CREATE INDEX move_partner_idx ON foreshard.move (partner_of) WHERE partner_of IS NOT NULL;
 
 -- what a split makes of its slot, or a merge of its two; part 0 keeps the slot's id, the others get one at the cutover
@@ -414,8 +417,11 @@ CREATE TABLE foreshard.move_index (
 CREATE TABLE foreshard.move_child (
     move_id     bigint NOT NULL,
     source      oid NOT NULL,
+    -- -1: what takes the old storage
     part        int NOT NULL,
     child       oid NOT NULL,
+    -- for the changes of the part once it has taken its place
+    log         oid,
     PRIMARY KEY (move_id, source, part),
     FOREIGN KEY (move_id, source) REFERENCES foreshard.move_relation ON DELETE CASCADE
 );

@@ -157,3 +157,65 @@ fn merged_whatever_happens() -> Result<()> {
     ledger.finish();
     server.assert_settled()
 }
+
+/// Within the window a split is undone by its old storage, which every later write has reached.
+#[test]
+fn a_split_has_a_way_back() -> Result<()> {
+    let (mut server, ledger) = start("way-back", 4_000)?;
+    server.set(&[("foreshard.rollback_window", "600s")])?;
+    // Values in dropped columns, columns that old rows lack, values that are toasted.
+    server.query(
+        "ALTER TABLE acc ADD COLUMN gone text DEFAULT 'g'; UPDATE acc SET gone = repeat('y', 100) WHERE id % 5 = 0; ALTER TABLE acc DROP COLUMN gone; \
+         ALTER TABLE acc ADD COLUMN later int DEFAULT 7, ADD COLUMN big text; ALTER TABLE acc ALTER big SET STORAGE external; \
+         UPDATE acc SET big = repeat('x', 5000) WHERE id % 50 = 0",
+    )?;
+    let slot = server.slots("acc")?[0].clone();
+    let before = layout(&mut server, "acc")?;
+    let held = "SELECT max((detail->>'held_us')::int) FROM foreshard.history WHERE event = 'cutover'";
+    for crash in [false, true] {
+        let move_id = server.split_slot(&slot)?;
+        server.wait_end(&move_id, "done")?;
+        assert_eq!(layout(&mut server, "acc")?.lines().count(), 3);
+        println!("held for {} us", server.query(held)?);
+        let way =
+            server.query(&format!("SELECT move_id FROM foreshard.move WHERE way_back_of = {move_id}"))?;
+        wait_state(&mut server, &way, "prepared")?;
+        ledger.work(100)?;
+        if crash {
+            server.cluster.kill9_postmaster()?;
+            server.cluster.start_again()?;
+            ledger.work(50)?;
+        }
+        server.query("UPDATE acc SET big = repeat('z', 6000), later = 8 WHERE id % 100 = 0")?;
+        assert_eq!(server.query(&format!("SELECT foreshard.rollback_move({move_id})"))?, "t");
+        server.wait_end(&way, "done")?;
+        let copies = server.query(&format!(
+            "SELECT count(*) FROM foreshard.history WHERE move_id = {way} AND detail->>'to' = 'copy'"
+        ))?;
+        assert_eq!(copies, "0", "nothing is copied on the way back");
+        ledger.work(50)?;
+        ledger.assert_equal(&mut server)?;
+        assert_eq!(layout(&mut server, "acc")?, before);
+        assert_eq!(
+            server.query(
+                "SELECT bool_and(CASE WHEN id % 100 = 0 THEN big = repeat('z', 6000) AND later = 8 WHEN id % 50 = 0 THEN big = repeat('x', 5000) \
+                 ELSE later = 7 AND big IS NULL END) FROM acc"
+            )?,
+            "t"
+        );
+        server.query("UPDATE acc SET big = CASE WHEN id % 50 = 0 THEN repeat('x', 5000) END, later = 7")?;
+        server.assert_settled()?;
+    }
+    // Too late; altered.
+    let move_id = server.split_slot(&slot)?;
+    server.wait_end(&move_id, "done")?;
+    let way = server.query(&format!("SELECT move_id FROM foreshard.move WHERE way_back_of = {move_id}"))?;
+    server.query("ALTER TABLE acc ADD COLUMN newest int")?;
+    server.set(&[("foreshard.rollback_window", "1s")])?;
+    server.wait_end(&way, "cancelled")?;
+    let error = server.fails(&format!("SELECT foreshard.rollback_move({move_id})"))?;
+    assert_eq!(error.sqlstate, "0A000", "{error}");
+    ledger.work(20)?;
+    ledger.finish();
+    server.assert_settled()
+}

@@ -1,7 +1,7 @@
 //! Moves: by map, by hand, and their end.
 
 use crate::catalog::moves::{self, Standing};
-use crate::catalog::{merge, split};
+use crate::catalog::{merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::{guc, security, shmem};
 use pgrx::JsonB;
@@ -165,12 +165,17 @@ fn cancel_move(move_id: i64) -> PgResult<bool> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn rollback_move(move_id: i64) -> PgResult<bool> {
-    if own_move(move_id)?.is_split_for_good {
-        return Err(unsupported(format!("split {move_id} cannot be rolled back"))
-            .set_detail("Its slot has become several, and the partition that it was is gone.")
-            .set_hint("A split can be cancelled until its cutover: foreshard.cancel_move(move_id)."));
-    }
+    let for_good = own_move(move_id)?.is_split_for_good;
     let _owner = security::as_extension_owner()?;
+    if for_good {
+        if !wayback::request(move_id)? {
+            return Err(unsupported(format!("split {move_id} cannot be rolled back"))
+                .set_detail("Its slot has become several, and the partition that it was is no longer kept.")
+                .set_hint("Merge them: foreshard.merge_slots(slot_a, slot_b)."));
+        }
+        wake_keeper();
+        return Ok(true);
+    }
     let asked = moves::request_rollback(move_id)?;
     wake_keeper();
     if asked { Ok(true) } else { cancel_move(move_id) }

@@ -19,7 +19,7 @@ use pgrx::spi::quote_identifier;
 /// The copies of one partition, by part.
 pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
     spi::rows(
-        "SELECT child FROM foreshard.move_child WHERE move_id = $1 AND source = $2 ORDER BY part",
+        "SELECT child FROM foreshard.move_child WHERE move_id = $1 AND source = $2 AND part >= 0 ORDER BY part",
         &[move_id.into(), source.into()],
         |row| row.need(1),
     )

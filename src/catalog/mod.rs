@@ -29,6 +29,7 @@ pub mod statistics;
 pub mod unit_cost;
 pub mod waiting;
 pub mod watched;
+pub mod wayback;
 pub mod whole;
 
 use crate::pg::report::{PgResult, internal};

@@ -20,6 +20,8 @@ pub struct MoveRow {
     pub is_split: bool,
     /// Of a merge: the slot that goes up in the first.
     pub other_slot: Option<i64>,
+    /// Of a merge that would undo a split: that split.
+    pub way_back_of: Option<i64>,
     /// It waits, prepared, until somebody asks for the cutover.
     pub prepare: bool,
     /// Slot that moves.
@@ -79,7 +81,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested OR EXISTS (SELECT FROM foreshard.move o WHERE o.partner_of = m.move_id AND o.cancel_requested), m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split', m.prepare, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -102,6 +104,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 prepare: row.need(16)?,
                 prepared_age_s: row.get(17)?,
                 other_slot: row.get(18)?,
+                way_back_of: row.get(19)?,
             })
         },
     )?;
@@ -117,12 +120,17 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
            AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
                     AND m.swapped_at > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
            AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \
-                    AND m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3)) \
+                    AND m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => CASE WHEN m.way_back_of IS NULL THEN $3 ELSE $4 END)) \
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \
          ORDER BY m.started_at NULLS LAST, m.move_id LIMIT $1",
-        &[limit.into(), unpausable().into(), super::prepared::check_every_s().into()],
+        &[
+            limit.into(),
+            unpausable().into(),
+            super::prepared::check_every_s(false).into(),
+            super::prepared::check_every_s(true).into(),
+        ],
         |row| row.need::<i64>(1),
     )
 }
@@ -291,6 +299,10 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
         spi::run(
             "UPDATE foreshard.move SET phase = $2, finished = true, finished_at = pg_catalog.clock_timestamp() WHERE partner_of = $1",
             &[row.move_id.into(), to.as_str().into()],
+        )?;
+        spi::run(
+            "UPDATE foreshard.move SET finished = false WHERE way_back_of = $1 AND phase = 'prepared'",
+            &[row.move_id.into()],
         )?;
     }
     record_event(

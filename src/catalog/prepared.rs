@@ -8,9 +8,10 @@ use serde_json::json;
 /// Pause between two looks at what waits, s: mirrors may have given up, the table may have been altered.
 const CHECK_EVERY_S: i32 = 30;
 
-/// The pause, s: as short as the lifetime at most.
-pub fn check_every_s() -> i32 {
-    CHECK_EVERY_S.min(guc::PREPARED_SPLIT_LIFETIME.get())
+/// The pause, s, of splits or of ways back: as long as the lifetime at most.
+pub fn check_every_s(way_back: bool) -> i32 {
+    let lifetime = if way_back { guc::ROLLBACK_WINDOW.get() } else { guc::PREPARED_SPLIT_LIFETIME.get() };
+    CHECK_EVERY_S.min(lifetime)
 }
 
 /// A split that waits, or will once it is built.

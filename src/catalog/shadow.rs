@@ -372,7 +372,7 @@ pub fn drop_all(move_id: i64) -> PgResult<()> {
     for row in relations(move_id)? {
         // Copies of a split that have not become the table's; its owner may have detached one.
         let copies = spi::rows(
-            "SELECT m.child FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid = m.child \
+            "SELECT c.oid FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid IN (m.child, m.log) \
              WHERE m.move_id = $1 AND m.source = $2 AND c.relrewrite = m.source",
             &[move_id.into(), row.source.into()],
             |row| row.need::<pg_sys::Oid>(1),
@@ -384,6 +384,8 @@ pub fn drop_all(move_id: i64) -> PgResult<()> {
             }
         }
         restore_toast_name(row.source)?;
+        // Old storage that has come back.
+        restore_toast_name(row.shadow)?;
     }
     spi::run(
         "UPDATE foreshard.move SET (rows_copied, bytes_copied) = \

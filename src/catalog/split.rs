@@ -148,7 +148,10 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -
         prepared::require_room()?;
     }
     refuse(slot_id, reasons(slot_id)?)?;
-    let asked = json!({"split": slot_id, "shards": targets, "prepare": prepare});
+    let mut asked = json!({"split": slot_id, "shards": targets});
+    if prepare {
+        asked["prepare"] = true.into();
+    }
     let request_id = spi::one_mut::<i64>(
         "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
         &[user.into(), JsonB(asked.clone()).into()],

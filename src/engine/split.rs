@@ -6,7 +6,7 @@ use crate::catalog::child;
 use crate::catalog::moves::MoveRow;
 use crate::catalog::relation;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::split;
+use crate::catalog::{split, wayback};
 use crate::pg::digest::{self, Key};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
@@ -44,7 +44,15 @@ impl Engine for Split {
         let parts = split::parts(row.move_id)?;
         // As it is now, it stays until the copies are like it.
         lock::lock_all(partitions, lock::ACCESS_SHARE);
-        partitions.iter().try_for_each(|partition| child::create(row.move_id, *partition, &parts))
+        // Only two halves can be merged again.
+        let way_back = guc::ROLLBACK_WINDOW.get() > 0 && parts.len() == 2;
+        for partition in partitions {
+            child::create(row.move_id, *partition, &parts)?;
+            if way_back {
+                wayback::create(row.move_id, *partition, &parts)?;
+            }
+        }
+        Ok(())
     }
 
     fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<bool> {
@@ -115,6 +123,7 @@ impl Engine for Split {
             own.push(relation.shadow);
             own.extend(child::children(row.move_id, relation.source)?);
             own.extend(relation.twin);
+            own.extend(wayback::touched(row.move_id, relation.source)?);
         }
         Ok(lock::try_lock_all(&own, lock::ACCESS_EXCLUSIVE))
     }
@@ -126,6 +135,7 @@ impl Engine for Split {
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
         for relation in relations {
+            wayback::keep_storage(row.move_id, relation.source)?;
             child::exchange(row.move_id, &[relation], &parts)?;
         }
         Ok(())
@@ -136,6 +146,7 @@ impl Engine for Split {
             return Err(internal("a split has no way back"));
         }
         let parts = split::place(row.move_id, row.slot_id)?;
+        wayback::begin(row, &shadow::relations(row.move_id)?, &parts)?;
         let shares = split::shares(&parts);
         let part = |(part, share): (&split::Part, f64)| {
             json!({"slot_id": part.slot_id, "modulus": part.modulus, "remainder": part.remainder,

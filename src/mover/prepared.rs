@@ -24,29 +24,45 @@ pub fn look(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
             record_event("discarded", Some(row.move_id), Some(row.slot_id), json!({"reason": why}))?;
             return Ok(Outcome::Leave(Event::CancelRequested));
         }
-        let relations = shadow::relations(row.move_id)?;
-        match way_back_lost(&relations)? {
-            Some(Event::SourceChanged) => return Ok(Outcome::Leave(Event::SourceChanged)),
-            Some(_) => return Ok(Outcome::Leave(Event::BacklogTooLarge)),
-            None => {}
+        let Some(event) = changed(engine, row)? else {
+            prepared::set_checked(row.move_id)?;
+            return Ok(Outcome::Rest);
+        };
+        // A way back is not worth a copy that nobody has asked for.
+        if row.way_back_of.is_some() && event == Event::SourceChanged {
+            let lost = "the table was altered: there is no way back";
+            moves::note(row.move_id, None, Some(lost), None)?;
+            record_event("discarded", Some(row.move_id), Some(row.slot_id), json!({"reason": lost}))?;
+            return Ok(Outcome::Leave(Event::CancelRequested));
         }
-        for relation in &relations {
-            if !engine.fits(row, relation)? {
-                return Ok(Outcome::Leave(Event::SourceChanged));
-            }
-        }
-        prepared::set_checked(row.move_id)?;
-        Ok(Outcome::Rest)
+        Ok(Outcome::Leave(event))
     })
+}
+
+/// Why the copies are no longer ready, if so.
+fn changed(engine: &dyn Engine, row: &MoveRow) -> PgResult<Option<Event>> {
+    let relations = shadow::relations(row.move_id)?;
+    match way_back_lost(&relations)? {
+        Some(Event::SourceChanged) => return Ok(Some(Event::SourceChanged)),
+        Some(_) => return Ok(Some(Event::BacklogTooLarge)),
+        None => {}
+    }
+    for relation in &relations {
+        if !engine.fits(row, relation)? {
+            return Ok(Some(Event::SourceChanged));
+        }
+    }
+    Ok(None)
 }
 
 /// Why what was prepared is not kept any longer, if so.
 fn unwanted(engine: &dyn Engine, row: &MoveRow) -> PgResult<Option<String>> {
-    let lifetime_s = guc::PREPARED_SPLIT_LIFETIME.get();
+    let (lifetime_s, setting) = match row.way_back_of {
+        Some(_) => (guc::ROLLBACK_WINDOW.get(), "rollback_window"),
+        None => (guc::PREPARED_SPLIT_LIFETIME.get(), "prepared_split_lifetime"),
+    };
     if row.prepared_age_s.is_some_and(|age| age >= f64::from(lifetime_s)) {
-        return Ok(Some(format!(
-            "nobody asked for it in {lifetime_s} s (foreshard.prepared_split_lifetime)"
-        )));
+        return Ok(Some(format!("nobody asked for it in {lifetime_s} s (foreshard.{setting})")));
     }
     engine.keeps_too_much(row)
 }
