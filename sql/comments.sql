@@ -10,6 +10,7 @@ COMMENT ON TABLE foreshard.slot_cost IS 'What the accesses to every slot were me
 COMMENT ON TABLE foreshard.observed_dependency IS 'What trigger functions were seen to read and write.';
 COMMENT ON TABLE foreshard.lost_sample IS 'Samples that the keeper of this database could not read in time.';
 COMMENT ON TABLE foreshard.hot_key IS 'The busiest keys of hot slots, as of the last reading.';
+COMMENT ON TABLE foreshard.slot_keys IS 'How the accesses of hot slots spread over their keys, as of the last reading.';
 COMMENT ON TABLE foreshard.coaccess IS 'Pairs of slots that transactions touch together, as of the last reading.';
 COMMENT ON TABLE foreshard.slot_heat IS 'Last reading of the counters and the current rates of every slot.';
 COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL means unknown.';
@@ -27,10 +28,11 @@ COMMENT ON TABLE foreshard.move_child IS 'The copies of splits that are under wa
 COMMENT ON TABLE foreshard.journal IS 'What happened, in order.';
 
 COMMENT ON VIEW foreshard.slots IS 'Every slot of every managed table: partition, shard, size and the move it is in.';
+COMMENT ON VIEW foreshard.layout_problems IS 'Partitions that somebody attached, detached or moved by hand, where slots and partitions do not fit: empty is good.';
 COMMENT ON VIEW foreshard.shards IS 'Every shard: slots, bytes, load, utilization and forecast peak (cost units per second).';
 COMMENT ON VIEW foreshard.heat_map IS 'Rates and heat of every slot; NULL means unknown.';
 COMMENT ON VIEW foreshard.forecasts IS 'Forecast load of every slot with its interval.';
-COMMENT ON VIEW foreshard.recommendations IS 'Moves that foreshard recommends, and why hot slots are left alone.';
+COMMENT ON VIEW foreshard.recommendations IS 'Moves, splits and merges that foreshard recommends, and why hot slots are left alone.';
 COMMENT ON VIEW foreshard.calibration IS 'Of steps recommended with about one confidence, how many paid; and whether the auto mode may act on what is only foreseen.';
 COMMENT ON VIEW foreshard.progress_moves IS 'Moves and splits with phase, progress and what they wait for.';
 COMMENT ON VIEW foreshard.history IS 'What happened, in order.';

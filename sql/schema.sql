@@ -211,6 +211,17 @@ CREATE TABLE foreshard.hot_key (
 );
 CREATE INDEX hot_key_group_idx ON foreshard.hot_key (group_id);
 
+-- what samples say of the keys of hot slots, replaced at every reading
+CREATE TABLE foreshard.slot_keys (
+    slot_id     bigint PRIMARY KEY REFERENCES foreshard.slot ON DELETE CASCADE,
+    sampled     int NOT NULL,
+    accesses_per_s float8 NOT NULL,
+    -- of the accesses: that of the busiest key, and that of the half which a split would give another slot
+    top_share   float8 NOT NULL,
+    second_share float8 NOT NULL,
+    observed_at timestamptz NOT NULL
+);
+
 -- pairs of slots that transactions touch together, replaced at every reading
 CREATE TABLE foreshard.coaccess (
     slot_a      bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
@@ -255,7 +266,7 @@ CREATE TABLE foreshard.forecast (
 CREATE TABLE foreshard.recommendation (
     recommendation_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     made_at     timestamptz NOT NULL,
-    action      text NOT NULL CHECK (action IN ('move', 'none')),
+    action      text NOT NULL CHECK (action IN ('move', 'split', 'prepare', 'merge', 'none')),
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     from_shard  int REFERENCES foreshard.shard ON DELETE CASCADE,
     to_shard    int REFERENCES foreshard.shard ON DELETE CASCADE,

@@ -11,6 +11,38 @@ JOIN foreshard.slot_partition p USING (slot_id)
 JOIN pg_catalog.pg_class c ON c.oid = p.partition
 LEFT JOIN foreshard.move m ON m.slot_id = s.slot_id AND NOT m.finished;
 
+-- What the keeper cannot put right by itself, as the catalog is now. A slot that is being moved is left out.
+CREATE VIEW foreshard.layout_problems AS
+SELECT q.group_id, q.slot_id, q."table", q.partition, q.problem, q.advice
+FROM (
+    SELECT s.group_id, s.slot_id, m.table_oid AS "table", NULL::regclass AS partition, 'no_partition' AS problem,
+           format('Keys of this slot have no place: ALTER TABLE %s ATTACH PARTITION … FOR VALUES WITH (MODULUS %s, REMAINDER %s).',
+                  m.table_oid, s.modulus, s.remainder) AS advice
+    FROM foreshard.managed_table m JOIN foreshard.slot s USING (group_id)
+    JOIN pg_catalog.pg_class c ON c.oid = m.table_oid
+    LEFT JOIN foreshard.slot_partition p ON (p.slot_id, p.table_oid) = (s.slot_id, m.table_oid)
+    LEFT JOIN pg_catalog.pg_class l ON l.oid = p.partition
+    WHERE l.oid IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(p.partition) a WHERE a.relid = m.table_oid)
+    UNION ALL
+    SELECT m.group_id, NULL, m.table_oid, c.oid::regclass, 'no_slot',
+           'No slot has this bound, so it is neither observed nor moved: detach it and attach one with the modulus and remainder of a slot (see foreshard.slots).'
+    FROM foreshard.managed_table m
+    CROSS JOIN LATERAL pg_catalog.pg_partition_tree(m.table_oid) t
+    JOIN pg_catalog.pg_class c ON c.oid = t.relid
+    WHERE t.isleaf AND t.level > 0 AND NOT EXISTS (SELECT FROM foreshard.slot_partition p
+        JOIN pg_catalog.pg_class l ON l.oid = p.partition
+        WHERE p.partition IN (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(t.relid) a))
+    UNION ALL
+    SELECT s.group_id, s.slot_id, p.table_oid, p.partition, 'other_tablespace',
+           format('Its storage is not on shard %s: move it there with ALTER TABLE %s SET TABLESPACE %I.', h.shard_name, p.partition, h.tablespace_name)
+    FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard h USING (shard_id)
+    JOIN pg_catalog.pg_class c ON c.oid = p.partition AND c.relkind = 'r'
+    LEFT JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace
+    WHERE coalesce(t.spcname, (SELECT b.spcname FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace b ON b.oid = d.dattablespace
+                               WHERE d.datname = current_database())) <> h.tablespace_name
+) q
+WHERE NOT EXISTS (SELECT FROM foreshard.move v WHERE v.slot_id = q.slot_id AND NOT v.finished);
+
 CREATE VIEW foreshard.shards AS
 SELECT h.shard_id, h.shard_name AS shard, h.node_name AS node, h.tablespace_name AS tablespace, h.capacity, h.draining,
        coalesce(l.slots, 0) AS slots,

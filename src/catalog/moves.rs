@@ -328,37 +328,6 @@ pub fn note(
     Ok(())
 }
 
-/// The replica that is furthest behind, in words, when it is more than so many bytes.
-pub fn lagging_replica(limit_bytes: i64) -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT format('replica \"%s\" (pid %s) is %s behind', application_name, pid, pg_catalog.pg_size_pretty(lag)) \
-         FROM (SELECT application_name, pid, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), \
-                      coalesce(replay_lsn, flush_lsn, write_lsn, sent_lsn)) AS lag \
-               FROM pg_catalog.pg_stat_replication WHERE state = 'streaming') q WHERE lag > $1 ORDER BY lag DESC LIMIT 1",
-        &[limit_bytes.into()],
-    )
-}
-
-/// Bytes of WAL written so far.
-pub fn wal_bytes() -> PgResult<f64> {
-    let sql = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), '0/0')::float8";
-    Ok(spi::one::<f64>(sql, &[])?.unwrap_or(0.0))
-}
-
-/// Who holds the oldest snapshot (a session, a prepared transaction, a replication slot or a replica), in words,
-/// when that lies more than so many transactions back.
-pub fn oldest_xmin(limit: i64) -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT format('%s holds a snapshot %s transactions old', who, age) FROM ( \
-           SELECT format('pid %s', pid) AS who, pg_catalog.age(backend_xmin) AS age FROM pg_catalog.pg_stat_activity WHERE backend_xmin IS NOT NULL \
-           UNION ALL SELECT format('prepared transaction \"%s\"', gid), pg_catalog.age(transaction) FROM pg_catalog.pg_prepared_xacts \
-           UNION ALL SELECT format('replication slot \"%s\"', slot_name), greatest(pg_catalog.age(xmin), pg_catalog.age(catalog_xmin)) FROM pg_catalog.pg_replication_slots \
-           UNION ALL SELECT format('replica \"%s\"', application_name), pg_catalog.age(backend_xmin) FROM pg_catalog.pg_stat_replication) q \
-         WHERE age > $1 ORDER BY age DESC LIMIT 1",
-        &[limit.into()],
-    )
-}
-
 /// Forgets what a move waited for.
 pub fn waits_no_more(move_id: i64) -> PgResult<()> {
     spi::run(

@@ -10,9 +10,9 @@ use pgrx::{JsonB, pg_sys};
 use serde_json::json;
 
 /// Most slots a group may have.
-const MAX_SLOTS: i64 = 4096;
+pub(super) const MAX_SLOTS: i64 = 4096;
 /// Greatest modulus: every block of keys of `next_key()` has one for nearly every remainder.
-const MAX_MODULUS: i32 = super::birth::BLOCK as i32;
+pub(super) const MAX_MODULUS: i32 = super::birth::BLOCK as i32;
 
 /// One of the slots that a slot becomes.
 pub struct Part {

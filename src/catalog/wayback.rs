@@ -127,20 +127,28 @@ pub fn begin(row: &MoveRow, relations: &[RelationRow], parts: &[Part]) -> PgResu
 /// The copies of one partition become the sources of the merge, its old storage the merge's copy.
 fn hand_over(split: i64, merge: i64, relation: &RelationRow) -> PgResult<()> {
     let old = table(split, relation.source)?.ok_or_else(|| internal("the old storage is gone"))?;
+    // The identity index of the partition has gone with it; those of its copies have the same columns.
     let copies = spi::rows(
-        "SELECT c.child, c.log, i.shadow_index FROM foreshard.move_child c JOIN foreshard.move_relation r USING (move_id, source) \
+        "SELECT c.child, c.log, i.shadow_index, (x.indkey::int2[])[0:x.indnkeyatts - 1] \
+         FROM foreshard.move_child c JOIN foreshard.move_relation r USING (move_id, source) \
          JOIN foreshard.move_index i ON i.move_id = c.move_id AND i.source_index = r.identity_index AND i.heap = c.child \
+         JOIN pg_catalog.pg_index x ON x.indexrelid = i.shadow_index \
          WHERE c.move_id = $1 AND c.source = $2 AND c.part >= 0 ORDER BY c.part",
         &[split.into(), relation.source.into()],
-        |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<pg_sys::Oid>(2)?, row.need::<pg_sys::Oid>(3)?)),
+        |row| {
+            let copy: pg_sys::Oid = row.need(1)?;
+            let log: pg_sys::Oid = row.need(2)?;
+            let identity: pg_sys::Oid = row.need(3)?;
+            Ok((copy, log, identity, row.need::<Vec<i16>>(4)?))
+        },
     )?;
-    for (copy, log, identity) in copies {
+    for (copy, log, identity, key) in copies {
         // The capture trigger takes a log only from whom it was made for.
         spi::run(
             "UPDATE pg_catalog.pg_class SET relrewrite = $2 WHERE oid = $1",
             &[log.into(), copy.into()],
         )?;
-        let trigger = shadow::install_trigger(copy, log, &relation.key)?;
+        let trigger = shadow::install_trigger(copy, log, &key)?;
         spi::run(
             "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, portrait, twin, blocks_total) \
              VALUES ($1, $2, $3, $4, $5, $6, '', $7, $8, 0)",
@@ -171,7 +179,7 @@ fn hand_over(split: i64, merge: i64, relation: &RelationRow) -> PgResult<()> {
             fingerprint: String::new(),
             blocks_total: 0,
             blocks_done: 0,
-            key: relation.key.clone(),
+            key,
             twin: relation.twin,
         };
         shadow::set_mirroring(merge, &mirrored, true)?;
