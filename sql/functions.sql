@@ -48,6 +48,8 @@ COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the vi
 COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
 COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online.';
 COMMENT ON FUNCTION foreshard.split_slot(bigint, text, text) IS 'Splits one slot into two, online: (m, r) becomes (2m, r) and (2m, r + m), each on the shard named, else where the slot is.';
+COMMENT ON FUNCTION foreshard.merge_slots(bigint, bigint, text) IS 'Merges two slots, online: (2m, r) and (2m, r + m) become (m, r), on the shard named, else on that of slot_a.';
+COMMENT ON FUNCTION foreshard.prepare_split(bigint, text, text) IS 'Builds both parts of a slot ahead and keeps them equal to it, so that split_slot() only has to switch over.';
 COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cutover; the slot stays where it is.';
 COMMENT ON FUNCTION foreshard.pause_move(bigint) IS 'Holds a move up where it stands, before its cutover.';
 COMMENT ON FUNCTION foreshard.resume_move(bigint) IS 'Lets a paused move go on.';
@@ -68,7 +70,7 @@ GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_s
 GRANT EXECUTE ON FUNCTION foreshard.recommend() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts,
-    foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
+    foreshard.layout_problems, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph TO pg_monitor;
 

@@ -211,6 +211,17 @@ CREATE TABLE foreshard.hot_key (
 );
 CREATE INDEX hot_key_group_idx ON foreshard.hot_key (group_id);
 
+-- what samples say of the keys of hot slots, replaced at every reading
+CREATE TABLE foreshard.slot_keys (
+    slot_id     bigint PRIMARY KEY REFERENCES foreshard.slot ON DELETE CASCADE,
+    sampled     int NOT NULL,
+    accesses_per_s float8 NOT NULL,
+    -- of the accesses: that of the busiest key, and that of the half which a split would give another slot
+    top_share   float8 NOT NULL,
+    second_share float8 NOT NULL,
+    observed_at timestamptz NOT NULL
+);
+
 -- pairs of slots that transactions touch together, replaced at every reading
 CREATE TABLE foreshard.coaccess (
     slot_a      bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
@@ -255,7 +266,7 @@ CREATE TABLE foreshard.forecast (
 CREATE TABLE foreshard.recommendation (
     recommendation_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     made_at     timestamptz NOT NULL,
-    action      text NOT NULL CHECK (action IN ('move', 'none')),
+    action      text NOT NULL CHECK (action IN ('move', 'split', 'prepare', 'merge', 'none')),
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     from_shard  int REFERENCES foreshard.shard ON DELETE CASCADE,
     to_shard    int REFERENCES foreshard.shard ON DELETE CASCADE,
@@ -326,7 +337,7 @@ CREATE TABLE foreshard.resharding_request (
 CREATE TABLE foreshard.move (
     move_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     request_id  bigint NOT NULL REFERENCES foreshard.resharding_request ON DELETE CASCADE,
-    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split')),
+    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split', 'merge')),
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     from_shard  int NOT NULL REFERENCES foreshard.shard,
     -- of a split: where the part goes that keeps the slot's id
@@ -351,14 +362,25 @@ CREATE TABLE foreshard.move (
     route_weight float8,
     manual_weight float8,
     swapped_at  timestamptz,
+    -- it waits before its cutover until somebody asks for it; since when it could, and when that was last looked at
+    prepare     boolean NOT NULL DEFAULT false,
+    prepared_at timestamptz,
+    checked_at  timestamptz,
+    -- of a merge: the slot that goes up in the first. Its own row has partner_of and only keeps others away
+    other_slot  bigint,
+    partner_of  bigint REFERENCES foreshard.move ON DELETE CASCADE,
+    -- the split that this merge would undo; counts as finished until the split has ended
+    way_back_of bigint REFERENCES foreshard.move ON DELETE CASCADE,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,
     bytes_copied bigint
 ) WITH (fillfactor = 50);
 -- two moves of one slot exclude each other
 CREATE UNIQUE INDEX move_one_per_slot ON foreshard.move (slot_id) WHERE NOT finished;
+CREATE INDEX move_way_back_idx ON foreshard.move (way_back_of) WHERE way_back_of IS NOT NULL;
+CREATE INDEX move_partner_idx ON foreshard.move (partner_of) WHERE partner_of IS NOT NULL;
 
--- what a split makes of its slot; part 0 keeps the slot's id, the others get one at the cutover
+-- what a split makes of its slot, or a merge of its two; part 0 keeps the slot's id, the others get one at the cutover
 CREATE TABLE foreshard.move_part (
     move_id     bigint NOT NULL REFERENCES foreshard.move ON DELETE CASCADE,
     part        int NOT NULL,
@@ -399,15 +421,18 @@ CREATE TABLE foreshard.move_index (
     -- the heap it is on: the shadow, or a part of it
     heap        oid NOT NULL,
     built       boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (move_id, shadow_index),
+    PRIMARY KEY (move_id, source, shadow_index),
     FOREIGN KEY (move_id, source) REFERENCES foreshard.move_relation ON DELETE CASCADE
 );
 
 CREATE TABLE foreshard.move_child (
     move_id     bigint NOT NULL,
     source      oid NOT NULL,
+    -- -1: what takes the old storage
     part        int NOT NULL,
     child       oid NOT NULL,
+    -- for the changes of the part once it has taken its place
+    log         oid,
     PRIMARY KEY (move_id, source, part),
     FOREIGN KEY (move_id, source) REFERENCES foreshard.move_relation ON DELETE CASCADE
 );

@@ -4,12 +4,44 @@ CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
        pg_catalog.pg_total_relation_size(p.partition) AS bytes,
-       m.move_id, s.last_moved_at
+       coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 JOIN foreshard.slot_partition p USING (slot_id)
 JOIN pg_catalog.pg_class c ON c.oid = p.partition
 LEFT JOIN foreshard.move m ON m.slot_id = s.slot_id AND NOT m.finished;
+
+-- What the keeper cannot put right by itself, as the catalog is now. A slot that is being moved is left out.
+CREATE VIEW foreshard.layout_problems AS
+SELECT q.group_id, q.slot_id, q."table", q.partition, q.problem, q.advice
+FROM (
+    SELECT s.group_id, s.slot_id, m.table_oid AS "table", NULL::regclass AS partition, 'no_partition' AS problem,
+           format('Keys of this slot have no place: ALTER TABLE %s ATTACH PARTITION … FOR VALUES WITH (MODULUS %s, REMAINDER %s).',
+                  m.table_oid, s.modulus, s.remainder) AS advice
+    FROM foreshard.managed_table m JOIN foreshard.slot s USING (group_id)
+    JOIN pg_catalog.pg_class c ON c.oid = m.table_oid
+    LEFT JOIN foreshard.slot_partition p ON (p.slot_id, p.table_oid) = (s.slot_id, m.table_oid)
+    LEFT JOIN pg_catalog.pg_class l ON l.oid = p.partition
+    WHERE l.oid IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(p.partition) a WHERE a.relid = m.table_oid)
+    UNION ALL
+    SELECT m.group_id, NULL, m.table_oid, c.oid::regclass, 'no_slot',
+           'No slot has this bound, so it is neither observed nor moved: detach it and attach one with the modulus and remainder of a slot (see foreshard.slots).'
+    FROM foreshard.managed_table m
+    CROSS JOIN LATERAL pg_catalog.pg_partition_tree(m.table_oid) t
+    JOIN pg_catalog.pg_class c ON c.oid = t.relid
+    WHERE t.isleaf AND t.level > 0 AND NOT EXISTS (SELECT FROM foreshard.slot_partition p
+        JOIN pg_catalog.pg_class l ON l.oid = p.partition
+        WHERE p.partition IN (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(t.relid) a))
+    UNION ALL
+    SELECT s.group_id, s.slot_id, p.table_oid, p.partition, 'other_tablespace',
+           format('Its storage is not on shard %s: move it there with ALTER TABLE %s SET TABLESPACE %I.', h.shard_name, p.partition, h.tablespace_name)
+    FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard h USING (shard_id)
+    JOIN pg_catalog.pg_class c ON c.oid = p.partition AND c.relkind = 'r'
+    LEFT JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace
+    WHERE coalesce(t.spcname, (SELECT b.spcname FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace b ON b.oid = d.dattablespace
+                               WHERE d.datname = current_database())) <> h.tablespace_name
+) q
+WHERE NOT EXISTS (SELECT FROM foreshard.move v WHERE v.slot_id = q.slot_id AND NOT v.finished);
 
 CREATE VIEW foreshard.shards AS
 SELECT h.shard_id, h.shard_name AS shard, h.node_name AS node, h.tablespace_name AS tablespace, h.capacity, h.draining,
@@ -87,7 +119,7 @@ FROM (
            m.phase, m.finished,
            CASE WHEN m.finished THEN m.phase WHEN m.started_at IS NULL THEN 'waiting'
                 WHEN m.cancel_requested OR m.rollback_requested THEN 'cancelling' WHEN m.paused THEN 'paused'
-                WHEN m.phase = 'watch' THEN 'watching' ELSE 'running' END AS state,
+                WHEN m.phase = 'watch' THEN 'watching' WHEN m.phase = 'prepared' AND m.prepare THEN 'prepared' ELSE 'running' END AS state,
            coalesce(r.rows_done, m.rows_copied) AS rows_done, coalesce(r.rows_total, m.rows_copied) AS rows_total,
            coalesce(r.blocks_done * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_done,
            coalesce(r.blocks_total * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_total,
@@ -99,6 +131,7 @@ FROM (
     LEFT JOIN (SELECT move_id, sum(rows_done)::bigint AS rows_done, sum(rows_total)::bigint AS rows_total,
                       sum(blocks_done)::bigint AS blocks_done, sum(blocks_total)::bigint AS blocks_total
                FROM foreshard.move_relation GROUP BY 1) r USING (move_id)
+    WHERE m.partner_of IS NULL
 ) q;
 
 -- The keys of rows that a verification found to differ are the users' data.

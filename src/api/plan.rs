@@ -76,6 +76,28 @@ fn recommend() -> Result<
             Some(refusal.reason.advice().to_string()),
         ));
     }
+    for division in &decision.divisions {
+        let shard = decision
+            .slots
+            .iter()
+            .find(|s| s.slot_id == division.slot_id)
+            .map(|s| decision.shard_name(s.shard_id));
+        let refusal = division.action.refusal();
+        rows.push((
+            division.action.as_str().to_string(),
+            division.slot_id,
+            shard,
+            None,
+            None,
+            None,
+            bytes_of(division.slot_id, &decision.slots),
+            None,
+            None,
+            Some(division.reason.clone()),
+            refusal.map(|r| r.0.to_string()),
+            refusal.map(|r| r.1.to_string()),
+        ));
+    }
     Ok(TableIterator::new(rows))
 }
 

@@ -1,7 +1,7 @@
 //! Moves: by map, by hand, and their end.
 
 use crate::catalog::moves::{self, Standing};
-use crate::catalog::split;
+use crate::catalog::{merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::{guc, security, shmem};
 use pgrx::JsonB;
@@ -84,12 +84,50 @@ fn split_slot(
     to_shard_a: default!(Option<&str>, "NULL"),
     to_shard_b: default!(Option<&str>, "NULL"),
 ) -> PgResult<i64> {
+    file_split(slot_id, &[to_shard_a, to_shard_b], false)
+}
+
+/// Builds the two parts of a slot ahead and keeps them equal to it, until `split_slot()` makes them the slot's,
+/// `cancel_move()` discards them, or `foreshard.prepared_split_lifetime` is over. Returns the move's id.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn prepare_split(
+    slot_id: Option<i64>,
+    to_shard_a: default!(Option<&str>, "NULL"),
+    to_shard_b: default!(Option<&str>, "NULL"),
+) -> PgResult<i64> {
+    file_split(slot_id, &[to_shard_a, to_shard_b], true)
+}
+
+fn file_split(slot_id: Option<i64>, targets: &[Option<&str>], prepare: bool) -> PgResult<i64> {
     let Some(slot_id) = slot_id else { return Err(bad_argument("slot_id must not be NULL")) };
     shmem::require_preloaded()?;
     require_slot_owner(slot_id)?;
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
-    let move_id = split::file(slot_id, &[to_shard_a, to_shard_b], &user)?;
+    let move_id = split::file(slot_id, targets, &user, prepare)?;
+    wake_keeper();
+    Ok(move_id)
+}
+
+/// Merges the two slots of a split, online: (2m, r) and (2m, r + m) become (m, r), which keeps the id of the one with
+/// the smaller remainder. It goes to the shard named, else to that of `slot_a`. Returns the move's id.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn merge_slots(
+    slot_a: Option<i64>,
+    slot_b: Option<i64>,
+    to_shard: default!(Option<&str>, "NULL"),
+) -> PgResult<i64> {
+    let (Some(slot_a), Some(slot_b)) = (slot_a, slot_b) else {
+        return Err(bad_argument("slot_a and slot_b must not be NULL"));
+    };
+    shmem::require_preloaded()?;
+    require_slot_owner(slot_a)?;
+    require_slot_owner(slot_b)?;
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    let move_id = merge::file(slot_a, slot_b, to_shard, &user)?;
     wake_keeper();
     Ok(move_id)
 }
@@ -127,12 +165,17 @@ fn cancel_move(move_id: i64) -> PgResult<bool> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn rollback_move(move_id: i64) -> PgResult<bool> {
-    if own_move(move_id)?.is_split_for_good {
-        return Err(unsupported(format!("split {move_id} cannot be rolled back"))
-            .set_detail("Its slot has become several, and the partition that it was is gone.")
-            .set_hint("A split can be cancelled until its cutover: foreshard.cancel_move(move_id)."));
-    }
+    let for_good = own_move(move_id)?.is_split_for_good;
     let _owner = security::as_extension_owner()?;
+    if for_good {
+        if !wayback::request(move_id)? {
+            return Err(unsupported(format!("split {move_id} cannot be rolled back"))
+                .set_detail("Its slot has become several, and the partition that it was is no longer kept.")
+                .set_hint("Merge them: foreshard.merge_slots(slot_a, slot_b)."));
+        }
+        wake_keeper();
+        return Ok(true);
+    }
     let asked = moves::request_rollback(move_id)?;
     wake_keeper();
     if asked { Ok(true) } else { cancel_move(move_id) }

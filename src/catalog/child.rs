@@ -6,6 +6,7 @@
 //! columns included), so that keys, index definitions and rows can be read by number on both sides.
 
 use super::attach::{Bound, attach, tail_of};
+use super::mold::{Mold, adopt, columns, run_all, statements};
 use super::name_of;
 use super::preflight::identity_index;
 use super::shadow::{self, RelationRow};
@@ -19,14 +20,14 @@ use pgrx::spi::quote_identifier;
 /// The copies of one partition, by part.
 pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
     spi::rows(
-        "SELECT child FROM foreshard.move_child WHERE move_id = $1 AND source = $2 ORDER BY part",
+        "SELECT child FROM foreshard.move_child WHERE move_id = $1 AND source = $2 AND part >= 0 ORDER BY part",
         &[move_id.into(), source.into()],
         |row| row.need(1),
     )
 }
 
 /// The partitioned table of a leaf.
-fn parent_of(partition: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
+pub(super) fn parent_of(partition: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
     spi::one::<pg_sys::Oid>(
         "SELECT inhparent FROM pg_catalog.pg_inherits WHERE inhrelid = $1",
         &[partition.into()],
@@ -61,20 +62,6 @@ pub fn around(partitions: &[pg_sys::Oid]) -> PgResult<(Vec<pg_sys::Oid>, Vec<pg_
     Ok((parents, referenced))
 }
 
-/// A statement about a table: what comes before its name and what behind it.
-type Statement = (String, String);
-
-fn statements(sql: &str, source: pg_sys::Oid) -> PgResult<Vec<Statement>> {
-    spi::rows(sql, &[source.into()], |row| Ok((row.need(1)?, row.need(2)?)))
-}
-
-fn run_all(statements: &[Statement], name: &str) -> PgResult<()> {
-    for (before, behind) in statements {
-        spi::run(&format!("{before} {name} {behind}"), &[])?;
-    }
-    Ok(())
-}
-
 /// Everything about a partition that its copies take over when they are made, as one text; what speaks
 /// against a split is part of it. What is not in it is carried over at the end.
 pub fn portrait(source: pg_sys::Oid) -> PgResult<String> {
@@ -97,39 +84,6 @@ pub fn portrait(source: pg_sys::Oid) -> PgResult<String> {
     Ok(portrait)
 }
 
-/// Columns as CREATE TABLE has them, a stand-in for every dropped one; without `constraints` and stand-ins for
-/// the staging table.
-fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
-    let sql = "SELECT pg_catalog.string_agg(CASE WHEN a.attisdropped THEN format('\"foreshard dropped %s\" pg_catalog.\"char\"', a.attnum) \
-             ELSE format('%I %s%s%s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), \
-                 CASE WHEN $2 THEN CASE a.attcompression WHEN 'p' THEN ' COMPRESSION pglz' WHEN 'l' THEN ' COMPRESSION lz4' ELSE '' END ELSE '' END, \
-                 CASE WHEN a.attcollation <> 0 THEN (SELECT format(' COLLATE %I.%I', n.nspname, c.collname) FROM pg_catalog.pg_collation c \
-                     JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation AND c.collname <> 'default') ELSE '' END, \
-                 CASE WHEN $2 AND a.attnotnull THEN coalesce(' CONSTRAINT ' || pg_catalog.quote_ident(k.conname), '') || ' NOT NULL' ELSE '' END) END, ', ' ORDER BY a.attnum) \
-         FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_constraint k ON k.conrelid = a.attrelid AND k.contype = 'n' AND k.conkey[1] = a.attnum \
-         WHERE a.attrelid = $1 AND a.attnum > 0 AND ($2 OR NOT a.attisdropped)";
-    spi::one::<String>(sql, &[source.into(), whole.into()])?
-        .ok_or_else(|| internal("the partition has no columns"))
-}
-
-/// Statements that give a new table the column settings of `source`; the version that some servers keep of a
-/// column among its options is the server's own business.
-const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
-         FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attisdropped \
-     UNION ALL SELECT a.attnum, 2, format('ALTER COLUMN %I SET STORAGE %s', a.attname, \
-             CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END) \
-         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attstorage <> t.typstorage \
-     UNION ALL SELECT a.attnum, 3, format('ALTER COLUMN %I SET STATISTICS %s', a.attname, a.attstattarget) \
-         FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0 \
-     UNION ALL SELECT a.attnum, 4, format('ALTER COLUMN %I SET (%s)', a.attname, pg_catalog.string_agg(option, ', ')) \
-         FROM pg_catalog.pg_attribute a, pg_catalog.unnest(a.attoptions) option \
-         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND option NOT LIKE 'pg\\_attver=%' GROUP BY a.attnum, a.attname) q ORDER BY n, o";
-
-/// Statements that add the CHECK constraints of `source`.
-const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
-     FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' ORDER BY conname";
-
 /// Makes staging table, copies, their twin and the log of one partition, all empty and members of the
 /// extension. Changes are not captured yet.
 pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()> {
@@ -146,28 +100,14 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
     spi::run(&format!("CREATE TABLE foreshard.{staging_name} ({plain}) PARTITION BY {by}"), &[])?;
     let staging = adopt(&staging_name, source, owner)?;
     let log = shadow::create_log(source, &key, &format!("capture_{tag}"))?;
-    let shape = columns(source, true)?;
-    let options = spi::one::<String>(
-        "SELECT pg_catalog.string_agg(o.prefix || pg_catalog.quote_ident(o.option_name) || '=' || pg_catalog.quote_literal(o.option_value), ', ') \
-         FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid, \
-              LATERAL (SELECT '' AS prefix, * FROM pg_catalog.pg_options_to_table(c.reloptions) \
-                       UNION ALL SELECT 'toast.', * FROM pg_catalog.pg_options_to_table(t.reloptions)) o WHERE c.oid = $1",
-        &[source.into()],
-    )?;
-    let with = options.map(|options| format!(" WITH ({options})")).unwrap_or_default();
-    let (settings, checks) = (statements(SETTINGS, source)?, statements(CHECKS, source)?);
+    let mold = Mold::of(source)?;
     let mut made = Vec::with_capacity(parts.len());
     for part in parts {
         let name = format!("split_{tag}_{}", part.part);
         let full_name = format!("foreshard.{name}");
-        let space = quote_identifier(&part.tablespace);
-        spi::run(&format!("CREATE TABLE {full_name} ({shape}){with} TABLESPACE {space}"), &[])?;
-        run_all(&settings, &full_name)?;
-        let child = adopt(&name, source, owner)?;
-        copy_defaults(source, child)?;
+        let child = mold.make(&name, source, owner, &part.tablespace)?;
         // What an expression of the owner's computes while it is looked at, it computes as the owner.
         let guard = security::as_restricted_owner(owner);
-        run_all(&checks, &full_name)?;
         spi::run(
             &format!(
                 "ALTER TABLE foreshard.{staging_name} ATTACH PARTITION {full_name} FOR VALUES WITH (MODULUS {}, REMAINDER {})",
@@ -202,51 +142,6 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
         let space = shadow::tablespace_oid(&part.tablespace)?;
         shadow::create_indexes(move_id, source, child, space, &format!("split_{move_id}_{}", part.part))?;
     }
-    Ok(())
-}
-
-/// Makes a new table of ours a member of the extension that belongs to the owner of what it is a copy of.
-fn adopt(name: &str, source: pg_sys::Oid, owner: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
-    let oid = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
-        .ok_or_else(|| internal("the new table is not there"))?;
-    shadow::own(oid, source, name)?;
-    // Of a table that logical decoding ignores, the toast must be ignored as well.
-    spi::run(
-        "UPDATE pg_catalog.pg_class SET relrewrite = $2 WHERE oid = (SELECT reltoastrelid FROM pg_catalog.pg_class WHERE oid = $1)",
-        &[oid.into(), source.into()],
-    )?;
-    let owner_name =
-        spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?
-            .unwrap_or_default();
-    spi::run(&format!("ALTER TABLE foreshard.{name} OWNER TO {owner_name}"), &[])?;
-    Ok(oid)
-}
-
-/// Defaults and expressions of generated columns, copied as they are stored: nothing is evaluated. The
-/// columns are not marked as generated yet: the copy stores what the source stores.
-fn copy_defaults(source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
-    let copied = spi::run(
-        "INSERT INTO pg_catalog.pg_attrdef (oid, adrelid, adnum, adbin) \
-         SELECT pg_catalog.pg_nextoid('pg_attrdef', 'oid', 'pg_attrdef_oid_index'), $2, adnum, adbin FROM pg_catalog.pg_attrdef WHERE adrelid = $1",
-        &[source.into(), child.into()],
-    )?;
-    if copied == 0 {
-        return Ok(());
-    }
-    spi::run(
-        "INSERT INTO pg_catalog.pg_depend (classid, objid, objsubid, refclassid, refobjid, refobjsubid, deptype) \
-         SELECT d.classid, b.oid, d.objsubid, d.refclassid, \
-                CASE WHEN d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 THEN $2 ELSE d.refobjid END, d.refobjsubid, d.deptype \
-         FROM pg_catalog.pg_attrdef a JOIN pg_catalog.pg_attrdef b ON b.adrelid = $2 AND b.adnum = a.adnum \
-         JOIN pg_catalog.pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid WHERE a.adrelid = $1",
-        &[source.into(), child.into()],
-    )?;
-    // A virtual column is stored as NULL.
-    spi::run(
-        "UPDATE pg_catalog.pg_attribute c SET atthasdef = s.atthasdef, attnotnull = c.attnotnull AND s.attgenerated <> 'v' \
-         FROM pg_catalog.pg_attribute s WHERE s.attrelid = $1 AND c.attrelid = $2 AND s.attnum = c.attnum AND s.attnum > 0 AND s.atthasdef",
-        &[source.into(), child.into()],
-    )?;
     Ok(())
 }
 
@@ -287,7 +182,7 @@ pub fn dress(move_id: i64) -> PgResult<()> {
          FROM foreshard.move_index m JOIN pg_catalog.pg_constraint k ON k.conindid = m.source_index AND k.conrelid = m.source AND k.contype IN ('p', 'u') \
          JOIN pg_catalog.pg_class c ON c.oid = m.shadow_index \
          WHERE m.move_id = $1 AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint d WHERE d.conindid = m.shadow_index AND d.conrelid = m.heap) \
-         UNION ALL \
+         UNION \
          SELECT m.heap, format('REPLICA IDENTITY USING INDEX %I', c.relname) \
          FROM foreshard.move_relation r JOIN foreshard.move_index m ON (m.move_id, m.source_index) = (r.move_id, r.identity_index) \
          JOIN pg_catalog.pg_class c ON c.oid = m.shadow_index WHERE r.move_id = $1",
@@ -336,11 +231,13 @@ const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privilege, NULL::
 /// table, enabled).
 type Enabled = Vec<(pg_sys::Oid, String)>;
 
-/// The copies of one partition become partitions of its table, in its place; it is dropped. Everything is
+/// The copies of one partition (or of several of one table) become partitions of its table, in its place; it is
+/// dropped. Everything is
 /// locked, the mirror has made every copy equal, and verification has proven that each holds exactly the rows
 /// of its part: so what ATTACH would scan for, partition constraint and foreign keys, is shown to it on the
 /// empty twin.
-pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()> {
+pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult<()> {
+    let Some(row) = rows.first() else { return Ok(()) };
     let source = row.source;
     let (parent, owner) = (parent_of(source)?, security::relation_owner(source)?);
     let enabled: Enabled = spi::rows(
@@ -359,7 +256,9 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
     let staging = name_of(row.shadow)?;
     for child in children.iter().copied() {
         let name = name_of(child)?;
-        spi::run(&format!("ALTER TABLE {staging} DETACH PARTITION {name}"), &[])?;
+        if child != row.shadow {
+            spi::run(&format!("ALTER TABLE {staging} DETACH PARTITION {name}"), &[])?;
+        }
         // It is no longer ours.
         spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {name}"), &[])?;
         run_all(&carried, &name)?;
@@ -371,7 +270,9 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
         spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[source.into()])?
             .unwrap_or_default();
     let index_names = index_names(move_id, source)?;
-    spi::run(&format!("DROP TABLE {}", name_of(source)?), &[])?;
+    for row in rows {
+        spi::run(&format!("DROP TABLE {}", name_of(row.source)?), &[])?;
+    }
     let twin = spi::one::<pg_sys::Oid>(
         "SELECT twin FROM foreshard.move_relation WHERE move_id = $1 AND source = $2",
         &[move_id.into(), source.into()],

@@ -15,6 +15,8 @@ pub struct SlotRow {
     pub bytes: i64,
     /// A move is under way or waiting.
     pub moving: bool,
+    /// That is a split that was built ahead and waits.
+    pub prepared: bool,
     /// Seconds since its last move; None: never moved.
     pub rested_s: Option<f64>,
     /// Consecutive readings with an overloaded shard.
@@ -31,7 +33,8 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
         "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition))::int8, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
                 extract(epoch FROM pg_catalog.clock_timestamp() - s.last_moved_at)::float8, coalesce(max(h.hot_buckets), 0), \
-                s.group_id, coalesce(max(h.heat), 0) \
+                s.group_id, coalesce(max(h.heat), 0), \
+                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared') \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) \
          JOIN pg_catalog.pg_class c ON c.oid = p.partition LEFT JOIN foreshard.slot_heat h USING (slot_id) \
          GROUP BY s.slot_id ORDER BY 1",
@@ -46,6 +49,7 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
                 hot_buckets: row.need(6)?,
                 group_id: row.need(7)?,
                 heat: row.need(8)?,
+                prepared: row.need(9)?,
             })
         },
     )

@@ -18,6 +18,12 @@ pub struct MoveRow {
     pub move_id: i64,
     /// It is a split: the slot becomes several.
     pub is_split: bool,
+    /// Of a merge: the slot that goes up in the first.
+    pub other_slot: Option<i64>,
+    /// Of a merge that would undo a split: that split.
+    pub way_back_of: Option<i64>,
+    /// It waits, prepared, until somebody asks for the cutover.
+    pub prepare: bool,
     /// Slot that moves.
     pub slot_id: i64,
     /// Shard it comes from.
@@ -44,14 +50,38 @@ pub struct MoveRow {
     pub route_weight: Option<f64>,
     /// Share of reads that somebody asked for with set_route_weight.
     pub manual_weight: Option<f64>,
+    /// Seconds since it was prepared; None: never.
+    pub prepared_age_s: Option<f64>,
+}
+
+impl MoveRow {
+    /// Two slots become one.
+    pub fn is_merge(&self) -> bool {
+        self.other_slot.is_some()
+    }
+
+    /// Other partitions take the place of those there are: no swap of storage.
+    pub fn replaces(&self) -> bool {
+        self.is_split || self.is_merge()
+    }
+
+    /// What it is, for people.
+    pub fn what(&self) -> &'static str {
+        match (self.is_split, self.is_merge()) {
+            (true, _) => "split",
+            (_, true) => "merge",
+            _ => "move",
+        }
+    }
 }
 
 /// Reads a move; None when it is gone.
 pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
-        "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested, m.finished, \
+        "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested OR EXISTS (SELECT FROM foreshard.move o WHERE o.partner_of = m.move_id AND o.cancel_requested), m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split' \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split', m.prepare, \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -71,6 +101,10 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 route_weight: row.get(13)?,
                 manual_weight: row.get(14)?,
                 is_split: row.need(15)?,
+                prepare: row.need(16)?,
+                prepared_age_s: row.get(17)?,
+                other_slot: row.get(18)?,
+                way_back_of: row.get(19)?,
             })
         },
     )?;
@@ -81,15 +115,22 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
 /// is only kept, nothing is to be done.
 pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
     spi::rows(
-        "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished \
+        "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished AND m.partner_of IS NULL \
            AND (NOT m.paused OR m.cancel_requested OR m.phase = ANY ($2)) \
            AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
                     AND m.swapped_at > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
+           AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \
+                    AND m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => CASE WHEN m.way_back_of IS NULL THEN $3 ELSE $4 END)) \
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \
          ORDER BY m.started_at NULLS LAST, m.move_id LIMIT $1",
-        &[limit.into(), unpausable().into()],
+        &[
+            limit.into(),
+            unpausable().into(),
+            super::prepared::check_every_s(false).into(),
+            super::prepared::check_every_s(true).into(),
+        ],
         |row| row.need::<i64>(1),
     )
 }
@@ -245,6 +286,7 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
                 started_at = coalesce(started_at, pg_catalog.clock_timestamp()), \
                 finished_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() END, \
                 restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END, \
+                prepared_at = CASE WHEN $2 = 'prepared' THEN coalesce(prepared_at, pg_catalog.clock_timestamp()) ELSE prepared_at END, \
                 route_weight = CASE WHEN $2 IN ('canary', 'cutover') THEN route_weight END WHERE move_id = $1",
         &[
             row.move_id.into(),
@@ -253,6 +295,16 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
             (event == Event::SourceChanged).into(),
         ],
     )?;
+    if to.is_terminal() {
+        spi::run(
+            "UPDATE foreshard.move SET phase = $2, finished = true, finished_at = pg_catalog.clock_timestamp() WHERE partner_of = $1",
+            &[row.move_id.into(), to.as_str().into()],
+        )?;
+        spi::run(
+            "UPDATE foreshard.move SET finished = false WHERE way_back_of = $1 AND phase = 'prepared'",
+            &[row.move_id.into()],
+        )?;
+    }
     record_event(
         "phase",
         Some(row.move_id),
@@ -274,37 +326,6 @@ pub fn note(
         &[move_id.into(), waiting_for.into(), last_error.into(), pending_keys.into()],
     )?;
     Ok(())
-}
-
-/// The replica that is furthest behind, in words, when it is more than so many bytes.
-pub fn lagging_replica(limit_bytes: i64) -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT format('replica \"%s\" (pid %s) is %s behind', application_name, pid, pg_catalog.pg_size_pretty(lag)) \
-         FROM (SELECT application_name, pid, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), \
-                      coalesce(replay_lsn, flush_lsn, write_lsn, sent_lsn)) AS lag \
-               FROM pg_catalog.pg_stat_replication WHERE state = 'streaming') q WHERE lag > $1 ORDER BY lag DESC LIMIT 1",
-        &[limit_bytes.into()],
-    )
-}
-
-/// Bytes of WAL written so far.
-pub fn wal_bytes() -> PgResult<f64> {
-    let sql = "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), '0/0')::float8";
-    Ok(spi::one::<f64>(sql, &[])?.unwrap_or(0.0))
-}
-
-/// Who holds the oldest snapshot (a session, a prepared transaction, a replication slot or a replica), in words,
-/// when that lies more than so many transactions back.
-pub fn oldest_xmin(limit: i64) -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT format('%s holds a snapshot %s transactions old', who, age) FROM ( \
-           SELECT format('pid %s', pid) AS who, pg_catalog.age(backend_xmin) AS age FROM pg_catalog.pg_stat_activity WHERE backend_xmin IS NOT NULL \
-           UNION ALL SELECT format('prepared transaction \"%s\"', gid), pg_catalog.age(transaction) FROM pg_catalog.pg_prepared_xacts \
-           UNION ALL SELECT format('replication slot \"%s\"', slot_name), greatest(pg_catalog.age(xmin), pg_catalog.age(catalog_xmin)) FROM pg_catalog.pg_replication_slots \
-           UNION ALL SELECT format('replica \"%s\"', application_name), pg_catalog.age(backend_xmin) FROM pg_catalog.pg_stat_replication) q \
-         WHERE age > $1 ORDER BY age DESC LIMIT 1",
-        &[limit.into()],
-    )
 }
 
 /// Forgets what a move waited for.
@@ -452,39 +473,4 @@ pub fn standing(move_id: i64) -> PgResult<Option<Standing>> {
         },
     )?;
     Ok(found.into_iter().next())
-}
-
-/// Who holds locks on these relations or old snapshots, in words; None when nobody.
-pub fn blockers(relations: &[pg_sys::Oid]) -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT pg_catalog.string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction (see pg_prepared_xacts)' \
-                ELSE format('pid %s (%s, transaction %s s old)', a.pid, coalesce(a.state, a.backend_type), \
-                round(extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start))) END, ', ') \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.granted AND l.relation = ANY ($1) AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-           AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()",
-        &[relations.to_vec().into()],
-    )
-}
-
-/// The backends that hold the oldest snapshots of this database, in words.
-pub fn oldest_snapshots() -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT pg_catalog.string_agg(format('snapshot of pid %s (%s s old)', pid, round(extract(epoch FROM pg_catalog.clock_timestamp() - xact_start))), ', ') \
-         FROM (SELECT pid, xact_start FROM pg_catalog.pg_stat_activity WHERE datname = current_database() AND backend_xmin IS NOT NULL \
-                 AND pid <> pg_catalog.pg_backend_pid() ORDER BY pg_catalog.age(backend_xmin) DESC LIMIT 3) q",
-        &[],
-    )
-}
-
-/// Age in ms of the oldest transaction that holds a lock on these relations, autovacuum aside; a prepared
-/// one is infinitely old.
-pub fn oldest_holder_ms(relations: &[pg_sys::Oid]) -> PgResult<Option<f64>> {
-    spi::one::<f64>(
-        "SELECT max(CASE WHEN l.pid IS NULL THEN 'infinity' ELSE extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start) * 1000 END)::float8 \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.granted AND l.relation = ANY ($1) AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-           AND a.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() AND a.backend_type IS DISTINCT FROM 'autovacuum worker'",
-        &[relations.to_vec().into()],
-    )
 }

@@ -43,6 +43,16 @@ pub fn partitions_of_slot(slot_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
     )
 }
 
+/// Leaf partitions of a move: of its slot, and of the slot that is merged into it; ascending.
+pub fn partitions_of_move(move_id: i64, slot_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition \
+         WHERE p.slot_id = $1 OR p.slot_id = (SELECT other_slot FROM foreshard.move WHERE move_id = $2) ORDER BY 1",
+        &[slot_id.into(), move_id.into()],
+        |row| row.need(1),
+    )
+}
+
 /// Partitions of all moves under way, ascending.
 pub fn sources_under_way() -> PgResult<Vec<pg_sys::Oid>> {
     let _owner = security::as_extension_owner()?;
@@ -339,6 +349,15 @@ pub fn exists(relation: pg_sys::Oid) -> PgResult<bool> {
     .unwrap_or(false))
 }
 
+/// Whether a relation exists and is (still) a shadow or log, not a user's table.
+fn is_ours(relation: pg_sys::Oid) -> PgResult<bool> {
+    Ok(spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1 AND relrewrite <> 0)",
+        &[relation.into()],
+    )?
+    .unwrap_or(false))
+}
+
 /// Whether a trigger still exists.
 pub fn trigger_exists(trigger: pg_sys::Oid) -> PgResult<bool> {
     Ok(spi::one::<bool>(
@@ -353,18 +372,20 @@ pub fn drop_all(move_id: i64) -> PgResult<()> {
     for row in relations(move_id)? {
         // Copies of a split that have not become the table's; its owner may have detached one.
         let copies = spi::rows(
-            "SELECT m.child FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid = m.child \
+            "SELECT c.oid FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid IN (m.child, m.log) \
              WHERE m.move_id = $1 AND m.source = $2 AND c.relrewrite = m.source",
             &[move_id.into(), row.source.into()],
             |row| row.need::<pg_sys::Oid>(1),
         )?;
         copies.into_iter().for_each(storage::drop_own_table);
         for relation in [row.shadow, row.log].into_iter().chain(row.twin) {
-            if exists(relation)? {
+            if is_ours(relation)? {
                 storage::drop_own_table(relation);
             }
         }
         restore_toast_name(row.source)?;
+        // Old storage that has come back.
+        restore_toast_name(row.shadow)?;
     }
     spi::run(
         "UPDATE foreshard.move SET (rows_copied, bytes_copied) = \

@@ -1,7 +1,7 @@
 //! Splits of slots: asking for one, what speaks against it, and what becomes of everything that is known
 //! of the slot.
 
-use super::{heat, moves, preflight, record_event};
+use super::{heat, moves, preflight, prepared, record_event};
 use crate::pg::report::{
     PgResult, PgSqlErrorCode, bad_argument, error, internal, unknown, unsupported, wrong_state,
 };
@@ -10,9 +10,9 @@ use pgrx::{JsonB, pg_sys};
 use serde_json::json;
 
 /// Most slots a group may have.
-const MAX_SLOTS: i64 = 4096;
+pub(super) const MAX_SLOTS: i64 = 4096;
 /// Greatest modulus: every block of keys of `next_key()` has one for nearly every remainder.
-const MAX_MODULUS: i32 = super::birth::BLOCK as i32;
+pub(super) const MAX_MODULUS: i32 = super::birth::BLOCK as i32;
 
 /// One of the slots that a slot becomes.
 pub struct Part {
@@ -60,16 +60,16 @@ pub fn shares(parts: &[Part]) -> Vec<f64> {
     parts.iter().map(share).collect()
 }
 
-struct Slot {
-    group_id: i32,
-    modulus: i32,
-    remainder: i32,
-    shard_id: i32,
-    moving: bool,
+pub(super) struct Slot {
+    pub(super) group_id: i32,
+    pub(super) modulus: i32,
+    pub(super) remainder: i32,
+    pub(super) shard_id: i32,
+    pub(super) moving: bool,
     slots: i64,
 }
 
-fn slot(slot_id: i64) -> PgResult<Slot> {
+pub(super) fn slot(slot_id: i64) -> PgResult<Slot> {
     let found = spi::rows(
         "SELECT s.group_id, s.modulus, s.remainder, s.shard_id, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
@@ -93,7 +93,7 @@ fn slot(slot_id: i64) -> PgResult<Slot> {
 }
 
 /// The shard named, or the present one.
-fn target(name: Option<&str>, present: i32) -> PgResult<i32> {
+pub(super) fn target(name: Option<&str>, present: i32) -> PgResult<i32> {
     let Some(name) = name else { return Ok(present) };
     let found = spi::rows(
         "SELECT shard_id, draining FROM foreshard.shard WHERE shard_name = $1::name",
@@ -112,13 +112,20 @@ fn target(name: Option<&str>, present: i32) -> PgResult<i32> {
     }
 }
 
-/// Files the split of a slot into as many parts as there are targets (None: where the slot is).
+/// Files the split of a slot into as many parts as there are targets (None: where the slot is). With `prepare` it
+/// stops before the cutover; without it, a split that was prepared goes on.
 ///
 /// # Errors
 /// 42704 unknown slot or shard, 22023 a shard that is drained, 53400 too many slots, 55006 already moving,
 /// 0A000 with every reason why the slot cannot be split.
-pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str) -> PgResult<i64> {
+pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -> PgResult<i64> {
     let present = slot(slot_id)?;
+    if present.moving
+        && !prepare
+        && let Some(ready) = prepared::of_slot(slot_id)?
+    {
+        return prepared::go_on(&ready, slot_id, targets, user);
+    }
     let shards =
         targets.iter().map(|name| target(*name, present.shard_id)).collect::<PgResult<Vec<i32>>>()?;
     if present.moving {
@@ -137,8 +144,14 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str) -> PgResult<i64>
             present.slots, present.modulus
         )));
     };
+    if prepare {
+        prepared::require_room()?;
+    }
     refuse(slot_id, reasons(slot_id)?)?;
-    let asked = json!({"split": slot_id, "shards": targets});
+    let mut asked = json!({"split": slot_id, "shards": targets});
+    if prepare {
+        asked["prepare"] = true.into();
+    }
     let request_id = spi::one_mut::<i64>(
         "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
         &[user.into(), JsonB(asked.clone()).into()],
@@ -147,9 +160,9 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str) -> PgResult<i64>
     let first = shards.first().copied().unwrap_or(present.shard_id);
     // Another session may have filed a move of this slot meanwhile.
     let move_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard) VALUES ($1, 'split', $2, $3, $4) \
+        "INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard, prepare) VALUES ($1, 'split', $2, $3, $4, $5) \
          ON CONFLICT (slot_id) WHERE NOT finished DO NOTHING RETURNING move_id",
-        &[request_id.into(), slot_id.into(), present.shard_id.into(), first.into()],
+        &[request_id.into(), slot_id.into(), present.shard_id.into(), first.into(), prepare.into()],
     )?
     .ok_or_else(|| moves::already_moving(slot_id))?;
     // The slot may have been split by somebody else between the look at it and its lock.

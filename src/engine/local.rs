@@ -19,7 +19,7 @@ impl Engine for Local {
     fn capabilities(&self) -> Capabilities {
         // A list that cannot be read is told by the phase itself.
         let canary = guc::CANARY_STEPS.get().is_some_and(|steps| !steps.to_bytes().trim_ascii().is_empty());
-        Capabilities { mirror: true, canary, watch: guc::ROLLBACK_WINDOW.get() > 0 }
+        Capabilities { mirror: true, canary, watch: guc::ROLLBACK_WINDOW.get() > 0, prepare: false }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {

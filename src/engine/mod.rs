@@ -3,9 +3,11 @@
 //! same trait.
 
 mod local;
+mod merge;
 mod split;
 
 pub use local::Local;
+pub use merge::Merge;
 pub use split::Split;
 
 use crate::catalog::moves::MoveRow;
@@ -78,6 +80,10 @@ pub trait Engine {
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()>;
     /// Notes where the slot is now; for the history.
     fn place(&self, row: &MoveRow, shard: i32) -> PgResult<Value>;
+    /// Why what waits, built ahead, takes more room than may be taken; None: it does not.
+    fn keeps_too_much(&self, _row: &MoveRow) -> PgResult<Option<String>> {
+        Ok(None)
+    }
     /// Ends capture on one partition; it is locked.
     fn remove_capture(&self, relation: &RelationRow) -> PgResult<()>;
     /// Drops shadows and logs.
@@ -90,5 +96,11 @@ pub trait Engine {
 
 /// The engine of a move.
 pub fn of(row: &MoveRow) -> &'static dyn Engine {
-    if row.is_split { &Split } else { &Local }
+    match (row.is_split, row.is_merge(), row.prepare) {
+        (true, _, true) => &Split { prepare: true },
+        (true, _, false) => &Split { prepare: false },
+        (_, true, true) => &Merge { prepare: true },
+        (_, true, false) => &Merge { prepare: false },
+        (false, false, _) => &Local,
+    }
 }

@@ -6,7 +6,7 @@ use crate::catalog::child;
 use crate::catalog::moves::MoveRow;
 use crate::catalog::relation;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::split;
+use crate::catalog::{split, wayback};
 use crate::pg::digest::{self, Key};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
@@ -17,12 +17,15 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 
 /// See the module.
-pub struct Split;
+pub struct Split {
+    /// It waits, ready, until the cutover is asked for.
+    pub prepare: bool,
+}
 
 impl Engine for Split {
     fn capabilities(&self) -> Capabilities {
         // The parts have other oids than the partition: no read can be sent to them, and no swap goes back.
-        Capabilities { mirror: true, canary: false, watch: false }
+        Capabilities { mirror: true, canary: false, watch: false, prepare: self.prepare }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
@@ -41,7 +44,15 @@ impl Engine for Split {
         let parts = split::parts(row.move_id)?;
         // As it is now, it stays until the copies are like it.
         lock::lock_all(partitions, lock::ACCESS_SHARE);
-        partitions.iter().try_for_each(|partition| child::create(row.move_id, *partition, &parts))
+        // Only two halves can be merged again.
+        let way_back = guc::ROLLBACK_WINDOW.get() > 0 && parts.len() == 2;
+        for partition in partitions {
+            child::create(row.move_id, *partition, &parts)?;
+            if way_back {
+                wayback::create(row.move_id, *partition, &parts)?;
+            }
+        }
+        Ok(())
     }
 
     fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<bool> {
@@ -112,6 +123,7 @@ impl Engine for Split {
             own.push(relation.shadow);
             own.extend(child::children(row.move_id, relation.source)?);
             own.extend(relation.twin);
+            own.extend(wayback::touched(row.move_id, relation.source)?);
         }
         Ok(lock::try_lock_all(&own, lock::ACCESS_EXCLUSIVE))
     }
@@ -137,7 +149,8 @@ impl Engine for Split {
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
         for relation in relations {
-            child::exchange(row.move_id, relation, &parts)?;
+            wayback::keep_storage(row.move_id, relation.source)?;
+            child::exchange(row.move_id, &[relation], &parts)?;
         }
         Ok(())
     }
@@ -147,12 +160,19 @@ impl Engine for Split {
             return Err(internal("a split has no way back"));
         }
         let parts = split::place(row.move_id, row.slot_id)?;
+        wayback::begin(row, &shadow::relations(row.move_id)?, &parts)?;
         let shares = split::shares(&parts);
         let part = |(part, share): (&split::Part, f64)| {
             json!({"slot_id": part.slot_id, "modulus": part.modulus, "remainder": part.remainder,
                    "shard_id": part.shard_id, "rows": part.rows, "share": share})
         };
         Ok(parts.iter().zip(shares).map(part).collect())
+    }
+
+    fn keeps_too_much(&self, row: &MoveRow) -> PgResult<Option<String>> {
+        let parts = split::parts(row.move_id)?;
+        let short = |part: &split::Part| disk::shortage(&part.tablespace, 0, guc::MIN_FREE_DISK.get());
+        Ok(parts.iter().find_map(short))
     }
 
     fn remove_capture(&self, relation: &RelationRow) -> PgResult<()> {

@@ -8,7 +8,7 @@ use super::phases::{Compared, compare, is_unchanged};
 use super::{Outcome, canary, short_lock};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{copy, record_event};
+use crate::catalog::{copy, record_event, waiting};
 use crate::engine::Engine;
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::PgResult;
@@ -70,7 +70,7 @@ fn record_fare(row: &MoveRow) -> WorkResult<()> {
 }
 
 /// Why the copies can no longer be exchanged, if so.
-fn way_back_lost(relations: &[RelationRow]) -> PgResult<Option<Event>> {
+pub(super) fn way_back_lost(relations: &[RelationRow]) -> PgResult<Option<Event>> {
     for relation in relations {
         if !is_unchanged(relation)? {
             return Ok(Some(Event::SourceChanged));
@@ -123,7 +123,7 @@ fn old_snapshots_are_gone(row: &MoveRow) -> WorkResult<bool> {
     while !waiting.is_empty() {
         if begun.elapsed().as_millis() > SNAPSHOT_WAIT_MS {
             transaction(|| {
-                let who = moves::oldest_snapshots()?;
+                let who = waiting::oldest_snapshots()?;
                 moves::note(row.move_id, who.as_deref(), None, None)
             })?;
             return Ok(false);

@@ -1,6 +1,7 @@
 //! Whether production is well enough for more copying and replaying: replicas, WAL, old snapshots, latency.
 
 use crate::catalog::moves::{self, MoveRow};
+use crate::catalog::waiting;
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::guc;
 use crate::pg::local::LocalBox;
@@ -41,20 +42,20 @@ pub fn held_back(row: &MoveRow) -> WorkResult<Option<i64>> {
 fn reason() -> PgResult<Option<String>> {
     let lag_kib = i64::from(guc::MAX_REPLICA_LAG.get());
     if lag_kib > 0
-        && let Some(who) = moves::lagging_replica(lag_kib * 1024)?
+        && let Some(who) = waiting::lagging_replica(lag_kib * 1024)?
     {
         return Ok(Some(who));
     }
     let age = i64::from(guc::MAX_XMIN_AGE.get());
     if age > 0
-        && let Some(who) = moves::oldest_xmin(age)?
+        && let Some(who) = waiting::oldest_xmin(age)?
     {
         return Ok(Some(who));
     }
     if guc::MAX_WAL_RATE.get() == 0 && guc::MAX_P99.get() == 0 {
         return Ok(None);
     }
-    let (now_s, wal_bytes, statements) = (bgworker::now_s(), moves::wal_bytes()?, route::statements());
+    let (now_s, wal_bytes, statements) = (bgworker::now_s(), waiting::wal_bytes()?, route::statements());
     let begin = || Window { since_s: now_s, wal_bytes, statements: statements.clone(), verdict: None };
     Ok(WINDOW.with(begin, |window| judge(window, now_s, wal_bytes, &statements)).flatten())
 }

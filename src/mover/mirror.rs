@@ -45,7 +45,7 @@ pub fn install(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
         }
         engine.set_mirroring(row, relations, true)?;
         // Closed ones: from now on it is known how statements fare. The parts of a split are other tables.
-        if !row.is_split {
+        if !row.replaces() {
             canary::make_routes(row, relations)?;
         }
         moves::advance(row, Event::Completed, engine.capabilities())?;

@@ -6,6 +6,7 @@ mod cutover;
 mod health;
 mod mirror;
 mod phases;
+mod prepared;
 pub mod short_lock;
 
 use crate::catalog::moves::{self, MoveRow};
@@ -60,7 +61,7 @@ pub fn drive(move_id: i64) {
         }
         bgworker::show_activity(Some(&format!(
             "{} {move_id} of slot {}: {}",
-            if row.is_split { "split" } else { "move" },
+            row.what(),
             row.slot_id,
             row.phase.as_str()
         )));

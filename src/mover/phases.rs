@@ -1,10 +1,10 @@
 //! The work of every phase but the cutover.
 
-use super::{Outcome, canary, cutover, health, mirror, short_lock};
+use super::{Outcome, canary, cutover, health, mirror, prepared, short_lock};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::split;
+use crate::catalog::{merge, split};
 use crate::engine::{Digests, Engine};
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::{PgResult, busy, error, unsupported};
@@ -13,6 +13,7 @@ use crate::pg::{bgworker, digest, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// Log entries that may be pending when catch-up hands over to verification.
@@ -37,6 +38,7 @@ pub fn perform(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
         Phase::Retire | Phase::Revert | Phase::RevertFailed => {
             clean(engine, row, attempt, Some(Event::Completed))
         }
+        Phase::Prepared => prepared::look(engine, row),
         Phase::Canary => canary::step(engine, row, attempt),
         Phase::Done | Phase::Cancelled | Phase::Failed => Ok(Outcome::Again(0)),
     }
@@ -48,9 +50,11 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
         return clean(engine, row, attempt, None);
     }
     transaction(|| {
-        let partitions = shadow::partitions_of_slot(row.slot_id)?;
+        let partitions = shadow::partitions_of_move(row.move_id, row.slot_id)?;
         let reasons = engine.preflight(row, &partitions)?;
-        if row.is_split {
+        if row.is_merge() {
+            merge::refuse(row.slot_id, reasons)?;
+        } else if row.is_split {
             split::refuse(row.slot_id, reasons)?;
         } else if !reasons.is_empty() {
             return Err(unsupported(format!("slot {} cannot be moved", row.slot_id))
@@ -66,14 +70,14 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
 /// Installs capture and shadows under SHARE ROW EXCLUSIVE: when it is granted, no writer is under way,
 /// and every later one is logged.
 fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
-    let partitions = transaction(|| shadow::partitions_of_slot(row.slot_id))?;
+    let partitions = transaction(|| shadow::partitions_of_move(row.move_id, row.slot_id))?;
     let done = transaction(|| {
         // With an id assigned, every statement under the lock takes a snapshot of its own.
         let _ = lock::current_xid();
         if !short_lock::try_lock(&partitions, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
             return Ok(mirror::Attempt::Blocked);
         }
-        if shadow::partitions_of_slot(row.slot_id)? != partitions {
+        if shadow::partitions_of_move(row.move_id, row.slot_id)? != partitions {
             return Err(busy("the partitions of the slot changed"));
         }
         if !engine.install(row, &partitions)? {
@@ -117,7 +121,7 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         // A lost chunk is copied again; no need to wait for the disk at every one.
         spi::set_local("synchronous_commit", "off")?;
         let relations = shadow::relations(row.move_id)?;
-        if !row.is_split {
+        if !row.replaces() {
             canary::time_statements(row, &relations)?;
         }
         let Some(relation) = relations.iter().find(|r| r.blocks_done < r.blocks_total) else {
@@ -224,8 +228,8 @@ fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
             .collect::<PgResult<Vec<_>>>()
     })?;
     // A swap leaves the partition's statistics alone; the parts of a split have none yet.
-    let options = if row.is_split { "TRUNCATE off, ANALYZE" } else { "TRUNCATE off" };
-    for shadow in shadows {
+    let options = if row.replaces() { "TRUNCATE off, ANALYZE" } else { "TRUNCATE off" };
+    for shadow in shadows.into_iter().collect::<BTreeSet<String>>() {
         bgworker::command(&format!("VACUUM ({options}) {shadow}"))?;
     }
     Ok(match compare(engine, row)? {
@@ -272,7 +276,7 @@ pub fn compare(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
                 return Ok(Compared::Leave(Event::BacklogTooLarge));
             }
             let digests = engine.compare(row, &relation, &plan.stored, &skip)?;
-            rows.resize(digests.len(), 0);
+            rows.resize(rows.len().max(digests.len()), 0);
             for (rows, Digests { source, copy }) in rows.iter_mut().zip(&digests) {
                 let differing = source.differing_buckets(copy).len();
                 if differing > 0 {
@@ -305,7 +309,8 @@ fn tell_difference(
         "verification found {buckets} differing key buckets ({source} rows in the source, {copy} in the copy)"
     );
     moves::note(row.move_id, None, Some(&what), None)?;
-    let named = plan.differing_rows()?;
+    // Of a merge the copy has the other source's rows as well.
+    let named = if row.is_merge() { Vec::new() } else { plan.differing_rows()? };
     let rows: Vec<serde_json::Value> =
         named.iter().filter_map(|row| serde_json::from_str(row).ok()).collect();
     let detail = serde_json::json!({"detail": what, "rows": rows});

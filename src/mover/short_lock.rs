@@ -1,7 +1,7 @@
 //! Short locks on user tables: tried without queueing; only after several failures queued, for less
 //! than half of `foreshard.max_lock_time`, and never behind a holder that is already older than that.
 
-use crate::catalog::moves;
+use crate::catalog::{moves, waiting};
 use crate::pg::bgworker::WorkResult;
 use crate::pg::report::{PgResult, PgSqlErrorCode, error, notice};
 use crate::pg::subtransaction::{self, Ended};
@@ -27,7 +27,7 @@ pub fn try_lock(relations: &[pg_sys::Oid], mode: i32, attempt: u32) -> PgResult<
         return Ok(false);
     }
     let bound_ms = f64::from(guc::MAX_LOCK_TIME.get());
-    if moves::oldest_holder_ms(relations)?.is_some_and(|age| age > bound_ms) {
+    if waiting::oldest_holder_ms(relations)?.is_some_and(|age| age > bound_ms) {
         return Ok(false);
     }
     lock::lock_all(relations, mode);
@@ -39,7 +39,7 @@ pub fn report_blocked(move_id: i64, relations: &[pg_sys::Oid], attempt: u32) -> 
     bgworker::transaction(|| {
         moves::count_lock_attempt(move_id)?;
         if attempt.is_multiple_of(POLITE_ATTEMPTS) {
-            let who = moves::blockers(relations)?;
+            let who = waiting::blockers(relations)?;
             moves::note(move_id, who.as_deref(), None, None)?;
         }
         Ok(())
@@ -75,7 +75,7 @@ pub fn lock_in_session(relations: &[pg_sys::Oid], others: &[pg_sys::Oid]) -> PgR
         }
         if attempt % NOTICE_ATTEMPTS == NOTICE_ATTEMPTS - 1 {
             let _guard = security::as_extension_owner()?;
-            if let Some(who) = moves::blockers(relations)? {
+            if let Some(who) = waiting::blockers(relations)? {
                 notice(&format!("waiting for {who}"));
             }
         }

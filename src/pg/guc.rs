@@ -210,6 +210,18 @@ settings! {
     /// How long the old copy is kept equal after the swap, seconds.
     int ROLLBACK_WINDOW = c"foreshard.rollback_window", 300, 0, 86400; Ctx::Sighup, S;
         c"Time after a cutover in which the old copy is kept equal, so that rollback_move() can swap back at once; 0: none.";
+    /// Load from which on slots are split; the ranges of this and the next keep a factor of two between them.
+    real SPLIT_THRESHOLD = c"foreshard.split_threshold", 0.8, 0.4, 100.0; Ctx::Sighup, NONE;
+        c"Share of a mean shard's fair load from which on a slot is split (or its halves are built ahead, when that is forecast).";
+    /// Load up to which halves are merged.
+    real MERGE_THRESHOLD = c"foreshard.merge_threshold", 0.1, 0.0, 0.2; Ctx::Sighup, NONE;
+        c"Share of a mean shard's fair load up to which both halves of a split together are merged again; 0: never under load.";
+    /// Most splits that wait.
+    int MAX_PREPARED_SPLITS = c"foreshard.max_prepared_splits", 4, 0, 4096; Ctx::Sighup, NONE;
+        c"Splits of one database that may be built ahead and kept ready; each takes the space of its slot and a second write per changed row.";
+    /// How long a prepared split waits, seconds.
+    int PREPARED_SPLIT_LIFETIME = c"foreshard.prepared_split_lifetime", 86400, 1, 2592000; Ctx::Sighup, S;
+        c"How long a split that was built ahead is kept ready before it is discarded.";
     /// Free space kept, percent.
     int MIN_FREE_DISK = c"foreshard.min_free_disk", 10, 0, 99; Ctx::Sighup, NONE;
         c"Per cent of the target file system that must stay free after a copy.";

@@ -47,8 +47,18 @@ pub fn text(type_oid: pg_sys::Oid, bytes: &[u8], truncated: bool) -> PgResult<(O
 
 /// The partition that a sampled key of type `type_oid` belongs to; None for bytes that are no value of it.
 pub fn leaf(router: &mut Router, type_oid: pg_sys::Oid, bytes: &[u8]) -> PgResult<Option<pg_sys::Oid>> {
+    Ok(place(router, type_oid, bytes)?.map(|(leaf, _)| leaf))
+}
+
+/// The same with the hash by which the key is partitioned.
+pub fn place(
+    router: &mut Router,
+    type_oid: pg_sys::Oid,
+    bytes: &[u8],
+) -> PgResult<Option<(pg_sys::Oid, u64)>> {
     let Some(value) = value(&shape_of(type_oid), bytes, false)? else { return Ok(None) };
-    Ok(router.locate(Some((value, type_oid))).map(|number| router.partition(number)))
+    let (number, hash) = router.place(Some((value, type_oid)));
+    Ok(number.map(|number| (router.partition(number), hash)))
 }
 
 /// A value of the type again.

@@ -149,15 +149,20 @@ impl Router {
     /// The number of the partition that holds `key`, a value of any type whose text form the key's type
     /// reads. None: no partition does.
     pub fn locate(&mut self, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> Option<usize> {
+        self.place(key).0
+    }
+
+    /// The same with the hash by which the key is partitioned.
+    pub fn place(&mut self, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> (Option<usize>, u64) {
         let Some((datum, from)) = key else {
             // A NULL key hashes to 0.
-            return self.number_of(0);
+            return (self.number_of(0), 0);
         };
         let value = coerce(datum, from, self.key_type, self.typmod);
         let mut hash = [0];
         // SAFETY: the function belongs to the key's own operator class and gets a value of its type.
         unsafe { compat::partition_hashes(&mut self.function, self.collation, &[value], &mut hash) };
-        self.number_of(hash[0])
+        (self.number_of(hash[0]), hash[0])
     }
 
     /// As [`Router::locate`].

@@ -1,6 +1,7 @@
 //! From observed rows to decisions: load history → forecasts → load curves → plan. Reads through
 //! `catalog`, thinks in `core`, writes nothing.
 
+pub mod divisions;
 mod models;
 mod trust;
 
@@ -10,7 +11,7 @@ use crate::pg::{bgworker, guc};
 use foreshard_core::calibration::{Calibration, Present, permission};
 use foreshard_core::forecast::{ForecastOptions, Series};
 use foreshard_core::placement::{
-    ANY, Hold, Pace, Plan, PlanOptions, Segment, Shard, Start, Step, Timing, plan, schedule,
+    ANY, Hold, Pace, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing, plan, schedule,
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -46,6 +47,8 @@ pub struct Decision {
     pub plan: Plan,
     /// What is said of each step.
     pub verdicts: Vec<decision::Verdict>,
+    /// What shall become of slots that are too hot, or too cold, as they are.
+    pub divisions: Vec<divisions::Division>,
     /// Length of a lead, s.
     pub lead_s: i32,
     options: PlanOptions,
@@ -208,7 +211,13 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         .map(|s| Shard { id: s.shard_id, capacity: s.capacity, draining: s.draining, accepts: ANY })
         .collect();
     let (segments, options) = (segments(&slots, curves), plan_options(horizon_s));
-    let plan = plan(&places, &segments, &options).map_err(internal)?;
+    let mut plan = plan(&places, &segments, &options).map_err(internal)?;
+    let divisions = divisions::decide(&slots, &segments, &places)?;
+    // The planner's general word about a slot that is too hot gives way to the particular one.
+    plan.refusals.retain(|refusal| {
+        refusal.reason != RefusalReason::UnsplittableKey
+            || divisions.iter().all(|division| division.slot_id != refusal.segment)
+    });
     let timings = if plan.steps.is_empty() {
         Vec::new()
     } else {
@@ -216,7 +225,18 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     };
     let calibrations = if plan.steps.is_empty() { HashMap::new() } else { trust::calibrations()? };
     let verdicts = verdicts(&plan, &timings, &slots, &places, &calibrations);
-    Ok(Decision { forecasts, interval_level, slots, shards, plan, verdicts, lead_s, options, places })
+    Ok(Decision {
+        forecasts,
+        interval_level,
+        slots,
+        shards,
+        plan,
+        verdicts,
+        divisions,
+        lead_s,
+        options,
+        places,
+    })
 }
 
 /// What is said of each step: the confidence to state, and why it is not taken now.
@@ -300,6 +320,7 @@ impl Decision {
     pub fn store(&self) -> PgResult<()> {
         decision::store_forecasts(&self.forecasts, self.interval_level)?;
         decision::store_plan(&self.plan, &self.slots, &self.verdicts, self.lead_s)?;
+        divisions::store(&self.divisions, &self.slots, self.lead_s)?;
         let stated: Vec<f64> = self.verdicts.iter().map(|verdict| verdict.stated).collect();
         trust::note(&self.plan, &self.slots, &self.places, &stated, &self.options, self.lead_s)
     }

@@ -12,7 +12,8 @@ use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use crate::pg::shmem::{self, State};
-use crate::planner;
+use crate::planner::divisions::{self, Division};
+use crate::planner::{self};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -109,7 +110,10 @@ impl Keeper {
         }
         if now_s - self.last_plan_s >= f64::from(guc::PLAN_INTERVAL.get()) - 0.05 {
             self.last_plan_s = now_s;
-            report("planning", bgworker::transaction(plan));
+            match bgworker::transaction(plan) {
+                Ok(due) => report("planning", act(&due)),
+                Err(error) => report("planning", Err(error)),
+            }
         }
     }
 
@@ -162,20 +166,32 @@ fn report(what: &str, outcome: WorkResult<()>) {
 }
 
 /// One round of forecasting and planning; in auto mode steps that may be taken now become moves.
-fn plan() -> PgResult<()> {
+fn plan() -> PgResult<Vec<Division>> {
     planner::settle()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     if decision.slots.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     decision.store()?;
-    let moving = decision.slots.iter().any(|s| s.moving);
+    let moving = decision.slots.iter().any(|s| s.moving && !s.prepared);
     if guc::MODE.get() != guc::Mode::Auto || moving {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let (map, confidence) = decision.takeable();
     if let (false, Some(confidence)) = (map.is_empty(), confidence) {
         moves::file_map(&map, Some(confidence), "foreshard")?;
+        return Ok(Vec::new());
+    }
+    Ok(divisions::due(&decision.divisions))
+}
+
+/// Files the first division that nothing speaks against, in a transaction of its own: one that fails does not take
+/// the plan along.
+fn act(due: &[Division]) -> WorkResult<()> {
+    for division in due {
+        if bgworker::transaction(|| divisions::file(division))? {
+            return Ok(());
+        }
     }
     Ok(())
 }

@@ -2,9 +2,10 @@
 //! Samples are read every tick, what follows from them is stored every bucket.
 
 use super::costs::Book;
+use super::key_load;
 use super::publish::Publisher;
 use super::triggers::Triggers;
-use crate::catalog::{coaccess, dependency, hot_key, statistics};
+use crate::catalog::{coaccess, dependency, hot_key, slot_key, statistics};
 use crate::observe::drain::{self, Cursors};
 use crate::observe::samples::{DependencySample, KeySample};
 use crate::pg::bgworker::{self, WorkResult};
@@ -31,11 +32,11 @@ const FORGOTTEN_PER_S: f64 = 0.01;
 
 /// A key as it was sampled.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct SampledKey {
-    relation: u32,
+pub(super) struct SampledKey {
+    pub(super) relation: u32,
     hash: u64,
-    truncated: bool,
-    bytes: Vec<u8>,
+    pub(super) truncated: bool,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// The hot keys of one colocation group, and the settings they were made with.
@@ -150,12 +151,16 @@ impl Learner {
     fn store_keys(&mut self, publisher: &Publisher, now_s: f64) -> WorkResult<()> {
         let mut outcome = Ok(());
         for (group_id, group) in &mut self.groups {
-            let top = group.keys.top(TOP_KEYS, now_s);
-            let hot: Vec<_> = top.into_iter().filter(|k| k.access_score >= FORGOTTEN_PER_S).collect();
+            let known = group.keys.top(group.max_keys.max(1) as usize, now_s);
+            let known: Vec<_> = known.into_iter().filter(|k| k.access_score >= FORGOTTEN_PER_S).collect();
+            let hot = known.get(..TOP_KEYS).unwrap_or(&known);
             // Nothing to show, and nothing shown: no need to say so again.
             if !hot.is_empty() || group.shown {
-                let rows = || rows_of(&hot, publisher, f64::from(group.half_life_s));
-                let stored = in_background(|| hot_key::store(*group_id, &rows()?));
+                let rows = || rows_of(hot, publisher, f64::from(group.half_life_s));
+                let stored = in_background(|| {
+                    hot_key::store(*group_id, &rows()?)?;
+                    slot_key::store(*group_id, &key_load::of(&known, publisher)?)
+                });
                 group.shown = !hot.is_empty() || stored.is_err();
                 outcome = outcome.and(stored);
             }

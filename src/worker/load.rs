@@ -4,6 +4,7 @@ use super::costs::Book;
 use super::publish::Publisher;
 use crate::catalog::colocation;
 use crate::catalog::heat::{self, Previous, Reading};
+use crate::catalog::layout;
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
@@ -45,6 +46,7 @@ impl Reader {
     /// Reads all counters, stores what they say and tells it to `publisher`.
     pub fn observe(&mut self, publisher: &mut Publisher, costs: &Book, now_s: f64) -> PgResult<()> {
         colocation::reconcile()?;
+        layout::follow()?;
         let previous = heat::previous()?;
         let mut readings = heat::read_counters()?;
         readings.iter_mut().for_each(|reading| self.add_routed(reading));

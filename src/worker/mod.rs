@@ -4,6 +4,7 @@
 pub mod carrier;
 mod costs;
 pub mod keeper;
+mod key_load;
 pub mod launcher;
 mod learn;
 mod load;

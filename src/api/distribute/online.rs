@@ -80,7 +80,7 @@ fn divide(slot_id: i64, group_id: i32, slots: i32, shards: Option<&[String]>, na
     if targets.iter().any(Option::is_none) {
         return Err(wrong_state("a shard was dropped meanwhile").set_hint("Try again."));
     }
-    let move_id = split::file(slot_id, &targets, &user)?;
+    let move_id = split::file(slot_id, &targets, &user, false)?;
     notice(&format!(
         "table {name} is managed now; its rows are spread over {slots} slots in the background (move {move_id})"
     ));

@@ -35,6 +35,7 @@ pub mod birth;
 pub mod calibration;
 pub mod canary;
 pub mod digest;
+pub mod division;
 pub mod forecast;
 pub mod frames;
 pub mod gaps;

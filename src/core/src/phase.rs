@@ -35,6 +35,8 @@ pub enum Phase {
     Mirror,
     /// Comparing both copies.
     Verify,
+    /// The copies are kept equal until somebody asks for the cutover, or they are no longer wanted.
+    Prepared,
     /// Reads are routed to the shadow by growing weights.
     Canary,
     /// Trying to swap; the source is authoritative until the swap commits, which leaves the phase.
@@ -57,7 +59,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in the order of the protocol.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Preflight,
         Self::Capture,
         Self::Copy,
@@ -65,6 +67,7 @@ impl Phase {
         Self::CatchUp,
         Self::Mirror,
         Self::Verify,
+        Self::Prepared,
         Self::Canary,
         Self::Cutover,
         Self::Watch,
@@ -86,6 +89,7 @@ impl Phase {
             Self::CatchUp => "catch_up",
             Self::Mirror => "mirror",
             Self::Verify => "verify",
+            Self::Prepared => "prepared",
             Self::Canary => "canary",
             Self::Cutover => "cutover",
             Self::Watch => "watch",
@@ -114,6 +118,7 @@ impl Phase {
                 | Self::CatchUp
                 | Self::Mirror
                 | Self::Verify
+                | Self::Prepared
                 | Self::Canary
                 | Self::Cutover
         )
@@ -206,6 +211,8 @@ pub struct Capabilities {
     pub canary: bool,
     /// Can keep the old copy equal after the swap, so that there is a way back.
     pub watch: bool,
+    /// Is to wait, verified, until the cutover is asked for.
+    pub prepare: bool,
 }
 
 /// Where to go, and what to do on the way.

@@ -69,7 +69,12 @@ impl World {
 }
 
 fn all_capabilities() -> impl Iterator<Item = Capabilities> {
-    (0..8).map(|bits| Capabilities { mirror: bits & 1 != 0, canary: bits & 2 != 0, watch: bits & 4 != 0 })
+    (0..16).map(|bits| Capabilities {
+        mirror: bits & 1 != 0,
+        canary: bits & 2 != 0,
+        watch: bits & 4 != 0,
+        prepare: bits & 8 != 0,
+    })
 }
 
 /// Every (phase, world) that can be reached, found by trying every event everywhere.
@@ -215,7 +220,8 @@ fn phases_an_engine_lacks_are_skipped() {
         let found = reachable(caps);
         let has = |phase| found.iter().any(|(at, _)| *at == phase);
         assert_eq!(has(Phase::Mirror), caps.mirror);
-        assert_eq!(has(Phase::Canary), caps.canary && caps.mirror);
+        assert_eq!(has(Phase::Canary), caps.canary && caps.mirror && !caps.prepare);
+        assert_eq!(has(Phase::Prepared), caps.prepare);
         assert_eq!(has(Phase::Watch), caps.watch);
     }
 }
@@ -234,7 +240,7 @@ fn the_matrix_is_unambiguous() {
             assert!(!later.any(|effect| effect.commits_with_phase()), "{row:?}");
         }
     }
-    let caps = Capabilities { mirror: true, canary: true, watch: true };
+    let caps = Capabilities { mirror: true, canary: true, watch: true, prepare: false };
     let (phase, event) = (Phase::Done, Event::Completed);
     assert_eq!(next(phase, event, caps), Err(PhaseError::Illegal { phase, event }));
 }

@@ -4,7 +4,7 @@ use super::{Moves, Order};
 use crate::phase::{Capabilities, Event, Phase, next};
 
 const MIB: f64 = 1_048_576.0;
-const CAPABILITIES: Capabilities = Capabilities { mirror: true, canary: true, watch: true };
+const CAPABILITIES: Capabilities = Capabilities { mirror: true, canary: true, watch: true, prepare: false };
 /// Share of the time of a move's bytes that goes into copying; the rest builds indexes and verifies.
 const COPY: f64 = 0.6;
 const INDEX: f64 = 0.3;

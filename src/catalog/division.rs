@@ -1,0 +1,88 @@
+//! Rows of what shall become of slots that are too hot, or too cold.
+
+use super::split::{MAX_MODULUS, MAX_SLOTS};
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+use std::collections::HashMap;
+
+/// How a slot lies in its group.
+pub struct Shape {
+    /// Group.
+    pub group_id: i32,
+    /// Modulus of its hash.
+    pub modulus: i32,
+    /// Remainder.
+    pub remainder: i32,
+    /// It came from a split.
+    pub was_split: bool,
+    /// Its halves are built and wait.
+    pub is_prepared: bool,
+    /// It may be split once more.
+    pub divisible: bool,
+}
+
+/// Every slot's, by id.
+pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
+    let rows = spi::rows(
+        "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, s.modulus > g.slot_count, \
+                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared' AND m.kind = 'split'), \
+                s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2 \
+         FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id)",
+        &[i64::from(MAX_MODULUS).into(), MAX_SLOTS.into()],
+        |row| {
+            let shape = Shape {
+                group_id: row.need(2)?,
+                modulus: row.need(3)?,
+                remainder: row.need(4)?,
+                was_split: row.need(5)?,
+                is_prepared: row.need(6)?,
+                divisible: row.need(7)?,
+            };
+            Ok((row.need::<i64>(1)?, shape))
+        },
+    )?;
+    Ok(rows.into_iter().collect())
+}
+
+/// One recommendation about a slot as a whole.
+pub struct Row<'a> {
+    /// split, prepare, merge or none.
+    pub action: &'a str,
+    /// Slot.
+    pub slot_id: i64,
+    /// Its shard.
+    pub shard_id: i32,
+    /// Its bytes.
+    pub bytes: i64,
+    /// Why.
+    pub reason: Option<&'a str>,
+    /// Why not, and what to do.
+    pub refusal: Option<(&'a str, &'a str)>,
+    /// When to begin, s from now.
+    pub start_s: Option<f64>,
+    /// When it will be too hot, s from now.
+    pub over_s: Option<f64>,
+}
+
+/// Adds recommendations.
+pub fn store(rows: &[Row]) -> PgResult<()> {
+    for row in rows {
+        spi::run(
+            "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, reason, refusal, advice, foreseen, start_at, overload_at) \
+             VALUES (pg_catalog.now(), $1, $2, $3, $4, $5, $6, $7, $8 > 0, \
+                 pg_catalog.now() + pg_catalog.make_interval(secs => $9), pg_catalog.now() + pg_catalog.make_interval(secs => $8))",
+            &[
+                row.action.into(),
+                row.slot_id.into(),
+                row.shard_id.into(),
+                row.bytes.into(),
+                row.reason.into(),
+                row.refusal.map(|r| r.0).into(),
+                row.refusal.map(|r| r.1).into(),
+                row.over_s.into(),
+                row.start_s.into(),
+            ],
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! Partitions that somebody attached or detached by hand: what is registered follows, as far as it can.
+
+use super::record_event;
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+use serde_json::json;
+
+/// Forgets partitions that were detached and registers those that were attached where one was missing; every change is
+/// told in the history and in the server's log. What fits no slot stays in the view `layout_problems`.
+pub fn follow() -> PgResult<()> {
+    let still = "NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND NOT (m.prepare AND m.phase = 'prepared'))";
+    let detached = spi::rows(
+        &format!(
+            "DELETE FROM foreshard.slot_partition p USING foreshard.slot s, pg_catalog.pg_class c \
+             WHERE s.slot_id = p.slot_id AND c.oid = p.partition AND {still} \
+               AND EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid = p.table_oid) \
+               AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(p.partition) a WHERE a.relid = p.table_oid) \
+             RETURNING s.slot_id, p.partition::text, p.table_oid::text"
+        ),
+        &[],
+        |row| Ok((row.need::<i64>(1)?, row.need::<String>(2)?, row.need::<String>(3)?)),
+    )?;
+    for (slot_id, partition, table) in detached {
+        pgrx::log!(
+            "foreshard: partition {partition} of {table} was detached by hand: slot {slot_id} has no partition of that table (hint: Attach one with the same bound.)"
+        );
+        record_event("detached", None, Some(slot_id), json!({"table": table, "partition": partition}))?;
+    }
+    let attached = spi::rows(
+        &format!(
+            "INSERT INTO foreshard.slot_partition (slot_id, table_oid, partition) \
+             SELECT s.slot_id, m.table_oid, c.oid::regclass FROM foreshard.managed_table m \
+             JOIN pg_catalog.pg_inherits i ON i.inhparent = m.table_oid JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relkind = 'r' \
+             JOIN foreshard.slot s ON s.group_id = m.group_id \
+               AND pg_catalog.pg_get_expr(c.relpartbound, c.oid) = format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder) \
+             WHERE NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.partition = c.oid OR (p.slot_id, p.table_oid) = (s.slot_id, m.table_oid)) \
+               AND {still} RETURNING slot_id, partition::text, table_oid::text"
+        ),
+        &[],
+        |row| Ok((row.need::<i64>(1)?, row.need::<String>(2)?, row.need::<String>(3)?)),
+    )?;
+    for (slot_id, partition, table) in attached {
+        pgrx::log!(
+            "foreshard: partition {partition} of {table} was attached by hand: it is that of slot {slot_id}"
+        );
+        record_event("attached", None, Some(slot_id), json!({"table": table, "partition": partition}))?;
+    }
+    Ok(())
+}

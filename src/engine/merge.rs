@@ -1,0 +1,153 @@
+//! Merges: one copy of the partitions of two slots, which in the end takes their place. The same as a split but for
+//! who is copied into whom; docs/decisions/0015 has the reasons.
+
+use super::{Digests, Engine, Local, Split};
+use crate::catalog::moves::MoveRow;
+use crate::catalog::shadow::{self, RelationRow};
+use crate::catalog::{child, merge, relation, split, whole};
+use crate::pg::digest::{self, Key};
+use crate::pg::report::{PgResult, internal, unsupported};
+use crate::pg::{disk, guc, lock};
+use foreshard_core::digest::TableDigest;
+use foreshard_core::phase::Capabilities;
+use pgrx::pg_sys;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+
+/// See the module.
+pub struct Merge {
+    /// It waits, ready, until the cutover is asked for.
+    pub prepare: bool,
+}
+
+/// Most keys that a comparison leaves out because they changed while it began.
+const MAX_SKIPPED_KEYS: usize = 200_000;
+
+/// What locks and fits is the same for both.
+const SPLIT: Split = Split { prepare: false };
+
+impl Engine for Merge {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { mirror: true, canary: false, watch: false, prepare: self.prepare }
+    }
+
+    fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
+        let mut reasons = merge::reasons(row.slot_id, row.other_slot.unwrap_or_default())?;
+        let bytes = partitions.iter().try_fold(0, |sum, p| Ok(sum + relation::bytes(*p)?))?;
+        reasons.extend(disk::shortage(&row.tablespace, bytes, guc::MIN_FREE_DISK.get()));
+        Ok(reasons)
+    }
+
+    fn prepare(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<()> {
+        let parts = split::parts(row.move_id)?;
+        let part = parts.first().ok_or_else(|| internal("a merge without a result"))?;
+        lock::lock_all(partitions, lock::ACCESS_SHARE);
+        whole::by_table(partitions)?.iter().try_for_each(|sources| whole::create(row.move_id, sources, part))
+    }
+
+    fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<bool> {
+        SPLIT.install(row, partitions)
+    }
+
+    fn build_next_index(&self, row: &MoveRow) -> PgResult<bool> {
+        SPLIT.build_next_index(row)
+    }
+
+    fn set_mirroring(&self, row: &MoveRow, relations: &[RelationRow], mirroring: bool) -> PgResult<()> {
+        Local.set_mirroring(row, relations, mirroring)
+    }
+
+    /// The copy is compared with all sources at once, when it is the turn of the first of them.
+    fn compare(
+        &self,
+        row: &MoveRow,
+        relation: &RelationRow,
+        stored: &[i16],
+        skip: &HashSet<Vec<u8>>,
+    ) -> PgResult<Vec<Digests>> {
+        let all = shadow::relations(row.move_id)?;
+        let sources: Vec<&RelationRow> = all.iter().filter(|r| r.shadow == relation.shadow).collect();
+        if sources.first().is_none_or(|first| first.source != relation.source) {
+            return Ok(Vec::new());
+        }
+        let mut skip = skip.clone();
+        for other in &sources {
+            let logged = digest::logged_keys(other.log, other.key.len(), MAX_SKIPPED_KEYS)?;
+            skip.extend(logged.ok_or_else(|| unsupported("too many keys changed during the comparison"))?);
+        }
+        let mut source = TableDigest::new();
+        for each in &sources {
+            source.merge(&digest::digest(each.source, &Key { columns: &each.key, skip: &skip }, stored)?);
+        }
+        let copy = digest::digest(relation.shadow, &Key { columns: &relation.key, skip: &skip }, stored)?;
+        Ok(vec![Digests { source, copy }])
+    }
+
+    fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {
+        split::set_rows(row.move_id, rows)
+    }
+
+    fn held_first(&self, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
+        SPLIT.held_first(relations)
+    }
+
+    fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+        SPLIT.hold_rest(row, relations)
+    }
+
+    fn hold_copies(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+        SPLIT.hold_copies(row, relations)
+    }
+
+    fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
+        SPLIT.fits(row, relation)
+    }
+
+    fn fits_still(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
+        SPLIT.fits_still(row, relation)
+    }
+
+    fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
+        let parts = split::parts(row.move_id)?;
+        let mut done: Vec<pg_sys::Oid> = Vec::new();
+        for relation in relations {
+            if !done.contains(&relation.shadow) {
+                done.push(relation.shadow);
+                let sources: Vec<&RelationRow> =
+                    relations.iter().filter(|r| r.shadow == relation.shadow).collect();
+                child::exchange(row.move_id, &sources, &parts)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&self, row: &MoveRow, _shard: i32) -> PgResult<Value> {
+        let other = row.other_slot.ok_or_else(|| internal("a merge of one slot"))?;
+        merge::place(row.move_id, row.slot_id, other)?;
+        let parts = split::parts(row.move_id)?;
+        Ok(parts
+            .iter()
+            .map(|part| {
+                json!({"slot_id": row.slot_id, "merged": other, "modulus": part.modulus, "remainder": part.remainder,
+                       "shard_id": part.shard_id, "rows": part.rows})
+            })
+            .collect())
+    }
+
+    fn keeps_too_much(&self, row: &MoveRow) -> PgResult<Option<String>> {
+        Ok(disk::shortage(&row.tablespace, 0, guc::MIN_FREE_DISK.get()))
+    }
+
+    fn remove_capture(&self, relation: &RelationRow) -> PgResult<()> {
+        Local.remove_capture(relation)
+    }
+
+    fn drop_shadows(&self, row: &MoveRow) -> PgResult<()> {
+        shadow::drop_all(row.move_id)
+    }
+
+    fn settle(&self, row: &MoveRow) -> PgResult<()> {
+        let Some(other) = row.other_slot else { return Ok(()) };
+        merge::add_past(row.slot_id, other)
+    }
+}

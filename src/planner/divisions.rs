@@ -1,0 +1,244 @@
+//! Which slots to divide, to build the halves of ahead, or to merge.
+
+use crate::catalog::decision::{SlotRow, bytes_of};
+use crate::catalog::{division, merge, slot_key, split};
+use crate::pg::guc;
+use crate::pg::report::PgResult;
+use foreshard_core::division::{Candidate, NotDivided, Thresholds, Verdict, judge, may_merge};
+use foreshard_core::placement::{Hold, Segment, Shard};
+use std::collections::HashMap;
+
+/// What shall become of a slot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// It is divided now.
+    Split,
+    /// Its halves are built from lead `at` on; it will be too hot at lead `over`.
+    Prepare {
+        /// When to begin, leads.
+        at: usize,
+        /// When it will be too hot, leads.
+        over: usize,
+    },
+    /// It takes up the other slot.
+    Merge {
+        /// The one that goes.
+        other: i64,
+    },
+    /// It is too hot, and stays as it is.
+    Not(NotDivided),
+}
+
+impl Action {
+    /// The machine-readable name.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Prepare { .. } => "prepare",
+            Self::Merge { .. } => "merge",
+            Self::Not(_) => "none",
+        }
+    }
+
+    /// Reason and advice of a refusal.
+    pub const fn refusal(&self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Not(why) => Some((why.as_str(), why.advice())),
+            _ => None,
+        }
+    }
+}
+
+/// What shall become of one slot, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Division {
+    /// The slot.
+    pub slot_id: i64,
+    /// What to do.
+    pub action: Action,
+    /// Why, in words for a person.
+    pub reason: String,
+}
+
+/// A slot with its loads as shares of the fair load of a mean shard.
+struct Known<'a> {
+    slot: &'a SlotRow,
+    shape: &'a division::Shape,
+    hold: Hold,
+    curve: Vec<f64>,
+    present: f64,
+}
+
+impl Known<'_> {
+    fn peak(&self) -> f64 {
+        self.curve.iter().copied().fold(self.present, f64::max)
+    }
+}
+
+/// Judges every slot whose load is known.
+pub fn decide(slots: &[SlotRow], segments: &[Segment], places: &[Shard]) -> PgResult<Vec<Division>> {
+    let leads = segments.iter().map(|segment| segment.curve.len()).max().unwrap_or(0);
+    let mut cluster = vec![0.0; leads];
+    for segment in segments {
+        cluster.iter_mut().zip(&segment.curve).for_each(|(sum, load)| *sum += load);
+    }
+    let active = places.iter().filter(|shard| !shard.draining).count();
+    let mean = cluster.iter().copied().fold(0.0, f64::max) / active.max(1) as f64;
+    // Two halves on one shard are no better than the whole, and next to no load is no reason for anything.
+    if active < 2 || mean * active as f64 <= foreshard_core::placement::PlanOptions::default().min_load {
+        return Ok(Vec::new());
+    }
+    let (shapes, keys) = (division::shapes()?, slot_key::all()?);
+    let known: Vec<Known> = segments
+        .iter()
+        .filter(|segment| segment.hold != Hold::InsufficientHistory)
+        .filter_map(|segment| {
+            let slot = slots.iter().find(|slot| slot.slot_id == segment.id)?;
+            let curve = segment.curve.iter().map(|load| load / mean).collect();
+            let shape = shapes.get(&segment.id)?;
+            Some(Known { slot, shape, hold: segment.hold, curve, present: slot.heat / mean })
+        })
+        .collect();
+    let thresholds = Thresholds::new(guc::SPLIT_THRESHOLD.get(), guc::MERGE_THRESHOLD.get());
+    let mut found = splits(&known, &keys, &cluster, &thresholds);
+    found.extend(merges(&known, &thresholds));
+    Ok(found)
+}
+
+fn splits(
+    known: &[Known],
+    keys: &HashMap<i64, foreshard_core::division::Keys>,
+    cluster: &[f64],
+    thresholds: &Thresholds,
+) -> Vec<Division> {
+    let mut groups: HashMap<i32, (f64, f64)> = HashMap::new();
+    for one in known {
+        let group = groups.entry(one.shape.group_id).or_default();
+        *group = (group.0 + one.peak(), group.1 + 1.0);
+    }
+    let mut found = Vec::new();
+    for one in known {
+        let prepared = one.shape.is_prepared;
+        if one.hold == Hold::InFlight && !prepared {
+            continue;
+        }
+        let (sum, count) = groups.get(&one.shape.group_id).copied().unwrap_or((0.0, 1.0));
+        let candidate = Candidate {
+            present: one.present,
+            curve: &one.curve,
+            group_mean: sum / count,
+            keys: keys.get(&one.slot.slot_id).copied(),
+            free: one.hold == Hold::Free || prepared,
+            divisible: one.shape.divisible,
+        };
+        let action = match judge(&candidate, cluster, thresholds) {
+            Verdict::Leave => continue,
+            // One hot reading may pass by itself.
+            Verdict::Split if one.slot.hot_buckets < guc::HOT_BUCKETS.get() => continue,
+            Verdict::Split => Action::Split,
+            Verdict::Prepare { .. } | Verdict::Not(_) if prepared => continue,
+            Verdict::Prepare { at, over } => Action::Prepare { at, over },
+            Verdict::Not(why) => Action::Not(why),
+        };
+        let percent = |share: f64| (share * 100.0).round();
+        let reason = format!(
+            "its load is {} % of a mean shard's fair load, and will be {} %; slots are split from {} % on",
+            percent(one.present),
+            percent(one.peak()),
+            percent(thresholds.split)
+        );
+        found.push(Division { slot_id: one.slot.slot_id, action, reason });
+    }
+    found
+}
+
+/// Only what was split is merged: the layout that a person chose is the coarsest one.
+fn merges(known: &[Known], thresholds: &Thresholds) -> Vec<Division> {
+    let free = |one: &&Known| one.hold == Hold::Free && one.shape.was_split;
+    let place = |one: &Known| (one.shape.group_id, one.shape.modulus, one.shape.remainder);
+    let by_place: HashMap<_, &Known> = known.iter().filter(free).map(|one| (place(one), one)).collect();
+    let mut found = Vec::new();
+    for a in known.iter().filter(free) {
+        let (group, modulus, remainder) = place(a);
+        let Some(b) = by_place.get(&(group, modulus, remainder + modulus / 2)) else { continue };
+        if may_merge([a.present, b.present], [&a.curve, &b.curve], thresholds) {
+            let reason = format!(
+                "it and slot {} stay below {} % of a mean shard's fair load together",
+                b.slot.slot_id,
+                (thresholds.merge * 100.0).round()
+            );
+            found.push(Division {
+                slot_id: a.slot.slot_id,
+                action: Action::Merge { other: b.slot.slot_id },
+                reason,
+            });
+        }
+    }
+    found
+}
+
+/// Stores them as recommendations; a lead is `lead_s` long.
+pub fn store(divisions: &[Division], slots: &[SlotRow], lead_s: i32) -> PgResult<()> {
+    let after_s = |lead: usize| f64::from(lead_s) * lead as f64;
+    let rows: Vec<division::Row> = divisions
+        .iter()
+        .filter_map(|one| {
+            let slot = slots.iter().find(|slot| slot.slot_id == one.slot_id)?;
+            let (start_s, over_s) = match one.action {
+                Action::Prepare { at, over } => (Some(after_s(at)), Some(after_s(over))),
+                Action::Split => (Some(0.0), Some(0.0)),
+                Action::Merge { .. } => (Some(0.0), None),
+                Action::Not(_) => (None, None),
+            };
+            Some(division::Row {
+                action: one.action.as_str(),
+                slot_id: one.slot_id,
+                shard_id: slot.shard_id,
+                bytes: bytes_of(one.slot_id, slots),
+                reason: Some(&one.reason),
+                refusal: one.action.refusal(),
+                start_s,
+                over_s,
+            })
+        })
+        .collect();
+    division::store(&rows)
+}
+
+/// What may be done now without anybody being asked, the most urgent first.
+pub fn due(divisions: &[Division]) -> Vec<Division> {
+    let urgency = |one: &Division| match one.action {
+        Action::Split => 0,
+        Action::Prepare { .. } => 1,
+        Action::Merge { .. } | Action::Not(_) => 2,
+    };
+    let now = |one: &&Division| match one.action {
+        Action::Split | Action::Merge { .. } => true,
+        Action::Prepare { at, .. } => at == 0,
+        Action::Not(_) => false,
+    };
+    let mut due: Vec<Division> = divisions.iter().filter(now).cloned().collect();
+    due.sort_by_key(urgency);
+    due
+}
+
+/// Files one; false: something speaks against it, or it is no change.
+pub fn file(one: &Division) -> PgResult<bool> {
+    let user = "foreshard";
+    match one.action {
+        Action::Split | Action::Prepare { .. } => {
+            if !split::reasons(one.slot_id)?.is_empty() {
+                return Ok(false);
+            }
+            split::file(one.slot_id, &[None, None], user, one.action != Action::Split)?;
+        }
+        Action::Merge { other } => {
+            if !merge::reasons(one.slot_id, other)?.is_empty() {
+                return Ok(false);
+            }
+            merge::file(one.slot_id, other, None, user)?;
+        }
+        Action::Not(_) => return Ok(false),
+    }
+    Ok(true)
+}
