@@ -164,8 +164,7 @@ pub fn capture(move_id: i64, row: &RelationRow) -> PgResult<bool> {
     Ok(true)
 }
 
-/// Whether a source is what its copies were made like.
-pub fn is_as_portrayed(move_id: i64, source: pg_sys::Oid) -> PgResult<bool> {
+fn is_as_portrayed(move_id: i64, source: pg_sys::Oid) -> PgResult<bool> {
     let then = spi::one::<String>(
         "SELECT portrait FROM foreshard.move_relation WHERE move_id = $1 AND source = $2",
         &[move_id.into(), source.into()],

@@ -193,6 +193,12 @@ impl CopyPlan {
     }
 }
 
+/// Whether a log has an entry now.
+pub fn has_entries(log: pg_sys::Oid) -> PgResult<bool> {
+    let sql = format!("SELECT EXISTS (SELECT FROM {})", name_of(log)?);
+    Ok(spi::one::<bool>(&sql, &[])?.unwrap_or(false))
+}
+
 /// Stores the progress of a copy, in the transaction that copied.
 pub fn set_progress(move_id: i64, source: pg_sys::Oid, blocks_done: i64, rows: u64) -> PgResult<()> {
     spi::run(

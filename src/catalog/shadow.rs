@@ -316,6 +316,18 @@ pub fn swapped_with(move_id: i64, row: &RelationRow) -> PgResult<Vec<pg_sys::Oid
     )
 }
 
+/// The relations whose definitions decide whether the copies of a move still fit, beside `held`.
+pub fn defining(move_id: i64, held: &[pg_sys::Oid]) -> PgResult<Vec<pg_sys::Oid>> {
+    let mut all = spi::rows(
+        "SELECT o FROM (SELECT unnest(ARRAY[source, shadow, capture_log]) AS o FROM foreshard.move_relation WHERE move_id = $1 \
+             UNION SELECT unnest(ARRAY[source_index, shadow_index, heap]) FROM foreshard.move_index WHERE move_id = $1) q",
+        &[move_id.into()],
+        |row| row.need(1),
+    )?;
+    all.extend(held);
+    Ok(all)
+}
+
 /// Whether a source and its copy have the same physical columns and pairwise the same indexes, all built: the
 /// last check before they change places. `stored`: dropped columns must be the same as well, because rows
 /// with values in them go over.

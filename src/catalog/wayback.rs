@@ -196,7 +196,8 @@ fn hand_over(split: i64, merge: i64, relation: &RelationRow) -> PgResult<()> {
 /// Lets the slots of a split become one again; false when there is no way back (any more).
 pub fn request(split: i64) -> PgResult<bool> {
     Ok(spi::run(
-        "UPDATE foreshard.move SET prepare = false WHERE way_back_of = $1 AND phase = 'prepared' AND prepare AND NOT cancel_requested",
+        "UPDATE foreshard.move SET prepare = false WHERE way_back_of = $1 AND prepare AND NOT cancel_requested \
+           AND phase NOT IN ('revert', 'revert_failed', 'cancelled', 'failed', 'done')",
         &[split.into()],
     )? > 0)
 }

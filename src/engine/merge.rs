@@ -95,16 +95,8 @@ impl Engine for Merge {
         SPLIT.hold_rest(row, relations)
     }
 
-    fn hold_copies(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
-        SPLIT.hold_copies(row, relations)
-    }
-
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
         SPLIT.fits(row, relation)
-    }
-
-    fn fits_still(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
-        SPLIT.fits_still(row, relation)
     }
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {

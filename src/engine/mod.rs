@@ -64,17 +64,8 @@ pub trait Engine {
     }
     /// Locks everything else that the exchange touches, without queueing; false: not now.
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool>;
-    /// Locks the copies against changes of their definition, where that keeps no user waiting; false: not now.
-    fn hold_copies(&self, _row: &MoveRow, _relations: &[RelationRow]) -> PgResult<bool> {
-        Ok(true)
-    }
-    /// Whether source and copy fit together.
+    /// Whether source and copy still fit together.
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool>;
-    /// Whether they still do, now that everything is locked: [`Engine::fits`] said so a moment ago, and the copies
-    /// have been held since.
-    fn fits_still(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
-        self.fits(row, relation)
-    }
     /// Exchanges source and shadow; everything is locked. `keep_mirror`: what is written from
     /// now on is mirrored into the old storage; otherwise capture ends.
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()>;

@@ -128,22 +128,8 @@ impl Engine for Split {
         Ok(lock::try_lock_all(&own, lock::ACCESS_EXCLUSIVE))
     }
 
-    fn hold_copies(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
-        for relation in relations {
-            let copies = child::children(row.move_id, relation.source)?;
-            if !lock::try_lock_all(&copies, lock::ACCESS_SHARE) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
         child::fits(row.move_id, relation)
-    }
-
-    fn fits_still(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
-        child::is_as_portrayed(row.move_id, relation.source)
     }
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {

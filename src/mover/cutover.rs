@@ -4,7 +4,7 @@
 //! so. Rows that the carrier copied or replayed before carry its own transaction id: snapshots older than
 //! that must not read them, so we wait, outside any lock, until none is left.
 
-use super::phases::{Compared, compare, is_unchanged};
+use super::phases::{Compared, compare, is_unchanged, looks_unchanged};
 use super::{Outcome, canary, short_lock};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::PgResult;
 use crate::pg::route::MoveRoutes;
-use crate::pg::{bgworker, guc, lock, spi};
+use crate::pg::{bgworker, guc, invalidation, lock, spi};
 use foreshard_core::phase::Event;
 use foreshard_core::shared::Arm;
 use pgrx::pg_sys;
@@ -149,13 +149,34 @@ enum Swap {
     Leave(Event),
 }
 
-fn all(relations: &[RelationRow], holds: impl Fn(&RelationRow) -> PgResult<bool>) -> PgResult<bool> {
+/// Whether sources and copies still fit together.
+fn fit(engine: &dyn Engine, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
     for relation in relations {
-        if !holds(relation)? {
+        if !engine.fits(row, relation)? {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Whether every source looks as it did when its changes began to be mirrored.
+fn look_unchanged(relations: &[RelationRow]) -> PgResult<bool> {
+    for relation in relations {
+        if !(looks_unchanged(relation)? && shadow::is_mirroring(relation.trigger)?) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether somebody could not mirror what it changed.
+fn backlog(relations: &[RelationRow]) -> PgResult<Option<Event>> {
+    for relation in relations {
+        if copy::has_entries(relation.log)? {
+            return Ok(Some(Event::FatalError));
+        }
+    }
+    Ok(None)
 }
 
 /// Everything under ACCESS EXCLUSIVE. Whatever is not `Done` ends this transaction at once.
@@ -170,11 +191,10 @@ fn swap_locked(
     // With an id assigned, every statement below takes a fresh snapshot.
     let _ = lock::current_xid();
     spi::set_local("synchronous_commit", "off")?;
-    if !engine.hold_copies(row, relations)? {
-        return Ok(Swap::Blocked);
-    }
+    invalidation::watch(shadow::defining(row.move_id, first)?);
+    let generation = invalidation::generation();
     // Without the lock first: it is not taken for nothing, and what was read once is read faster under it.
-    if !all(relations, |relation| engine.fits(row, relation))? {
+    if !(fit(engine, row, relations)? && look_unchanged(relations)?) {
         return Ok(Swap::Leave(Event::SourceChanged));
     }
     // What users hold first: who commits holds it and then asks for the shadow, to mirror.
@@ -185,11 +205,14 @@ fn swap_locked(
     if !engine.hold_rest(row, relations)? {
         return Ok(Swap::Blocked);
     }
-    if !all(relations, |relation| engine.fits_still(row, relation))? {
+    // The locks brought every message of changes; without one everything is as it was a moment ago.
+    let same = invalidation::generation() == generation;
+    if !same && !fit(engine, row, relations)? {
         return Ok(Swap::Leave(Event::SourceChanged));
     }
     // Before the swap a mirror that had to give up can catch up again.
-    if let Some(event) = way_back_lost(relations)? {
+    let lost = if same { backlog(relations)? } else { way_back_lost(relations)? };
+    if let Some(event) = lost {
         let backlog = event == Event::FatalError && direction == Direction::There;
         return Ok(Swap::Leave(if backlog { Event::BacklogTooLarge } else { event }));
     }

@@ -105,6 +105,11 @@ pub fn is_unchanged(relation: &RelationRow) -> PgResult<bool> {
         ));
     }
     lock::lock_all(&[relation.source], lock::ACCESS_SHARE);
+    looks_unchanged(relation)
+}
+
+/// The same without a lock: it may change at any time.
+pub fn looks_unchanged(relation: &RelationRow) -> PgResult<bool> {
     let now = shadow::fingerprint(relation.source, relation.trigger, relation.log)?;
     Ok(now.as_deref() == Some(relation.fingerprint.as_str()))
 }
