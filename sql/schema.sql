@@ -36,6 +36,8 @@ CREATE TABLE foreshard.slot (
     remainder   int NOT NULL CHECK (remainder >= 0 AND remainder < modulus),
     shard_id    int NOT NULL REFERENCES foreshard.shard,
     last_moved_at timestamptz,
+    -- where the ring, or the split that made it, put it
+    born_shard  int REFERENCES foreshard.shard,
     UNIQUE (group_id, modulus, remainder)
 );
 CREATE INDEX slot_shard_idx ON foreshard.slot (shard_id);
@@ -294,6 +296,8 @@ CREATE TABLE foreshard.outcome (
     capacity    float8 NOT NULL,
     least_gain  float8 NOT NULL,
     drains      boolean NOT NULL,
+    -- what it was to save of transactions across shards
+    joined      float8 NOT NULL DEFAULT 0,
     resolution_s int NOT NULL,
     made_at     timestamptz NOT NULL,
     due_at      timestamptz NOT NULL,
@@ -353,10 +357,16 @@ CREATE TABLE foreshard.move (
     swapped_at  timestamptz,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,
-    bytes_copied bigint
+    bytes_copied bigint,
+    -- of what was recommended: which recommendation, why, and when somebody undid it
+    recommendation_id bigint,
+    reason      text,
+    undone_at   timestamptz
 ) WITH (fillfactor = 50);
 -- two moves of one slot exclude each other
 CREATE UNIQUE INDEX move_one_per_slot ON foreshard.move (slot_id) WHERE NOT finished;
+CREATE INDEX move_slot_idx ON foreshard.move (slot_id, move_id);
+CREATE INDEX move_recommendation_idx ON foreshard.move (recommendation_id) WHERE recommendation_id IS NOT NULL;
 
 -- what a split makes of its slot; part 0 keeps the slot's id, the others get one at the cutover
 CREATE TABLE foreshard.move_part (

@@ -1,5 +1,6 @@
 //! Rows ↔ core values: the only home of SQL text outside `sql/`.
 
+pub mod act;
 pub mod birth;
 pub mod child;
 pub mod coaccess;
@@ -23,6 +24,7 @@ pub mod setting;
 pub mod shadow;
 pub mod split;
 pub mod statistics;
+pub mod story;
 pub mod unit_cost;
 pub mod watched;
 

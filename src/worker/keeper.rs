@@ -5,7 +5,7 @@ use super::learn::{Learner, in_background};
 use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
-use crate::catalog::{heat, moves, relation, session};
+use crate::catalog::{act, heat, moves, relation, session};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -170,12 +170,13 @@ fn plan() -> PgResult<()> {
     }
     decision.store()?;
     let moving = decision.slots.iter().any(|s| s.moving);
-    if guc::MODE.get() != guc::Mode::Auto || moving {
+    if moving {
         return Ok(());
     }
     let (map, confidence) = decision.takeable();
     if let (false, Some(confidence)) = (map.is_empty(), confidence) {
-        moves::file_map(&map, Some(confidence), "foreshard")?;
+        let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
+        act::record_auto(&filed)?;
     }
     Ok(())
 }
