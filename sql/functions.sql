@@ -72,7 +72,7 @@ GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_s
 GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.recommend_curves(),
     foreshard.explain_placement(regclass, "any"), foreshard.explain_placement_json(regclass, "any") TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
-GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts,
+GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph TO pg_monitor;

@@ -254,6 +254,34 @@ CREATE TABLE foreshard.forecast (
     PRIMARY KEY (slot_id, at)
 );
 
+-- what was forecast for a bucket at some leads, until the bucket is over
+CREATE TABLE foreshard.forecast_due (
+    slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    resolution_s int NOT NULL,
+    lead        int NOT NULL,
+    at          timestamptz NOT NULL,
+    cost_units_per_s float8 NOT NULL,
+    lower       float8 NOT NULL,
+    upper       float8 NOT NULL,
+    PRIMARY KEY (slot_id, resolution_s, at, lead)
+);
+
+-- how good forecasts were lately: sums that forget, error and naive error in cost units per second
+CREATE TABLE foreshard.forecast_error (
+    slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    lead        int NOT NULL,
+    resolution_s int NOT NULL,
+    buckets     bigint NOT NULL,
+    weight      float8 NOT NULL,
+    error       float8 NOT NULL,
+    covered     float8 NOT NULL,
+    -- of the buckets for which the naive forecast is known
+    scaled_error float8 NOT NULL,
+    naive_error float8 NOT NULL,
+    last_at     timestamptz NOT NULL,
+    PRIMARY KEY (slot_id, lead)
+) WITH (fillfactor = 50);
+
 CREATE TABLE foreshard.recommendation (
     recommendation_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     made_at     timestamptz NOT NULL,

@@ -250,6 +250,33 @@ fn links(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Forecasts are noted to be compared with what comes; what came says how good they were.
+fn errors_are_tracked(client: &mut Client) -> Result<()> {
+    let noted = "SELECT string_agg(DISTINCT lead::text, ' ') = '1 12 24' AND bool_and(at + lead * interval '-1 h' <= now() AND lower <= upper) \
+        FROM foreshard.forecast_due";
+    wait_for(client, noted, "t")?;
+    assert_eq!(client.query_one("SELECT count(*) FROM foreshard.forecast_errors")?, "0");
+    let unknown = "SELECT bool_and(mase IS NULL AND coverage IS NULL) FROM foreshard.forecasts";
+    assert_eq!(client.query_one(unknown)?, "t");
+    // As if ten hours had been forecast ahead by half as wrong as yesterday's load, every fifth beyond its interval.
+    client.exec(
+        "INSERT INTO foreshard.forecast_due (slot_id, resolution_s, lead, at, cost_units_per_s, lower, upper) \
+         SELECT h.slot_id, 3600, 1, h.bucket_at, h.cost_units_per_s + (y.cost_units_per_s - h.cost_units_per_s) / 2, 0, \
+             CASE WHEN extract(epoch FROM h.bucket_at)::int8 / 3600 % 5 = 0 THEN 1 ELSE 1000 END \
+         FROM foreshard.heat_history h JOIN foreshard.heat_history y ON (y.slot_id, y.resolution_s) = (h.slot_id, h.resolution_s) \
+             AND y.bucket_at = h.bucket_at - interval '24 h' \
+         WHERE h.resolution_s = 3600 AND h.bucket_at BETWEEN now() - interval '12 h' AND now() - interval '2 h'",
+    )?;
+    let known = "SELECT bool_and(buckets = 10 AND abs(mase - 0.5) < 1e-6 AND abs(coverage - 0.8) < 0.02 AND mae > 0 AND lead = 1) \
+        FROM foreshard.forecast_errors";
+    wait_for(client, known, "t")?;
+    let shown = "SELECT bool_and(abs(mase - 0.5) < 1e-6) FROM foreshard.forecasts";
+    assert_eq!(client.query_one(shown)?, "t");
+    // A bucket that nobody ever saw is forgotten.
+    client.exec("UPDATE foreshard.forecast_due SET at = at - interval '90 days' WHERE lead = 24")?;
+    wait_for(client, "SELECT count(*) FROM foreshard.forecast_due WHERE at < now() - interval '1 day'", "0")
+}
+
 #[test]
 fn what_was_done_by_itself_is_told_and_undone() -> Result<()> {
     let settings = ClusterOptions::new("undo")
@@ -264,6 +291,7 @@ fn what_was_done_by_itself_is_told_and_undone() -> Result<()> {
     client.exec(&history("10"))?;
     client.exec("UPDATE foreshard.shard SET draining = true WHERE shard_name = 'a'")?;
     let wanted = client.query_one("SELECT count(*) FROM foreshard.slots WHERE shard = 'a'")?;
+    errors_are_tracked(&mut client)?;
     let ready = format!(
         "SELECT count(*) = {wanted} FROM foreshard.recommendations WHERE action = 'move' AND from_shard = 'a' AND refusal IS NULL"
     );

@@ -10,6 +10,7 @@ pub mod decision;
 pub mod definition;
 pub mod dependency;
 pub mod event;
+pub mod forecast_error;
 pub mod heat;
 pub mod hot_key;
 pub mod moves;

@@ -9,7 +9,7 @@ mod modes;
 mod trust;
 mod window;
 
-use crate::catalog::{colocation, decision, event, heat};
+use crate::catalog::{colocation, decision, event, forecast_error, heat};
 use crate::pg::guc::Mode;
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{bgworker, guc};
@@ -24,7 +24,6 @@ use std::collections::BTreeMap;
 pub use curves::CurvePoint;
 pub use explain::{Explanation, explain};
 pub use modes::first_off;
-pub use trust::settle;
 
 /// Most leads a forecast has: enough to shape a curve, few enough to store for thousands of slots.
 const MAX_LEADS: i32 = 24;
@@ -64,6 +63,12 @@ pub struct Decision {
     links: Vec<Link>,
     modes: Modes,
     made_s: f64,
+}
+
+/// Compares earlier forecasts and steps with the loads that came since.
+pub fn settle() -> PgResult<()> {
+    forecast_error::settle()?;
+    trust::settle()
 }
 
 /// Resolutions of the history from fine to coarse, seconds.
@@ -365,6 +370,7 @@ impl Decision {
     /// Stores forecasts and recommendations, and notes the steps whose outcome will be looked at.
     pub fn store(&self) -> PgResult<()> {
         decision::store_forecasts(&self.forecasts, self.interval_level)?;
+        forecast_error::note(&self.forecasts, self.lead_s)?;
         decision::store_plan(&self.plan, &self.slots, &self.verdicts, self.lead_s)?;
         let stated: Vec<f64> = self.verdicts.iter().map(|verdict| verdict.stated).collect();
         let cluster = (self.places.as_slice(), self.links.as_slice());
