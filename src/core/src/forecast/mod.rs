@@ -12,6 +12,7 @@ mod history;
 mod kernel;
 mod level_season;
 mod linear;
+mod mstl;
 mod season;
 mod shape;
 mod smoothing;
@@ -61,7 +62,7 @@ pub struct ForecastOptions {
 }
 
 /// The models that compete.
-pub const MODELS: [&str; 18] = [
+pub const MODELS: [&str; 19] = [
     "naive",
     "level",
     "kernel",
@@ -80,6 +81,7 @@ pub const MODELS: [&str; 18] = [
     "ridge_week",
     "ridge_week_relative",
     "spar",
+    "mstl",
 ];
 
 impl ForecastOptions {
