@@ -16,6 +16,8 @@ COMMENT ON TABLE foreshard.slot_heat IS 'Last reading of the counters and the cu
 COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL means unknown.';
 COMMENT ON TABLE foreshard.event IS 'Special events that change the load, past and coming: insert them here and forecasts know.';
 COMMENT ON TABLE foreshard.forecast IS 'Latest forecast of every slot.';
+COMMENT ON TABLE foreshard.forecast_due IS 'Forecasts that will be compared with what comes.';
+COMMENT ON TABLE foreshard.forecast_error IS 'What came of forecasts, per slot and lead: sums that forget half in 34 buckets.';
 COMMENT ON TABLE foreshard.recommendation IS 'Latest plan: steps and refusals.';
 COMMENT ON TABLE foreshard.outcome IS 'Recommended steps and whether they paid, judged by the loads that came.';
 COMMENT ON TABLE foreshard.group_trust IS 'Whether the confidence of recommendations is earned, per colocation group.';
@@ -31,7 +33,8 @@ COMMENT ON VIEW foreshard.slots IS 'Every slot of every managed table: partition
 COMMENT ON VIEW foreshard.layout_problems IS 'Partitions that somebody attached, detached or moved by hand, where slots and partitions do not fit: empty is good.';
 COMMENT ON VIEW foreshard.shards IS 'Every shard: slots, bytes, load, utilization and forecast peak (cost units per second).';
 COMMENT ON VIEW foreshard.heat_map IS 'Rates and heat of every slot; NULL means unknown.';
-COMMENT ON VIEW foreshard.forecasts IS 'Forecast load of every slot with its interval.';
+COMMENT ON VIEW foreshard.forecasts IS 'Forecast load of every slot with its interval, and how good its forecasts were lately; NULL means unknown.';
+COMMENT ON VIEW foreshard.forecast_errors IS 'How good forecasts were lately, per slot and lead: mean absolute error, the same over that of a naive forecast (mase), share of the loads that were in the interval (coverage).';
 COMMENT ON VIEW foreshard.recommendations IS 'Moves, splits and merges that foreshard recommends, and why hot slots are left alone.';
 COMMENT ON VIEW foreshard.calibration IS 'Of steps recommended with about one confidence, how many paid; and whether the auto mode may act on what is only foreseen.';
 COMMENT ON VIEW foreshard.progress_moves IS 'Moves and splits with phase, progress and what they wait for.';

@@ -38,8 +38,12 @@ COMMENT ON FUNCTION foreshard.undistribute(regclass) IS 'Turns a managed table b
 COMMENT ON FUNCTION foreshard.get_shard_location(regclass, "any") IS 'Name of the shard that holds a key.';
 COMMENT ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) IS 'A new bigint key that hashes to where the row should live: near the key given, within bounded load. Never given twice.';
 COMMENT ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) IS 'A new uuid key that hashes to where the row should live: near the key given, within bounded load.';
-COMMENT ON FUNCTION foreshard.configure(regclass, text, text) IS 'Sets what applies to one managed table (observe: on or off); NULL brings back the default.';
+COMMENT ON FUNCTION foreshard.configure(regclass, text, text) IS 'Sets what applies to one managed table (observe: on or off; mode: off, advise or auto); NULL brings back the default.';
 COMMENT ON FUNCTION foreshard.recommend() IS 'Plans now and shows every step and every refusal; changes nothing.';
+COMMENT ON FUNCTION foreshard.recommend_curves() IS 'Plans now and shows the load of every shard over the horizon: now, forecast if nothing moves, and once every step is done; NULL means unknown, nothing changes.';
+COMMENT ON FUNCTION foreshard.explain_placement(regclass, "any") IS 'Why the slot of a key is where it is, in words: how it came there, loads now and to come, what was considered, what was refused and why.';
+COMMENT ON FUNCTION foreshard.explain_placement_json(regclass, "any") IS 'The same as explain_placement(), as an object.';
+COMMENT ON FUNCTION foreshard.undo_recommendation(bigint) IS 'Moves back what was moved upon a recommendation, and leaves the slot to persons for a day.';
 COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the moves that balance the forecast load, with its confidence, for request_resharding().';
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, integer, bigint) IS 'Cost of the triggers that a statement fires: a row per trigger, then the total; NULL means unknown.';
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, jsonb, bigint) IS 'Cost of the triggers that a statement with rows like this one fires: a row per trigger, then the total; NULL means unknown.';
@@ -67,9 +71,10 @@ GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision,
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling() TO pg_monitor;
-GRANT EXECUTE ON FUNCTION foreshard.recommend() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.recommend_curves(),
+    foreshard.explain_placement(regclass, "any"), foreshard.explain_placement_json(regclass, "any") TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
-GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts,
+GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph TO pg_monitor;

@@ -36,6 +36,8 @@ CREATE TABLE foreshard.slot (
     remainder   int NOT NULL CHECK (remainder >= 0 AND remainder < modulus),
     shard_id    int NOT NULL REFERENCES foreshard.shard,
     last_moved_at timestamptz,
+    -- where the ring, or the split that made it, put it
+    born_shard  int REFERENCES foreshard.shard,
     UNIQUE (group_id, modulus, remainder)
 );
 CREATE INDEX slot_shard_idx ON foreshard.slot (shard_id);
@@ -263,6 +265,34 @@ CREATE TABLE foreshard.forecast (
     PRIMARY KEY (slot_id, at)
 );
 
+-- what was forecast for a bucket at some leads, until the bucket is over
+CREATE TABLE foreshard.forecast_due (
+    slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    resolution_s int NOT NULL,
+    lead        int NOT NULL,
+    at          timestamptz NOT NULL,
+    cost_units_per_s float8 NOT NULL,
+    lower       float8 NOT NULL,
+    upper       float8 NOT NULL,
+    PRIMARY KEY (slot_id, resolution_s, at, lead)
+);
+
+-- how good forecasts were lately: sums that forget, error and naive error in cost units per second
+CREATE TABLE foreshard.forecast_error (
+    slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    lead        int NOT NULL,
+    resolution_s int NOT NULL,
+    buckets     bigint NOT NULL,
+    weight      float8 NOT NULL,
+    error       float8 NOT NULL,
+    covered     float8 NOT NULL,
+    -- of the buckets for which the naive forecast is known
+    scaled_error float8 NOT NULL,
+    naive_error float8 NOT NULL,
+    last_at     timestamptz NOT NULL,
+    PRIMARY KEY (slot_id, lead)
+) WITH (fillfactor = 50);
+
 CREATE TABLE foreshard.recommendation (
     recommendation_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     made_at     timestamptz NOT NULL,
@@ -305,6 +335,8 @@ CREATE TABLE foreshard.outcome (
     capacity    float8 NOT NULL,
     least_gain  float8 NOT NULL,
     drains      boolean NOT NULL,
+    -- what it was to save of transactions across shards
+    joined      float8 NOT NULL DEFAULT 0,
     resolution_s int NOT NULL,
     made_at     timestamptz NOT NULL,
     due_at      timestamptz NOT NULL,
@@ -373,12 +405,18 @@ CREATE TABLE foreshard.move (
     way_back_of bigint REFERENCES foreshard.move ON DELETE CASCADE,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,
-    bytes_copied bigint
+    bytes_copied bigint,
+    -- of what was recommended: which recommendation, why, and when somebody undid it
+    recommendation_id bigint,
+    reason      text,
+    undone_at   timestamptz
 ) WITH (fillfactor = 50);
 -- two moves of one slot exclude each other
 CREATE UNIQUE INDEX move_one_per_slot ON foreshard.move (slot_id) WHERE NOT finished;
 CREATE INDEX move_way_back_idx ON foreshard.move (way_back_of) WHERE way_back_of IS NOT NULL;
 CREATE INDEX move_partner_idx ON foreshard.move (partner_of) WHERE partner_of IS NOT NULL;
+CREATE INDEX move_slot_idx ON foreshard.move (slot_id, move_id);
+CREATE INDEX move_recommendation_idx ON foreshard.move (recommendation_id) WHERE recommendation_id IS NOT NULL;
 
 -- what a split makes of its slot, or a merge of its two; part 0 keeps the slot's id, the others get one at the cutover
 CREATE TABLE foreshard.move_part (

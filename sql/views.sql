@@ -78,9 +78,20 @@ FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 LEFT JOIN foreshard.slot_heat t USING (slot_id);
 
+-- The naive forecast: the same time yesterday, else the last bucket that was known when the forecast was made.
+CREATE VIEW foreshard.forecast_errors AS
+SELECT slot_id, lead, resolution_s, buckets, error / nullif(weight, 0) AS mae, scaled_error / nullif(naive_error, 0) AS mase,
+       covered / nullif(weight, 0) AS coverage, last_at
+FROM foreshard.forecast_error;
+
 CREATE VIEW foreshard.forecasts AS
-SELECT slot_id, at, cost_units_per_s, lower, upper, interval_level, model, history_buckets, mae, made_at
-FROM foreshard.forecast;
+SELECT f.slot_id, f.at, f.cost_units_per_s, f.lower, f.upper, f.interval_level, f.model, f.history_buckets, f.mae, f.made_at,
+       e.mase, e.coverage
+FROM foreshard.forecast f
+LEFT JOIN (
+    SELECT slot_id, sum(scaled_error) / nullif(sum(naive_error), 0) AS mase, sum(covered) / nullif(sum(weight), 0) AS coverage
+    FROM foreshard.forecast_error GROUP BY 1
+) e USING (slot_id);
 
 CREATE VIEW foreshard.recommendations AS
 SELECT r.recommendation_id, r.made_at, r.action, r.slot_id, a.shard_name AS from_shard, b.shard_name AS to_shard,

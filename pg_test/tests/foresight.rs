@@ -74,5 +74,21 @@ fn a_day_is_learnt_and_an_event_foreseen() -> Result<()> {
         client.exec("INSERT INTO foreshard.event (kind, starts_at, ends_at) VALUES ('x', now(), now())");
     assert!(refused.is_err());
     client.exec("DROP TABLE u")?;
-    wait_for(&mut client, "SELECT count(*) FROM foreshard.event", "0")
+    wait_for(&mut client, "SELECT count(*) FROM foreshard.event", "0")?;
+
+    // A new table has seen ten hours, a hundredth of the load: it takes it for granted that its day is that of the others.
+    client.exec("CREATE TABLE v (id bigint PRIMARY KEY)")?;
+    client.exec("SELECT foreshard.distribute('v', 'id', 2)")?;
+    client.exec(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) \
+         SELECT 3600, s.slot_id, pg_catalog.to_timestamp(h * 3600), CASE WHEN h % 24 BETWEEN 8 AND 17 THEN 0.5 ELSE 0.2 END * (0.95 + 0.1 * random()) \
+         FROM foreshard.slots s, LATERAL (SELECT extract(epoch FROM now())::int8 / 3600 AS now) t, generate_series(now - 10, now - 1) h \
+         WHERE s.\"table\" = 'v'::regclass",
+    )?;
+    let borrowed = "SELECT count(*) = 2 * 24 AND bool_and(model LIKE '%with a borrowed season') \
+        AND bool_and(cost_units_per_s BETWEEN truth / 1.6 AND truth * 1.6) \
+        FROM foreshard.forecasts JOIN foreshard.slots USING (slot_id), \
+            LATERAL (SELECT CASE WHEN extract(epoch FROM at)::int8 / 3600 % 24 BETWEEN 8 AND 17 THEN 0.5 ELSE 0.2 END AS truth) t \
+        WHERE \"table\" = 'v'::regclass";
+    wait_for(&mut client, borrowed, "t")
 }

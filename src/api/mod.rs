@@ -3,9 +3,11 @@
 mod birth;
 mod configure;
 mod distribute;
+mod explain;
 mod locate;
 mod observation;
 mod plan;
 mod predict;
 mod reshard;
 mod setup;
+mod undo;

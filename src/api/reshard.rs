@@ -4,12 +4,13 @@ use crate::catalog::moves::{self, Standing};
 use crate::catalog::{merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::{guc, security, shmem};
+use crate::planner;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
 
 /// Every slot's tables must belong to the current user.
-fn require_slot_owner(slot_id: i64) -> PgResult<()> {
+pub(super) fn require_slot_owner(slot_id: i64) -> PgResult<()> {
     let as_owner = security::as_extension_owner()?;
     let tables = moves::tables_of_slot(slot_id)?;
     drop(as_owner);
@@ -43,6 +44,18 @@ pub(super) fn wake_keeper() {
     });
 }
 
+/// Slots of tables in mode `off` are moved by hand only.
+fn require_not_off(map: &Map<String, Value>) -> PgResult<()> {
+    let _owner = security::as_extension_owner()?;
+    let asked: Vec<i64> = map.keys().filter_map(|key| key.parse().ok()).collect();
+    match planner::first_off(&asked)? {
+        None => Ok(()),
+        Some(slot_id) => Err(wrong_state(format!("slot {slot_id} belongs to a table in mode off"))
+            .set_detail("In mode off foreshard observes and forecasts only.")
+            .set_hint("Change it with foreshard.configure(table, 'mode', 'advise'), or move the slot by hand with foreshard.move_slot().")),
+    }
+}
+
 /// Files the moves of a whole map `{"<slot_id>": "<shard>"}`, if the confidence suffices and every entry
 /// is valid. Returns the request's id.
 #[pg_extern(volatile, parallel_unsafe)]
@@ -62,6 +75,7 @@ fn request_resharding(confidence_score: f64, shard_assignment_map: JsonB) -> PgR
         return Err(bad_argument("shard_assignment_map must be an object")
             .set_hint("The map has the form {\"<slot_id>\": \"<shard>\"}."));
     };
+    require_not_off(&map)?;
     Ok(file(&map, Some(confidence_score))?.0)
 }
 

@@ -3,6 +3,9 @@
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
 
+/// Half-life of the counts, s: which slots belong together changes slowly.
+pub const HALF_LIFE_S: f64 = 3600.0;
+
 /// A pair of slots.
 pub struct Pair {
     /// The slot with the smaller number.
@@ -40,4 +43,14 @@ pub fn store(pairs: &[Pair]) -> PgResult<()> {
         ],
     )?;
     Ok(())
+}
+
+/// (Slot, slot, decayed number of transactions that touched both) of every stored pair, as of now.
+pub fn weights() -> PgResult<Vec<(i64, i64, f64)>> {
+    spi::rows(
+        "SELECT slot_a, slot_b, weight * pg_catalog.power(0.5, greatest(0, \
+                extract(epoch FROM pg_catalog.clock_timestamp() - observed_at)::float8 / $1)) FROM foreshard.coaccess ORDER BY 1, 2",
+        &[HALF_LIFE_S.into()],
+        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?)),
+    )
 }

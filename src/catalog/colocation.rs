@@ -98,7 +98,7 @@ pub fn insert_group(key_type: pg_sys::Oid, slots: i32) -> PgResult<i32> {
 /// Creates slot (modulus, remainder) on a shard.
 pub fn insert_slot(group_id: i32, modulus: i32, remainder: i32, shard_id: i32) -> PgResult<()> {
     spi::run(
-        "INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, born_shard) VALUES ($1, $2, $3, $4, $4)",
         &[group_id.into(), modulus.into(), remainder.into(), shard_id.into()],
     )?;
     Ok(())

@@ -23,8 +23,12 @@ pub struct SlotRow {
     pub hot_buckets: i32,
     /// Colocation group.
     pub group_id: i32,
-    /// Heat, cost units/s.
+    /// Heat, cost units/s; 0 when nothing was observed.
     pub heat: f64,
+    /// It has been observed.
+    pub observed: bool,
+    /// Somebody undid its last recommended move less than a day ago.
+    pub undone: bool,
 }
 
 /// Every slot with at least one partition.
@@ -34,7 +38,9 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
                 extract(epoch FROM pg_catalog.clock_timestamp() - s.last_moved_at)::float8, coalesce(max(h.hot_buckets), 0), \
                 s.group_id, coalesce(max(h.heat), 0), \
-                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared') \
+                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared'), \
+                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.undone_at > pg_catalog.now() - interval '1 day'), \
+                count(h.heat) > 0 \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) \
          JOIN pg_catalog.pg_class c ON c.oid = p.partition LEFT JOIN foreshard.slot_heat h USING (slot_id) \
          GROUP BY s.slot_id ORDER BY 1",
@@ -50,6 +56,8 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
                 group_id: row.need(7)?,
                 heat: row.need(8)?,
                 prepared: row.need(9)?,
+                undone: row.need(10)?,
+                observed: row.need(11)?,
             })
         },
     )
@@ -117,12 +125,24 @@ pub const UNTRUSTED: (&str, &str) = (
 pub const DEPENDS: (&str, &str) =
     ("depends", "Wait: it counts on an earlier step with a shard of its own, which is not taken yet.");
 
+/// Reason and advice for a step that must wait for the hours in which moves may begin.
+pub const OUTSIDE_WINDOW: (&str, &str) =
+    ("outside_window", "Wait: foreshard.move_window opens at start_at; foreshard.move_slot() does not wait.");
+
+/// Reason and advice for a step with a slot of which somebody undid the last one.
+pub const UNDONE: (&str, &str) = (
+    "undone",
+    "An earlier recommendation was undone; for a day nobody but a person moves this slot: foreshard.move_slot().",
+);
+
 /// What is said of a step of a plan.
 pub struct Verdict {
     /// The confidence to state.
     pub stated: f64,
     /// When to begin.
     pub timing: Timing,
+    /// The same in seconds from now; None: not within days.
+    pub start_s: Option<f64>,
     /// Why it is not taken now; None: it may be.
     pub refusal: Option<(&'static str, &'static str)>,
 }
@@ -166,7 +186,7 @@ fn store_step(step: &Step, slots: &[SlotRow], verdict: &Verdict, lead_s: i32) ->
             verdict.refusal.map(|r| r.1).into(),
             step.foreseen.into(),
             step.confidence.into(),
-            after_s(verdict.timing.lead).into(),
+            verdict.start_s.into(),
             verdict.timing.overload_lead.map(after_s).into(),
             verdict.timing.start.as_str().into(),
         ],
@@ -201,5 +221,14 @@ pub fn move_rate() -> PgResult<Option<f64>> {
                    AND j.detail->>'to' IN ('canary', 'cutover')) v ON v.at IS NOT NULL \
              WHERE m.phase = 'done' AND m.bytes_copied > 1048576 ORDER BY m.move_id DESC LIMIT 20) q",
         &[],
+    )
+}
+
+/// (Slot, colocation group) of those of some slots that exist.
+pub fn groups_of(slots: &[i64]) -> PgResult<Vec<(i64, i32)>> {
+    spi::rows(
+        "SELECT slot_id, group_id FROM foreshard.slot WHERE slot_id = ANY ($1) ORDER BY 1",
+        &[slots.to_vec().into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
     )
 }

@@ -243,6 +243,13 @@ pub fn divide_history(slot_id: i64, parts: &[(i64, f64)], until_s: f64) -> PgRes
         ),
         &[slot_id.into(), kept.into(), until_s.into()],
     )?;
+    // What was forecast of the whole cannot be compared with what comes of a part.
+    spi::run("DELETE FROM foreshard.forecast_due WHERE slot_id = $1", &[slot_id.into()])?;
+    let errors = ["error", "scaled_error", "naive_error"];
+    spi::run(
+        &format!("UPDATE foreshard.forecast_error SET {} WHERE slot_id = $1", set(&errors)),
+        &[slot_id.into(), kept.into()],
+    )?;
     // A forecast that was made since knows the parts.
     spi::run(
         &format!(

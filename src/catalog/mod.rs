@@ -1,5 +1,6 @@
 //! Rows ↔ core values: the only home of SQL text outside `sql/`.
 
+pub mod act;
 pub mod adopt;
 pub mod attach;
 pub mod birth;
@@ -12,6 +13,7 @@ pub mod definition;
 pub mod dependency;
 pub mod division;
 pub mod event;
+pub mod forecast_error;
 pub mod heat;
 pub mod hot_key;
 pub mod layout;
@@ -31,6 +33,7 @@ pub mod shadow;
 pub mod slot_key;
 pub mod split;
 pub mod statistics;
+pub mod story;
 pub mod unit_cost;
 pub mod waiting;
 pub mod watched;

@@ -219,11 +219,21 @@ pub fn file_request(
     .ok_or_else(|| internal("no request id"))?;
     let mut moves = Vec::with_capacity(assignments.len());
     for a in assignments {
-        // Another session may have filed a move of this slot since it was validated.
+        // Another session may have filed a move of this slot since it was validated. What carries a confidence
+        // was recommended: the move remembers as what.
         let move_id = spi::one_mut::<i64>(
-            "INSERT INTO foreshard.move (request_id, slot_id, from_shard, to_shard) VALUES ($1, $2, $3, $4) \
+            "INSERT INTO foreshard.move (request_id, slot_id, from_shard, to_shard, recommendation_id, reason) \
+             SELECT $1, $2, $3, $4, r.recommendation_id, r.reason FROM (SELECT) one LEFT JOIN LATERAL ( \
+                 SELECT n.recommendation_id, n.reason FROM foreshard.recommendation n \
+                 WHERE $5 AND n.action = 'move' AND n.slot_id = $2 AND n.to_shard = $4 ORDER BY 1 DESC LIMIT 1) r ON true \
              ON CONFLICT (slot_id) WHERE NOT finished DO NOTHING RETURNING move_id",
-            &[request_id.into(), a.slot_id.into(), a.from_shard.into(), a.to_shard.into()],
+            &[
+                request_id.into(),
+                a.slot_id.into(),
+                a.from_shard.into(),
+                a.to_shard.into(),
+                confidence.is_some().into(),
+            ],
         )?
         .ok_or_else(|| already_moving(a.slot_id))?;
         moves.push(move_id);

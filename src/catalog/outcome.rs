@@ -29,15 +29,17 @@ pub struct NewOutcome {
     pub least_gain: f64,
     /// The first shard was draining.
     pub drains: bool,
+    /// What it saves of transactions across shards, cost units/s.
+    pub joined: f64,
 }
 
 /// Notes a step unless one of the slot is under way already. `horizon_s` is how long it has to pay.
 pub fn note(new: &NewOutcome, horizon_s: i32, resolution_s: i32) -> PgResult<()> {
     spi::run(
         "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, \
-             from_capacity, to_capacity, capacity, least_gain, drains, resolution_s, made_at, due_at) \
+             from_capacity, to_capacity, capacity, least_gain, drains, resolution_s, made_at, due_at, joined) \
          SELECT s.group_id, s.slot_id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
-                pg_catalog.now(), pg_catalog.now() + pg_catalog.make_interval(secs => $14) \
+                pg_catalog.now(), pg_catalog.now() + pg_catalog.make_interval(secs => $14), $15 \
          FROM foreshard.slot s WHERE s.slot_id = $1 \
            AND NOT EXISTS (SELECT FROM foreshard.outcome o WHERE o.slot_id = $1 AND o.judged_at IS NULL)",
         &[
@@ -55,6 +57,7 @@ pub fn note(new: &NewOutcome, horizon_s: i32, resolution_s: i32) -> PgResult<()>
             new.drains.into(),
             resolution_s.into(),
             f64::from(horizon_s).into(),
+            new.joined.into(),
         ],
     )?;
     Ok(())
@@ -75,13 +78,15 @@ pub struct Due {
     pub least_gain: f64,
     /// See [`NewOutcome::drains`].
     pub drains: bool,
+    /// See [`NewOutcome::joined`].
+    pub joined: f64,
 }
 
 /// The steps whose time is over and that are not judged yet, oldest first.
 pub fn due(limit: i64) -> PgResult<Vec<Due>> {
     let rows = spi::rows(
         "SELECT outcome_id, from_capacity, to_capacity, capacity, least_gain, drains, \
-                greatest(1, floor(extract(epoch FROM due_at - made_at) / resolution_s))::int8 \
+                greatest(1, floor(extract(epoch FROM due_at - made_at) / resolution_s))::int8, joined \
          FROM foreshard.outcome WHERE judged_at IS NULL \
            AND due_at + pg_catalog.make_interval(secs => resolution_s + 5) < pg_catalog.clock_timestamp() \
          ORDER BY outcome_id LIMIT $1",
@@ -94,6 +99,7 @@ pub fn due(limit: i64) -> PgResult<Vec<Due>> {
                 least_gain: row.need(5)?,
                 drains: row.need(6)?,
                 buckets: row.need(7)?,
+                joined: row.need(8)?,
             })
         },
     )?;

@@ -286,8 +286,8 @@ pub fn place(move_id: i64, slot_id: i64) -> PgResult<Vec<Part>> {
         &[move_id.into(), slot_id.into()],
     )?;
     spi::run(
-        "WITH made AS (INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, last_moved_at) \
-             SELECT s.group_id, p.modulus, p.remainder, p.shard_id, pg_catalog.clock_timestamp() \
+        "WITH made AS (INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, born_shard, last_moved_at) \
+             SELECT s.group_id, p.modulus, p.remainder, p.shard_id, p.shard_id, pg_catalog.clock_timestamp() \
              FROM foreshard.move_part p CROSS JOIN foreshard.slot s \
              WHERE s.slot_id = $2 AND p.move_id = $1 AND p.part > 0 ORDER BY p.part RETURNING slot_id, modulus, remainder) \
          UPDATE foreshard.move_part p SET slot_id = coalesce((SELECT m.slot_id FROM made m WHERE (m.modulus, m.remainder) = (p.modulus, p.remainder)), $2) \

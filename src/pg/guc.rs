@@ -5,7 +5,7 @@ use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::{CStr, CString};
 
 /// What the planner may do with its own recommendations.
-#[derive(PostgresGucEnum, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(PostgresGucEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Mode {
     /// Observe and forecast only.
     #[name = c"off"]
@@ -16,6 +16,25 @@ pub enum Mode {
     /// File confident recommendations as moves.
     #[name = c"auto"]
     Auto,
+}
+
+impl Mode {
+    /// Every mode, from the most careful one.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Advise, Self::Auto];
+
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Advise => "advise",
+            Self::Auto => "auto",
+        }
+    }
+
+    /// The mode of a name, in any case.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.as_str().eq_ignore_ascii_case(name.trim()))
+    }
 }
 
 /// How a GUC may be changed.
@@ -37,6 +56,7 @@ macro_rules! settings {
     (@type boolean) => { bool };
     (@type mode) => { Mode };
     (@type string) => { Option<CString> };
+    (@type window) => { Option<CString> };
     (@define int $i:ident, $n:literal, $s:literal, $c:expr, $f:expr, $min:expr, $max:expr) => {
         GucRegistry::define_int_guc($n, $s, EMPTY, &$i, $min, $max, $c, $f)
     };
@@ -48,6 +68,10 @@ macro_rules! settings {
     };
     (@define mode $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
         GucRegistry::define_enum_guc($n, $s, EMPTY, &$i, $c, $f)
+    };
+    (@define window $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
+        // SAFETY: the hook is guarded and has the signature of one.
+        unsafe { GucRegistry::define_string_guc_with_hooks($n, $s, EMPTY, &$i, $c, $f, Some(super::window::check), None, None) }
     };
     (@define string $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
         GucRegistry::define_string_guc($n, $s, EMPTY, &$i, $c, $f)
@@ -98,7 +122,7 @@ settings! {
         c"Counters of the hot key sketch of each colocation group.";
     /// Off, advise or auto.
     mode MODE = c"foreshard.mode", Mode::Advise; Ctx::Sighup, NONE;
-        c"What foreshard does with its recommendations: off, advise (write them down) or auto (act on confident ones).";
+        c"What foreshard does with its recommendations: off, advise (write them down) or auto (act on confident ones); configure() overrides it for a table.";
     /// Seconds between two readings of the counters.
     int BUCKET = c"foreshard.bucket", 10, 1, 3600; Ctx::Sighup, S;
         c"Time between two readings of the statistics counters; the finest resolution of the load history.";
@@ -129,6 +153,12 @@ settings! {
     /// Rest after a move, seconds.
     int COOLDOWN = c"foreshard.cooldown", 600, 0, 604800; Ctx::Sighup, S;
         c"Time for which a slot that was moved is not recommended for another move.";
+    /// When moves may begin.
+    window MOVE_WINDOW = c"foreshard.move_window", Some(c""); Ctx::Sighup, NONE;
+        c"Hours in which the auto mode may begin moves, as in 22:00-06:00, 12:30-13:00 Europe/Berlin; without a zone by log_timezone; empty: any time. A shard above 90 per cent of its capacity is relieved at any time.";
+    /// What a transaction across shards costs.
+    real CROSS_SHARD_COST = c"foreshard.cross_shard_cost", 0.05, 0.0, 1e6; Ctx::Sighup, NONE;
+        c"Cost units (ms of CPU) that a transaction is taken to cost more when two slots it touches are on different shards; 0: slots used together are not gathered.";
     /// Cost of moving.
     real MOVE_COST_PER_MB = c"foreshard.move_cost_per_mb", 10.0, 0.0, 1e9; Ctx::Sighup, NONE;
         c"Cost units (ms of CPU) that moving one megabyte is taken to cost when a move must pay for itself.";

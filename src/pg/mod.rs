@@ -32,6 +32,7 @@ pub mod trigger;
 pub mod tuple;
 pub mod types;
 pub mod usage;
+pub mod window;
 
 /// Whether the postmaster is loading `shared_preload_libraries` right now.
 pub fn is_preloading() -> bool {

@@ -1,21 +1,31 @@
 //! From observed rows to decisions: load history → forecasts → load curves → plan. Reads through
 //! `catalog`, thinks in `core`, writes nothing.
 
+mod curves;
 pub mod divisions;
+mod explain;
+mod links;
 mod models;
+mod modes;
 mod trust;
+mod window;
 
-use crate::catalog::{colocation, decision, event, heat};
+use crate::catalog::{colocation, decision, event, forecast_error, heat};
+use crate::pg::guc::Mode;
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{bgworker, guc};
-use foreshard_core::calibration::{Calibration, Present, permission};
+use foreshard_core::calibration::{Calibration, Present, permission, relieves_distress};
 use foreshard_core::forecast::{ForecastOptions, Series};
 use foreshard_core::placement::{
-    ANY, Hold, Pace, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing, plan, schedule,
+    ANY, Hold, Link, Pace, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing,
+    plan_linked, schedule,
 };
-use std::collections::{BTreeMap, HashMap};
+use modes::Modes;
+use std::collections::BTreeMap;
 
-pub use trust::settle;
+pub use curves::CurvePoint;
+pub use explain::{Explanation, explain};
+pub use modes::first_off;
 
 /// Most leads a forecast has: enough to shape a curve, few enough to store for thousands of slots.
 const MAX_LEADS: i32 = 24;
@@ -53,6 +63,16 @@ pub struct Decision {
     pub lead_s: i32,
     options: PlanOptions,
     places: Vec<Shard>,
+    segments: Vec<Segment>,
+    links: Vec<Link>,
+    modes: Modes,
+    made_s: f64,
+}
+
+/// Compares earlier forecasts and steps with the loads that came since.
+pub fn settle() -> PgResult<()> {
+    forecast_error::settle()?;
+    trust::settle()
 }
 
 /// Resolutions of the history from fine to coarse, seconds.
@@ -141,7 +161,7 @@ fn forecast_all(
     Ok((forecasts, curves, used))
 }
 
-fn segments(slots: &[decision::SlotRow], mut curves: BTreeMap<i64, Curve>) -> Vec<Segment> {
+fn segments(slots: &[decision::SlotRow], mut curves: BTreeMap<i64, Curve>, modes: &Modes) -> Vec<Segment> {
     let leads = curves.values().map(|c| c.mean.len()).max().unwrap_or(1);
     slots
         .iter()
@@ -149,6 +169,8 @@ fn segments(slots: &[decision::SlotRow], mut curves: BTreeMap<i64, Curve>) -> Ve
             let curve = curves.remove(&slot.slot_id);
             let hold = if slot.moving {
                 Hold::InFlight
+            } else if modes.of(slot.group_id) == Mode::Off {
+                Hold::Off
             } else if curve.is_none() {
                 Hold::InsufficientHistory
             } else if slot.rested_s.is_some_and(|s| s < f64::from(guc::COOLDOWN.get())) {
@@ -210,82 +232,118 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         .iter()
         .map(|s| Shard { id: s.shard_id, capacity: s.capacity, draining: s.draining, accepts: ANY })
         .collect();
-    let (segments, options) = (segments(&slots, curves), plan_options(horizon_s));
-    let mut plan = plan(&places, &segments, &options).map_err(internal)?;
+    let (modes, links) = (Modes::read()?, links::links()?);
+    let (segments, options) = (segments(&slots, curves, &modes), plan_options(horizon_s));
+    let mut plan = plan_linked(&places, &segments, &links, &options).map_err(internal)?;
     let divisions = divisions::decide(&slots, &segments, &places)?;
     // The planner's general word about a slot that is too hot gives way to the particular one.
     plan.refusals.retain(|refusal| {
         refusal.reason != RefusalReason::UnsplittableKey
             || divisions.iter().all(|division| division.slot_id != refusal.segment)
     });
-    let timings = if plan.steps.is_empty() {
-        Vec::new()
-    } else {
-        schedule(&places, &segments, &plan, &options, &pace(lead_s)?, &[]).map_err(internal)?
-    };
-    let calibrations = if plan.steps.is_empty() { HashMap::new() } else { trust::calibrations()? };
-    let verdicts = verdicts(&plan, &timings, &slots, &places, &calibrations);
-    Ok(Decision {
+    let mut decision = Decision {
         forecasts,
         interval_level,
         slots,
         shards,
         plan,
-        verdicts,
-        divisions,
+        verdicts: Vec::new(),
         lead_s,
         options,
         places,
-    })
+        segments,
+        links,
+        modes,
+        divisions,
+        made_s: bgworker::now_s(),
+    };
+    if !decision.plan.steps.is_empty() {
+        decision.verdicts = decision.judge()?;
+    }
+    Ok(decision)
 }
 
-/// What is said of each step: the confidence to state, and why it is not taken now.
-fn verdicts(
-    plan: &Plan,
-    timings: &[Timing],
-    slots: &[decision::SlotRow],
-    places: &[Shard],
-    calibrations: &HashMap<i32, Calibration>,
-) -> Vec<decision::Verdict> {
-    let unknown = Calibration::default();
-    let of = |step: &Step| {
-        let slot = slots.iter().find(|slot| slot.slot_id == step.segment);
-        let calibration = slot.and_then(|slot| calibrations.get(&slot.group_id)).unwrap_or(&unknown);
-        (calibration, slot.map_or(0.0, |slot| slot.heat))
-    };
-    let present = |step: &Step, heat: f64| {
-        let shard = |id: i32| places.iter().find(|shard| shard.id == id);
-        let load =
-            |id: i32| slots.iter().filter(|slot| slot.shard_id == id).map(|slot| slot.heat).sum::<f64>();
-        let used = |id: i32, more: f64| shard(id).map_or(1.0, |shard| (load(id) + more) / shard.capacity);
-        Present {
-            from: used(step.from, 0.0),
-            to_after: used(step.to, heat),
-            drains: shard(step.from).is_some_and(|shard| shard.draining),
-        }
-    };
-    let least = guc::MIN_CONFIDENCE.get();
-    let now = |index: usize| timings.get(index).is_some_and(|t| t.lead == 0 && t.start != Start::Closed);
-    let may = |step: &Step| {
-        let (calibration, heat) = of(step);
-        permission(calibration, step, present(step, heat), least)
-    };
-    let taken = plan.independent(|index, step| now(index) && may(step));
-    let verdict = |(index, (step, timing)): (usize, (&Step, &Timing))| {
-        let stated = of(step).0.stated(step.confidence);
-        let refusal = match (taken.contains(&index), stated >= least, now(index)) {
-            (true, ..) => None,
-            (_, false, _) => Some(decision::LOW_CONFIDENCE),
-            (_, _, false) => Some(decision::SCHEDULED),
-            _ if may(step) => Some(decision::DEPENDS),
-            _ => Some(decision::UNTRUSTED),
-        };
-        decision::Verdict { stated, timing: *timing, refusal }
-    };
-    plan.steps.iter().zip(timings).enumerate().map(verdict).collect()
+/// When every step begins by itself, and when inside the hours that are left for moves.
+struct Times {
+    free: Vec<Timing>,
+    bound: Vec<Timing>,
+    opens_in_s: Option<f64>,
 }
 
 impl Decision {
+    fn times(&self) -> PgResult<Times> {
+        let pace = pace(self.lead_s)?;
+        let leads = self.segments.first().map_or(1, |segment| segment.curve.len());
+        let opening = window::opening(self.made_s, self.lead_s, leads);
+        let within = |open: &[bool]| {
+            schedule(&self.places, &self.segments, &self.plan, &self.options, &pace, open).map_err(internal)
+        };
+        let free = within(&[])?;
+        let bound = if opening.leads.is_empty() { free.clone() } else { within(&opening.leads)? };
+        Ok(Times { free, bound, opens_in_s: opening.opens_in_s })
+    }
+
+    /// What the two shards of a step are at now.
+    fn present(&self, step: &Step) -> Present {
+        let shard = |id: i32| self.places.iter().find(|shard| shard.id == id);
+        let load = |id: i32| -> f64 {
+            self.slots.iter().filter(|slot| slot.shard_id == id).map(|slot| slot.heat).sum()
+        };
+        let used = |id: i32, more: f64| shard(id).map_or(1.0, |shard| (load(id) + more) / shard.capacity);
+        Present {
+            from: used(step.from, 0.0),
+            to_after: used(step.to, self.slot(step.segment).map_or(0.0, |slot| slot.heat)),
+            drains: shard(step.from).is_some_and(|shard| shard.draining),
+        }
+    }
+
+    fn slot(&self, slot_id: i64) -> Option<&decision::SlotRow> {
+        self.slots.iter().find(|slot| slot.slot_id == slot_id)
+    }
+
+    /// What is said of each step: the confidence to state, when to begin, and why it is not taken now.
+    fn judge(&self) -> PgResult<Vec<decision::Verdict>> {
+        let (times, calibrations) = (self.times()?, trust::calibrations()?);
+        let (unknown, least) = (Calibration::default(), guc::MIN_CONFIDENCE.get());
+        let calibration = |step: &Step| {
+            self.slot(step.segment).and_then(|slot| calibrations.get(&slot.group_id)).unwrap_or(&unknown)
+        };
+        let undone = |step: &Step| self.slot(step.segment).is_some_and(|slot| slot.undone);
+        // A shard in distress waits for no hour of the day.
+        let timing = |index: usize, step: &Step| {
+            let bound = !relieves_distress(self.present(step));
+            if bound { times.bound.get(index) } else { times.free.get(index) }.copied()
+        };
+        let closed =
+            |index: usize, step: &Step| timing(index, step).is_some_and(|t| t.start == Start::Closed);
+        let now = |index: usize, step: &Step| {
+            timing(index, step).is_some_and(|t| t.lead == 0 && t.start != Start::Closed)
+        };
+        let may = |step: &Step| permission(calibration(step), step, self.present(step), least);
+        let taken = self.plan.independent(|index, step| now(index, step) && may(step) && !undone(step));
+        let shut = times.bound != times.free;
+        let verdict = |(index, step): (usize, &Step)| {
+            let timing = timing(index, step)?;
+            let stated = calibration(step).stated(step.confidence);
+            let outside = shut && times.free.get(index).is_some_and(|free| free.lead < timing.lead);
+            let refusal = match (taken.contains(&index), stated >= least, now(index, step)) {
+                (true, ..) => None,
+                _ if undone(step) => Some(decision::UNDONE),
+                (_, false, _) => Some(decision::LOW_CONFIDENCE),
+                (_, _, false) if outside || closed(index, step) => Some(decision::OUTSIDE_WINDOW),
+                (_, _, false) => Some(decision::SCHEDULED),
+                _ if may(step) => Some(decision::DEPENDS),
+                _ => Some(decision::UNTRUSTED),
+            };
+            let start_s = match timing.start {
+                Start::Closed => times.opens_in_s,
+                _ => Some(f64::from(self.lead_s) * timing.lead as f64),
+            };
+            Some(decision::Verdict { stated, timing, start_s, refusal })
+        };
+        Ok(self.plan.steps.iter().enumerate().filter_map(verdict).collect())
+    }
+
     /// Name of a shard.
     pub fn shard_name(&self, shard_id: i32) -> String {
         self.shards.iter().find(|s| s.shard_id == shard_id).map(|s| s.name.clone()).unwrap_or_default()
@@ -309,19 +367,34 @@ impl Decision {
         self.assignment(self.plan.independent(|index, _| self.verdicts[index].stated >= least))
     }
 
-    /// The steps that may be taken now without anybody being asked.
+    /// The steps that may be taken now without anybody being asked: those of tables in mode auto.
     pub fn takeable(&self) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
+        let auto = |step: &Step| {
+            self.slot(step.segment).is_some_and(|slot| self.modes.of(slot.group_id) == Mode::Auto)
+        };
+        // What counts on a step that only a person may take must wait for it.
         self.assignment(
-            (0..self.verdicts.len()).filter(|index| self.verdicts[*index].refusal.is_none()).collect(),
+            self.plan.independent(|index, step| self.verdicts[index].refusal.is_none() && auto(step)),
         )
+    }
+
+    /// The divisions of slots whose tables leave that to foreshard.
+    pub fn permitted_divisions(&self) -> Vec<divisions::Division> {
+        let auto = |one: &&divisions::Division| {
+            self.slot(one.slot_id)
+                .is_some_and(|slot| self.modes.of(slot.group_id) == Mode::Auto && !slot.undone)
+        };
+        self.divisions.iter().filter(auto).cloned().collect()
     }
 
     /// Stores forecasts and recommendations, and notes the steps whose outcome will be looked at.
     pub fn store(&self) -> PgResult<()> {
         decision::store_forecasts(&self.forecasts, self.interval_level)?;
+        forecast_error::note(&self.forecasts, self.lead_s)?;
         decision::store_plan(&self.plan, &self.slots, &self.verdicts, self.lead_s)?;
         divisions::store(&self.divisions, &self.slots, self.lead_s)?;
         let stated: Vec<f64> = self.verdicts.iter().map(|verdict| verdict.stated).collect();
-        trust::note(&self.plan, &self.slots, &self.places, &stated, &self.options, self.lead_s)
+        let cluster = (self.places.as_slice(), self.links.as_slice());
+        trust::note(&self.plan, &self.slots, cluster, &stated, &self.options, self.lead_s)
     }
 }

@@ -3,7 +3,8 @@
 
 use crate::pg::bgworker;
 use crate::pg::local::{Local, LocalBox};
-use foreshard_core::forecast::{Event, ForecastOptions, Forecaster, Series, fit, fit_simple};
+use foreshard_core::forecast::{Event, ForecastOptions, Forecaster, Series, Shapes, fit_borrowing};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
@@ -87,6 +88,7 @@ pub fn each(
     let last = FITTED.get();
     let behind = all.range((Bound::Excluded(last), Bound::Unbounded)).chain(all.range(..=last));
     let mut spent = Duration::ZERO;
+    let shapes: OnceCell<Shapes> = OnceCell::new();
     MODELS.with(Models::new, |models| {
         for (slot_id, series) in behind {
             let key = (*slot_id, series.step_s);
@@ -101,7 +103,9 @@ pub fn each(
             models.remove(&key);
             let keep = may_fit && models.len() < MAX_KEPT;
             let begun = Instant::now();
-            let fitted = if keep { fit(series, options) } else { fit_simple(series, options) };
+            // Only the young look at the others, but nobody knows before who is young.
+            let shapes = shapes.get_or_init(|| Shapes::learn(all.values(), options.season_s));
+            let fitted = fit_borrowing(series, options, shapes, !keep);
             spent += begun.elapsed();
             let Ok(model) = fitted else { continue };
             work(*slot_id, model.as_ref());

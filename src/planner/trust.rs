@@ -4,7 +4,7 @@ use crate::catalog::{decision, outcome, record_event};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use foreshard_core::calibration::{Calibration, Trust};
-use foreshard_core::placement::{Plan, PlanOptions, Realised, Shard, outcome as judge};
+use foreshard_core::placement::{Link, Plan, PlanOptions, Realised, Shard, Step, outcome as judge};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
@@ -46,7 +46,7 @@ pub fn settle() -> PgResult<()> {
             to_capacity,
             capacity,
             drains: due.drains,
-            joined: 0.0,
+            joined: due.joined,
             least_gain: due.least_gain,
         });
         outcome::judge(due.outcome_id, Some(came.paid), Some(came.gain))?;
@@ -70,7 +70,7 @@ pub fn settle() -> PgResult<()> {
 pub fn note(
     plan: &Plan,
     slots: &[decision::SlotRow],
-    shards: &[Shard],
+    (shards, links): (&[Shard], &[Link]),
     stated: &[f64],
     options: &PlanOptions,
     resolution_s: i32,
@@ -96,10 +96,24 @@ pub fn note(
                 capacities: [capacity(step.from), capacity(step.to), all],
                 least_gain: mib * options.move_cost_per_mib / options.payback_s,
                 drains: shards.iter().any(|shard| shard.id == step.from && shard.draining),
+                joined: joined(links, &place, step),
             };
             outcome::note(&new, guc::FORECAST_HORIZON.get(), resolution_s)?;
         }
         place.insert(step.segment, step.to);
     }
     Ok(())
+}
+
+/// What a step saves of the links across shards, cost units/s, when slots are where `place` says.
+fn joined(links: &[Link], place: &BTreeMap<i64, i32>, step: &Step) -> f64 {
+    let with = |shard: i32| -> f64 {
+        let other = |link: &&Link| match (link.a == step.segment, link.b == step.segment) {
+            (true, false) => place.get(&link.b) == Some(&shard),
+            (false, true) => place.get(&link.a) == Some(&shard),
+            _ => false,
+        };
+        links.iter().filter(other).map(|link| link.weight).sum()
+    };
+    with(step.to) - with(step.from)
 }

@@ -5,7 +5,7 @@ use super::learn::{Learner, in_background};
 use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
-use crate::catalog::{heat, moves, relation, session};
+use crate::catalog::{act as acts, heat, moves, relation, session};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -174,15 +174,16 @@ fn plan() -> PgResult<Vec<Division>> {
     }
     decision.store()?;
     let moving = decision.slots.iter().any(|s| s.moving && !s.prepared);
-    if guc::MODE.get() != guc::Mode::Auto || moving {
+    if moving {
         return Ok(Vec::new());
     }
     let (map, confidence) = decision.takeable();
     if let (false, Some(confidence)) = (map.is_empty(), confidence) {
-        moves::file_map(&map, Some(confidence), "foreshard")?;
+        let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
+        acts::record_auto(&filed)?;
         return Ok(Vec::new());
     }
-    Ok(divisions::due(&decision.divisions))
+    Ok(divisions::due(&decision.permitted_divisions()))
 }
 
 /// Files the first division that nothing speaks against, in a transaction of its own: one that fails does not take

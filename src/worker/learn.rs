@@ -23,8 +23,6 @@ const TOP_KEYS: usize = 100;
 const TOP_PAIRS: usize = 1000;
 /// Pairs of slots kept in memory.
 const MAX_PAIRS: usize = 65_536;
-/// Half-life of co-access, s: which slots belong together changes slowly.
-const CO_ACCESS_HALF_LIFE_S: f64 = 3600.0;
 /// Edges that may wait to be stored.
 const MAX_EDGES: usize = 4096;
 /// Keys accessed less than this are no longer worth a row, accesses/s.
@@ -80,7 +78,7 @@ impl Default for Learner {
             triggers: Triggers::default(),
             costs: Book::default(),
             groups: HashMap::new(),
-            pairs: CoAccess::new(CO_ACCESS_HALF_LIFE_S, MAX_PAIRS),
+            pairs: CoAccess::new(coaccess::HALF_LIFE_S, MAX_PAIRS),
             pairs_shown: true,
             edges: HashMap::new(),
             lost: [

@@ -145,17 +145,28 @@ pub struct Present {
     pub drains: bool,
 }
 
+impl Present {
+    fn says_it_helps(self) -> bool {
+        self.drains && self.to_after <= 1.0 || self.to_after < self.from * (1.0 - PROVEN)
+    }
+}
+
+/// Whether a step relieves a shard that is all but beyond its capacity at this moment: that can wait neither for
+/// foresight nor for a quiet hour.
+pub fn relieves_distress(now: Present) -> bool {
+    now.says_it_helps() && now.from >= DISTRESS && !now.drains
+}
+
 /// Whether a step may be taken without anybody being asked.
 ///
 /// A shard in distress is relieved whatever was forecast, if the present load says that it helps. Else the
 /// stated confidence must be `least` or more, and as long as trust is not earned the present load must say so,
 /// too: what is only foreseen waits.
 pub fn permission(calibration: &Calibration, step: &Step, now: Present, least: f64) -> bool {
-    let helps_now = now.drains && now.to_after <= 1.0 || now.to_after < now.from * (1.0 - PROVEN);
-    if helps_now && now.from >= DISTRESS && !now.drains {
+    if relieves_distress(now) {
         return true;
     }
-    let trusted = calibration.trust() == Trust::Earned || helps_now && !step.foreseen;
+    let trusted = calibration.trust() == Trust::Earned || now.says_it_helps() && !step.foreseen;
     calibration.stated(step.confidence) >= least && trusted
 }
 

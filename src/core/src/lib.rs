@@ -14,6 +14,7 @@
 //! | [`unit_cost`] | what do the executions cost that nobody measured? |
 //! | [`forecast`] | how busy will it be? |
 //! | [`placement`] | which moves pay, in which order, and why not the others? |
+//! | [`window`] | may a move begin at this time of day? |
 //! | [`calibration`] | did what was sure to pay really pay? |
 //! | [`graph`] | who reaches whom, how influential is a node, and who shall live together? |
 //! | [`phase`] | what does a move do next, whatever happens? |
@@ -50,3 +51,4 @@ pub mod shared;
 pub mod sim;
 pub mod sketch;
 pub mod unit_cost;
+pub mod window;

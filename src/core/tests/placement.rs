@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use foreshard_core::placement::{
-    ANY, Hold, PlacementError, Plan, PlanOptions, RefusalReason, Segment, Shard, best_assignment, imbalance,
-    objective, plan,
+    ANY, Hold, PlacementError, Plan, PlanOptions, RefusalReason, Segment, Shard, Unfit, best_assignment,
+    consider, imbalance, objective, plan,
 };
 use proptest::prelude::*;
 
@@ -106,6 +106,29 @@ proptest! {
         let undrained = left.iter().filter(|segment| shards[segment.shard as usize].draining);
         for segment in undrained {
             prop_assert!(plan.refusals.iter().any(|refusal| refusal.segment == segment.id));
+        }
+    }
+
+    #[test]
+    fn what_is_considered_is_what_is_planned((shards, segments) in problem()) {
+        let plan = plan(&shards, &segments, &defaults()).unwrap();
+        for segment in &segments {
+            let asked = consider(&shards, &segments, &[], &defaults(), segment.id).unwrap().unwrap();
+            prop_assert_eq!(asked.candidates.len(), shards.len() - 1);
+            let refused = plan.refusals.iter().any(|refusal| refusal.segment == segment.id);
+            if plan.steps.is_empty() && refused && !shards[segment.shard as usize].draining {
+                prop_assert!(asked.blocked.is_some() || asked.candidates.iter().all(|c| c.unfit.is_some()));
+            }
+        }
+        if let Some(first) = plan.steps.first() {
+            let asked = consider(&shards, &segments, &[], &defaults(), first.segment).unwrap().unwrap();
+            let to = asked.candidates.iter().find(|candidate| candidate.shard == first.to).unwrap();
+            prop_assert_eq!((asked.blocked, to.unfit), (None, None));
+            prop_assert!((to.confidence - first.confidence).abs() < 1e-9);
+            if !shards[first.from as usize].draining {
+                prop_assert!((to.gain - first.benefit).abs() < 1e-6, "{} is not {}", to.gain, first.benefit);
+                prop_assert!(asked.overloaded && asked.relative > 1.0);
+            }
         }
     }
 
@@ -278,4 +301,28 @@ fn malformed_problems_are_refused() {
     let bad = PlacementError::BadOption { name: "imbalance_low" };
     assert_eq!(plan(&shards(1), &[], &options), Err(bad));
     assert_eq!(plan(&shards(1), &[], &defaults()).unwrap().imbalance_before, 1.0);
+}
+
+#[test]
+fn every_place_that_is_none_has_its_reason() {
+    let mut shards = shards(4);
+    shards[1].draining = true;
+    shards[2].accepts = 2;
+    let mut segments: Vec<Segment> = (0..4).map(|id| segment(id, 0, vec![100.0])).collect();
+    segments.push(Segment { class: 2, ..segment(9, 2, vec![10.0]) });
+    segments.iter_mut().take(4).for_each(|segment| segment.class = 1);
+    let asked = consider(&shards, &segments, &[], &defaults(), 0).unwrap().unwrap();
+    let said: Vec<_> = asked.candidates.iter().map(|c| (c.shard, c.unfit)).collect();
+    assert_eq!(said[0], (3, None));
+    assert!(said.contains(&(1, Some(Unfit::Draining))) && said.contains(&(2, Some(Unfit::WrongClass))));
+    assert!(consider(&shards, &segments, &[], &defaults(), 77).unwrap().is_none());
+
+    // What is not to be planned for stays, even on a shard that is being emptied.
+    segments[0].hold = Hold::Off;
+    let asked = consider(&shards, &segments, &[], &defaults(), 0).unwrap().unwrap();
+    assert_eq!(asked.blocked, Some(RefusalReason::ModeOff));
+    shards[0].draining = true;
+    let plan = plan(&shards, &segments, &defaults()).unwrap();
+    assert!(plan.steps.iter().all(|step| step.segment != 0) && plan.steps.len() == 3);
+    assert!(plan.refusals.iter().any(|r| (r.segment, r.reason) == (0, RefusalReason::ModeOff)));
 }

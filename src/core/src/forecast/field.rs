@@ -9,6 +9,7 @@ use super::conformal::{Conformal, Trajectories};
 use super::history::{History, to_log};
 use super::kernel::Kernel;
 use super::linear::{Ridge, Spar};
+use super::mstl::Mstl;
 use super::smoothing::{HoltWinters, Level, SamePhase};
 use super::trial::{Scores, Trial, median};
 use super::{CAP_FACTOR, Candidate, ForecastOptions, ForecastPoint, Forecaster, LEADS, Leads, MAX_LEADS};
@@ -31,6 +32,7 @@ enum Recipe {
     /// Periods, relative, name.
     Ridge([Option<usize>; 2], bool, &'static str),
     Spar(usize),
+    Mstl(usize),
     /// Relative, name.
     Kernel(bool, &'static str),
 }
@@ -48,6 +50,7 @@ impl Recipe {
             Recipe::Level => "level",
             Recipe::HoltWinters(_) => "holt_winters",
             Recipe::Spar(_) => "spar",
+            Recipe::Mstl(_) => "mstl",
             Recipe::SamePhase(name, ..) | Recipe::Ridge(.., name) | Recipe::Kernel(_, name) => name,
         }
     }
@@ -56,7 +59,7 @@ impl Recipe {
     /// that they are not on this one.
     fn handicap(self) -> f64 {
         match self {
-            Recipe::Ridge(_, true, _) => 1.0,
+            Recipe::Ridge(_, true, _) | Recipe::Mstl(_) => 1.0,
             Recipe::Ridge(_, false, _) | Recipe::Spar(_) => 1.02,
             Recipe::HoltWinters(_) | Recipe::Level | Recipe::Naive => 1.05,
             Recipe::Kernel(..) | Recipe::SamePhase(..) => 1.1,
@@ -92,6 +95,7 @@ impl Recipe {
             Recipe::Ridge([Some(day), Some(week)], false, "ridge_week"),
             Recipe::Ridge([Some(day), Some(week)], true, "ridge_week_relative"),
             Recipe::Spar(day),
+            Recipe::Mstl(day),
         ]);
         all
     }
@@ -113,6 +117,7 @@ impl Recipe {
                 let periods: Vec<usize> = periods.into_iter().flatten().collect();
                 Box::new(Ridge::fit(history, end, &periods, relative, RIDGE, name)?)
             }
+            Recipe::Mstl(period) => Box::new(Mstl::fit(history, end, period)?),
             Recipe::Spar(period) => Box::new(Spar::fit(history, end, period, RIDGE)?),
             Recipe::Kernel(relative, name) => Box::new(Kernel::fit(history, end, relative, BANDWIDTH, name)?),
         })

@@ -12,7 +12,9 @@ mod history;
 mod kernel;
 mod level_season;
 mod linear;
+mod mstl;
 mod season;
+mod shape;
 mod smoothing;
 mod trial;
 
@@ -23,6 +25,8 @@ use event::WithEvents;
 use field::Field;
 use history::History;
 use level_season::LevelSeason;
+pub use shape::Shapes;
+use shape::WithShape;
 
 /// The most leads a forecast answers for; longer requests are cut.
 pub const MAX_LEADS: usize = 4_096;
@@ -58,7 +62,7 @@ pub struct ForecastOptions {
 }
 
 /// The models that compete.
-pub const MODELS: [&str; 18] = [
+pub const MODELS: [&str; 19] = [
     "naive",
     "level",
     "kernel",
@@ -77,6 +81,7 @@ pub const MODELS: [&str; 18] = [
     "ridge_week",
     "ridge_week_relative",
     "spar",
+    "mstl",
 ];
 
 impl ForecastOptions {
@@ -227,6 +232,31 @@ pub fn fit_simple(series: &Series, options: &ForecastOptions) -> Result<Box<dyn 
         return Err(ForecastError::BadStep);
     }
     WithEvents::fit(series, options.season_s, |series| fit_level_season(series, options))
+}
+
+/// As [`fit`] (or [`fit_simple`], if `simple`), for a series that has not seen two seasons: it borrows the season of those
+/// that it looks like so far. Series that have nothing to borrow are fitted as ever. With a season to borrow three known
+/// buckets are enough.
+///
+/// # Errors
+/// As [`fit`].
+pub fn fit_borrowing(
+    series: &Series,
+    options: &ForecastOptions,
+    shapes: &Shapes,
+    simple: bool,
+) -> Result<Box<dyn Forecaster>, ForecastError> {
+    if series.step_s == 0 {
+        return Err(ForecastError::BadStep);
+    }
+    let own = if simple { fit_level_season } else { fit_field };
+    WithEvents::fit(series, options.season_s, |series| match shapes.borrow(series) {
+        None => own(series, options),
+        Some(shape) => {
+            let fewer = ForecastOptions { min_buckets: 3, ..options.clone() };
+            WithShape::fit(series, (shape, options.season_s), |series| own(series, &fewer))
+        }
+    })
 }
 
 fn fit_level_season(

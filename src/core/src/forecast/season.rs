@@ -69,7 +69,7 @@ pub(super) fn season_of(logs: &[Option<f64>], clock: &Clock, period: usize) -> V
 }
 
 /// Fills unknown phases by interpolation around the circle; all unknown is no season.
-fn fill(means: &[Option<f64>]) -> Vec<f64> {
+pub(super) fn fill(means: &[Option<f64>]) -> Vec<f64> {
     let period = means.len();
     let known: Vec<(usize, f64)> =
         means.iter().enumerate().filter_map(|(phase, mean)| mean.map(|mean| (phase, mean))).collect();
@@ -88,7 +88,7 @@ fn fill(means: &[Option<f64>]) -> Vec<f64> {
 }
 
 /// Mean over `2 * half + 1` neighbours around the circle: few days of short buckets are noisy.
-fn smooth(values: &[f64], half: usize) -> Vec<f64> {
+pub(super) fn smooth(values: &[f64], half: usize) -> Vec<f64> {
     let period = values.len();
     (0..period)
         .map(|phase| {

@@ -87,7 +87,7 @@ fn drain(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
 
 fn may_drain(state: &State, segment: usize) -> bool {
     let hold = state.segments.get(segment).map(|segment| segment.hold);
-    !matches!(hold, Some(Hold::InFlight | Hold::Pinned) | None)
+    !matches!(hold, Some(Hold::InFlight | Hold::Pinned | Hold::Off) | None)
 }
 
 pub(super) fn drain_target(state: &State, segment: usize) -> Option<usize> {
@@ -265,7 +265,7 @@ fn pick(
 }
 
 /// The two shards of a move.
-fn ends(state: &State, segment: usize, to: usize) -> Ends {
+pub(super) fn ends(state: &State, segment: usize, to: usize) -> Ends {
     let from = state.shard_of(segment);
     Ends {
         from,
@@ -301,6 +301,7 @@ pub(super) fn blocked(state: &State, options: &PlanOptions, index: usize) -> Opt
         Hold::InsufficientHistory => Some(RefusalReason::InsufficientHistory),
         Hold::Unsplittable => Some(RefusalReason::UnsplittableKey),
         Hold::Pinned => Some(RefusalReason::Pinned),
+        Hold::Off => Some(RefusalReason::ModeOff),
         // Wherever it goes is the next hot shard; but two of them on one shard are better apart.
         Hold::Free
             if state.height(index) > options.unmovable_share * state.mean_load
@@ -320,13 +321,13 @@ pub(super) fn blocked(state: &State, options: &PlanOptions, index: usize) -> Opt
 }
 
 /// What a segment's shard is relieved of without it, cost units/s.
-fn relief(state: &State, segment: usize) -> f64 {
+pub(super) fn relief(state: &State, segment: usize) -> f64 {
     let from = state.shard_of(segment);
     state.excess(from, state.peak(from)) - state.excess(from, state.peak_without(segment))
 }
 
 /// What a shard's excess grows by when its peak becomes `peak`, cost units/s.
-fn growth(state: &State, to: usize, peak: f64) -> f64 {
+pub(super) fn growth(state: &State, to: usize, peak: f64) -> f64 {
     state.excess(to, peak) - state.excess(to, state.peak(to))
 }
 
@@ -375,13 +376,13 @@ fn verdict(state: &State, options: &PlanOptions, segment: usize, tight: bool, sh
 }
 
 /// Cost of moving a segment, cost units.
-fn cost(state: &State, options: &PlanOptions, segment: usize) -> f64 {
+pub(super) fn cost(state: &State, options: &PlanOptions, segment: usize) -> f64 {
     let bytes = state.segments.get(segment).map_or(0, |segment| segment.bytes);
     bytes as f64 / MIB * options.move_cost_per_mib
 }
 
 /// The least benefit that pays for moving a segment, cost units/s.
-fn least_benefit(state: &State, options: &PlanOptions, segment: usize) -> f64 {
+pub(super) fn least_benefit(state: &State, options: &PlanOptions, segment: usize) -> f64 {
     let pays = cost(state, options, segment) / options.payback_s;
     pays.max(options.min_benefit_fraction * state.mean_load)
 }

@@ -12,6 +12,7 @@
 //! on a draining shard, twice its peak plus one and the weight of all its links.
 
 mod check;
+mod consider;
 mod futures;
 mod greedy;
 mod realised;
@@ -22,6 +23,7 @@ mod yardstick;
 
 use std::fmt;
 
+pub use consider::{Candidate, Consideration, Unfit, consider};
 pub use realised::{Outcome, Realised, outcome};
 pub use refusal::{Refusal, RefusalReason};
 pub use timing::{Pace, Start, Timing, schedule};
@@ -67,6 +69,8 @@ pub enum Hold {
     Unsplittable,
     /// A person pinned it.
     Pinned,
+    /// Its table is not to be planned for.
+    Off,
 }
 
 /// What is placed: a slot, an isolated key, or a graph node.

@@ -25,6 +25,8 @@ pub enum RefusalReason {
     NotHotLongEnough,
     /// A person pinned it.
     Pinned,
+    /// Its table is not to be planned for.
+    ModeOff,
 }
 
 impl RefusalReason {
@@ -39,6 +41,7 @@ impl RefusalReason {
             Self::LowBenefit => "low_benefit",
             Self::NotHotLongEnough => "not_hot_long_enough",
             Self::Pinned => "pinned",
+            Self::ModeOff => "mode_off",
         }
     }
 
@@ -58,6 +61,9 @@ impl RefusalReason {
             }
             Self::NotHotLongEnough => "Wait: the overload may pass by itself.",
             Self::Pinned => "Remove the pin if the segment may move.",
+            Self::ModeOff => {
+                "Nothing is planned for its table in mode off; foreshard.configure() changes that."
+            }
         }
     }
 }
@@ -104,6 +110,7 @@ fn undrained(state: &State, index: usize) -> Option<RefusalReason> {
     match state.segments.get(index).map(|segment| segment.hold) {
         Some(Hold::InFlight) => Some(RefusalReason::InFlight),
         Some(Hold::Pinned) => Some(RefusalReason::Pinned),
+        Some(Hold::Off) => Some(RefusalReason::ModeOff),
         // A segment that would fit was only beyond the step limit: the next plan takes it.
         _ if drain_target(state, index).is_some() => None,
         _ => Some(RefusalReason::NoTargetCapacity),
