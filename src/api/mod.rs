@@ -3,6 +3,7 @@
 mod birth;
 mod configure;
 mod distribute;
+mod graph;
 mod locate;
 mod observation;
 mod plan;

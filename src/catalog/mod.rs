@@ -9,6 +9,7 @@ pub mod decision;
 pub mod definition;
 pub mod dependency;
 pub mod event;
+pub mod graph;
 pub mod heat;
 pub mod hot_key;
 pub mod moves;

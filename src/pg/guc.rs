@@ -213,6 +213,12 @@ settings! {
     /// Free space kept, percent.
     int MIN_FREE_DISK = c"foreshard.min_free_disk", 10, 0, 99; Ctx::Sighup, NONE;
         c"Per cent of the target file system that must stay free after a copy.";
+    /// Work of one statement on a graph.
+    int GRAPH_MAX_WORK = c"foreshard.graph_max_work", 20000000, 1000, 2000000000; Ctx::Userset, NONE;
+        c"Most rows of a closure and edges that one statement may look at to keep a graph's closure; a statement that needs more fails.";
+    /// Size of a closure.
+    int GRAPH_MAX_ROWS = c"foreshard.graph_max_rows", 500000000, 1000, 2000000000; Ctx::Userset, NONE;
+        c"Most rows that create_graph() and rebuild_graph() give a closure.";
     /// Developer option: the carrier waits on entering this phase.
     string HOLD_AT_PHASE = c"foreshard.hold_at_phase", None; Ctx::Sighup, NONE;
         c"Developer option: moves wait on entering this phase.";

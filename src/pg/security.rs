@@ -138,6 +138,12 @@ pub fn require_owner(relation: pg_sys::Oid, name: &str) -> PgResult<()> {
     Err(error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {name}")))
 }
 
+/// Whether the current user is a superuser.
+pub fn is_superuser() -> bool {
+    // SAFETY: no preconditions inside a transaction.
+    unsafe { pg_sys::superuser() }
+}
+
 /// The current effective user's name.
 pub fn current_user() -> PgResult<String> {
     Ok(spi::one::<String>("SELECT current_user::text", &[])?.unwrap_or_default())
