@@ -61,6 +61,14 @@ COMMENT ON FUNCTION foreshard.create_graph(text, regclass, text, text, regclass,
 COMMENT ON FUNCTION foreshard.drop_graph(text) IS 'Drops a graph: its closure, directory, functions and triggers.';
 COMMENT ON FUNCTION foreshard.rebuild_graph(text) IS 'Makes a graph''s closure, directory and components right; returns how many rows were wrong.';
 COMMENT ON FUNCTION foreshard.check_graph(text) IS 'Compares a graph''s closure with the edges: a row per difference, none when it is right.';
+COMMENT ON FUNCTION foreshard.refresh_influence(text, double precision) IS 'Computes PageRank and betweenness of a graph''s nodes now and writes them to its metagraph.';
+COMMENT ON FUNCTION foreshard.allow_type(text, text, text[]) IS 'Lets nodes of a type live only on these shards; NULL: on all.';
+COMMENT ON FUNCTION foreshard.graph_plan(text) IS 'Plans where a graph''s nodes should live and shows what that changes; changes nothing.';
+COMMENT ON FUNCTION foreshard.place_graph(text) IS 'Plans where a graph''s nodes should live and files the moves; returns how many.';
+COMMENT ON FUNCTION foreshard.move_node(text, text, text, bigint) IS 'Moves one node to a shard, in this transaction; returns the node''s new version.';
+COMMENT ON FUNCTION foreshard.move_nodes(text, jsonb) IS 'Files moves of nodes, {"node": "shard"}, which a worker makes in bounded transactions; returns how many.';
+COMMENT ON FUNCTION foreshard.cancel_node_moves(text) IS 'Forgets moves of a graph''s nodes that are still waiting; returns how many.';
+COMMENT ON FUNCTION foreshard.note_access(text, text[]) IS 'Tells that these nodes were used together; returns how many shards they are on.';
 
 GRANT USAGE ON SCHEMA foreshard TO PUBLIC;
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA foreshard FROM PUBLIC;
@@ -78,6 +86,7 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_mon
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts,
     foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
-    foreshard.dependency_graph, foreshard.graphs TO pg_monitor;
+    foreshard.dependency_graph, foreshard.graphs,
+    foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 
 SELECT foreshard.start_keeper();

@@ -32,6 +32,103 @@ CREATE TABLE foreshard.graph_partition (
     PRIMARY KEY (graph_id, shard_id)
 );
 
+-- when the influence of a graph's nodes was computed, and how good it is
+CREATE TABLE foreshard.graph_influence (
+    graph_id    int PRIMARY KEY REFERENCES foreshard.graph ON DELETE CASCADE,
+    attempted_at timestamptz NOT NULL DEFAULT now(),
+    refreshed_at timestamptz,
+    -- of all components together, as they were
+    changes     numeric,
+    nodes       bigint,
+    iterations  int,
+    converged   boolean,
+    betweenness text CHECK (betweenness IN ('exact', 'sampled')),
+    samples     bigint,
+    error_bound float8
+) WITH (fillfactor = 50);
+
+-- the most influential nodes, as of the last computation
+CREATE TABLE foreshard.graph_influencer (
+    graph_id    int NOT NULL REFERENCES foreshard.graph ON DELETE CASCADE,
+    place       int NOT NULL,
+    node        text NOT NULL,
+    influence_score float8 NOT NULL,
+    betweenness float8 NOT NULL,
+    PRIMARY KEY (graph_id, place)
+);
+
+-- what allow_type() was told; a type that is not here may live on every shard
+CREATE TABLE foreshard.graph_type_shard (
+    graph_id    int NOT NULL REFERENCES foreshard.graph ON DELETE CASCADE,
+    node_type   text NOT NULL,
+    shard_id    int NOT NULL REFERENCES foreshard.shard ON DELETE CASCADE,
+    PRIMARY KEY (graph_id, node_type, shard_id)
+);
+
+-- moves of nodes that were asked for; each is done or not, never half
+CREATE TABLE foreshard.node_move (
+    node_move_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    graph_id    int NOT NULL REFERENCES foreshard.graph ON DELETE CASCADE,
+    node        text NOT NULL,
+    to_shard    int NOT NULL REFERENCES foreshard.shard,
+    -- of the node when the move was asked for
+    version     bigint NOT NULL,
+    state       text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'done', 'failed')),
+    requested_by name NOT NULL,
+    requested_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz,
+    closure_rows bigint,
+    error       text
+) WITH (fillfactor = 70);
+CREATE UNIQUE INDEX node_move_waiting_idx ON foreshard.node_move (graph_id, node) WHERE state = 'waiting';
+CREATE INDEX node_move_finished_idx ON foreshard.node_move (finished_at) WHERE state <> 'waiting';
+CREATE INDEX node_move_order_idx ON foreshard.node_move (node_move_id) WHERE state = 'waiting';
+
+-- what note_access() was told and nobody has counted yet
+CREATE TABLE foreshard.graph_access (
+    access_id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    graph_id    int NOT NULL REFERENCES foreshard.graph ON DELETE CASCADE,
+    nodes       text[] NOT NULL,
+    shards      int NOT NULL
+);
+
+-- pairs of nodes that are used together, decayed since noted_at
+CREATE TABLE foreshard.graph_coaccess (
+    graph_id    int NOT NULL REFERENCES foreshard.graph ON DELETE CASCADE,
+    node_a      text NOT NULL,
+    node_b      text NOT NULL,
+    weight      float8 NOT NULL,
+    noted_at    timestamptz NOT NULL,
+    PRIMARY KEY (graph_id, node_a, node_b)
+) WITH (fillfactor = 80);
+
+CREATE TABLE foreshard.graph_traffic (
+    graph_id    int PRIMARY KEY REFERENCES foreshard.graph ON DELETE CASCADE,
+    windows     bigint NOT NULL,
+    cross_shard_windows bigint NOT NULL,
+    shards_touched bigint NOT NULL,
+    since       timestamptz NOT NULL DEFAULT now(),
+    judged_at   timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+
+CREATE VIEW foreshard.graph_influencers AS
+SELECT g.graph_name AS graph, i.place,
+       CASE WHEN pg_catalog.has_table_privilege(g.edge_table, 'SELECT') THEN i.node END AS node,
+       i.influence_score, i.betweenness, f.betweenness AS betweenness_method, f.error_bound, f.refreshed_at
+FROM foreshard.graph_influencer i JOIN foreshard.graph g USING (graph_id) JOIN foreshard.graph_influence f USING (graph_id);
+
+CREATE VIEW foreshard.graph_traffic_stats AS
+SELECT g.graph_name AS graph, t.windows, t.cross_shard_windows,
+       t.cross_shard_windows::float8 / nullif(t.windows, 0) AS cross_shard_ratio,
+       t.shards_touched::float8 / nullif(t.windows, 0) AS shards_per_window, t.since
+FROM foreshard.graph_traffic t JOIN foreshard.graph g USING (graph_id);
+
+CREATE VIEW foreshard.node_moves AS
+SELECT m.node_move_id, g.graph_name AS graph,
+       CASE WHEN pg_catalog.has_table_privilege(g.edge_table, 'SELECT') THEN m.node END AS node,
+       s.shard_name AS to_shard, m.state, m.requested_by, m.requested_at, m.finished_at, m.closure_rows, m.error
+FROM foreshard.node_move m JOIN foreshard.graph g USING (graph_id) JOIN foreshard.shard s ON s.shard_id = m.to_shard;
+
 CREATE VIEW foreshard.graphs AS
 SELECT g.graph_name AS graph, g.edge_table AS edges, g.node_table AS nodes, g.key_type, g.max_depth,
        g.metagraph, g.closure, s.shards, s.closure_rows, s.closure_bytes, g.created_at
@@ -44,8 +141,19 @@ LATERAL (SELECT count(*) AS shards,
 
 COMMENT ON TABLE foreshard.graph IS 'Graphs: edge tables whose transitive closure is kept.';
 COMMENT ON TABLE foreshard.graph_partition IS 'Which part of a graph''s closure holds the rows of which shard.';
+COMMENT ON TABLE foreshard.graph_influence IS 'When the influence of every graph''s nodes was computed, and how exactly.';
+COMMENT ON TABLE foreshard.graph_influencer IS 'The most influential nodes of every graph.';
+COMMENT ON TABLE foreshard.graph_type_shard IS 'On which shards nodes of a type may live.';
+COMMENT ON TABLE foreshard.node_move IS 'Moves of nodes, asked for and made.';
+COMMENT ON TABLE foreshard.graph_access IS 'Accesses to nodes that are not counted yet.';
+COMMENT ON TABLE foreshard.graph_coaccess IS 'Pairs of nodes that are used together.';
+COMMENT ON TABLE foreshard.graph_traffic IS 'How many of the accesses noted touched more than one shard.';
+COMMENT ON VIEW foreshard.graph_influencers IS 'The most influential nodes of every graph, as last computed; the node is NULL for those who may not read it.';
+COMMENT ON VIEW foreshard.graph_traffic_stats IS 'Of the accesses that note_access() was told, how many touched more than one shard.';
+COMMENT ON VIEW foreshard.node_moves IS 'Moves of nodes; the node is NULL for those who may not read it.';
 COMMENT ON VIEW foreshard.graphs IS 'Graphs, their tables, and how large their closures are (rows as of the last ANALYZE).';
 
 SELECT pg_catalog.pg_extension_config_dump('foreshard.graph', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.graph_graph_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.graph_partition', '');
+SELECT pg_catalog.pg_extension_config_dump('foreshard.graph_type_shard', '');

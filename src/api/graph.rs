@@ -181,12 +181,17 @@ fn check_graph(
 
 /// A graph whose edge table belongs to the current user.
 fn own_graph(name: &str) -> PgResult<Rc<Graph>> {
+    catalog::by_id(own_graph_id(name)?)
+}
+
+/// Its id.
+pub(super) fn own_graph_id(name: &str) -> PgResult<i32> {
     let as_owner = security::as_extension_owner()?;
     let id = catalog::id_of(name)?;
     drop(as_owner);
     let graph = catalog::by_id(id)?;
     security::require_owner(graph.edges, &name_of(graph.edges)?)?;
-    Ok(graph)
+    Ok(id)
 }
 
 /// An ordinary, permanent table of the current user's, without partitions and children.

@@ -4,6 +4,7 @@ mod birth;
 mod configure;
 mod distribute;
 mod graph;
+mod influence;
 mod locate;
 mod observation;
 mod plan;

@@ -1,5 +1,6 @@
 //! Making a graph: everything is read, the closure computed and written in bulk, then indexed.
 
+use super::influence::ranks;
 use super::input::{Input, Reading, Statements};
 use super::{Homes, new_component};
 use crate::catalog::colocation::ShardRow;
@@ -50,6 +51,7 @@ pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow]) -> PgRe
     create::finish_tables(plan, &made, owner)?;
     create::edge_indexes(plan, made.graph_id)?;
     create::triggers(plan, made.graph_id)?;
+    create::first_influence(made.graph_id)?;
     create::announce()?;
     let known = graph::by_id(made.graph_id)?;
     create::functions(&known, owner)?;
@@ -66,8 +68,9 @@ fn analyze(graph: &Graph) -> PgResult<()> {
 fn fill(plan: &Plan, made: &Made, input: &Input, shards: &[ShardRow]) -> PgResult<u64> {
     let homes: Vec<(i32, f64)> = shards.iter().map(|shard| (shard.shard_id, shard.capacity)).collect();
     let homes = Homes::new(&homes)?;
-    let places: Vec<i32> = input.keys.keys().iter().map(|key| homes.of_key(key)).collect();
-    fill_nodes(plan, made, input, &places)?;
+    let influence = ranks(&input.graph, None)?.values;
+    let places = homes.by_influence(&influence);
+    fill_nodes(plan, made, input, &places, &influence)?;
     let options = ClosureOptions {
         max_depth: plan.max_depth.and_then(|depth| u32::try_from(depth).ok()),
         self_pairs: true,
@@ -117,7 +120,7 @@ pub(super) fn too_many_rows(problem: &ClosureError) -> pg_sys::panic::ErrorRepor
         .set_hint("Give the graph a max_depth, or raise foreshard.graph_max_rows.")
 }
 
-fn fill_nodes(plan: &Plan, made: &Made, input: &Input, places: &[i32]) -> PgResult<()> {
+fn fill_nodes(plan: &Plan, made: &Made, input: &Input, places: &[i32], influence: &[f64]) -> PgResult<()> {
     let labels = weak_components(&input.graph);
     let mut directory = Bulk::open(made.metagraph, plan.kind);
     let mut components: Vec<i64> = Vec::new();
@@ -132,9 +135,11 @@ fn fill_nodes(plan: &Plan, made: &Made, input: &Input, places: &[i32]) -> PgResu
             Value::Int(places.get(number).copied().unwrap_or(0)),
             Value::Bigint(component),
             Value::Text(input.types.get(number).and_then(Option::as_deref)),
-            Value::Null,
+            influence.get(number).map_or(Value::Null, |score| Value::Float(*score)),
             Value::Null,
             Value::Bigint(1),
+            Value::Null,
+            Value::Null,
         ]);
     }
     directory.finish();

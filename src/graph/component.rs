@@ -18,6 +18,9 @@ use foreshard_core::graph::csr::Digraph;
 use foreshard_core::graph::keys::KeyTable;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// The most neighbours of a new node that are asked where they live.
+const MAX_NEIGHBOURS: usize = 1000;
+
 /// Nodes and edges that a statement touched.
 #[derive(Default)]
 pub struct Touched {
@@ -147,12 +150,22 @@ fn add(
         }
     }
     let mut nodes: Vec<NewNode> = Vec::with_capacity(missing.len());
+    let mut shards: Vec<Option<i32>> = places.iter().map(|place| place.map(|(shard, _)| shard)).collect();
+    let near = Digraph::from_pairs(touched.keys.len(), &touched.pairs).unwrap_or_default();
+    let mut rows: Vec<(i32, f64)> = graph.parts.iter().map(|part| (part.shard_id, part.rows)).collect();
     for number in missing {
         let group = groups.get(number as usize).copied().unwrap_or(number);
         let Some(key) = touched.keys.key(number) else { continue };
         let fresh = || touched.keys.key(group).map_or(0, new_component);
         let component = greatest.get(&group).copied().unwrap_or_else(fresh);
-        nodes.push(NewNode { key: key.clone(), shard_id: homes.of_key(key), component });
+        let others = near.outgoing(number).iter().chain(near.incoming(number)).take(MAX_NEIGHBOURS);
+        let neighbours: Vec<i32> =
+            others.filter_map(|other| shards.get(*other as usize).copied().flatten()).collect();
+        let shard_id = homes.near(key, &neighbours, &mut rows, 1.0);
+        if let Some(place) = shards.get_mut(number as usize) {
+            *place = Some(shard_id);
+        }
+        nodes.push(NewNode { key: key.clone(), shard_id, component });
     }
     nodes.sort_by(|a, b| a.key.cmp(&b.key));
     node::insert(graph, &nodes)

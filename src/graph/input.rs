@@ -5,7 +5,7 @@ use crate::catalog::graph::{self, Graph};
 use crate::pg::graph::keys::{KeyKind, NodeKey};
 use crate::pg::graph::read;
 use crate::pg::report::{PgResult, bad_argument, error};
-use foreshard_core::graph::csr::{Digraph, GraphError};
+use foreshard_core::graph::csr::{Digraph, Edge, GraphError};
 use foreshard_core::graph::keys::KeyTable;
 use pgrx::prelude::PgSqlErrorCode;
 
@@ -37,6 +37,8 @@ pub struct Statements {
     pub edges: String,
     /// `SELECT key, type`, without NULL keys.
     pub nodes: Option<String>,
+    /// Whether the first statement has the edge's weight as a third column.
+    pub weighted: bool,
 }
 
 impl Statements {
@@ -45,7 +47,16 @@ impl Statements {
         let nodes = graph.nodes.as_ref();
         let nodes =
             nodes.map(|nodes| graph::node_query(&nodes.name, &nodes.key_name, nodes.type_name.as_deref()));
-        Self { edges: graph.edge_query.clone(), nodes }
+        Self { edges: graph.edge_query.clone(), nodes, weighted: false }
+    }
+
+    /// The same with the weights of edges, where the graph has any.
+    pub fn weighted(graph: &Graph) -> Self {
+        let plain = Self::of(graph);
+        match &graph.weight_query {
+            Some(query) => Self { edges: query.clone(), weighted: true, ..plain },
+            None => plain,
+        }
     }
 
     /// Those of a graph that is about to be made.
@@ -54,7 +65,7 @@ impl Statements {
     /// When one of its tables is gone.
     pub fn of_plan(plan: &Plan<'_>) -> PgResult<Self> {
         let (edges, nodes) = graph::queries(plan)?;
-        Ok(Self { edges, nodes })
+        Ok(Self { edges, nodes, weighted: false })
     }
 }
 
@@ -65,6 +76,8 @@ pub struct Reading {
     pub keys: KeyTable<NodeKey>,
     /// Edges by number.
     pub pairs: Vec<(u32, u32)>,
+    /// Their weights, in the same order; empty when they have none.
+    weights: Vec<f64>,
     types: Vec<Option<String>>,
     /// Nodes of the table of nodes.
     listed: Vec<u32>,
@@ -88,6 +101,9 @@ impl Reading {
             {
                 let pair = (self.number(&source)?, self.number(&target)?);
                 self.pairs.push(pair);
+                if statements.weighted {
+                    self.weights.push(row.float(3).unwrap_or(1.0));
+                }
             }
             Ok(())
         })?;
@@ -128,8 +144,21 @@ impl Reading {
             live(*target);
         });
         self.listed.iter().for_each(|node| live(*node));
-        let graph =
-            Digraph::from_pairs(self.keys.len(), &self.pairs).map_err(|problem| too_large(&problem))?;
+        let graph = match self.weights.is_empty() {
+            true => Digraph::from_pairs(self.keys.len(), &self.pairs),
+            false => {
+                let ends = self.pairs.iter().zip(&self.weights);
+                let edges: Vec<Edge> = ends
+                    .map(|((source, target), weight)| Edge {
+                        source: *source,
+                        target: *target,
+                        weight: *weight,
+                    })
+                    .collect();
+                Digraph::from_edges(self.keys.len(), &edges)
+            }
+        };
+        let graph = graph.map_err(|problem| too_large(&problem))?;
         Ok(Input { keys: self.keys, graph, types: self.types, alive })
     }
 
@@ -149,6 +178,7 @@ impl Reading {
         Ok(Self {
             pairs: self.pairs.iter().map(|(source, target)| (new(source), new(target))).collect(),
             listed: self.listed.iter().map(new).collect(),
+            weights: self.weights,
             keys,
             types,
         })

@@ -112,6 +112,19 @@ pub fn rows<R>(sql: &str, args: &[Arg], map: impl Fn(&Row) -> PgResult<R>) -> Pg
     })
 }
 
+/// As [`rows`], for statements that write or lock.
+pub fn rows_mut<R>(sql: &str, args: &[Arg], map: impl Fn(&Row) -> PgResult<R>) -> PgResult<Vec<R>> {
+    refuse_on_standby();
+    Spi::connect_mut(|client| {
+        let table = client.update(sql, None, args).map_err(internal)?;
+        let mut out = Vec::with_capacity(table.len());
+        for row in table {
+            out.push(map(&Row(row))?);
+        }
+        Ok(out)
+    })
+}
+
 /// One row of a result.
 pub struct Row<'conn>(SpiHeapTupleData<'conn>);
 

@@ -71,7 +71,8 @@ pub fn tables(plan: &Plan, shards: &[ShardRow]) -> PgResult<Made> {
     let run = |sql: String| spi::run(&sql, &[]);
     run(format!(
         "CREATE TABLE {metagraph} (node {key} NOT NULL, shard_id int NOT NULL, component bigint NOT NULL, \
-         type text, influence_score float8, access_score float8, version bigint NOT NULL DEFAULT 1) USING heap WITH (fillfactor = 80)"
+         type text, influence_score float8, access_score float8, version bigint NOT NULL DEFAULT 1, \
+         betweenness float8, accessed_at timestamptz) USING heap WITH (fillfactor = 80)"
     ))?;
     run(format!(
         "CREATE TABLE {components} (component bigint NOT NULL, parent bigint, changes bigint NOT NULL DEFAULT 0) \
@@ -116,11 +117,7 @@ fn key_type(plan: &Plan) -> PgResult<String> {
 /// Makes the part of a closure for the ancestors on a shard, in the shard's tablespace, without indexes.
 fn part(graph: &str, shard_id: i32) -> PgResult<pg_sys::Oid> {
     let (closure, name) = (own_name(graph, "_closure"), own_name(graph, &format!("_closure_s{shard_id}")));
-    let space = spi::one::<String>(
-        "SELECT pg_catalog.quote_ident(tablespace_name) FROM foreshard.shard WHERE shard_id = $1",
-        &[shard_id.into()],
-    )?
-    .unwrap_or_else(|| "pg_default".to_owned());
+    let space = tablespace(shard_id)?;
     spi::run(
         &format!(
             "CREATE TABLE {name} PARTITION OF {closure} FOR VALUES IN ({shard_id}) USING heap WITH (fillfactor = 90) TABLESPACE {space}"
@@ -160,6 +157,12 @@ fn register(
     .ok_or_else(|| internal("no graph id"))
 }
 
+/// Notes that the influence of the nodes has just been looked at, when a graph is made.
+pub fn first_influence(graph_id: i32) -> PgResult<()> {
+    spi::run("INSERT INTO foreshard.graph_influence (graph_id) VALUES ($1)", &[graph_id.into()])?;
+    Ok(())
+}
+
 /// Keys and indexes of the filled tables, and their owner. As the extension's owner.
 pub fn finish_tables(plan: &Plan, made: &Made, owner: pg_sys::Oid) -> PgResult<()> {
     let (metagraph, components, closure) =
@@ -188,6 +191,35 @@ pub fn finish_tables(plan: &Plan, made: &Made, owner: pg_sys::Oid) -> PgResult<(
         run(format!("COMMENT ON TABLE {table} IS {}", quote_literal(of(what))))?;
     }
     Ok(())
+}
+
+/// Gives a graph's closure a part for a shard that has none yet; readers and writers go on meanwhile. As the
+/// extension's owner.
+pub fn add_part(graph: &Graph, graph_id: i32, shard_id: i32) -> PgResult<()> {
+    let owner = role_name(graph.owner)?;
+    let name = own_name(&graph.name, &format!("_closure_s{shard_id}"));
+    let (closure, space) = (&graph.closure_name, tablespace(shard_id)?);
+    let run = |sql: String| spi::run(&sql, &[]);
+    run(format!(
+        "CREATE TABLE {name} (LIKE {closure}) USING heap WITH (fillfactor = 90) TABLESPACE {space}"
+    ))?;
+    part_indexes(oid_of(&name)?)?;
+    run(format!("ALTER TABLE {name} OWNER TO {owner}"))?;
+    // Attached, not made in place: that would keep readers out.
+    run(format!("ALTER TABLE {closure} ATTACH PARTITION {name} FOR VALUES IN ({shard_id})"))?;
+    spi::run(
+        "INSERT INTO foreshard.graph_partition (graph_id, shard_id, partition) VALUES ($1, $2, $3::regclass)",
+        &[graph_id.into(), shard_id.into(), oid_of(&name)?.into()],
+    )?;
+    announce()
+}
+
+fn tablespace(shard_id: i32) -> PgResult<String> {
+    let space = spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(tablespace_name) FROM foreshard.shard WHERE shard_id = $1",
+        &[shard_id.into()],
+    )?;
+    Ok(space.unwrap_or_else(|| "pg_default".to_owned()))
 }
 
 /// Both indexes of a part.

@@ -1,6 +1,8 @@
 //! Graphs as the catalog knows them: which tables, columns and indexes.
 
 pub mod create;
+pub mod influence;
+pub mod moving;
 pub mod node;
 
 use super::relation::column;
@@ -54,6 +56,8 @@ pub struct Part {
     pub reverse: pg_sys::Oid,
     /// Capacity of the shard, 0 while it is being emptied.
     pub capacity: f64,
+    /// How many rows it is thought to have, 0 when nobody has counted.
+    pub rows: f64,
 }
 
 /// A graph.
@@ -75,6 +79,8 @@ pub struct Graph {
     pub target: i16,
     /// `SELECT source, target FROM edges`, without NULLs.
     pub edge_query: String,
+    /// The same with the weight as a third column (NULL: 1), where edges have weights.
+    pub weight_query: Option<String>,
     /// Leads from a source to its targets.
     pub out: KeyIndex,
     /// Leads from a target to its sources.
@@ -141,6 +147,7 @@ struct Registered {
     nodes: Option<pg_sys::Oid>,
     node_key: Option<String>,
     node_type: Option<String>,
+    weight: Option<String>,
     key_type: pg_sys::Oid,
     max_depth: Option<i32>,
     metagraph: pg_sys::Oid,
@@ -151,7 +158,7 @@ struct Registered {
 fn registered(graph_id: i32) -> PgResult<Registered> {
     let found = spi::rows(
         "SELECT graph_name::text, edge_table::oid, source_column::text, target_column::text, node_table::oid, \
-                node_key_column::text, node_type_column::text, key_type::oid, max_depth, metagraph::oid, closure::oid, components::oid \
+                node_key_column::text, node_type_column::text, key_type::oid, max_depth, metagraph::oid, closure::oid, components::oid, weight_column::text \
          FROM foreshard.graph WHERE graph_id = $1",
         &[graph_id.into()],
         |row| {
@@ -168,6 +175,7 @@ fn registered(graph_id: i32) -> PgResult<Registered> {
                 metagraph: row.need(10)?,
                 closure: row.need(11)?,
                 components: row.need(12)?,
+                weight: row.get(13)?,
             })
         },
     )?;
@@ -200,6 +208,7 @@ fn read(graph_id: i32) -> PgResult<Graph> {
         _ => None,
     };
     let (source_name, target_name) = (quote_identifier(&row.source), quote_identifier(&row.target));
+    let edge_query = edge_query(&super::name_of(row.edges)?, &source_name, &target_name);
     Ok(Graph {
         owner: security::relation_owner(row.metagraph)?,
         kind,
@@ -207,7 +216,11 @@ fn read(graph_id: i32) -> PgResult<Graph> {
         edges: row.edges,
         source,
         target,
-        edge_query: edge_query(&super::name_of(row.edges)?, &source_name, &target_name),
+        weight_query: row.weight.as_deref().map(|weight| {
+            let weight = quote_identifier(weight);
+            edge_query.replacen(" FROM", &format!(", {weight}::pg_catalog.float8 FROM"), 1)
+        }),
+        edge_query,
         out: need_index(row.edges, &row.source, source, target)?,
         into: need_index(row.edges, &row.target, target, source)?,
         nodes,
@@ -279,7 +292,8 @@ fn primary_key(table: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
 fn parts(graph_id: i32) -> PgResult<Vec<Part>> {
     spi::rows(
         "SELECT p.shard_id, p.partition::oid, coalesce(a.indexrelid, 0::oid), coalesce(d.indexrelid, 0::oid), \
-                CASE WHEN s.draining THEN 0 ELSE s.capacity END \
+                CASE WHEN s.draining THEN 0 ELSE s.capacity END, \
+                coalesce((SELECT greatest(c.reltuples, 0)::float8 FROM pg_catalog.pg_class c WHERE c.oid = p.partition), 0) \
          FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id) \
          LEFT JOIN pg_catalog.pg_index a ON a.indrelid = p.partition AND a.indisunique AND a.indisvalid AND a.indkey::text = '1 2' \
          LEFT JOIN pg_catalog.pg_index d ON d.indrelid = p.partition AND d.indisvalid AND d.indkey::text = '2 1' \
@@ -292,6 +306,7 @@ fn parts(graph_id: i32) -> PgResult<Vec<Part>> {
                 pairs: row.need(3)?,
                 reverse: row.need(4)?,
                 capacity: row.need(5)?,
+                rows: row.need(6)?,
             })
         },
     )
@@ -327,6 +342,15 @@ pub fn exists(name: &str) -> PgResult<bool> {
     let found = spi::one::<bool>(
         "SELECT EXISTS (SELECT FROM foreshard.graph WHERE graph_name = $1::name)",
         &[name.into()],
+    )?;
+    Ok(found.unwrap_or(false))
+}
+
+/// Whether a graph's closure has a part for a shard.
+pub fn has_part(graph_id: i32, shard_id: i32) -> PgResult<bool> {
+    let found = spi::one_mut::<bool>(
+        "SELECT EXISTS (SELECT FROM foreshard.graph_partition WHERE graph_id = $1 AND shard_id = $2)",
+        &[graph_id.into(), shard_id.into()],
     )?;
     Ok(found.unwrap_or(false))
 }

@@ -17,6 +17,8 @@ pub enum Value<'a> {
     Int(i32),
     /// A bigint.
     Bigint(i64),
+    /// A double precision.
+    Float(f64),
     /// A text.
     Text(Option<&'a str>),
     /// NULL of any type.
@@ -82,6 +84,7 @@ impl Bulk {
                 Value::Key(key) => self.kind.datum(key),
                 Value::Int(value) => pg_sys::Datum::from(*value),
                 Value::Bigint(value) => pg_sys::Datum::from(*value),
+                Value::Float(value) => pg_sys::Datum::from(value.to_bits()),
                 Value::Text(text) => text.into_datum().unwrap_or(pg_sys::Datum::from(0usize)),
                 Value::Null => pg_sys::Datum::from(0usize),
             };

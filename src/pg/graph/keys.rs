@@ -84,6 +84,31 @@ impl KeyKind {
         }
     }
 
+    /// A key from the text that [`NodeKey::text`] gives; None: it is no key of this kind.
+    pub fn parse(self, text: &str) -> Option<NodeKey> {
+        match self {
+            Self::Int4 => text.trim().parse::<i32>().ok().map(|value| NodeKey::Int(i64::from(value))),
+            Self::Int8 => text.trim().parse().ok().map(NodeKey::Int),
+            Self::Text => Some(NodeKey::Text(text.as_bytes().into())),
+            Self::Uuid => {
+                let digits: Vec<u32> = text
+                    .trim()
+                    .chars()
+                    .filter(|c| *c != '-')
+                    .map(|c| c.to_digit(16))
+                    .collect::<Option<_>>()?;
+                let mut bytes = [0_u8; 16];
+                if digits.len() != 2 * bytes.len() {
+                    return None;
+                }
+                for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+                    *byte = pair.iter().fold(0, |high, digit| high * 16 + *digit as u8);
+                }
+                Some(NodeKey::Uuid(bytes))
+            }
+        }
+    }
+
     /// A value as a key.
     ///
     /// # Safety

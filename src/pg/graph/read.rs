@@ -38,6 +38,11 @@ impl ReadRow {
         self.value(column).map(|value| value.value() as i32)
     }
 
+    /// A column of double precision.
+    pub fn float(&self, column: i32) -> Option<f64> {
+        self.value(column).map(|value| f64::from_bits(value.value() as u64))
+    }
+
     /// A text column.
     pub fn text(&self, column: i32) -> Option<String> {
         // SAFETY: the column is a text.
