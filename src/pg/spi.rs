@@ -28,8 +28,8 @@ pub fn run(sql: &str, args: &[Arg]) -> PgResult<u64> {
     })
 }
 
-/// Plans that this session keeps, by statement.
-static PLANS: LocalBox<HashMap<String, pg_sys::SPIPlanPtr>> = LocalBox::new();
+/// Plans that this session keeps, by statement and types of its parameters.
+static PLANS: LocalBox<HashMap<(String, Vec<pg_sys::Oid>), pg_sys::SPIPlanPtr>> = LocalBox::new();
 /// The most of them; beyond it all are made again.
 const MAX_PLANS: usize = 256;
 
@@ -47,7 +47,8 @@ pub fn run_kept(sql: &str, args: &[Arg]) -> PgResult<u64> {
         if pg_sys::SPI_connect() < 0 {
             return Err(internal("no connection to SPI"));
         }
-        let known = PLANS.with(HashMap::new, |plans| plans.get(sql).copied()).flatten();
+        let key = (sql.to_owned(), types.clone());
+        let known = PLANS.with(HashMap::new, |plans| plans.get(&key).copied()).flatten();
         let plan = match known {
             Some(plan) => plan,
             None => {
@@ -62,7 +63,7 @@ pub fn run_kept(sql: &str, args: &[Arg]) -> PgResult<u64> {
                             pg_sys::SPI_freeplan(old);
                         });
                     }
-                    plans.insert(sql.to_owned(), plan);
+                    plans.insert(key, plan);
                 });
                 plan
             }
