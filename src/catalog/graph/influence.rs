@@ -39,7 +39,7 @@ pub fn write_scores<'a>(
     let table = &graph.metagraph_name;
     spi::run(
         &format!(
-            "WITH u AS (SELECT * FROM pg_catalog.unnest($1, $2::float8[], $3::float8[]) AS u (node, influence, betweenness)), \
+            "WITH u AS (SELECT * FROM unnest($1, $2::float8[], $3::float8[]) AS u (node, influence, betweenness)), \
              l AS (SELECT m.node FROM {table} m JOIN u USING (node) \
                    WHERE m.betweenness IS DISTINCT FROM u.betweenness \
                       OR m.influence_score IS NULL OR pg_catalog.abs(m.influence_score - u.influence) > 1e-6 * u.influence \
@@ -102,7 +102,7 @@ pub fn note(graph_id: i32, changes: &str, done: &Computed, top: &[(String, f64, 
     spi::run(
         "INSERT INTO foreshard.graph_influencer (graph_id, place, node, influence_score, betweenness) \
          SELECT $1, u.place, u.node, u.influence, u.between_ \
-         FROM pg_catalog.unnest($2::text[], $3::float8[], $4::float8[]) WITH ORDINALITY AS u (node, influence, between_, place)",
+         FROM unnest($2::text[], $3::float8[], $4::float8[]) WITH ORDINALITY AS u (node, influence, between_, place)",
         &[graph_id.into(), nodes.into(), influence.into(), between.into()],
     )?;
     Ok(())
@@ -165,7 +165,7 @@ pub fn add_accesses(graph: &Graph, keys: &[NodeKey], counts: &[f64], half_life_s
         &format!(
             "UPDATE {table} m SET access_score = coalesce(m.access_score * {decay}, 0.0) + u.count, \
                  accessed_at = pg_catalog.clock_timestamp() \
-             FROM pg_catalog.unnest($1, $2::float8[]) AS u (node, count) WHERE m.node = u.node"
+             FROM unnest($1, $2::float8[]) AS u (node, count) WHERE m.node = u.node"
         ),
         &[graph.kind.array(keys), counts.to_vec().into()],
     )?;
@@ -187,7 +187,7 @@ pub fn add_windows(
         &format!(
             "INSERT INTO foreshard.graph_coaccess AS c (graph_id, node_a, node_b, weight, noted_at) \
              SELECT $1, u.a, u.b, u.weight, pg_catalog.clock_timestamp() \
-             FROM pg_catalog.unnest($2::text[], $3::text[], $4::float8[]) AS u (a, b, weight) \
+             FROM unnest($2::text[], $3::text[], $4::float8[]) AS u (a, b, weight) \
              ON CONFLICT (graph_id, node_a, node_b) DO UPDATE \
              SET weight = c.weight * {decay} + excluded.weight, noted_at = excluded.noted_at"
         ),

@@ -84,7 +84,7 @@ pub fn file(graph_id: i32, moves: &[(String, i32, i64)], user: &str) -> PgResult
     let versions: Vec<i64> = moves.iter().map(|(.., version)| *version).collect();
     spi::run(
         "INSERT INTO foreshard.node_move AS m (graph_id, node, to_shard, version, requested_by) \
-         SELECT $1, u.node, u.shard, u.version, $5::name FROM pg_catalog.unnest($2::text[], $3::int[], $4::bigint[]) AS u (node, shard, version) \
+         SELECT $1, u.node, u.shard, u.version, $5::name FROM unnest($2::text[], $3::int[], $4::bigint[]) AS u (node, shard, version) \
          ON CONFLICT (graph_id, node) WHERE state = 'waiting' DO UPDATE \
          SET to_shard = excluded.to_shard, version = excluded.version, requested_by = excluded.requested_by, requested_at = now()",
         &[graph_id.into(), nodes.into(), shards.into(), versions.into(), user.into()],
