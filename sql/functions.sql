@@ -4,6 +4,9 @@
 CREATE FUNCTION foreshard.capture() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_capture';
 
+CREATE FUNCTION foreshard.graph_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_graph_changed';
+
 CREATE FUNCTION foreshard.monitor_resharding_progress(
     OUT request_id bigint, OUT moves bigint, OUT done bigint, OUT running bigint, OUT waiting bigint,
     OUT failed bigint, OUT percent numeric, OUT eta interval, OUT finished boolean)
@@ -59,6 +62,19 @@ COMMENT ON FUNCTION foreshard.pause_move(bigint) IS 'Holds a move up where it st
 COMMENT ON FUNCTION foreshard.resume_move(bigint) IS 'Lets a paused move go on.';
 COMMENT ON FUNCTION foreshard.set_route_weight(bigint, double precision) IS 'Sends this share (0 to 1) of the reads of a moving slot to its copy and stays there; NULL lets the canary take its own steps.';
 COMMENT ON FUNCTION foreshard.rollback_move(bigint) IS 'Brings a slot back: cancels a move before its cutover, swaps the copies back after it while the old one is kept.';
+COMMENT ON FUNCTION foreshard.graph_changed() IS 'Internal: keeps the closure of a graph when edges or nodes change.';
+COMMENT ON FUNCTION foreshard.create_graph(text, regclass, text, text, regclass, text, text, text, integer) IS 'Makes a graph of a table of edges and keeps its closure exact from now on.';
+COMMENT ON FUNCTION foreshard.drop_graph(text) IS 'Drops a graph: its closure, directory, functions and triggers.';
+COMMENT ON FUNCTION foreshard.rebuild_graph(text) IS 'Makes a graph''s closure, directory and components right; returns how many rows were wrong.';
+COMMENT ON FUNCTION foreshard.check_graph(text) IS 'Compares a graph''s closure with the edges: a row per difference, none when it is right.';
+COMMENT ON FUNCTION foreshard.refresh_influence(text, double precision) IS 'Computes PageRank and betweenness of a graph''s nodes now and writes them to its metagraph.';
+COMMENT ON FUNCTION foreshard.allow_type(text, text, text[]) IS 'Lets nodes of a type live only on these shards; NULL: on all.';
+COMMENT ON FUNCTION foreshard.graph_plan(text) IS 'Plans where a graph''s nodes should live and shows what that changes; changes nothing.';
+COMMENT ON FUNCTION foreshard.place_graph(text) IS 'Plans where a graph''s nodes should live and files the moves; returns how many.';
+COMMENT ON FUNCTION foreshard.move_node(text, text, text, bigint) IS 'Moves one node to a shard, in this transaction; returns the node''s new version.';
+COMMENT ON FUNCTION foreshard.move_nodes(text, jsonb) IS 'Files moves of nodes, {"node": "shard"}, which a worker makes in bounded transactions; returns how many.';
+COMMENT ON FUNCTION foreshard.cancel_node_moves(text) IS 'Forgets moves of a graph''s nodes that are still waiting; returns how many.';
+COMMENT ON FUNCTION foreshard.note_access(text, text[]) IS 'Tells that these nodes were used together; returns how many shards they are on.';
 
 GRANT USAGE ON SCHEMA foreshard TO PUBLIC;
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA foreshard FROM PUBLIC;
@@ -77,6 +93,7 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_mon
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
-    foreshard.dependency_graph TO pg_monitor;
+    foreshard.dependency_graph, foreshard.graphs,
+    foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 
 SELECT foreshard.start_keeper();

@@ -4,6 +4,7 @@ mod api;
 mod birth;
 mod catalog;
 mod engine;
+mod graph;
 mod mover;
 mod observe;
 mod pg;
@@ -17,13 +18,15 @@ pgrx::pg_module_magic!(name, version);
 extension_sql_file!("../sql/schema.sql", bootstrap);
 extension_sql_file!("../sql/views.sql", name = "views");
 extension_sql_file!("../sql/dependencies.sql", name = "dependencies", requires = ["views"]);
-extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["dependencies"]);
+extension_sql_file!("../sql/graphs.sql", name = "graphs", requires = ["dependencies"]);
+extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["graphs"]);
 extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["comments"], finalize);
 
 /// Order matters: settings first, then what needs `shared_preload_libraries`.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::guc::register();
+    pg::graph::call::register(graph::changed::statement);
     if pg::is_preloading() {
         pg::shmem::register();
         pg::region::register();

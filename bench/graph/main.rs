@@ -3,17 +3,19 @@
 //! `foreshard-bench-graph [EDGES] [--only PART] [--between FILE] [--trace FILE] [--edits N]`
 //!
 //! EDGES is an edge list, two or three words a line (source, target, weight), plain or .xz; Debian's package
-//! graph unless named. Parts: `closure`, `edits`, `rank`, `between`, `place`. `--between` names the graph for
+//! graph unless named. Parts: `closure`, `edits`, `rank`, `between`, `place`, `server`. `--between` names the graph for
 //! which sampled betweenness is compared with exact (a generated network of 6,474 nodes otherwise), `--trace` a
 //! trace of big-endian 32-bit keys (orm-busy otherwise). Bars: PageRank of a generated graph of 1,000,000
 //! nodes and 10,000,000 edges at most 3 × the time of streaming the same bytes; sampled betweenness within its
 //! bound; at most 30 % of windows on more than one shard with max/mean load of at most 1.10. Exit code 1 when a
-//! bar is missed. Everything is in memory; what a server does with it is measured elsewhere.
+//! bar is missed. `server` compares the SQL functions with plain SQL when FORESHARD_PG names a staged version; all
+//! else is in memory.
 
 mod closure;
 mod influence;
 mod place;
 mod read;
+mod server;
 
 use foreshard_test::install::repository;
 use foreshard_test::{Error, Result};
@@ -34,7 +36,7 @@ pub struct Options {
     only: Option<String>,
 }
 
-const PARTS: [&str; 5] = ["closure", "edits", "rank", "between", "place"];
+const PARTS: [&str; 6] = ["closure", "edits", "rank", "between", "place", "server"];
 
 impl Options {
     fn parse() -> Result<Options> {
@@ -114,6 +116,9 @@ fn bench(options: &Options) -> Result<bool> {
     if options.asks("place") {
         place::structure(&graph)?;
         holds &= place::trace(&options.trace)?;
+    }
+    if options.asks("server") && std::env::var_os("FORESHARD_PG").is_some() {
+        holds &= server::all(&graph, options.edits)?;
     }
     Ok(holds)
 }

@@ -49,12 +49,12 @@ fn catalog_is_tight_and_commented() -> Result<()> {
         "SELECT oid::regprocedure FROM pg_proc p WHERE pronamespace = 'foreshard'::regnamespace AND prosecdef \
          AND NOT EXISTS (SELECT FROM unnest(proconfig) s WHERE s LIKE 'search_path=%')",
     )?;
-    // capture() and start_keeper() look nothing up by name; next_key() pins the path when it does.
+    // capture() and start_keeper() look nothing up by name; next_key() and graph_changed() pin the path when they do.
     nothing(
         &mut c,
         "search_path is not pinned to pg_catalog, pg_temp",
         "SELECT oid::regprocedure, proconfig FROM pg_proc WHERE pronamespace = 'foreshard'::regnamespace \
-         AND proname NOT IN ('capture', 'start_keeper', 'next_key') \
+         AND proname NOT IN ('capture', 'graph_changed', 'start_keeper', 'next_key') \
          AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)",
     )?;
     Ok(())

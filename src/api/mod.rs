@@ -4,6 +4,8 @@ mod birth;
 mod configure;
 mod distribute;
 mod explain;
+mod graph;
+mod influence;
 mod locate;
 mod observation;
 mod plan;

@@ -14,6 +14,7 @@ pub mod dependency;
 pub mod division;
 pub mod event;
 pub mod forecast_error;
+pub mod graph;
 pub mod heat;
 pub mod hot_key;
 pub mod layout;

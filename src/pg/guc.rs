@@ -255,6 +255,24 @@ settings! {
     /// Free space kept, percent.
     int MIN_FREE_DISK = c"foreshard.min_free_disk", 10, 0, 99; Ctx::Sighup, NONE;
         c"Per cent of the target file system that must stay free after a copy.";
+    /// Work of one statement on a graph.
+    int GRAPH_MAX_WORK = c"foreshard.graph_max_work", 20000000, 1000, 2000000000; Ctx::Userset, NONE;
+        c"Most rows of a closure and edges that one statement may look at to keep a graph's closure; a statement that needs more fails.";
+    /// Size of a closure.
+    int GRAPH_MAX_ROWS = c"foreshard.graph_max_rows", 500000000, 1000, 2000000000; Ctx::Userset, NONE;
+        c"Most rows that create_graph() and rebuild_graph() give a closure.";
+    /// Seconds between two looks at the influence of nodes.
+    int INFLUENCE_INTERVAL = c"foreshard.influence_interval", 3600, 0, 2592000; Ctx::Sighup, S;
+        c"Time after which the influence of a graph's nodes is computed again if the graph changed; 0: never by itself.";
+    /// Half-life of accesses to nodes, seconds.
+    int GRAPH_HALF_LIFE = c"foreshard.graph_half_life", 3600, 1, 31536000; Ctx::Sighup, S;
+        c"Time after which an access to a graph's nodes counts half.";
+    /// Rows that a transaction of node moves rewrites.
+    int GRAPH_MOVE_BATCH = c"foreshard.graph_move_batch", 20000, 1, 100000000; Ctx::Sighup, NONE;
+        c"Rows of a closure after which a transaction that moves nodes ends; writers of the graph wait no longer than for one of them.";
+    /// When a node moves by itself.
+    real GRAPH_MOVE_THRESHOLD = c"foreshard.graph_move_threshold", 9.0, 0.0, 1e9; Ctx::Sighup, NONE;
+        c"In auto mode a node moves to the least loaded shard when its accesses exceed the mean of its shard by this many times; 0: never.";
     /// Developer option: the carrier waits on entering this phase.
     string HOLD_AT_PHASE = c"foreshard.hold_at_phase", None; Ctx::Sighup, NONE;
         c"Developer option: moves wait on entering this phase.";

@@ -111,3 +111,29 @@ impl IndexUse {
         self.keys
     }
 }
+
+/// The scan key "column = ?" by the index's own operator class.
+///
+/// # Safety
+/// `index` must be an open B-tree with that many columns.
+pub(super) unsafe fn equality_key(index: pg_sys::Relation, column: usize) -> pg_sys::ScanKeyData {
+    let mut key = pg_sys::ScanKeyData::default();
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let family = *(*index).rd_opfamily.add(column);
+        let type_ = *(*index).rd_opcintype.add(column);
+        let strategy = pg_sys::BTEqualStrategyNumber as i16;
+        let operator = pg_sys::get_opfamily_member(family, type_, type_, strategy);
+        pg_sys::ScanKeyEntryInitialize(
+            &mut key,
+            0,
+            column as i16 + 1,
+            strategy as u16,
+            type_,
+            *(*index).rd_indcollation.add(column),
+            pg_sys::get_opcode(operator),
+            pg_sys::Datum::from(0usize),
+        );
+    }
+    key
+}

@@ -138,6 +138,23 @@ pub fn require_owner(relation: pg_sys::Oid, name: &str) -> PgResult<()> {
     Err(error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of table {name}")))
 }
 
+/// 42501 unless the current user may read the table.
+pub fn require_select(relation: pg_sys::Oid, name: &str) -> PgResult<()> {
+    let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
+    // SAFETY: a catalog look-up by oid; raises for a relation that does not exist.
+    let allowed = unsafe { pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), select) };
+    if allowed == pg_sys::AclResult::ACLCHECK_OK {
+        return Ok(());
+    }
+    Err(error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("permission denied for table {name}")))
+}
+
+/// Whether the current user is a superuser.
+pub fn is_superuser() -> bool {
+    // SAFETY: no preconditions inside a transaction.
+    unsafe { pg_sys::superuser() }
+}
+
 /// The current effective user's name.
 pub fn current_user() -> PgResult<String> {
     Ok(spi::one::<String>("SELECT current_user::text", &[])?.unwrap_or_default())

@@ -5,6 +5,7 @@ use super::learn::{Learner, in_background};
 use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
+use crate::catalog::graph::{influence, moving};
 use crate::catalog::{act as acts, heat, moves, relation, session};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
@@ -81,6 +82,7 @@ struct Keeper {
     publisher: Publisher,
     reader: Reader,
     learner: Learner,
+    graphs: Option<Handle>,
 }
 
 impl Keeper {
@@ -89,6 +91,7 @@ impl Keeper {
         self.carriers.retain(|(_, handle)| handle.is_alive());
         report("swapped moves", watch::look());
         report("moves", self.start_carriers());
+        report("graphs", self.start_graphs());
         if now_s - self.last_expire_s >= EXPIRE_EVERY_S {
             self.last_expire_s = now_s;
             report("history", in_background(expire));
@@ -126,6 +129,24 @@ impl Keeper {
         })?;
         publisher.publish(false);
         if changed { learner.forget_gone(publisher) } else { Ok(()) }
+    }
+
+    /// Starts the worker of graphs when there is something for it to do.
+    fn start_graphs(&mut self) -> WorkResult<()> {
+        self.graphs.take_if(|handle| !handle.is_alive());
+        let interval = guc::INFLUENCE_INTERVAL.get();
+        if self.graphs.is_some() || !bgworker::transaction(|| influence::is_work_due(interval))? {
+            return Ok(());
+        }
+        // Without a free process it is tried again at the next tick.
+        self.graphs = bgworker::start(&Spec {
+            name: "foreshard graph",
+            kind: "foreshard graph",
+            function: "foreshard_graph_main",
+            database: bgworker::database(),
+            extra: 0,
+        });
+        Ok(())
     }
 
     fn start_carriers(&mut self) -> WorkResult<()> {
@@ -204,5 +225,6 @@ fn expire() -> PgResult<()> {
     if !keep.iter().any(|(r, _)| *r == bucket) {
         keep.push((bucket, guc::RETAIN_BUCKET.get()));
     }
+    moving::expire(guc::RETAIN_HISTORY.get())?;
     heat::expire(&keep, guc::RETAIN_BUCKET.get(), guc::RETAIN_HISTORY.get())
 }

@@ -1,8 +1,9 @@
 //! Processes: launcher (one per cluster), keeper (one per database with the extension), carrier (one
-//! per move).
+//! per move), and one for graphs while there is work.
 
 pub mod carrier;
 mod costs;
+pub mod graph;
 pub mod keeper;
 mod key_load;
 pub mod launcher;

@@ -40,3 +40,11 @@ VALUES ('campaign', 'purchase', now() + interval '2 days', now() + interval '2 d
 SELECT foreshard.request_resharding(0.3, '{"1": "west"}');
 SELECT foreshard.request_resharding(0.9, '{"1": "north"}');
 SELECT count(*) FROM foreshard.progress_moves;
+
+CREATE TABLE depends (package int, needs int);
+INSERT INTO depends VALUES (1, 2), (2, 3), (3, 1), (4, 3);
+SELECT foreshard.create_graph('deps', 'depends', 'package', 'needs');
+SELECT * FROM foreshard.deps_descendants(4) ORDER BY depth;
+SELECT * FROM foreshard.check_graph('deps');
+SELECT foreshard.drop_graph('deps');
+DROP TABLE depends;

@@ -1,6 +1,7 @@
 //! Look-ups of rows by key in one copy of a partition.
 
 use crate::pg::compat;
+use crate::pg::scan::equality_key;
 use pgrx::pg_sys;
 
 /// One copy, ready for look-ups by key.
@@ -20,7 +21,7 @@ impl Copy {
         unsafe {
             let index = pg_sys::index_open(index, pg_sys::AccessShareLock as i32);
             let count = (*(*index).rd_index).indnkeyatts.max(0) as usize;
-            let keys = (0..count).map(|column| equality(index, column)).collect();
+            let keys = (0..count).map(|column| equality_key(index, column)).collect();
             let snapshot = &raw mut pg_sys::SnapshotSelfData;
             let scan = compat::index_beginscan(relation, index, snapshot, count as i32);
             let slot = pg_sys::table_slot_create(relation, std::ptr::null_mut());
@@ -75,30 +76,4 @@ impl Copy {
             pg_sys::table_close(self.relation, pg_sys::NoLock as i32);
         }
     }
-}
-
-/// The scan key "column = ?" by the index's own operator class.
-///
-/// # Safety
-/// `index` must be an open B-tree with that many columns.
-unsafe fn equality(index: pg_sys::Relation, column: usize) -> pg_sys::ScanKeyData {
-    let mut key = pg_sys::ScanKeyData::default();
-    // SAFETY: as promised by the caller.
-    unsafe {
-        let family = *(*index).rd_opfamily.add(column);
-        let type_ = *(*index).rd_opcintype.add(column);
-        let strategy = pg_sys::BTEqualStrategyNumber as i16;
-        let operator = pg_sys::get_opfamily_member(family, type_, type_, strategy);
-        pg_sys::ScanKeyEntryInitialize(
-            &mut key,
-            0,
-            column as i16 + 1,
-            strategy as u16,
-            type_,
-            *(*index).rd_indcollation.add(column),
-            pg_sys::get_opcode(operator),
-            pg_sys::Datum::from(0usize),
-        );
-    }
-    key
 }

@@ -5,14 +5,25 @@ use std::hash::Hash;
 
 use super::csr::{GraphError, MAX_NODES};
 
+/// A number that depends on a key's bytes only: everywhere the same, and as good as random.
+pub fn key_hash(key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key)
+}
+
 /// A two-way table between keys and node numbers.
 ///
 /// Memory: every key twice, and about 20 bytes. The numbers depend on the order of the keys only.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct KeyTable<K> {
     // The standard hasher: keys are users' data, and a chosen set of them must not make this slow.
     numbers: HashMap<K, u32>,
     keys: Vec<K>,
+}
+
+impl<K> Default for KeyTable<K> {
+    fn default() -> Self {
+        Self { numbers: HashMap::new(), keys: Vec::new() }
+    }
 }
 
 impl<K: Clone + Eq + Hash> KeyTable<K> {

@@ -1,0 +1,204 @@
+//! Influence, placement and moves of graph nodes.
+
+use super::graph::own_graph_id;
+use crate::catalog::graph::{self as catalog, influence as stored, moving as queue};
+use crate::catalog::{colocation, name_of, record_event};
+use crate::graph::moving::{self, Outcome};
+use crate::graph::{influence, place};
+use crate::pg::report::{PgResult, bad_argument, unknown};
+use crate::pg::{security, shmem};
+use pgrx::JsonB;
+use pgrx::prelude::*;
+use serde_json::{Map, Value, json};
+
+/// Most nodes of one note_access().
+const MAX_NOTED: usize = 1_000;
+
+/// Computes PageRank and betweenness of a graph's nodes now and writes them to its metagraph. Betweenness is exact for
+/// small graphs, else sampled: off by at most `epsilon` with probability 0.9.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity, reason = "the columns of the result")]
+fn refresh_influence(
+    graph_name: &str,
+    epsilon: default!(f64, 0.01),
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(nodes, i64),
+            name!(iterations, i32),
+            name!(converged, bool),
+            name!(betweenness, String),
+            name!(samples, i64),
+            name!(error_bound, f64),
+        ),
+    >,
+    pg_sys::panic::ErrorReport,
+> {
+    if !(epsilon > 0.0 && epsilon < 1.0) {
+        return Err(bad_argument("epsilon must be between 0 and 1"));
+    }
+    let id = own_graph_id(graph_name)?;
+    let graph = catalog::by_id(id)?;
+    let scores = influence::compute(&graph, epsilon)?;
+    let mut batch = 0;
+    while influence::write(&graph, &scores, batch)?.is_some() {
+        batch += 1;
+    }
+    let _owner = security::as_extension_owner()?;
+    influence::note(id, &scores)?;
+    let done = scores.done;
+    Ok(TableIterator::once((
+        done.nodes,
+        done.iterations,
+        done.converged,
+        done.method.to_owned(),
+        done.samples,
+        done.error_bound,
+    )))
+}
+
+/// Lets nodes of a type live only on these shards; NULL: on all. Nodes that live elsewhere move with the next plan.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn allow_type(graph_name: &str, node_type: &str, shards: Option<Vec<String>>) -> PgResult<()> {
+    let id = own_graph_id(graph_name)?;
+    let _owner = security::as_extension_owner()?;
+    let all = colocation::shards()?;
+    let mut ids = Vec::new();
+    for name in shards.iter().flatten() {
+        let shard = all.iter().find(|shard| &shard.name == name);
+        ids.push(shard.ok_or_else(|| unknown(format!("shard \"{name}\" does not exist")))?.shard_id);
+    }
+    if shards.is_some() && ids.is_empty() {
+        return Err(bad_argument("a type must be allowed on at least one shard"));
+    }
+    stored::allow(id, node_type, &ids)?;
+    record_event("allow_type", None, None, json!({"graph": graph_name, "type": node_type, "shards": shards}))
+}
+
+/// Plans where a graph's nodes should live and shows what that changes; changes nothing. The map is one for
+/// move_nodes().
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity, reason = "the columns of the result")]
+fn graph_plan(
+    graph_name: &str,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(moves, i64),
+            name!(cross_shard_ratio_before, f64),
+            name!(cross_shard_ratio_after, f64),
+            name!(imbalance_before, f64),
+            name!(imbalance_after, f64),
+            name!(shard_assignment_map, JsonB),
+        ),
+    >,
+    pg_sys::panic::ErrorReport,
+> {
+    let plan = place::plan(own_graph_id(graph_name)?)?;
+    let moves = plan.moves.len() as i64;
+    let map: Map<String, Value> =
+        plan.moves.into_iter().map(|(node, shard)| (node, Value::String(shard))).collect();
+    Ok(TableIterator::once((
+        moves,
+        plan.cross_shard.0,
+        plan.cross_shard.1,
+        plan.imbalance.0,
+        plan.imbalance.1,
+        JsonB(Value::Object(map)),
+    )))
+}
+
+/// Plans where a graph's nodes should live and files the moves; returns how many.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn place_graph(graph_name: &str) -> PgResult<i64> {
+    shmem::require_preloaded()?;
+    let id = own_graph_id(graph_name)?;
+    let plan = place::plan(id)?;
+    let filed = moving::file(id, &plan.moves, &security::current_user()?)?;
+    let _owner = security::as_extension_owner()?;
+    record_event(
+        "place_graph",
+        None,
+        None,
+        json!({
+            "graph": graph_name,
+            "moves": filed,
+            "cross_shard_ratio_before": plan.cross_shard.0,
+            "cross_shard_ratio_after": plan.cross_shard.1,
+        }),
+    )?;
+    Ok(filed as i64)
+}
+
+/// Moves one node to a shard, in this transaction; changes of edges around it wait for its end. With `version`,
+/// only if the node is that version. Returns the node's new version.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn move_node(
+    graph_name: &str,
+    node: &str,
+    shard: &str,
+    version: default!(Option<i64>, "NULL"),
+) -> PgResult<i64> {
+    let id = own_graph_id(graph_name)?;
+    let as_owner = security::as_extension_owner()?;
+    let known = colocation::shards()?.into_iter().find(|known| known.name == shard);
+    let to = known.ok_or_else(|| unknown(format!("shard \"{shard}\" does not exist")))?.shard_id;
+    let graph = moving::with_parts(id, &[to])?;
+    let allowed = moving::allowed(id)?;
+    drop(as_owner);
+    match moving::move_one(&graph, &allowed, node, to, version)? {
+        Outcome::Moved(version, _) | Outcome::There(version) => Ok(version),
+        Outcome::Refused(why) => Err(why),
+    }
+}
+
+/// Files moves of nodes, `{"<node>": "<shard>"}`, which a worker makes in bounded transactions; returns how many
+/// (nodes that are there already do not count).
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn move_nodes(graph_name: &str, shard_assignment_map: JsonB) -> PgResult<i64> {
+    shmem::require_preloaded()?;
+    let id = own_graph_id(graph_name)?;
+    let wrong = || {
+        bad_argument("shard_assignment_map must be an object whose values are names of shards")
+            .set_hint("The map has the form {\"<node>\": \"<shard>\"}.")
+    };
+    let Value::Object(map) = shard_assignment_map.0 else { return Err(wrong()) };
+    let mut moves = Vec::with_capacity(map.len());
+    for (node, shard) in map {
+        let Value::String(shard) = shard else { return Err(wrong()) };
+        moves.push((node, shard));
+    }
+    Ok(moving::file(id, &moves, &security::current_user()?)? as i64)
+}
+
+/// Forgets moves of a graph's nodes that are still waiting; returns how many.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn cancel_node_moves(graph_name: &str) -> PgResult<i64> {
+    let id = own_graph_id(graph_name)?;
+    let _owner = security::as_extension_owner()?;
+    Ok(queue::cancel(id)? as i64)
+}
+
+/// Tells that these nodes were used together, by a query say; returns how many shards they are on.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn note_access(graph_name: &str, nodes: Vec<String>) -> PgResult<i32> {
+    if nodes.len() > MAX_NOTED {
+        return Err(bad_argument(format!("at most {MAX_NOTED} nodes can be noted at once")));
+    }
+    let as_owner = security::as_extension_owner()?;
+    let id = catalog::id_of(graph_name)?;
+    drop(as_owner);
+    let graph = catalog::by_id(id)?;
+    security::require_select(graph.edges, &name_of(graph.edges)?)?;
+    place::note_access(id, &nodes)
+}

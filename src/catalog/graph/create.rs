@@ -1,0 +1,430 @@
+//! The objects of a graph: tables, indexes, triggers, functions; made and dropped.
+
+use super::{Graph, find_index};
+use crate::catalog::colocation::ShardRow;
+use crate::catalog::name_of;
+use crate::pg::graph::keys::KeyKind;
+use crate::pg::graph::{announce_change, drop_with};
+use crate::pg::report::{PgResult, internal};
+use crate::pg::spi;
+use pgrx::pg_sys;
+use pgrx::spi::{quote_identifier, quote_literal};
+
+/// What a graph is to be made of; names are checked.
+pub struct Plan<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The edge table.
+    pub edges: pg_sys::Oid,
+    /// Name and number of the source's column.
+    pub source: (&'a str, i16),
+    /// Name and number of the target's column.
+    pub target: (&'a str, i16),
+    /// Name of the weight's column.
+    pub weight: Option<&'a str>,
+    /// The node table.
+    pub nodes: Option<pg_sys::Oid>,
+    /// Name and number of its key's column.
+    pub node_key: Option<(&'a str, i16)>,
+    /// Name of its type's column.
+    pub node_type: Option<&'a str>,
+    /// What keys are.
+    pub kind: KeyKind,
+    /// Collation of text keys.
+    pub collation: pg_sys::Oid,
+    /// The largest depth that is kept.
+    pub max_depth: Option<i32>,
+}
+
+/// The tables of a new graph.
+pub struct Made {
+    /// Its id.
+    pub graph_id: i32,
+    /// The node directory.
+    pub metagraph: pg_sys::Oid,
+    /// The components.
+    pub components: pg_sys::Oid,
+    /// The closure.
+    pub closure: pg_sys::Oid,
+    /// Its parts, by shard.
+    pub parts: Vec<(i32, pg_sys::Oid)>,
+}
+
+/// `foreshard."<graph><suffix>"`.
+fn own_name(graph: &str, suffix: &str) -> String {
+    format!("foreshard.{}", quote_identifier(format!("{graph}{suffix}")))
+}
+
+fn oid_of(name: &str) -> PgResult<pg_sys::Oid> {
+    spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[name.into()])?
+        .ok_or_else(|| internal(format!("{name} was not made")))
+}
+
+/// Makes the empty tables and registers the graph. As the extension's owner.
+pub fn tables(plan: &Plan, shards: &[ShardRow]) -> PgResult<Made> {
+    let key = key_type(plan)?;
+    let (metagraph, components, closure) = (
+        own_name(plan.name, "_metagraph"),
+        own_name(plan.name, "_component"),
+        own_name(plan.name, "_closure"),
+    );
+    let run = |sql: String| spi::run(&sql, &[]);
+    run(format!(
+        "CREATE TABLE {metagraph} (node {key} NOT NULL, shard_id int NOT NULL, component bigint NOT NULL, \
+         type text, influence_score float8, access_score float8, version bigint NOT NULL DEFAULT 1, \
+         betweenness float8, accessed_at timestamptz) USING heap WITH (fillfactor = 80)"
+    ))?;
+    run(format!(
+        "CREATE TABLE {components} (component bigint NOT NULL, parent bigint, changes bigint NOT NULL DEFAULT 0) \
+         USING heap WITH (fillfactor = 50)"
+    ))?;
+    run(format!(
+        "CREATE TABLE {closure} (ancestor {key} NOT NULL, descendant {key} NOT NULL, depth int NOT NULL, \
+         ancestor_shard int NOT NULL, descendant_shard int NOT NULL) PARTITION BY LIST (ancestor_shard)"
+    ))?;
+    let (metagraph, components, closure) = (oid_of(&metagraph)?, oid_of(&components)?, oid_of(&closure)?);
+    let mut parts = Vec::with_capacity(shards.len());
+    for shard in shards {
+        parts.push((shard.shard_id, part(plan.name, shard.shard_id)?));
+    }
+    let graph_id = register(plan, metagraph, components, closure)?;
+    for (shard_id, table) in &parts {
+        spi::run(
+            "INSERT INTO foreshard.graph_partition (graph_id, shard_id, partition) VALUES ($1, $2, $3::regclass)",
+            &[graph_id.into(), (*shard_id).into(), (*table).into()],
+        )?;
+    }
+    Ok(Made { graph_id, metagraph, components, closure, parts })
+}
+
+fn key_type(plan: &Plan) -> PgResult<String> {
+    let name = plan.kind.type_name();
+    if plan.kind != KeyKind::Text {
+        return Ok(name.to_owned());
+    }
+    // The same as the edges', so that both can be compared without naming a collation.
+    let collation = spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.collname) \
+         FROM pg_catalog.pg_collation c JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = $1",
+        &[plan.collation.into()],
+    )?;
+    Ok(match collation {
+        Some(collation) => format!("{name} COLLATE {collation}"),
+        None => name.to_owned(),
+    })
+}
+
+/// Makes the part of a closure for the ancestors on a shard, in the shard's tablespace, without indexes.
+fn part(graph: &str, shard_id: i32) -> PgResult<pg_sys::Oid> {
+    let (closure, name) = (own_name(graph, "_closure"), own_name(graph, &format!("_closure_s{shard_id}")));
+    let space = tablespace(shard_id)?;
+    spi::run(
+        &format!(
+            "CREATE TABLE {name} PARTITION OF {closure} FOR VALUES IN ({shard_id}) USING heap WITH (fillfactor = 90) TABLESPACE {space}"
+        ),
+        &[],
+    )?;
+    oid_of(&name)
+}
+
+fn register(
+    plan: &Plan,
+    metagraph: pg_sys::Oid,
+    components: pg_sys::Oid,
+    closure: pg_sys::Oid,
+) -> PgResult<i32> {
+    spi::one_mut::<i32>(
+        "INSERT INTO foreshard.graph (graph_name, edge_table, source_column, target_column, weight_column, node_table, \
+             node_key_column, node_type_column, key_type, max_depth, metagraph, components, closure) \
+         VALUES ($1::name, $2::regclass, $3::name, $4::name, $5::name, $6::regclass, $7::name, $8::name, $9::regtype, $10, \
+             $11::regclass, $12::regclass, $13::regclass) RETURNING graph_id",
+        &[
+            plan.name.into(),
+            plan.edges.into(),
+            plan.source.0.into(),
+            plan.target.0.into(),
+            plan.weight.into(),
+            plan.nodes.into(),
+            plan.node_key.map(|(name, _)| name).into(),
+            plan.node_type.into(),
+            plan.kind.type_oid().into(),
+            plan.max_depth.into(),
+            metagraph.into(),
+            components.into(),
+            closure.into(),
+        ],
+    )?
+    .ok_or_else(|| internal("no graph id"))
+}
+
+/// Notes that the influence of the nodes has just been looked at, when a graph is made.
+pub fn first_influence(graph_id: i32) -> PgResult<()> {
+    spi::run("INSERT INTO foreshard.graph_influence (graph_id) VALUES ($1)", &[graph_id.into()])?;
+    Ok(())
+}
+
+/// Keys and indexes of the filled tables, and their owner. As the extension's owner.
+pub fn finish_tables(plan: &Plan, made: &Made, owner: pg_sys::Oid) -> PgResult<()> {
+    let (metagraph, components, closure) =
+        (name_of(made.metagraph)?, name_of(made.components)?, name_of(made.closure)?);
+    let run = |sql: String| spi::run(&sql, &[]);
+    run(format!("ALTER TABLE {metagraph} ADD PRIMARY KEY (node)"))?;
+    run(format!("ALTER TABLE {components} ADD PRIMARY KEY (component)"))?;
+    for (_, table) in &made.parts {
+        part_indexes(*table)?;
+    }
+    let owner_name = role_name(owner)?;
+    let mut all: Vec<pg_sys::Oid> = made.parts.iter().map(|(_, table)| *table).collect();
+    all.extend([made.closure, made.metagraph, made.components]);
+    for table in &all {
+        run(format!("ALTER TABLE {} OWNER TO {owner_name}", name_of(*table)?))?;
+    }
+    for table in [made.closure, made.metagraph, made.components] {
+        drop_with(table, plan.edges);
+    }
+    let of = |what: &str| format!("{what} of graph {}.", plan.name);
+    for (table, what) in [
+        (&closure, "Closure (every path's ends and the edges of a shortest one)"),
+        (&metagraph, "Nodes"),
+        (&components, "Internal: which changes wait for one another,"),
+    ] {
+        run(format!("COMMENT ON TABLE {table} IS {}", quote_literal(of(what))))?;
+    }
+    Ok(())
+}
+
+/// Gives a graph's closure a part for a shard that has none yet; readers and writers go on meanwhile. As the
+/// extension's owner.
+pub fn add_part(graph: &Graph, graph_id: i32, shard_id: i32) -> PgResult<()> {
+    let owner = role_name(graph.owner)?;
+    let name = own_name(&graph.name, &format!("_closure_s{shard_id}"));
+    let (closure, space) = (&graph.closure_name, tablespace(shard_id)?);
+    let run = |sql: String| spi::run(&sql, &[]);
+    run(format!(
+        "CREATE TABLE {name} (LIKE {closure}) USING heap WITH (fillfactor = 90) TABLESPACE {space}"
+    ))?;
+    part_indexes(oid_of(&name)?)?;
+    run(format!("ALTER TABLE {name} OWNER TO {owner}"))?;
+    // Attached, not made in place: that would keep readers out.
+    run(format!("ALTER TABLE {closure} ATTACH PARTITION {name} FOR VALUES IN ({shard_id})"))?;
+    spi::run(
+        "INSERT INTO foreshard.graph_partition (graph_id, shard_id, partition) VALUES ($1, $2, $3::regclass)",
+        &[graph_id.into(), shard_id.into(), oid_of(&name)?.into()],
+    )?;
+    announce()
+}
+
+fn tablespace(shard_id: i32) -> PgResult<String> {
+    let space = spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(tablespace_name) FROM foreshard.shard WHERE shard_id = $1",
+        &[shard_id.into()],
+    )?;
+    Ok(space.unwrap_or_else(|| "pg_default".to_owned()))
+}
+
+/// Both indexes of a part.
+pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
+    let name = name_of(table)?;
+    spi::run(&format!("CREATE UNIQUE INDEX ON {name} (ancestor, descendant)"), &[])?;
+    spi::run(&format!("CREATE INDEX ON {name} (descendant, ancestor)"), &[])?;
+    Ok(())
+}
+
+fn role_name(role: pg_sys::Oid) -> PgResult<String> {
+    spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(rolname) FROM pg_catalog.pg_roles WHERE oid = $1",
+        &[role.into()],
+    )?
+    .ok_or_else(|| internal("the table's owner is gone"))
+}
+
+/// Makes the indexes that looking up edges and nodes needs, unless there are such; their names.
+pub fn edge_indexes(plan: &Plan, graph_id: i32) -> PgResult<Vec<String>> {
+    let (source, target) = (plan.source, plan.target);
+    let mut wanted = vec![(plan.edges, source, Some(target)), (plan.edges, target, Some(source))];
+    if let (Some(nodes), Some(key)) = (plan.nodes, plan.node_key) {
+        wanted.push((nodes, key, None));
+    }
+    let mut made = Vec::new();
+    for (table, first, second) in wanted {
+        if find_index(table, first.1, second.map_or(0, |second| second.1))?.is_some() {
+            continue;
+        }
+        let columns: Vec<String> =
+            [Some(first), second].into_iter().flatten().map(|(name, _)| quote_identifier(name)).collect();
+        let name = quote_identifier(format!("foreshard_graph_{graph_id}_{}", made.len() + 1));
+        spi::run(&format!("CREATE INDEX {name} ON {} ({})", name_of(table)?, columns.join(", ")), &[])?;
+        let schema = spi::one::<String>(
+            "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.oid = $1",
+            &[table.into()],
+        )?
+        .unwrap_or_default();
+        let full = format!("{schema}.{name}");
+        spi::run(
+            "UPDATE foreshard.graph SET own_indexes = own_indexes || $2::regclass WHERE graph_id = $1",
+            &[graph_id.into(), oid_of(&full)?.into()],
+        )?;
+        made.push(full);
+    }
+    Ok(made)
+}
+
+/// The triggers that keep the closure, on the edge table and on the node table. They fire whatever the
+/// session's replication role is.
+pub fn triggers(plan: &Plan, graph_id: i32) -> PgResult<()> {
+    let tables = [Some((plan.edges, "edges")), plan.nodes.map(|nodes| (nodes, "nodes"))];
+    for (table, role) in tables.into_iter().flatten() {
+        let table = name_of(table)?;
+        for (event, rows) in [
+            ("INSERT OR UPDATE OR DELETE", ""),
+            ("INSERT", "REFERENCING NEW TABLE AS new_rows"),
+            ("UPDATE", "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows"),
+            ("DELETE", "REFERENCING OLD TABLE AS old_rows"),
+            ("TRUNCATE", ""),
+        ] {
+            let (when, suffix) = if event.contains(' ') { ("BEFORE", "begin") } else { ("AFTER", event) };
+            let name =
+                quote_identifier(format!("foreshard_graph_{graph_id}_{role}_{}", suffix.to_lowercase()));
+            spi::run(
+                &format!(
+                    "CREATE TRIGGER {name} {when} {event} ON {table} {rows} FOR EACH STATEMENT \
+                     EXECUTE FUNCTION foreshard.graph_changed('{graph_id}', '{role}')"
+                ),
+                &[],
+            )?;
+            spi::run(&format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}"), &[])?;
+        }
+    }
+    Ok(())
+}
+
+/// The functions of a graph: one statement each, so that the planner puts it into the caller's query.
+pub fn functions(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
+    let owner = role_name(owner)?;
+    let key = graph.kind.type_name();
+    let edges = name_of(graph.edges)?;
+    let column = |number: i16| -> PgResult<String> {
+        let name = spi::one::<String>(
+            "SELECT attname::text FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum = $2",
+            &[graph.edges.into(), number.into()],
+        )?;
+        Ok(quote_identifier(name.unwrap_or_default()))
+    };
+    let (source, target) = (column(graph.source)?, column(graph.target)?);
+    let (closure, metagraph) = (&graph.closure_name, &graph.metagraph_name);
+    let range = "($2 IS NULL OR c.depth >= $2) AND ($3 IS NULL OR c.depth <= $3)";
+    let made = [
+        (
+            "_descendants",
+            format!("node {key}, min_depth int DEFAULT 1, max_depth int DEFAULT NULL"),
+            format!("TABLE (descendant {key}, depth int)"),
+            format!(
+                "SELECT c.descendant, c.depth FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
+                 WHERE m.node = $1 AND {range}"
+            ),
+            "What a node reaches, itself at depth 0.",
+        ),
+        (
+            "_ancestors",
+            format!("node {key}, min_depth int DEFAULT 1, max_depth int DEFAULT NULL"),
+            format!("TABLE (ancestor {key}, depth int)"),
+            format!("SELECT c.ancestor, c.depth FROM {closure} c WHERE c.descendant = $1 AND {range}"),
+            "What reaches a node, itself at depth 0.",
+        ),
+        (
+            "_common_ancestors",
+            format!("node_a {key}, node_b {key}"),
+            format!("TABLE (ancestor {key}, depth_a int, depth_b int)"),
+            format!(
+                "SELECT a.ancestor, a.depth, b.depth FROM {closure} a JOIN {closure} b \
+                 ON b.ancestor = a.ancestor AND b.ancestor_shard = a.ancestor_shard WHERE a.descendant = $1 AND b.descendant = $2"
+            ),
+            "What reaches both of two nodes, and how far they are from it.",
+        ),
+        (
+            "_is_ancestor",
+            format!("ancestor {key}, descendant {key}"),
+            "boolean".to_owned(),
+            format!(
+                "SELECT EXISTS (SELECT FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
+                 WHERE m.node = $1 AND c.descendant = $2 AND c.depth > 0)"
+            ),
+            "Whether a node reaches another one.",
+        ),
+        (
+            "_path",
+            format!("ancestor {key}, descendant {key}"),
+            format!("TABLE (step int, node {key})"),
+            format!(
+                "WITH RECURSIVE p (step, node, rest) AS ( \
+                     SELECT 0, c.ancestor, c.depth FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
+                     WHERE m.node = $1 AND c.descendant = $2 \
+                     UNION ALL \
+                     SELECT p.step + 1, n.node, p.rest - 1 FROM p, LATERAL ( \
+                         SELECT e.{target} AS node FROM {edges} e JOIN {metagraph} m ON m.node = e.{target} \
+                         JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
+                         WHERE e.{source} = p.node AND c.descendant = $2 AND c.depth = p.rest - 1 ORDER BY 1 LIMIT 1) n \
+                     WHERE p.rest > 0) \
+                 SELECT p.step, p.node FROM p ORDER BY p.step"
+            ),
+            "A shortest path, node by node; no row when there is none.",
+        ),
+    ];
+    for (suffix, parameters, result, body, comment) in made {
+        let name = own_name(&graph.name, suffix);
+        spi::run(
+            &format!(
+                "CREATE FUNCTION {name}({parameters}) RETURNS {result} LANGUAGE sql STABLE PARALLEL SAFE AS {}",
+                quote_literal(body)
+            ),
+            &[],
+        )?;
+        spi::run(&format!("ALTER FUNCTION {name} OWNER TO {owner}"), &[])?;
+        spi::run(&format!("COMMENT ON FUNCTION {name} IS {}", quote_literal(comment)), &[])?;
+    }
+    Ok(())
+}
+
+/// Statistics of the filled tables, so that the first plans are good.
+pub fn analyze(graph: &Graph) -> PgResult<()> {
+    for table in [&graph.closure_name, &graph.metagraph_name, &graph.components_name] {
+        spi::run(&format!("ANALYZE {table}"), &[])?;
+    }
+    Ok(())
+}
+
+/// Drops everything that a graph is made of, whatever of it is left. As the extension's owner.
+pub fn drop_all(graph_id: i32) -> PgResult<()> {
+    // One statement each, made by the server with its own quoting.
+    let statements = spi::rows(
+        "SELECT s FROM foreshard.graph g, LATERAL ( \
+             SELECT 1, pg_catalog.format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass) FROM pg_catalog.pg_trigger t \
+             WHERE t.tgrelid IN (g.edge_table, g.node_table) AND NOT t.tgisinternal \
+               AND t.tgfoid = 'foreshard.graph_changed'::regproc \
+               AND t.tgargs LIKE pg_catalog.convert_to(g.graph_id::text, 'SQL_ASCII') || '\\000%'::bytea \
+             UNION ALL SELECT 2, pg_catalog.format('DROP FUNCTION %s', p.oid::regprocedure) FROM pg_catalog.pg_proc p \
+             WHERE p.pronamespace = 'foreshard'::regnamespace AND p.proname::text IN (g.graph_name || '_descendants', \
+                   g.graph_name || '_ancestors', g.graph_name || '_common_ancestors', g.graph_name || '_is_ancestor', g.graph_name || '_path') \
+             UNION ALL SELECT 3, pg_catalog.format('DROP TABLE %s', c.oid::regclass) FROM pg_catalog.pg_class c \
+             WHERE c.oid IN (g.closure, g.metagraph, g.components) \
+             UNION ALL SELECT 4, pg_catalog.format('DROP INDEX %s', c.oid::regclass) FROM pg_catalog.pg_class c \
+             WHERE c.oid = ANY (g.own_indexes)) AS d (step, s) \
+         WHERE g.graph_id = $1 ORDER BY d.step, d.s",
+        &[graph_id.into()],
+        |row| row.need::<String>(1),
+    )?;
+    for statement in statements {
+        spi::run(&statement, &[])?;
+    }
+    spi::run("DELETE FROM foreshard.graph WHERE graph_id = $1", &[graph_id.into()])?;
+    announce()
+}
+
+/// Lets every session read its graphs again.
+pub fn announce() -> PgResult<()> {
+    if let Some(table) = spi::one::<pg_sys::Oid>("SELECT 'foreshard.graph'::regclass::oid", &[])? {
+        announce_change(table);
+    }
+    Ok(())
+}

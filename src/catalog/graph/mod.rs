@@ -1,0 +1,392 @@
+//! Graphs as the catalog knows them: which tables, columns and indexes.
+
+pub mod create;
+pub mod influence;
+pub mod moving;
+pub mod node;
+
+use super::relation::column;
+use crate::pg::graph::keys::KeyKind;
+use crate::pg::invalidation;
+use crate::pg::local::LocalBox;
+use crate::pg::report::{PgResult, error, unknown, unsupported, wrong_state};
+use crate::pg::{security, spi};
+use pgrx::pg_sys;
+use pgrx::prelude::PgSqlErrorCode;
+use pgrx::spi::quote_identifier;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A column that is a key, and the index that leads to it.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyIndex {
+    /// The index; its first column is the key.
+    pub index: pg_sys::Oid,
+    /// Whether its second column is the other end of the edge.
+    pub has_other_end: bool,
+}
+
+/// The table of a graph's nodes.
+#[derive(Clone, Debug)]
+pub struct NodeTable {
+    /// The table.
+    pub table: pg_sys::Oid,
+    /// Number of the key's column.
+    pub key: i16,
+    /// Its name, quoted.
+    pub key_name: String,
+    /// Name of the type's column, quoted.
+    pub type_name: Option<String>,
+    /// An index that leads to a key.
+    pub index: pg_sys::Oid,
+    /// The table's name, qualified and quoted.
+    pub name: String,
+}
+
+/// A part of a closure.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// The shard whose ancestors' rows are in it.
+    pub shard_id: i32,
+    /// The table.
+    pub table: pg_sys::Oid,
+    /// Its unique index on (ancestor, descendant).
+    pub pairs: pg_sys::Oid,
+    /// Its index on (descendant, ancestor).
+    pub reverse: pg_sys::Oid,
+    /// Capacity of the shard, 0 while it is being emptied.
+    pub capacity: f64,
+    /// How many rows it is thought to have, 0 when nobody has counted.
+    pub rows: f64,
+}
+
+/// A graph.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    /// Name.
+    pub name: String,
+    /// Whom the graph's tables belong to.
+    pub owner: pg_sys::Oid,
+    /// What keys are.
+    pub kind: KeyKind,
+    /// The largest depth that is kept.
+    pub max_depth: Option<u32>,
+    /// The edge table, its columns by number and by quoted name, and how to look up by them.
+    pub edges: pg_sys::Oid,
+    /// Number of the source's column.
+    pub source: i16,
+    /// Number of the target's column.
+    pub target: i16,
+    /// `SELECT source, target FROM edges`, without NULLs.
+    pub edge_query: String,
+    /// The same with the weight as a third column (NULL: 1), where edges have weights.
+    pub weight_query: Option<String>,
+    /// Leads from a source to its targets.
+    pub out: KeyIndex,
+    /// Leads from a target to its sources.
+    pub into: KeyIndex,
+    /// The table of nodes.
+    pub nodes: Option<NodeTable>,
+    /// The node directory.
+    pub metagraph: pg_sys::Oid,
+    /// Its primary key.
+    pub metagraph_index: pg_sys::Oid,
+    /// Its name, qualified and quoted.
+    pub metagraph_name: String,
+    /// The closure's name, qualified and quoted.
+    pub closure_name: String,
+    /// The components.
+    pub components: pg_sys::Oid,
+    /// Their primary key.
+    pub components_index: pg_sys::Oid,
+    /// Their name, qualified and quoted.
+    pub components_name: String,
+    /// The parts of the closure, by shard.
+    pub parts: Vec<Part>,
+}
+
+/// What this session remembers, with the invalidation counter as it was.
+static KNOWN: LocalBox<HashMap<i32, (u64, Rc<Graph>)>> = LocalBox::new();
+
+/// A graph by its id, from memory while nothing about it changed.
+///
+/// # Errors
+/// 42704 when there is none; 42703, 55000 when one of its tables, columns or indexes is gone.
+pub fn by_id(graph_id: i32) -> PgResult<Rc<Graph>> {
+    let now = invalidation::generation();
+    let known = KNOWN.with(HashMap::new, |known| known.get(&graph_id).cloned()).flatten();
+    if let Some((generation, graph)) = known
+        && generation == now
+    {
+        return Ok(graph);
+    }
+    let graph = {
+        let _path = security::pinned_search_path();
+        let _owner = security::as_extension_owner()?;
+        Rc::new(read(graph_id)?)
+    };
+    KNOWN.with(HashMap::new, |known| known.insert(graph_id, (now, graph.clone())));
+    Ok(graph)
+}
+
+/// The id of a graph.
+///
+/// # Errors
+/// 42704 when there is none.
+pub fn id_of(name: &str) -> PgResult<i32> {
+    spi::one::<i32>("SELECT graph_id FROM foreshard.graph WHERE graph_name = $1::name", &[name.into()])?
+        .ok_or_else(|| unknown(format!("graph \"{name}\" does not exist")))
+}
+
+/// A row of the table of graphs.
+struct Registered {
+    name: String,
+    edges: pg_sys::Oid,
+    source: String,
+    target: String,
+    nodes: Option<pg_sys::Oid>,
+    node_key: Option<String>,
+    node_type: Option<String>,
+    weight: Option<String>,
+    key_type: pg_sys::Oid,
+    max_depth: Option<i32>,
+    metagraph: pg_sys::Oid,
+    closure: pg_sys::Oid,
+    components: pg_sys::Oid,
+}
+
+fn registered(graph_id: i32) -> PgResult<Registered> {
+    let found = spi::rows(
+        "SELECT graph_name::text, edge_table::oid, source_column::text, target_column::text, node_table::oid, \
+                node_key_column::text, node_type_column::text, key_type::oid, max_depth, metagraph::oid, closure::oid, components::oid, weight_column::text \
+         FROM foreshard.graph WHERE graph_id = $1",
+        &[graph_id.into()],
+        |row| {
+            Ok(Registered {
+                name: row.need(1)?,
+                edges: row.need(2)?,
+                source: row.need(3)?,
+                target: row.need(4)?,
+                nodes: row.get(5)?,
+                node_key: row.get(6)?,
+                node_type: row.get(7)?,
+                key_type: row.need(8)?,
+                max_depth: row.get(9)?,
+                metagraph: row.need(10)?,
+                closure: row.need(11)?,
+                components: row.need(12)?,
+                weight: row.get(13)?,
+            })
+        },
+    )?;
+    found.into_iter().next().ok_or_else(|| {
+        unknown(format!("graph {graph_id} does not exist"))
+            .set_hint("Drop the triggers \"foreshard_graph_…\" of the table that was left behind by a graph.")
+    })
+}
+
+fn read(graph_id: i32) -> PgResult<Graph> {
+    let row = registered(graph_id)?;
+    let own = spi::one::<pg_sys::Oid>("SELECT 'foreshard.graph'::regclass::oid", &[])?;
+    invalidation::watch(own.into_iter().chain([row.edges, row.metagraph, row.closure]).chain(row.nodes));
+    let kind = KeyKind::of(row.key_type)
+        .ok_or_else(|| unsupported(format!("graph \"{}\" has keys of an unknown type", row.name)))?;
+    let (source, target) =
+        (key_column(row.edges, &row.source, kind)?, key_column(row.edges, &row.target, kind)?);
+    let nodes = match (row.nodes, &row.node_key) {
+        (Some(table), Some(key)) => {
+            let number = key_column(table, key, kind)?;
+            Some(NodeTable {
+                table,
+                key: number,
+                key_name: quote_identifier(key),
+                type_name: row.node_type.as_deref().map(quote_identifier),
+                index: need_index(table, key, number, 0)?.index,
+                name: super::name_of(table)?,
+            })
+        }
+        _ => None,
+    };
+    let (source_name, target_name) = (quote_identifier(&row.source), quote_identifier(&row.target));
+    let edge_query = edge_query(&super::name_of(row.edges)?, &source_name, &target_name);
+    Ok(Graph {
+        owner: security::relation_owner(row.metagraph)?,
+        kind,
+        max_depth: row.max_depth.and_then(|depth| u32::try_from(depth).ok()),
+        edges: row.edges,
+        source,
+        target,
+        weight_query: row.weight.as_deref().map(|weight| {
+            let weight = quote_identifier(weight);
+            edge_query.replacen(" FROM", &format!(", {weight}::pg_catalog.float8 FROM"), 1)
+        }),
+        edge_query,
+        out: need_index(row.edges, &row.source, source, target)?,
+        into: need_index(row.edges, &row.target, target, source)?,
+        nodes,
+        metagraph: row.metagraph,
+        metagraph_index: primary_key(row.metagraph)?,
+        metagraph_name: super::name_of(row.metagraph)?,
+        closure_name: super::name_of(row.closure)?,
+        components: row.components,
+        components_index: primary_key(row.components)?,
+        components_name: super::name_of(row.components)?,
+        parts: parts(graph_id)?,
+        name: row.name,
+    })
+}
+
+/// Number of a column that is a key of this kind.
+fn key_column(table: pg_sys::Oid, name: &str, kind: KeyKind) -> PgResult<i16> {
+    match column(table, name)? {
+        Some((number, type_)) if KeyKind::of(type_) == Some(kind) => Ok(number),
+        Some(_) => Err(wrong_state(format!(
+            "column \"{name}\" of table {} has another type than the keys of its graph",
+            super::name_of(table)?
+        ))),
+        None => Err(error(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("column \"{name}\" of table {} does not exist", super::name_of(table)?),
+        )
+        .set_detail("A graph depends on it.")
+        .set_hint("Give the column its name back, or drop the graph: SELECT foreshard.drop_graph(...).")),
+    }
+}
+
+/// A B-tree whose first column is `number`, best one whose second column is `other`.
+pub fn find_index(table: pg_sys::Oid, number: i16, other: i16) -> PgResult<Option<KeyIndex>> {
+    let found = spi::rows(
+        "SELECT i.indexrelid, coalesce(i.indnkeyatts >= 2 AND i.indkey[1] = $3, false) AS both_ends \
+         FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
+              JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] \
+         WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND i.indpred IS NULL AND i.indisvalid AND i.indisready \
+           AND c.relam = 403 AND o.opcdefault AND c.relkind = 'i' \
+         ORDER BY both_ends DESC, i.indnkeyatts, i.indexrelid LIMIT 1",
+        &[table.into(), number.into(), other.into()],
+        |row| Ok(KeyIndex { index: row.need(1)?, has_other_end: row.need(2)? }),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+fn need_index(table: pg_sys::Oid, name: &str, number: i16, other: i16) -> PgResult<KeyIndex> {
+    let missing = || -> PgResult<_> {
+        let (table, column) = (super::name_of(table)?, quote_identifier(name));
+        Ok(wrong_state(format!("table {table} has no index on column \"{name}\", which its graph needs"))
+            .set_hint(format!("CREATE INDEX ON {table} ({column});")))
+    };
+    match find_index(table, number, other)? {
+        Some(index) => Ok(index),
+        None => Err(missing()?),
+    }
+}
+
+fn primary_key(table: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
+    spi::one::<pg_sys::Oid>(
+        "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 AND indisprimary AND indisvalid",
+        &[table.into()],
+    )?
+    .ok_or_else(|| wrong_state("a table that belongs to the graph has lost its primary key"))
+}
+
+/// The parts of a graph's closure.
+fn parts(graph_id: i32) -> PgResult<Vec<Part>> {
+    spi::rows(
+        "SELECT p.shard_id, p.partition::oid, coalesce(a.indexrelid, 0::oid), coalesce(d.indexrelid, 0::oid), \
+                CASE WHEN s.draining THEN 0 ELSE s.capacity END, \
+                coalesce((SELECT greatest(c.reltuples, 0)::float8 FROM pg_catalog.pg_class c WHERE c.oid = p.partition), 0) \
+         FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id) \
+         LEFT JOIN pg_catalog.pg_index a ON a.indrelid = p.partition AND a.indisunique AND a.indisvalid AND a.indkey::text = '1 2' \
+         LEFT JOIN pg_catalog.pg_index d ON d.indrelid = p.partition AND d.indisvalid AND d.indkey::text = '2 1' \
+         WHERE p.graph_id = $1 ORDER BY p.shard_id",
+        &[graph_id.into()],
+        |row| {
+            Ok(Part {
+                shard_id: row.need(1)?,
+                table: row.need(2)?,
+                pairs: row.need(3)?,
+                reverse: row.need(4)?,
+                capacity: row.need(5)?,
+                rows: row.need(6)?,
+            })
+        },
+    )
+}
+
+/// `SELECT source, target`, without NULLs; names are quoted.
+fn edge_query(table: &str, source: &str, target: &str) -> String {
+    format!("SELECT {source}, {target} FROM {table} WHERE {source} IS NOT NULL AND {target} IS NOT NULL")
+}
+
+/// `SELECT key, type`, without NULL keys; names are quoted.
+pub fn node_query(table: &str, key: &str, type_: Option<&str>) -> String {
+    let type_ = type_.unwrap_or("NULL");
+    format!("SELECT {key}, {type_}::pg_catalog.text FROM {table} WHERE {key} IS NOT NULL")
+}
+
+/// Both for a graph that is about to be made.
+pub fn queries(plan: &create::Plan<'_>) -> PgResult<(String, Option<String>)> {
+    let edges = super::name_of(plan.edges)?;
+    let edges = edge_query(&edges, &quote_identifier(plan.source.0), &quote_identifier(plan.target.0));
+    let nodes = match (plan.nodes, plan.node_key) {
+        (Some(table), Some((key, _))) => {
+            let type_ = plan.node_type.map(quote_identifier);
+            Some(node_query(&super::name_of(table)?, &quote_identifier(key), type_.as_deref()))
+        }
+        _ => None,
+    };
+    Ok((edges, nodes))
+}
+
+/// Whether there is a graph of this name.
+pub fn exists(name: &str) -> PgResult<bool> {
+    let found = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM foreshard.graph WHERE graph_name = $1::name)",
+        &[name.into()],
+    )?;
+    Ok(found.unwrap_or(false))
+}
+
+/// Whether a graph's closure has a part for a shard.
+pub fn has_part(graph_id: i32, shard_id: i32) -> PgResult<bool> {
+    let found = spi::one_mut::<bool>(
+        "SELECT EXISTS (SELECT FROM foreshard.graph_partition WHERE graph_id = $1 AND shard_id = $2)",
+        &[graph_id.into(), shard_id.into()],
+    )?;
+    Ok(found.unwrap_or(false))
+}
+
+/// The tables of a graph that still exist: edges and closure.
+pub fn tables_left(graph_id: i32) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "SELECT c.oid FROM foreshard.graph g JOIN pg_catalog.pg_class c ON c.oid IN (g.edge_table, g.closure) WHERE g.graph_id = $1",
+        &[graph_id.into()],
+        |row| row.need(1),
+    )
+}
+
+/// Why a table cannot be part of a graph; None: it can.
+pub fn unfit(table: pg_sys::Oid) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT CASE WHEN c.relkind = 'p' THEN 'It is partitioned, and triggers of whole statements do not see rows written to a partition directly.' \
+                     WHEN c.relkind <> 'r' THEN 'Only ordinary tables can be part of a graph.' \
+                     WHEN c.relpersistence <> 'p' THEN 'It is temporary or unlogged, the closure is not.' \
+                     WHEN c.relnamespace IN ('foreshard'::regnamespace, 'pg_catalog'::regnamespace) THEN 'It belongs to the system or to foreshard.' \
+                     WHEN c.relispartition OR c.relhassubclass OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) \
+                         THEN 'It inherits, is inherited from, or is a partition.' \
+                     WHEN EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid) \
+                         THEN 'It is written by a subscription, which fires no triggers of whole statements.' END \
+         FROM pg_catalog.pg_class c WHERE c.oid = $1",
+        &[table.into()],
+    )
+}
+
+/// Collation of a column (0: none), and whether it is deterministic.
+pub fn collation(table: pg_sys::Oid, number: i16) -> PgResult<(pg_sys::Oid, bool)> {
+    let found = spi::rows(
+        "SELECT a.attcollation, coalesce(c.collisdeterministic, true) FROM pg_catalog.pg_attribute a \
+         LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation WHERE a.attrelid = $1 AND a.attnum = $2",
+        &[table.into(), number.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )?;
+    Ok(found.into_iter().next().unwrap_or((pg_sys::InvalidOid, true)))
+}

@@ -1,0 +1,137 @@
+//! Moves of nodes: the queue, and the rows that a move rewrites.
+
+use super::Graph;
+use crate::pg::graph::keys::NodeKey;
+use crate::pg::report::PgResult;
+use crate::pg::spi;
+
+/// A node as the directory has it.
+pub struct NodeRow {
+    /// Key, in text.
+    pub node: String,
+    /// Where it lives.
+    pub shard_id: i32,
+    /// How often it moved, and one.
+    pub version: i64,
+    /// Its type.
+    pub type_: Option<String>,
+}
+
+/// Rows of the directory, those of these nodes that have one. As the graph's owner.
+pub fn nodes(graph: &Graph, keys: &[NodeKey]) -> PgResult<Vec<NodeRow>> {
+    spi::rows_mut(
+        &format!(
+            "SELECT node::text, shard_id, version, type FROM {} WHERE node = ANY ($1)",
+            graph.metagraph_name
+        ),
+        &[graph.kind.array(keys)],
+        |row| {
+            Ok(NodeRow {
+                node: row.need(1)?,
+                shard_id: row.need(2)?,
+                version: row.need(3)?,
+                type_: row.get(4)?,
+            })
+        },
+    )
+}
+
+/// Rewrites the directory's row and all rows of the closure that name the node, which is held; how many. As the
+/// graph's owner.
+///
+/// PostgreSQL takes a row whose ancestor moves to the other partition itself; a snapshot sees it in exactly one.
+pub fn rewrite(graph: &Graph, key: &NodeKey, from: i32, to: i32) -> PgResult<u64> {
+    let (table, closure) = (&graph.metagraph_name, &graph.closure_name);
+    let key = || graph.kind.array([key]);
+    let mut rows = spi::run_kept(
+        &format!("UPDATE {table} SET shard_id = $2, version = version + 1 WHERE node = ANY ($1)"),
+        &[key(), to.into()],
+    )?;
+    // First in place, while the rows are where the index finds them at once.
+    rows += spi::run_kept(
+        &format!(
+            "UPDATE {closure} SET descendant_shard = $2 WHERE descendant = ANY ($1) AND descendant_shard <> $2"
+        ),
+        &[key(), to.into()],
+    )?;
+    rows += spi::run_kept(
+        &format!(
+            "UPDATE {closure} SET ancestor_shard = $3 WHERE ancestor_shard = $2 AND ancestor = ANY ($1)"
+        ),
+        &[key(), from.into(), to.into()],
+    )?;
+    Ok(rows)
+}
+
+/// A move that waits.
+pub struct Waiting {
+    /// Its id.
+    pub move_id: i64,
+    /// The graph.
+    pub graph_id: i32,
+    /// The node, in text.
+    pub node: String,
+    /// Where it shall live.
+    pub to_shard: i32,
+    /// The version that was to move.
+    pub version: i64,
+}
+
+/// Files moves, nodes in text with where to and which version; one of a node that waits already is replaced.
+pub fn file(graph_id: i32, moves: &[(String, i32, i64)], user: &str) -> PgResult<u64> {
+    let nodes: Vec<String> = moves.iter().map(|(node, ..)| node.clone()).collect();
+    let shards: Vec<i32> = moves.iter().map(|(_, shard, _)| *shard).collect();
+    let versions: Vec<i64> = moves.iter().map(|(.., version)| *version).collect();
+    spi::run(
+        "INSERT INTO foreshard.node_move AS m (graph_id, node, to_shard, version, requested_by) \
+         SELECT $1, u.node, u.shard, u.version, $5::name FROM unnest($2::text[], $3::int[], $4::bigint[]) AS u (node, shard, version) \
+         ON CONFLICT (graph_id, node) WHERE state = 'waiting' DO UPDATE \
+         SET to_shard = excluded.to_shard, version = excluded.version, requested_by = excluded.requested_by, requested_at = now()",
+        &[graph_id.into(), nodes.into(), shards.into(), versions.into(), user.into()],
+    )
+}
+
+/// Waiting moves of the graph whose turn it is, at most so many; they are kept from others until the end of the
+/// transaction.
+pub fn next(most: i64) -> PgResult<Vec<Waiting>> {
+    spi::rows_mut(
+        "SELECT node_move_id, graph_id, node, to_shard, version FROM foreshard.node_move \
+         WHERE state = 'waiting' AND graph_id = ( \
+             SELECT graph_id FROM foreshard.node_move WHERE state = 'waiting' ORDER BY node_move_id LIMIT 1) \
+         ORDER BY node_move_id LIMIT $1 FOR UPDATE SKIP LOCKED",
+        &[most.into()],
+        |row| {
+            Ok(Waiting {
+                move_id: row.need(1)?,
+                graph_id: row.need(2)?,
+                node: row.need(3)?,
+                to_shard: row.need(4)?,
+                version: row.need(5)?,
+            })
+        },
+    )
+}
+
+/// Ends a move, with the rows it rewrote, or why it was not made.
+pub fn finish(move_id: i64, rows: u64, error: Option<&str>) -> PgResult<()> {
+    spi::run_kept(
+        "UPDATE foreshard.node_move SET state = CASE WHEN $3 IS NULL THEN 'done' ELSE 'failed' END, \
+             finished_at = pg_catalog.clock_timestamp(), closure_rows = $2, error = $3 WHERE node_move_id = $1",
+        &[move_id.into(), (rows as i64).into(), error.into()],
+    )?;
+    Ok(())
+}
+
+/// Forgets moves of a graph that wait; how many.
+pub fn cancel(graph_id: i32) -> PgResult<u64> {
+    spi::run("DELETE FROM foreshard.node_move WHERE graph_id = $1 AND state = 'waiting'", &[graph_id.into()])
+}
+
+/// Forgets moves that ended so many seconds ago.
+pub fn expire(retain_s: i32) -> PgResult<()> {
+    spi::run(
+        "DELETE FROM foreshard.node_move WHERE state <> 'waiting' AND finished_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)",
+        &[f64::from(retain_s).into()],
+    )?;
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Making a graph: everything is read, the closure computed and written in bulk, then indexed.
+
+use super::influence::ranks;
+use super::input::{Input, Reading, Statements};
+use super::{Homes, new_component};
+use crate::catalog::colocation::ShardRow;
+use crate::catalog::graph::create::{self, Made, Plan};
+use crate::catalog::graph::{self, Graph};
+use crate::pg::graph::bulk::{Bulk, Value};
+use crate::pg::graph::keys::NodeKey;
+use crate::pg::graph::leaf::ClosureRow;
+use crate::pg::report::{PgResult, error, internal, notice};
+use crate::pg::{guc, lock, security, spi};
+use foreshard_core::graph::closure::{ClosureError, ClosureOptions, ClosureWalk};
+use foreshard_core::graph::components::weak_components;
+use pgrx::pg_sys;
+use pgrx::prelude::PgSqlErrorCode;
+use std::time::{Duration, Instant};
+
+/// How often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+
+/// Makes the graph: rows of the closure. The edge table (and the node table) must belong to the current user; it
+/// is locked against writers until the end of the transaction.
+///
+/// # Errors
+/// 54000 when the closure would be larger than `foreshard.graph_max_rows`.
+pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow]) -> PgResult<u64> {
+    let mut tables: Vec<pg_sys::Oid> = [Some(plan.edges), plan.nodes].into_iter().flatten().collect();
+    tables.sort_unstable_by_key(|table| table.to_u32());
+    tables.dedup();
+    lock::lock_all(&tables, lock::SHARE_ROW_EXCLUSIVE);
+    let owner = security::relation_owner(plan.edges)?;
+    let input = {
+        let _owner = security::as_restricted_owner(owner);
+        spi::set_local("row_security", "off")?;
+        let mut reading = Reading::default();
+        reading.read(statements, plan.kind, |_| true)?;
+        reading.finish(true)?
+    };
+    notice(&format!(
+        "graph \"{}\": {} nodes, {} edges",
+        plan.name,
+        input.keys.len(),
+        input.graph.edge_count()
+    ));
+
+    let _owner = security::as_extension_owner()?;
+    let made = create::tables(plan, shards)?;
+    let rows = fill(plan, &made, &input, shards)?;
+    create::finish_tables(plan, &made, owner)?;
+    create::edge_indexes(plan, made.graph_id)?;
+    create::triggers(plan, made.graph_id)?;
+    create::first_influence(made.graph_id)?;
+    create::announce()?;
+    let known = graph::by_id(made.graph_id)?;
+    create::functions(&known, owner)?;
+    analyze(&known)?;
+    Ok(rows)
+}
+
+fn analyze(graph: &Graph) -> PgResult<()> {
+    let _owner = security::as_restricted_owner(graph.owner);
+    create::analyze(graph)
+}
+
+/// Writes directory, components and closure.
+fn fill(plan: &Plan, made: &Made, input: &Input, shards: &[ShardRow]) -> PgResult<u64> {
+    let homes: Vec<(i32, f64)> = shards.iter().map(|shard| (shard.shard_id, shard.capacity)).collect();
+    let homes = Homes::new(&homes)?;
+    let influence = ranks(&input.graph, None)?.values;
+    let places = homes.by_influence(&influence);
+    fill_nodes(plan, made, input, &places, &influence)?;
+    let options = ClosureOptions {
+        max_depth: plan.max_depth.and_then(|depth| u32::try_from(depth).ok()),
+        self_pairs: true,
+        max_rows: guc::GRAPH_MAX_ROWS.get().max(1) as u64,
+    };
+    let mut parts: Vec<(i32, Bulk)> =
+        made.parts.iter().map(|(shard_id, table)| (*shard_id, Bulk::open(*table, plan.kind))).collect();
+    let keys: &[NodeKey] = input.keys.keys();
+    let mut walk = ClosureWalk::new(&input.graph, options);
+    let mut told = Instant::now();
+    let mut rows_of: Vec<(u32, u32)> = Vec::new();
+    while let Some((node, rows)) = walk.advance().map_err(|problem| too_many_rows(&problem))? {
+        // In the order of the unique index, which is built the faster for it.
+        rows_of.clear();
+        rows_of.extend(rows.iter().map(|row| (row.node, row.depth)));
+        rows_of.sort_unstable();
+        let (Some(ancestor), Some(shard)) = (keys.get(node as usize), places.get(node as usize)) else {
+            continue;
+        };
+        let part = parts.iter_mut().find(|(shard_id, _)| shard_id == shard);
+        let (_, part) = part.ok_or_else(|| internal("a node has no part of the closure"))?;
+        for (below, depth) in &rows_of {
+            let place = *below as usize;
+            let (Some(descendant), Some(home)) = (keys.get(place), places.get(place)) else { continue };
+            part.push_closure(&ClosureRow {
+                ancestor,
+                descendant,
+                depth: *depth,
+                ancestor_shard: *shard,
+                descendant_shard: *home,
+            });
+        }
+        if node.is_multiple_of(256) && told.elapsed() > PROGRESS_EVERY {
+            told = Instant::now();
+            let done = f64::from(node) / keys.len().max(1) as f64 * 100.0;
+            notice(&format!("graph \"{}\": closure {done:.0} % written", plan.name));
+        }
+    }
+    let rows: u64 = parts.into_iter().map(|(_, part)| part.finish()).sum();
+    notice(&format!("graph \"{}\": {rows} rows of the closure written, building indexes", plan.name));
+    Ok(rows)
+}
+
+/// 54000: the closure has more rows than it may have.
+pub(super) fn too_many_rows(problem: &ClosureError) -> pg_sys::panic::ErrorReport {
+    error(PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED, problem.to_string())
+        .set_hint("Give the graph a max_depth, or raise foreshard.graph_max_rows.")
+}
+
+fn fill_nodes(plan: &Plan, made: &Made, input: &Input, places: &[i32], influence: &[f64]) -> PgResult<()> {
+    let labels = weak_components(&input.graph);
+    let mut directory = Bulk::open(made.metagraph, plan.kind);
+    let mut components: Vec<i64> = Vec::new();
+    for (number, key) in input.keys.keys().iter().enumerate() {
+        let first = labels.get(number).copied().unwrap_or(0);
+        let component = input.keys.key(first).map_or(0, new_component);
+        if first as usize == number {
+            components.push(component);
+        }
+        directory.push(&[
+            Value::Key(key),
+            Value::Int(places.get(number).copied().unwrap_or(0)),
+            Value::Bigint(component),
+            Value::Text(input.types.get(number).and_then(Option::as_deref)),
+            influence.get(number).map_or(Value::Null, |score| Value::Float(*score)),
+            Value::Null,
+            Value::Bigint(1),
+            Value::Null,
+            Value::Null,
+        ]);
+    }
+    directory.finish();
+    components.sort_unstable();
+    components.dedup();
+    let mut rows = Bulk::open(made.components, plan.kind);
+    components
+        .iter()
+        .for_each(|component| rows.push(&[Value::Bigint(*component), Value::Null, Value::Bigint(0)]));
+    rows.finish();
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! What the triggers do: after every statement the closure is that of the edges.
+
+use super::component::{Touched, hold};
+use super::reader::Reader;
+use super::{diff, write};
+use crate::catalog::graph::{self, Graph, node};
+use crate::pg::graph::call::{Call, Event};
+use crate::pg::graph::fresh_snapshot;
+use crate::pg::graph::keys::NodeKey;
+use crate::pg::graph::tally::{self, Done};
+use crate::pg::report::{PgResult, error};
+use crate::pg::{guc, security};
+use foreshard_core::graph::maintain::{MaintainError, MaintainOptions, RowChange, maintain};
+use pgrx::prelude::PgSqlErrorCode;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Called by the triggers of all graphs.
+///
+/// # Errors
+/// 39P01 for a trigger that is not one of a graph; 40001 and what else the server says; 53400 when a statement
+/// takes more work than `foreshard.graph_max_work`.
+pub fn statement(call: &Call) -> PgResult<()> {
+    let (id, role) = match call.arguments.as_slice() {
+        [id, role] => (id.parse::<i32>().ok(), role.as_str()),
+        _ => (None, ""),
+    };
+    let Some(id) = id else { return Err(not_ours()) };
+    let graph = graph::by_id(id)?;
+    let own = match role {
+        "edges" => Some(graph.edges),
+        "nodes" => graph.nodes.as_ref().map(|nodes| nodes.table),
+        _ => None,
+    };
+    if own != Some(call.table) {
+        return Err(not_ours());
+    }
+    if call.is_before {
+        tally::open(id);
+        return Ok(());
+    }
+    let _path = security::pinned_search_path();
+    let _owner = security::as_restricted_owner(graph.owner);
+    if call.event == Event::Truncate {
+        return truncated(&graph);
+    }
+    let done = if role == "edges" { edges(&graph, call) } else { nodes(&graph, call) };
+    match tally::close(id, done) {
+        Some(done) => keep(&graph, done),
+        None => Ok(()),
+    }
+}
+
+fn not_ours() -> pgrx::pg_sys::panic::ErrorReport {
+    error(
+        PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+        "foreshard.graph_changed() can only be called by a trigger that create_graph() made",
+    )
+}
+
+/// Edges that a part of a query added or took.
+fn edges(graph: &Graph, call: &Call) -> Vec<Done> {
+    let mut done = Vec::new();
+    for (old, sign) in [(true, -1), (false, 1)] {
+        for row in call.keys(old, &[graph.source, graph.target], graph.kind).into_iter().flatten() {
+            let mut ends = row.into_iter();
+            if let (Some(source), Some(target)) = (ends.next(), ends.next()) {
+                done.push(Done::Edges(source, target, sign));
+            }
+        }
+    }
+    done
+}
+
+/// Nodes that a part of a query added to the table of nodes, took from it, or changed there.
+fn nodes(graph: &Graph, call: &Call) -> Vec<Done> {
+    let Some(table) = &graph.nodes else { return Vec::new() };
+    let rows = [true, false].into_iter().flat_map(|old| call.keys(old, &[table.key], graph.kind));
+    rows.flatten().flatten().map(Done::Node).collect()
+}
+
+/// Makes the closure what it should be around whatever a query changed.
+fn keep(graph: &Graph, done: Vec<Done>) -> PgResult<()> {
+    let mut counts: BTreeMap<(NodeKey, NodeKey), i64> = BTreeMap::new();
+    let mut listed: BTreeSet<NodeKey> = BTreeSet::new();
+    for done in done {
+        match done {
+            Done::Edges(source, target, count) => *counts.entry((source, target)).or_default() += count,
+            Done::Node(key) => {
+                listed.insert(key);
+            }
+        }
+    }
+    let mut touched = Touched::default();
+    let number = |touched: &mut Touched, key: &NodeKey| {
+        touched.keys.number(key).map_err(|problem| super::input::too_large(&problem))
+    };
+    for ((source, target), count) in &counts {
+        if *count != 0 {
+            let pair = (number(&mut touched, source)?, number(&mut touched, target)?);
+            touched.pairs.push(pair);
+        }
+    }
+    for key in &listed {
+        number(&mut touched, key)?;
+    }
+    repair(graph, touched)?;
+    let listed: Vec<NodeKey> = listed.into_iter().collect();
+    if listed.is_empty() { Ok(()) } else { node::refresh_types(graph, &listed) }
+}
+
+/// Makes the closure what it should be around the touched nodes.
+fn repair(graph: &Graph, touched: Touched) -> PgResult<()> {
+    if touched.keys.is_empty() {
+        return Ok(());
+    }
+    let held = hold(graph, &touched)?;
+    let _fresh = fresh_snapshot();
+    let most = guc::GRAPH_MAX_WORK.get().max(1) as u64;
+    let count = touched.keys.len();
+    let mut reader = Reader::new(graph, touched.keys, &held.shards)?;
+    let options = MaintainOptions { max_depth: graph.max_depth, max_work: most };
+    match maintain(&mut reader, &touched.pairs, &options) {
+        Ok(mut changes) => {
+            own_rows(&mut reader, count, &mut changes)?;
+            write::apply(graph, &mut reader, &changes)
+        }
+        Err(MaintainError::Reader(report)) => Err(report),
+        Err(MaintainError::TooMuchWork { .. }) => {
+            drop(reader);
+            diff::repair(graph, &held.components, most)
+        }
+    }
+}
+
+/// The rows of touched nodes with themselves come and go with the nodes.
+fn own_rows(reader: &mut Reader<'_>, touched: u32, changes: &mut Vec<RowChange>) -> PgResult<()> {
+    for node in 0..touched {
+        let there = reader.row(node, node)?.map(|(depth, _)| depth);
+        let alive = reader.is_alive(node)?;
+        if alive != there.is_some() {
+            let after = alive.then_some(0);
+            changes.push(RowChange { ancestor: node, descendant: node, before: there, after });
+        }
+    }
+    Ok(())
+}
+
+/// After TRUNCATE of edges or nodes: whatever is left is compared. Nobody else writes the truncated table, but
+/// others may write the other one, so all components are held.
+fn truncated(graph: &Graph) -> PgResult<()> {
+    let held = super::component::hold_all(graph)?;
+    let _fresh = fresh_snapshot();
+    diff::repair(graph, &held, u64::MAX)
+}
+
+/// 53400: a statement is too much for its bound.
+pub(super) fn too_much_work(graph: &Graph, most: u64) -> pgrx::pg_sys::panic::ErrorReport {
+    error(
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        format!("keeping graph \"{}\" takes more than {most} steps for this statement", graph.name),
+    )
+    .set_detail(
+        "Steps are rows of the closure and edges that are looked at; the limit is foreshard.graph_max_work.",
+    )
+    .set_hint("Change fewer edges at once, or raise foreshard.graph_max_work for this transaction.")
+}

@@ -1,0 +1,199 @@
+//! Nodes move to other shards: one by one, each in one piece.
+//!
+//! Whoever moves a node holds its component, as whoever changes edges does. The directory's row and all rows of
+//! the closure that name the node change in one transaction, so a snapshot sees all of it before or all of it after,
+//! and a crash leaves nothing half done: what was not committed is still in the queue.
+
+use super::component::{self, Touched};
+use crate::catalog::colocation;
+use crate::catalog::graph::{self, Graph, create, influence, moving};
+use crate::pg::graph::keys::NodeKey;
+use crate::pg::graph::{announce_change, fresh_snapshot};
+use crate::pg::report::{PgResult, bad_argument, error, internal, unknown};
+use crate::pg::{guc, security};
+use pgrx::prelude::PgSqlErrorCode;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Moves looked at in one transaction, at most.
+const MOST_PER_TRANSACTION: i64 = 500;
+
+/// A node's key from text.
+///
+/// # Errors
+/// 22P02.
+pub fn key_of(graph: &Graph, node: &str) -> PgResult<NodeKey> {
+    graph.kind.parse(node).ok_or_else(|| {
+        error(
+            PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
+            format!("invalid key for a node of graph \"{}\": \"{node}\"", graph.name),
+        )
+    })
+}
+
+/// Where types may live: shards by type; a type that is not there may live everywhere. As the extension's owner.
+pub fn allowed(graph_id: i32) -> PgResult<BTreeMap<String, Vec<i32>>> {
+    let mut found: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+    for (type_, shard) in influence::allowed(graph_id)? {
+        found.entry(type_).or_default().push(shard);
+    }
+    Ok(found)
+}
+
+/// A graph with a part of its closure on each of these shards; those that are missing are made. As the extension's
+/// owner.
+pub fn with_parts(graph_id: i32, shards: &[i32]) -> PgResult<Rc<Graph>> {
+    let graph = graph::by_id(graph_id)?;
+    let missing: Vec<i32> = shards
+        .iter()
+        .copied()
+        .filter(|shard| graph.parts.iter().all(|part| part.shard_id != *shard))
+        .collect();
+    for shard in &missing {
+        if graph::has_part(graph_id, *shard)? {
+            continue;
+        }
+        create::add_part(&graph, graph_id, *shard)?;
+    }
+    if missing.is_empty() {
+        return Ok(graph);
+    }
+    announce_change(graph.metagraph);
+    let _fresh = fresh_snapshot();
+    graph::by_id(graph_id)
+}
+
+/// What became of a move.
+pub enum Outcome {
+    /// It was made: the node's new version, and how many rows were rewritten.
+    Moved(i64, u64),
+    /// The node was there already; its version.
+    There(i64),
+    /// It was not made.
+    Refused(pgrx::pg_sys::panic::ErrorReport),
+}
+
+/// Moves one node. `version`: only if the node is that version.
+///
+/// # Errors
+/// 40001 in a transaction with an old snapshot; what the server says.
+pub fn move_one(
+    graph: &Graph,
+    allowed: &BTreeMap<String, Vec<i32>>,
+    node: &str,
+    to: i32,
+    version: Option<i64>,
+) -> PgResult<Outcome> {
+    let key = key_of(graph, node)?;
+    let _owner = security::as_restricted_owner(graph.owner);
+    let find = || -> PgResult<_> { Ok(moving::nodes(graph, std::slice::from_ref(&key))?.into_iter().next()) };
+    let missing = || Outcome::Refused(unknown(format!("graph \"{}\" has no node \"{node}\"", graph.name)));
+    if find()?.is_none() {
+        return Ok(missing());
+    }
+    let mut touched = Touched::default();
+    touched.keys.number(&key).map_err(|problem| super::input::too_large(&problem))?;
+    component::hold(graph, &touched)?;
+    let _fresh = fresh_snapshot();
+    // Again: it may have moved while we waited.
+    let Some(row) = find()? else { return Ok(missing()) };
+    if let Some(version) = version
+        && version != row.version
+    {
+        return Ok(Outcome::Refused(
+            error(
+                PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                format!("node \"{node}\" of graph \"{}\" has moved meanwhile", graph.name),
+            )
+            .set_detail(format!("It is version {}, not {version}.", row.version)),
+        ));
+    }
+    if row.shard_id == to {
+        return Ok(Outcome::There(row.version));
+    }
+    let shards = row.type_.as_ref().and_then(|type_| allowed.get(type_));
+    if shards.is_some_and(|shards| !shards.contains(&to)) {
+        return Ok(Outcome::Refused(
+            bad_argument(format!("node \"{node}\" of graph \"{}\" may not live on that shard", graph.name))
+                .set_detail(format!("Its type \"{}\" is restricted.", row.type_.unwrap_or_default()))
+                .set_hint("See foreshard.allow_type()."),
+        ));
+    }
+    let rows = moving::rewrite(graph, &key, row.shard_id, to)?;
+    Ok(Outcome::Moved(row.version + 1, rows))
+}
+
+/// Files moves of nodes, given with names of shards; how many. Nodes that are there already are left out.
+///
+/// # Errors
+/// 42704 for a node or shard that does not exist.
+pub fn file(graph_id: i32, moves: &[(String, String)], user: &str) -> PgResult<u64> {
+    let _owner = security::as_extension_owner()?;
+    let shards = colocation::shards()?;
+    let mut to = Vec::with_capacity(moves.len());
+    for (_, name) in moves {
+        let shard = shards.iter().find(|shard| &shard.name == name);
+        to.push(shard.ok_or_else(|| unknown(format!("shard \"{name}\" does not exist")))?.shard_id);
+    }
+    let mut distinct = to.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let graph = with_parts(graph_id, &distinct)?;
+    let keys = moves.iter().map(|(node, _)| key_of(&graph, node)).collect::<PgResult<Vec<_>>>()?;
+    let rows = {
+        let _owner = security::as_restricted_owner(graph.owner);
+        moving::nodes(&graph, &keys)?
+    };
+    let known: BTreeMap<&str, (i32, i64)> =
+        rows.iter().map(|row| (row.node.as_str(), (row.shard_id, row.version))).collect();
+    let mut filed = Vec::with_capacity(moves.len());
+    for (key, to) in keys.iter().zip(to) {
+        let node = key.text();
+        let (shard, version) = known
+            .get(node.as_str())
+            .copied()
+            .ok_or_else(|| unknown(format!("graph \"{}\" has no node \"{node}\"", graph.name)))?;
+        if shard != to {
+            filed.push((node, to, version));
+        }
+    }
+    moving::file(graph_id, &filed, user)
+}
+
+/// Makes moves that wait, until enough rows are rewritten; whether there may be more. In a worker's transaction;
+/// with `one`, a single one.
+///
+/// # Errors
+/// What the server says; nothing of this transaction is kept then.
+pub fn work(one: bool) -> PgResult<bool> {
+    let waiting = moving::next(if one { 1 } else { MOST_PER_TRANSACTION })?;
+    let Some(first) = waiting.first() else { return Ok(false) };
+    let shards: Vec<i32> = waiting.iter().map(|move_| move_.to_shard).collect();
+    let graph = with_parts(first.graph_id, &shards)?;
+    let allowed = allowed(first.graph_id)?;
+    let most = u64::try_from(guc::GRAPH_MOVE_BATCH.get()).unwrap_or(1);
+    let mut rewritten = 0;
+    for move_ in &waiting {
+        let made = move_one(&graph, &allowed, &move_.node, move_.to_shard, Some(move_.version))?;
+        match made {
+            Outcome::Moved(_, rows) => {
+                rewritten += rows;
+                moving::finish(move_.move_id, rows, None)?;
+            }
+            Outcome::There(_) => moving::finish(move_.move_id, 0, None)?,
+            Outcome::Refused(why) => moving::finish(move_.move_id, 0, Some(why.message()))?,
+        }
+        if rewritten >= most {
+            break;
+        }
+    }
+    Ok(true)
+}
+
+/// Gives up the move that [`work`] would begin with.
+pub fn give_up(why: &str) -> PgResult<()> {
+    match moving::next(1)?.first() {
+        Some(move_) => moving::finish(move_.move_id, 0, Some(why)),
+        None => Err(internal("no move waits")),
+    }
+}

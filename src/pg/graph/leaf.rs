@@ -1,0 +1,195 @@
+//! Single rows of one part of a closure, with their index entries, below the executor: no trigger, no rule, no
+//! check of privileges. Whoever calls has serialised the writers.
+
+use super::keys::{KeyKind, NodeKey};
+use super::lookup::Place;
+use crate::pg::compat::{self, NewEntries};
+use crate::pg::lock::ROW_EXCLUSIVE;
+use crate::pg::report::{PgResult, wrong_state};
+use pgrx::pg_sys;
+
+/// A row of a closure.
+#[derive(Clone, Copy, Debug)]
+pub struct ClosureRow<'a> {
+    /// The ancestor.
+    pub ancestor: &'a NodeKey,
+    /// The descendant.
+    pub descendant: &'a NodeKey,
+    /// Edges of a shortest path.
+    pub depth: u32,
+    /// Shard of the ancestor.
+    pub ancestor_shard: i32,
+    /// Shard of the descendant.
+    pub descendant_shard: i32,
+}
+
+/// Columns of a closure.
+pub const CLOSURE_COLUMNS: usize = 5;
+
+impl ClosureRow<'_> {
+    /// The values of the columns, allocated in the current memory context.
+    pub(super) fn values(&self, kind: KeyKind) -> [pg_sys::Datum; CLOSURE_COLUMNS] {
+        [
+            kind.datum(self.ancestor),
+            kind.datum(self.descendant),
+            pg_sys::Datum::from(self.depth as i32),
+            pg_sys::Datum::from(self.ancestor_shard),
+            pg_sys::Datum::from(self.descendant_shard),
+        ]
+    }
+}
+
+/// An index, ready for new entries.
+struct OpenIndex {
+    relation: pg_sys::Relation,
+    info: *mut pg_sys::IndexInfo,
+    /// Numbers of its columns in the table, from 0.
+    columns: Vec<usize>,
+    unique: bool,
+}
+
+/// A part of a closure that is written.
+pub struct Leaf {
+    relation: pg_sys::Relation,
+    indexes: Vec<OpenIndex>,
+    kind: KeyKind,
+    context: pg_sys::MemoryContext,
+}
+
+impl Leaf {
+    /// Opens a part.
+    ///
+    /// # Errors
+    /// 55000 when it is gone, or has other columns or indexes than ours.
+    pub fn open(table: pg_sys::Oid, kind: KeyKind) -> PgResult<Self> {
+        let changed = || wrong_state("a part of the graph's closure is gone or was altered");
+        // SAFETY: inside a transaction; index attribute numbers are read as many as the index says.
+        unsafe {
+            let relation = pg_sys::try_relation_open(table, ROW_EXCLUSIVE);
+            if relation.is_null() {
+                return Err(changed());
+            }
+            if (*(*relation).rd_att).natts != CLOSURE_COLUMNS as i32
+                || (*(*relation).rd_rel).relam != pg_sys::HEAP_TABLE_AM_OID
+            {
+                return Err(changed());
+            }
+            let list = pg_sys::RelationGetIndexList(relation);
+            let count = if list.is_null() { 0 } else { (*list).length.max(0) as usize };
+            let mut indexes = Vec::with_capacity(count);
+            for at in 0..count {
+                let oid = (*(*list).elements.add(at)).oid_value;
+                let index = pg_sys::index_open(oid, ROW_EXCLUSIVE);
+                let info = pg_sys::BuildIndexInfo(index);
+                let all = (*info).ii_NumIndexAttrs.max(0) as usize;
+                let numbers = (*info).ii_IndexAttrNumbers;
+                let columns: Vec<usize> = (0..all.min(numbers.len()))
+                    .filter_map(|i| usize::try_from(numbers[i] - 1).ok().filter(|n| *n < CLOSURE_COLUMNS))
+                    .collect();
+                if columns.len() != all || !(*info).ii_Predicate.is_null() {
+                    return Err(changed());
+                }
+                indexes.push(OpenIndex { relation: index, info, columns, unique: (*info).ii_Unique });
+            }
+            let context = pg_sys::AllocSetContextCreateInternal(
+                pg_sys::CurrentMemoryContext,
+                c"foreshard closure row".as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            );
+            Ok(Self { relation, indexes, kind, context })
+        }
+    }
+
+    /// Inserts a row. Raises 23505 when the pair is there already.
+    pub fn insert(&mut self, row: &ClosureRow<'_>) {
+        // SAFETY: the values are of the columns' types; what is allocated lives in our context until the end.
+        unsafe {
+            let before = pg_sys::MemoryContextSwitchTo(self.context);
+            let mut values = row.values(self.kind);
+            let mut nulls = [false; CLOSURE_COLUMNS];
+            let tuple =
+                pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::simple_heap_insert(self.relation, tuple);
+            self.insert_into_indexes(&values, tuple);
+            pg_sys::MemoryContextSwitchTo(before);
+            pg_sys::MemoryContextReset(self.context);
+        }
+    }
+
+    /// Deletes the row at a place.
+    pub fn delete(&mut self, mut place: Place) {
+        // SAFETY: a look-up found it there, and other writers wait for us.
+        unsafe { pg_sys::simple_heap_delete(self.relation, &mut place.0) };
+    }
+
+    /// Replaces the row at a place.
+    pub fn update(&mut self, mut place: Place, row: &ClosureRow<'_>) {
+        // SAFETY: as for `insert` and `delete`.
+        unsafe {
+            let before = pg_sys::MemoryContextSwitchTo(self.context);
+            let mut values = row.values(self.kind);
+            let mut nulls = [false; CLOSURE_COLUMNS];
+            let tuple =
+                pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            let needed = compat::simple_heap_update(self.relation, &mut place.0, tuple);
+            if needed == NewEntries::All {
+                self.insert_into_indexes(&values, tuple);
+            }
+            pg_sys::MemoryContextSwitchTo(before);
+            pg_sys::MemoryContextReset(self.context);
+        }
+    }
+
+    /// # Safety
+    /// `tuple` has just been stored with these values.
+    unsafe fn insert_into_indexes(
+        &mut self,
+        values: &[pg_sys::Datum; CLOSURE_COLUMNS],
+        tuple: pg_sys::HeapTuple,
+    ) {
+        for index in &self.indexes {
+            let mut entry = [pg_sys::Datum::from(0usize); CLOSURE_COLUMNS];
+            let mut nulls = [false; CLOSURE_COLUMNS];
+            for (place, column) in entry.iter_mut().zip(&index.columns) {
+                *place = values[*column];
+            }
+            let check = match index.unique {
+                true => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
+                false => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
+            };
+            // SAFETY: as promised by the caller; one value per column of the index.
+            unsafe {
+                pg_sys::index_insert(
+                    index.relation,
+                    entry.as_mut_ptr(),
+                    nulls.as_mut_ptr(),
+                    &mut (*tuple).t_self,
+                    self.relation,
+                    check,
+                    false,
+                    index.info,
+                );
+            }
+        }
+    }
+}
+
+impl Drop for Leaf {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The abort of the transaction lets everything go.
+            return;
+        }
+        // SAFETY: opened in `open`; locks stay to the end of the transaction.
+        unsafe {
+            for index in &self.indexes {
+                compat::index_insert_cleanup(index.relation, index.info);
+                pg_sys::index_close(index.relation, pg_sys::NoLock as i32);
+            }
+            pg_sys::relation_close(self.relation, pg_sys::NoLock as i32);
+            pg_sys::MemoryContextDelete(self.context);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The worker of graphs, one per database, while there is work: counts accesses that were noted, moves nodes,
+//! computes influence.
+
+use crate::catalog::graph::{self as catalog, influence as stored};
+use crate::catalog::session;
+use crate::graph::{influence, moving, place};
+use crate::pg::bgworker::{self, WorkResult};
+use crate::pg::{guc, shmem};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+/// Entry point; the argument is the database's oid.
+///
+/// # Safety
+/// Called by PostgreSQL in a fresh background worker only.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn foreshard_graph_main(argument: pg_sys::Datum) {
+    let database = argument.value() as u32;
+    bgworker::on_exit(leave);
+    bgworker::begin(database);
+    let stays = shmem::with_entry(database, |entry| {
+        let Some(slot) = entry.carriers.iter_mut().find(|pid| **pid == 0) else { return false };
+        *slot = bgworker::pid();
+        entry.held_until_us <= bgworker::now_us()
+    });
+    if stays != Some(true) {
+        return;
+    }
+    let mut done = bgworker::transaction(session::prepare_worker);
+    for (what, work) in [
+        ("counting accesses", count as fn() -> WorkResult<()>),
+        ("moves that nodes need", relieve),
+        ("moves of nodes", move_nodes),
+        ("influence", refresh),
+    ] {
+        if done.is_ok() {
+            bgworker::show_activity(Some(what));
+            done = work();
+        }
+        if let Err(report) = &done {
+            pgrx::log!("foreshard graph: {what}: {}", report.line);
+            done = Ok(());
+        }
+    }
+}
+
+/// # Safety
+/// An exit callback of PostgreSQL.
+#[pg_guard]
+extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
+    let pid = bgworker::pid();
+    shmem::with_entry(bgworker::database(), |entry| {
+        for slot in entry.carriers.iter_mut().filter(|slot| **slot == pid) {
+            *slot = 0;
+        }
+    });
+}
+
+fn count() -> WorkResult<()> {
+    while bgworker::transaction(place::count_accesses)? {
+        bgworker::wait(0);
+    }
+    Ok(())
+}
+
+/// Files moves of nodes that are far busier than others; in auto mode only.
+fn relieve() -> WorkResult<()> {
+    let threshold = guc::GRAPH_MOVE_THRESHOLD.get();
+    let (interval, half_life) = (guc::PLAN_INTERVAL.get(), guc::GRAPH_HALF_LIFE.get());
+    let due = bgworker::transaction(|| stored::take_to_judge(interval, half_life))?;
+    if guc::MODE.get() != guc::Mode::Auto || threshold <= 0.0 {
+        return Ok(());
+    }
+    for graph_id in due {
+        bgworker::transaction(|| place::relieve(graph_id, threshold))?;
+    }
+    Ok(())
+}
+
+/// Makes the moves that wait. When one fails, those of its transaction are tried one by one.
+fn move_nodes() -> WorkResult<()> {
+    let mut one = 0_u32;
+    loop {
+        match bgworker::transaction(|| moving::work(one > 0)) {
+            Ok(false) => return Ok(()),
+            Ok(true) => one = one.saturating_sub(1),
+            Err(_) if one == 0 => one = 1,
+            // What may go better the next time is tried the next time.
+            Err(failure) if is_passing(failure.code) => return Err(failure),
+            Err(failure) => {
+                bgworker::transaction(|| moving::give_up(&failure.line))?;
+                one = 0;
+            }
+        }
+        bgworker::wait(0);
+    }
+}
+
+fn is_passing(code: PgSqlErrorCode) -> bool {
+    matches!(
+        code,
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
+            | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+            | PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+            | PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+            | PgSqlErrorCode::ERRCODE_DISK_FULL
+    )
+}
+
+/// Computes the influence of the nodes of graphs that have changed; every batch is a transaction.
+fn refresh() -> WorkResult<()> {
+    let interval = guc::INFLUENCE_INTERVAL.get();
+    if interval == 0 {
+        return Ok(());
+    }
+    while let Some((graph_id, before)) = bgworker::transaction(|| stored::next_due(interval))? {
+        let scores = bgworker::transaction(|| {
+            let graph = catalog::by_id(graph_id)?;
+            if before.is_some() && before == Some(stored::changes(&graph)?) {
+                return Ok(None);
+            }
+            influence::compute(&graph, influence::EPSILON).map(Some)
+        });
+        let scores = match scores {
+            Ok(Some(scores)) => scores,
+            Ok(None) => continue,
+            Err(failure) => {
+                pgrx::log!("foreshard graph: influence: {}", failure.line);
+                continue;
+            }
+        };
+        let mut batch = 0;
+        let write =
+            |batch| bgworker::transaction(|| influence::write(&*catalog::by_id(graph_id)?, &scores, batch));
+        while write(batch)?.is_some() {
+            batch += 1;
+            bgworker::wait(0);
+        }
+        bgworker::transaction(|| influence::note(graph_id, &scores))?;
+    }
+    Ok(())
+}
