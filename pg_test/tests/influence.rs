@@ -90,7 +90,6 @@ fn influence_is_that_of_the_definition_and_follows_changes() -> Result<()> {
         Ok(server.query(top)? == "1")
     })?;
     server.set(&[("foreshard.influence_interval", "0")])?;
-    server.query()?;
     assert_checked(&mut server)
 }
 
@@ -233,12 +232,18 @@ fn accesses_are_counted_and_busy_nodes_move() -> Result<()> {
     })?;
     assert_eq!(server.query("SELECT count(*) FROM foreshard.node_move")?, "0");
     server.set(&[("foreshard.mode", "auto")])?;
-    wait_until("a move", Duration::from_secs(20), || {
+    let moved = wait_until("a move", Duration::from_secs(8), || {
         server.query("SELECT foreshard.note_access('g', ARRAY['2'])")?;
-        Ok(server.query(
-            "SELECT count(*) FROM foreshard.node_moves WHERE state = 'done' AND requested_by = 'foreshard'",
-        )? == "1")
-    })?;
+        let by_itself = "SELECT count(*) > 0 FROM foreshard.node_moves WHERE state = 'done' AND requested_by = 'foreshard'";
+        Ok(server.query(by_itself)? == "t")
+    });
+    if moved.is_err() {
+        let moves = server.query("SELECT * FROM foreshard.node_moves")?;
+        let traffic = server.query("SELECT *, now() FROM foreshard.graph_traffic")?;
+        let heat = server
+            .query("SELECT node, shard_id, access_score FROM foreshard.g_metagraph WHERE access_score > 0")?;
+        panic!("no busy node moved: {moves}; {traffic}; {heat}");
+    }
     assert_checked(&mut server)
 }
 

@@ -124,6 +124,8 @@ fn known(graph: &Graph, input: &Input) -> PgResult<Option<Vec<f64>>> {
 pub fn write(graph: &Graph, scores: &Scores, batch: usize) -> PgResult<Option<u64>> {
     let from = batch * WRITE_BATCH;
     if from >= scores.keys.len() {
+        let _owner = security::as_restricted_owner(graph.owner);
+        influence::clear_gone(graph)?;
         return Ok(None);
     }
     let to = (from + WRITE_BATCH).min(scores.keys.len());

@@ -51,6 +51,20 @@ pub fn write_scores<'a>(
     )
 }
 
+/// Takes the scores of nodes that are in the directory only. As the graph's owner.
+pub fn clear_gone(graph: &Graph) -> PgResult<u64> {
+    let (table, closure) = (&graph.metagraph_name, &graph.closure_name);
+    spi::run(
+        &format!(
+            "UPDATE {table} SET influence_score = NULL, betweenness = NULL WHERE node IN ( \
+                 SELECT m.node FROM {table} m WHERE m.influence_score IS NOT NULL AND NOT EXISTS ( \
+                     SELECT FROM {closure} c WHERE c.ancestor_shard = m.shard_id AND c.ancestor = m.node AND c.descendant = m.node) \
+                 FOR NO KEY UPDATE OF m SKIP LOCKED)"
+        ),
+        &[],
+    )
+}
+
 /// How a computation went.
 pub struct Computed {
     /// Nodes looked at.

@@ -290,7 +290,7 @@ fn primary_key(table: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
 
 /// The parts of a graph's closure.
 fn parts(graph_id: i32) -> PgResult<Vec<Part>> {
-    spi::rows(
+    let found = spi::rows(
         "SELECT p.shard_id, p.partition::oid, coalesce(a.indexrelid, 0::oid), coalesce(d.indexrelid, 0::oid), \
                 CASE WHEN s.draining THEN 0 ELSE s.capacity END, \
                 coalesce((SELECT greatest(c.reltuples, 0)::float8 FROM pg_catalog.pg_class c WHERE c.oid = p.partition), 0) \
@@ -309,7 +309,10 @@ fn parts(graph_id: i32) -> PgResult<Vec<Part>> {
                 rows: row.need(6)?,
             })
         },
-    )
+    )?;
+    // Their row counts are remembered as well.
+    invalidation::watch(found.iter().map(|part| part.table));
+    Ok(found)
 }
 
 /// `SELECT source, target`, without NULLs; names are quoted.
