@@ -306,10 +306,10 @@ fn take_over(move_id: i64, source: pg_sys::Oid) -> PgResult<()> {
 
 /// Statements about the source $1 of move $2; `child`: its copies, `own`: their indexes.
 const TAKEN_OVER: [&str; 4] = [
-    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1) \
+    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1 AND part >= 0) \
      UPDATE pg_catalog.pg_attribute c SET attgenerated = s.attgenerated, attnotnull = s.attnotnull \
      FROM child, pg_catalog.pg_attribute s WHERE s.attrelid = $1 AND c.attrelid = child.child AND s.attnum = c.attnum AND s.attnum > 0 AND s.attgenerated <> ''",
-    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1), \
+    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1 AND part >= 0), \
           own AS (SELECT m.shadow_index, m.source_index FROM foreshard.move_index m JOIN child c ON c.child = m.heap WHERE m.move_id = $2) \
      INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description) \
      SELECT child.child, d.classoid, d.objsubid, d.description FROM child, pg_catalog.pg_description d WHERE d.classoid = 'pg_class'::regclass AND d.objoid = $1 \
@@ -321,10 +321,10 @@ const TAKEN_OVER: [&str; 4] = [
     "WITH own AS (SELECT m.shadow_index, s.indisclustered, s.indisreplident AND t.relreplident = 'i' AS is_identity \
                   FROM foreshard.move_child c JOIN foreshard.move_index m ON m.move_id = c.move_id AND m.heap = c.child \
                   JOIN pg_catalog.pg_index s ON s.indexrelid = m.source_index JOIN pg_catalog.pg_class t ON t.oid = s.indrelid \
-                  WHERE c.move_id = $2 AND c.source = $1) \
+                  WHERE c.move_id = $2 AND c.source = $1 AND c.part >= 0) \
      UPDATE pg_catalog.pg_index i SET indisclustered = own.indisclustered, indisreplident = own.is_identity \
      FROM own WHERE i.indexrelid = own.shadow_index AND (i.indisclustered, i.indisreplident) IS DISTINCT FROM (own.indisclustered, own.is_identity)",
-    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1), \
+    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1 AND part >= 0), \
           both_heaps AS (SELECT child AS oid, true AS main FROM child \
               UNION ALL SELECT c.reltoastrelid, false FROM child JOIN pg_catalog.pg_class c ON c.oid = child.child WHERE c.reltoastrelid <> 0) \
      UPDATE pg_catalog.pg_class c SET relrewrite = 0, relreplident = CASE WHEN b.main THEN s.relreplident ELSE c.relreplident END \

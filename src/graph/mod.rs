@@ -22,8 +22,8 @@ use crate::pg::report::{PgResult, bad_argument, wrong_state};
 use foreshard_core::graph::keys::key_hash;
 use foreshard_core::graph::shards::{Placed, Shards, distribute, place_near};
 
-/// A shard takes new nodes for their neighbours' sake until it has this much more than its share.
-const NEAR_SLACK: f64 = 0.1;
+/// A shard takes new nodes for their neighbours' sake until it has this much more than its share, as with `next_key()`.
+const NEAR_SLACK: f64 = 0.25;
 /// Below this many nodes nothing is known about how full shards are.
 const LEAST_NODES: f64 = 20.0;
 
