@@ -131,9 +131,8 @@ fn queries(client: &mut Client) -> Result<bool> {
         times.iter_mut().for_each(|own| own.sort_by(f64::total_cmp));
         ratios.sort_by(f64::total_cmp);
         println!(
-            "{what}, {} nodes {} edges away from something: p50 {:.0} us, WITH RECURSIVE {:.0} us",
+            "{what}, {} nodes 5 or more edges away from something: p50 {:.0} us, WITH RECURSIVE {:.0} us",
             nodes.len(),
-            "5 or more",
             quantile(&times[0], 0.5),
             quantile(&times[1], 0.5)
         );

@@ -108,9 +108,6 @@ pub fn move_one(
             .set_detail(format!("It is version {}, not {version}.", row.version)),
         ));
     }
-    if row.shard_id == to {
-        return Ok(Outcome::There(row.version));
-    }
     let shards = row.type_.as_ref().and_then(|type_| allowed.get(type_));
     if shards.is_some_and(|shards| !shards.contains(&to)) {
         return Ok(Outcome::Refused(
@@ -118,6 +115,9 @@ pub fn move_one(
                 .set_detail(format!("Its type \"{}\" is restricted.", row.type_.unwrap_or_default()))
                 .set_hint("See foreshard.allow_type()."),
         ));
+    }
+    if row.shard_id == to {
+        return Ok(Outcome::There(row.version));
     }
     let rows = moving::rewrite(graph, &key, row.shard_id, to)?;
     Ok(Outcome::Moved(row.version + 1, rows))
