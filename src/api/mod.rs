@@ -5,6 +5,7 @@ mod configure;
 mod distribute;
 mod locate;
 mod observation;
+mod place;
 mod plan;
 mod predict;
 mod reshard;

@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 use serde_json::{Map, Value};
 
 /// Every slot's tables must belong to the current user.
-fn require_slot_owner(slot_id: i64) -> PgResult<()> {
+pub(super) fn require_slot_owner(slot_id: i64) -> PgResult<()> {
     let as_owner = security::as_extension_owner()?;
     let tables = moves::tables_of_slot(slot_id)?;
     drop(as_owner);
@@ -34,7 +34,7 @@ fn file(map: &Map<String, Value>, confidence: Option<f64>) -> PgResult<(i64, Vec
 }
 
 /// The keeper looks for work once a second; a commit need not wait for that.
-fn wake_keeper() {
+pub(super) fn wake_keeper() {
     let database = crate::pg::bgworker::database();
     pgrx::register_xact_callback(pgrx::PgXactCallbackEvent::Commit, move || {
         if let Some(keeper) = shmem::with_entry(database, |entry| entry.keeper) {

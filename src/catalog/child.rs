@@ -25,7 +25,7 @@ pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>>
 }
 
 /// The partitioned table of a leaf.
-fn parent_of(partition: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
+pub(super) fn parent_of(partition: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
     spi::one::<pg_sys::Oid>(
         "SELECT inhparent FROM pg_catalog.pg_inherits WHERE inhrelid = $1",
         &[partition.into()],
@@ -61,13 +61,13 @@ pub fn around(partitions: &[pg_sys::Oid]) -> PgResult<(Vec<pg_sys::Oid>, Vec<pg_
 }
 
 /// A statement about a table: what comes before its name and what behind it.
-type Statement = (String, String);
+pub(super) type Statement = (String, String);
 
-fn statements(sql: &str, source: pg_sys::Oid) -> PgResult<Vec<Statement>> {
+pub(super) fn statements(sql: &str, source: pg_sys::Oid) -> PgResult<Vec<Statement>> {
     spi::rows(sql, &[source.into()], |row| Ok((row.need(1)?, row.need(2)?)))
 }
 
-fn run_all(statements: &[Statement], name: &str) -> PgResult<()> {
+pub(super) fn run_all(statements: &[Statement], name: &str) -> PgResult<()> {
     for (before, behind) in statements {
         spi::run(&format!("{before} {name} {behind}"), &[])?;
     }
@@ -98,7 +98,7 @@ pub fn portrait(source: pg_sys::Oid) -> PgResult<String> {
 
 /// Columns as CREATE TABLE has them, a stand-in for every dropped one; without `constraints` and stand-ins for
 /// the staging table.
-fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
+pub(super) fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
     let sql = "SELECT pg_catalog.string_agg(CASE WHEN a.attisdropped THEN format('\"foreshard dropped %s\" pg_catalog.\"char\"', a.attnum) \
              ELSE format('%I %s%s%s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), \
                  CASE WHEN $2 THEN CASE a.attcompression WHEN 'p' THEN ' COMPRESSION pglz' WHEN 'l' THEN ' COMPRESSION lz4' ELSE '' END ELSE '' END, \
@@ -113,7 +113,7 @@ fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
 
 /// Statements that give a new table the column settings of `source`; the version that some servers keep of a
 /// column among its options is the server's own business.
-const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
+pub(super) const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
          FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attisdropped \
      UNION ALL SELECT a.attnum, 2, format('ALTER COLUMN %I SET STORAGE %s', a.attname, \
              CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END) \
@@ -126,7 +126,7 @@ const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n,
          WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND option NOT LIKE 'pg\\_attver=%' GROUP BY a.attnum, a.attname) q ORDER BY n, o";
 
 /// Statements that add the CHECK constraints of `source`.
-const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
+pub(super) const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
      FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' ORDER BY conname";
 
 /// Makes staging table, copies, their twin and the log of one partition, all empty and members of the
@@ -169,8 +169,8 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
         run_all(&checks, &full_name)?;
         spi::run(
             &format!(
-                "ALTER TABLE foreshard.{staging_name} ATTACH PARTITION {full_name} FOR VALUES WITH (MODULUS {}, REMAINDER {})",
-                part.modulus, part.remainder
+                "ALTER TABLE foreshard.{staging_name} ATTACH PARTITION {full_name} {}",
+                part.hash_bound()
             ),
             &[],
         )?;
@@ -205,7 +205,7 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
 }
 
 /// Makes a new table of ours a member of the extension that belongs to the owner of what it is a copy of.
-fn adopt(name: &str, source: pg_sys::Oid, owner: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
+pub(super) fn adopt(name: &str, source: pg_sys::Oid, owner: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
     let oid = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
         .ok_or_else(|| internal("the new table is not there"))?;
     shadow::own(oid, source, name)?;
@@ -223,7 +223,7 @@ fn adopt(name: &str, source: pg_sys::Oid, owner: pg_sys::Oid) -> PgResult<pg_sys
 
 /// Defaults and expressions of generated columns, copied as they are stored: nothing is evaluated. The
 /// columns are not marked as generated yet: the copy stores what the source stores.
-fn copy_defaults(source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
+pub(super) fn copy_defaults(source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
     let copied = spi::run(
         "INSERT INTO pg_catalog.pg_attrdef (oid, adrelid, adnum, adbin) \
          SELECT pg_catalog.pg_nextoid('pg_attrdef', 'oid', 'pg_attrdef_oid_index'), $2, adnum, adbin FROM pg_catalog.pg_attrdef WHERE adrelid = $1",
@@ -319,7 +319,7 @@ pub fn fits(move_id: i64, row: &RelationRow) -> PgResult<bool> {
 }
 
 /// Statements that give a copy what may have changed at the source without being part of its [`portrait`].
-const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privilege, NULL::name AS col, a.grantee, a.is_grantable \
+pub(super) const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privilege, NULL::name AS col, a.grantee, a.is_grantable \
          FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a WHERE c.oid = $1 \
      UNION ALL SELECT a.privilege_type, t.attname, a.grantee, a.is_grantable \
          FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = $1 AND NOT t.attisdropped) \
@@ -380,7 +380,7 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
         let name = sequence::free_name(parent, None, &label, child)?;
         spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(child)?, quote_identifier(&name)), &[])?;
         name_indexes(child, &leaf, &index_names)?;
-        attach(parent, owner, child, twin, part)?;
+        attach(parent, owner, child, twin, &part.hash_bound())?;
         for (of, state) in &enabled {
             spi::run(
                 "UPDATE pg_catalog.pg_trigger SET tgenabled = $3::\"char\" WHERE tgrelid = $1 AND tgparentid = $2",
@@ -393,7 +393,7 @@ pub fn exchange(move_id: i64, row: &RelationRow, parts: &[Part]) -> PgResult<()>
 }
 
 /// The copy is no longer ours.
-fn release(child: pg_sys::Oid) -> PgResult<()> {
+pub(super) fn release(child: pg_sys::Oid) -> PgResult<()> {
     spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {}", name_of(child)?), &[])?;
     spi::run(
         "UPDATE pg_catalog.pg_class SET relrewrite = 0 WHERE relrewrite <> 0 AND oid IN ($1, (SELECT reltoastrelid FROM pg_catalog.pg_class WHERE oid = $1))",
@@ -403,7 +403,7 @@ fn release(child: pg_sys::Oid) -> PgResult<()> {
 }
 
 /// Generated columns, comments and the index of CLUSTER, straight in the catalog.
-fn take_over(move_id: i64, source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
+pub(super) fn take_over(move_id: i64, source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
     let args = [source.into(), child.into()];
     spi::run(
         "UPDATE pg_catalog.pg_attribute c SET attgenerated = s.attgenerated, attnotnull = s.attnotnull \
@@ -436,7 +436,7 @@ fn take_over(move_id: i64, source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<
 }
 
 /// (Copy, its index, name of the source's).
-fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid, String)>> {
+pub(super) fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid, String)>> {
     spi::rows(
         "SELECT m.heap, m.shadow_index, c.relname::text FROM foreshard.move_index m JOIN pg_catalog.pg_class c ON c.oid = m.source_index \
          WHERE m.move_id = $1 AND m.source = $2 ORDER BY m.source_index",
@@ -446,7 +446,7 @@ fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, 
 }
 
 /// Indexes are called after their table, as those of the source are after the source.
-fn name_indexes(
+pub(super) fn name_indexes(
     child: pg_sys::Oid,
     leaf: &str,
     names: &[(pg_sys::Oid, pg_sys::Oid, String)],
@@ -461,20 +461,15 @@ fn name_indexes(
 }
 
 /// Attaches a copy while it shows the storage of its empty twin, as the owner: ATTACH looks at expressions.
-fn attach(
+pub(super) fn attach(
     parent: pg_sys::Oid,
     owner: pg_sys::Oid,
     child: pg_sys::Oid,
     twin: pg_sys::Oid,
-    part: &Part,
+    bound: &str,
 ) -> PgResult<()> {
-    let statement = format!(
-        "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES WITH (MODULUS {}, REMAINDER {})",
-        name_of(parent)?,
-        name_of(child)?,
-        part.modulus,
-        part.remainder
-    );
+    let statement =
+        format!("ALTER TABLE {} ATTACH PARTITION {} {bound}", name_of(parent)?, name_of(child)?);
     let before = indexes(child)?;
     storage::swap_storage(child, twin)?;
     let guard = security::as_restricted_owner(owner);

@@ -16,8 +16,10 @@ const MAX_ASSIGNMENTS: usize = 4096;
 pub struct MoveRow {
     /// Primary key.
     pub move_id: i64,
-    /// It is a split: the slot becomes several.
+    /// It is a split or a placement of keys: the slot is divided anew.
     pub is_split: bool,
+    /// It is a placement of keys.
+    pub is_place: bool,
     /// Slot that moves.
     pub slot_id: i64,
     /// Shard it comes from.
@@ -51,7 +53,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested, m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split' \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind <> 'move', m.kind = 'place' \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -71,6 +73,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 route_weight: row.get(13)?,
                 manual_weight: row.get(14)?,
                 is_split: row.need(15)?,
+                is_place: row.need(16)?,
             })
         },
     )?;
@@ -123,7 +126,7 @@ pub(super) fn already_moving(slot_id: i64) -> ErrorReport {
 /// 42704 unknown slot or shard, 22023 already there or target draining, 55006 already moving.
 pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
     let slot = spi::rows(
-        "SELECT s.shard_id, h.shard_name::text, EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished) \
+        "SELECT s.shard_id, h.shard_name::text, EXISTS (SELECT FROM foreshard.move m WHERE (m.slot_id = s.slot_id OR s.slot_id = ANY (m.guests)) AND NOT m.finished) \
          FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) WHERE s.slot_id = $1",
         &[slot_id.into()],
         |row| Ok((row.need::<i32>(1)?, row.need::<String>(2)?, row.need::<bool>(3)?)),
@@ -440,7 +443,7 @@ pub struct Standing {
 /// How a move stands.
 pub fn standing(move_id: i64) -> PgResult<Option<Standing>> {
     let found = spi::rows(
-        "SELECT slot_id, phase, finished, kind = 'split' AND swapped_at IS NOT NULL FROM foreshard.move WHERE move_id = $1",
+        "SELECT slot_id, phase, finished, kind <> 'move' AND swapped_at IS NOT NULL FROM foreshard.move WHERE move_id = $1",
         &[move_id.into()],
         |row| {
             Ok(Standing {

@@ -1,15 +1,18 @@
 //! Engines: how the copies of a slot come to be and change places. One trait; `local` moves between
-//! tablespaces of this server, `split` replaces a slot by several. postgres_fdw and Citus follow behind the
+//! tablespaces of this server, `split` replaces a slot by several, `place` gives keys of one partitions of their
+//! own. postgres_fdw and Citus follow behind the
 //! same trait.
 
 mod local;
+mod place;
 mod split;
 
 pub use local::Local;
+pub use place::Place;
 pub use split::Split;
 
 use crate::catalog::moves::MoveRow;
-use crate::catalog::shadow::RelationRow;
+use crate::catalog::shadow::{self, RelationRow};
 use crate::pg::report::PgResult;
 use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
@@ -30,6 +33,10 @@ pub struct Digests {
 pub trait Engine {
     /// Which phases it has.
     fn capabilities(&self) -> Capabilities;
+    /// The partitions that it copies, ascending.
+    fn partitions(&self, row: &MoveRow) -> PgResult<Vec<pg_sys::Oid>> {
+        shadow::partitions_of_slot(row.slot_id)
+    }
     /// Reasons against moving these partitions to the row's tablespace; empty: none.
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>>;
     /// Makes what can be made before anybody is locked out.
@@ -57,7 +64,7 @@ pub trait Engine {
     }
     /// The relations that users hold, in the order in which they lock them: nobody may be at them while the
     /// copies change places.
-    fn held_first(&self, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
+    fn held_first(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
         Ok(relations.iter().map(|r| r.source).collect())
     }
     /// Locks everything else that the exchange touches, without queueing; false: not now.
@@ -81,5 +88,9 @@ pub trait Engine {
 
 /// The engine of a move.
 pub fn of(row: &MoveRow) -> &'static dyn Engine {
-    if row.is_split { &Split } else { &Local }
+    match (row.is_place, row.is_split) {
+        (true, _) => &Place,
+        (_, true) => &Split,
+        _ => &Local,
+    }
 }

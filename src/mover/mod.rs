@@ -60,7 +60,11 @@ pub fn drive(move_id: i64) {
         }
         bgworker::show_activity(Some(&format!(
             "{} {move_id} of slot {}: {}",
-            if row.is_split { "split" } else { "move" },
+            match (row.is_place, row.is_split) {
+                (true, _) => "placement",
+                (_, true) => "split",
+                _ => "move",
+            },
             row.slot_id,
             row.phase.as_str()
         )));

@@ -48,7 +48,7 @@ pub fn text(type_oid: pg_sys::Oid, bytes: &[u8], truncated: bool) -> PgResult<(O
 /// The partition that a sampled key of type `type_oid` belongs to; None for bytes that are no value of it.
 pub fn leaf(router: &mut Router, type_oid: pg_sys::Oid, bytes: &[u8]) -> PgResult<Option<pg_sys::Oid>> {
     let Some(value) = value(&shape_of(type_oid), bytes, false)? else { return Ok(None) };
-    Ok(router.locate(Some((value, type_oid))).map(|number| router.partition(number)))
+    router.leaf(Some((value, type_oid)))
 }
 
 /// A value of the type again.
