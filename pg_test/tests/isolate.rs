@@ -61,7 +61,9 @@ fn nobody_notices() -> Result<()> {
     check(&mut server, &ledger, &format!("17!@{other}"))?;
     assert_eq!(server.query("SELECT foreshard.get_shard_location('note', 17)")?, other);
     // Many keys, changes, and the way home, for both slots at once.
-    server.query("SELECT foreshard.place_keys('note', jsonb_object_agg(g, 'sa')) FROM generate_series(100, 109) g")?;
+    server.query(
+        "SELECT foreshard.place_keys('note', jsonb_object_agg(g, 'sa')) FROM generate_series(100, 109) g",
+    )?;
     let at = |server: &mut Server| -> Result<String> {
         let sql = "SELECT string_agg(key || '@' || shard, ' ' ORDER BY key::int) FROM foreshard.placed_keys('acc') WHERE NOT isolated";
         server.query(sql)
@@ -73,7 +75,10 @@ fn nobody_notices() -> Result<()> {
     server.query(&format!("SELECT foreshard.place_keys('acc', '{{\"{key}\": null, \"5\": \"sa\", \"6\": \"sb\", \"7\": \"sa\", \"8\": \"sb\"}}', whole => false)"))?;
     server.wait_moves()?;
     let second = at(&mut server)?;
-    assert!(!second.contains(&format!("{key}@")) && second.split(' ').count() >= 5, "{first} became {second}");
+    assert!(
+        !second.contains(&format!("{key}@")) && second.split(' ').count() >= 5,
+        "{first} became {second}"
+    );
     let all = format!("17!@{other} {second}");
     let mut all: Vec<&str> = all.split(' ').collect();
     all.sort_by_key(|entry| entry.split(['!', '@']).next().and_then(|key| key.parse::<i64>().ok()));
@@ -103,8 +108,13 @@ fn killed_in_every_phase() -> Result<()> {
     for (round, phase) in ["copy", "capture", "cutover", "verify", "retire"].into_iter().enumerate() {
         println!("killed in {phase}");
         server.hold(Some(phase))?;
-        let keys: Vec<String> = (0..6).map(|_| format!("\"{}\": \"s{}\"", random.below(300), if random.below(2) == 0 { 'a' } else { 'b' })).collect();
-        let moves = server.query(&format!("SELECT unnest(foreshard.place_keys('acc', '{{{}}}'))", keys.join(", ")))?;
+        let keys: Vec<String> = (0..6)
+            .map(|_| {
+                format!("\"{}\": \"s{}\"", random.below(300), if random.below(2) == 0 { 'a' } else { 'b' })
+            })
+            .collect();
+        let moves = server
+            .query(&format!("SELECT unnest(foreshard.place_keys('acc', '{{{}}}'))", keys.join(", ")))?;
         let move_id = moves.lines().next().unwrap_or_default().to_string();
         let pid = server.wait_phase(&move_id, phase)?;
         ledger.work(30)?;
@@ -166,7 +176,11 @@ fn what_cannot_be_says_why() -> Result<()> {
     expect_code(c.exec("SELECT foreshard.isolate_key('t', 1)"), "55006");
     server.wait_moves()?;
     // What has chosen keys is not split, nor are they.
-    for slot in c.exec("SELECT unnest(ARRAY[slot_id, home_slot_id]) FROM foreshard.slot WHERE isolated")?.to_text().lines() {
+    for slot in c
+        .exec("SELECT unnest(ARRAY[slot_id, home_slot_id]) FROM foreshard.slot WHERE isolated")?
+        .to_text()
+        .lines()
+    {
         let error = expect_code(c.exec(&format!("SELECT foreshard.split_slot({slot})")), "0A000");
         assert!(error.detail.as_deref().is_some_and(|d| d.contains("chosen_keys")), "{error}");
     }

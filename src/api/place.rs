@@ -147,6 +147,7 @@ fn place_keys(
 /// The keys of a managed table that have partitions of their own.
 #[pg_extern(stable, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity)]
 fn placed_keys(
     table: Regclass,
 ) -> Result<

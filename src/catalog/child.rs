@@ -436,7 +436,10 @@ pub(super) fn take_over(move_id: i64, source: pg_sys::Oid, child: pg_sys::Oid) -
 }
 
 /// (Copy, its index, name of the source's).
-pub(super) fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid, String)>> {
+pub(super) fn index_names(
+    move_id: i64,
+    source: pg_sys::Oid,
+) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid, String)>> {
     spi::rows(
         "SELECT m.heap, m.shadow_index, c.relname::text FROM foreshard.move_index m JOIN pg_catalog.pg_class c ON c.oid = m.source_index \
          WHERE m.move_id = $1 AND m.source = $2 ORDER BY m.source_index",
@@ -468,8 +471,7 @@ pub(super) fn attach(
     twin: pg_sys::Oid,
     bound: &str,
 ) -> PgResult<()> {
-    let statement =
-        format!("ALTER TABLE {} ATTACH PARTITION {} {bound}", name_of(parent)?, name_of(child)?);
+    let statement = format!("ALTER TABLE {} ATTACH PARTITION {} {bound}", name_of(parent)?, name_of(child)?);
     let before = indexes(child)?;
     storage::swap_storage(child, twin)?;
     let guard = security::as_restricted_owner(owner);

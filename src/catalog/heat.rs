@@ -245,7 +245,8 @@ pub fn absorb(slot_id: i64, gone: &[i64]) -> PgResult<()> {
 /// The same of their load history, which is theirs no longer.
 pub fn absorb_history(slot_id: i64, gone: &[i64]) -> PgResult<()> {
     let totals = LOADS.map(|load| format!("sum({load})")).join(", ");
-    let sums = LOADS.map(|load| format!("{load} = coalesce(h.{load} + excluded.{load}, h.{load}, excluded.{load})"));
+    let sums =
+        LOADS.map(|load| format!("{load} = coalesce(h.{load} + excluded.{load}, h.{load}, excluded.{load})"));
     spi::run(
         &format!(
             "INSERT INTO foreshard.heat_history AS h (resolution_s, slot_id, bucket_at, {}) \

@@ -26,7 +26,9 @@ pub fn layout(table: pg_sys::Oid) -> PgResult<HashMap<u32, Home>> {
         "SELECT coalesce(p.branch, p.partition)::oid, s.slot_id, s.shard_id, p.branch IS NOT NULL FROM foreshard.slot_partition p \
          JOIN foreshard.slot s USING (slot_id) WHERE p.table_oid = $1 AND s.home_slot_id IS NULL",
         &[table.into()],
-        |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<i64>(2)?, row.need::<i32>(3)?, row.need::<bool>(4)?)),
+        |row| {
+            Ok((row.need::<pg_sys::Oid>(1)?, row.need::<i64>(2)?, row.need::<i32>(3)?, row.need::<bool>(4)?))
+        },
     )?;
     let known = guests(table)?;
     let mut homes = HashMap::new();
@@ -86,7 +88,10 @@ pub fn reasons(slot_id: i64, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>
         &[slot_id.into()],
     )?;
     if key_type.is_some_and(|key_type| !partition::is_listable(key_type)) {
-        found.push("no_order: the key's type has no btree operator class, so there are no lists of its values".to_string());
+        found.push(
+            "no_order: the key's type has no btree operator class, so there are no lists of its values"
+                .to_string(),
+        );
     }
     for partition in partitions {
         found.extend(preflight::against_move(*partition)?);
@@ -149,8 +154,7 @@ pub fn place(move_id: i64, slot_id: i64) -> PgResult<Vec<Part>> {
         &[move_id.into()],
         |row| row.need::<i64>(1),
     )?;
-    let fresh: Vec<i32> =
-        parts(move_id)?.iter().filter(|p| p.slot_id.is_none()).map(|p| p.part).collect();
+    let fresh: Vec<i32> = parts(move_id)?.iter().filter(|p| p.slot_id.is_none()).map(|p| p.part).collect();
     for part in fresh {
         spi::run(
             "WITH made AS (INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, last_moved_at, home_slot_id, isolated) \
@@ -255,7 +259,10 @@ pub fn settle(move_id: i64, home: i64) -> PgResult<()> {
         &[[gone.as_slice(), &[home]].concat().into()],
     )?;
     spi::run("DELETE FROM foreshard.slot WHERE slot_id = ANY ($1)", &[gone.into()])?;
-    spi::run("UPDATE foreshard.move_part SET keys = '{}' WHERE move_id = $1 AND keys IS NOT NULL", &[move_id.into()])?;
+    spi::run(
+        "UPDATE foreshard.move_part SET keys = '{}' WHERE move_id = $1 AND keys IS NOT NULL",
+        &[move_id.into()],
+    )?;
     Ok(())
 }
 

@@ -147,7 +147,8 @@ impl Placing {
         .ok_or_else(|| internal("no request id"))?;
         let filed = changes.into_iter().map(|(home, change)| file_one(request_id, home, &change));
         let filed = filed.collect::<PgResult<Vec<i64>>>()?;
-        let detail = json!({"request_id": request_id, "requested_by": user, "assignment": asked, "moves": filed});
+        let detail =
+            json!({"request_id": request_id, "requested_by": user, "assignment": asked, "moves": filed});
         record_event("request", None, None, detail)?;
         Ok(filed)
     }
@@ -157,8 +158,10 @@ impl Placing {
         let longest = changes.iter().flat_map(|(_, change)| &change.made).map(|guest| guest.keys.len()).max();
         let exceeded = |what: String| error(PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, what);
         if let Some(length) = longest.filter(|length| *length > MAX_LIST) {
-            return Err(exceeded(format!("a partition would list {length} keys, at most {MAX_LIST} are allowed"))
-                .set_hint("Split the slots first, so that fewer of the keys belong to one."));
+            return Err(exceeded(format!(
+                "a partition would list {length} keys, at most {MAX_LIST} are allowed"
+            ))
+            .set_hint("Split the slots first, so that fewer of the keys belong to one."));
         }
         let leaves: usize = self.homes.values().map(|home| home.guests.len() + 1).sum();
         let (made, taken) = changes.iter().fold((0, 0), |(made, taken), (_, change)| {

@@ -2,8 +2,8 @@
 
 use super::{Digests, Engine};
 use crate::catalog::moves::{self, MoveRow};
-use crate::catalog::{place, preflight};
 use crate::catalog::shadow::{self, RelationRow};
+use crate::catalog::{place, preflight};
 use crate::pg::digest::{self, Key};
 use crate::pg::report::PgResult;
 use crate::pg::{disk, guc, lock, storage};

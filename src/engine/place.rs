@@ -45,9 +45,7 @@ impl Engine for Place {
         let parts = split::parts(row.move_id)?;
         // As they are now, they stay until the copies are like them.
         lock::lock_all(partitions, lock::ACCESS_SHARE);
-        guest::families(row.move_id)?
-            .iter()
-            .try_for_each(|family| guest::create(row.move_id, family, &parts))
+        guest::families(row.move_id)?.iter().try_for_each(|family| guest::create(row.move_id, family, &parts))
     }
 
     fn install(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<bool> {

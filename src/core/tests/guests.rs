@@ -76,7 +76,9 @@ fn whatever_is_wished() {
             match wish {
                 Wish::Home => assert!(at.is_empty(), "{key}"),
                 Wish::On(HOME) => assert!(at.is_empty(), "{key}"),
-                Wish::On(shard) => assert!(matches!(at[..], [g] if !g.isolated && g.shard == *shard), "{key}"),
+                Wish::On(shard) => {
+                    assert!(matches!(at[..], [g] if !g.isolated && g.shard == *shard), "{key}")
+                }
                 Wish::Alone(shard) => {
                     assert!(matches!(at[..], [g] if g.isolated && g.shard == *shard && g.keys.len() == 1))
                 }

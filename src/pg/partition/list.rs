@@ -70,7 +70,11 @@ impl Lists {
     }
 
     /// The keys of every partition as text, None for the DEFAULT one.
-    pub(super) fn texts(&self, key_type: pg_sys::Oid, partitions: usize) -> PgResult<Vec<Option<Vec<String>>>> {
+    pub(super) fn texts(
+        &self,
+        key_type: pg_sys::Oid,
+        partitions: usize,
+    ) -> PgResult<Vec<Option<Vec<String>>>> {
         let mut texts: Vec<Option<Vec<String>>> = vec![Some(Vec::new()); partitions];
         for (value, part) in &self.values {
             let text = text(key_type, *value)?;
