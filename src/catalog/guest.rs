@@ -86,10 +86,20 @@ fn list_bound(part: &Part) -> String {
     }
 }
 
+/// Statements that add those CHECK constraints of `source` that are its table's.
+const INHERITED_CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
+     FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' AND coninhcount > 0 ORDER BY conname";
+
 /// A table of ours made like a partition, empty, `what` being the end of its CREATE TABLE.
-fn table_like(source: pg_sys::Oid, owner: pg_sys::Oid, name: &str, what: &str) -> PgResult<pg_sys::Oid> {
+fn table_like(
+    source: pg_sys::Oid,
+    owner: pg_sys::Oid,
+    name: &str,
+    what: &str,
+    checks: &str,
+) -> PgResult<pg_sys::Oid> {
     let shape = child::columns(source, true)?;
-    let (settings, checks) = (child::statements(SETTINGS, source)?, child::statements(CHECKS, source)?);
+    let (settings, checks) = (child::statements(SETTINGS, source)?, child::statements(checks, source)?);
     let full_name = format!("foreshard.{name}");
     spi::run(&format!("CREATE TABLE {full_name} ({shape}) {what}"), &[])?;
     child::run_all(&settings, &full_name)?;
@@ -108,13 +118,13 @@ pub fn create(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<()> {
     let owner = security::relation_owner(lead)?;
     let tag = format!("{move_id}_{}", lead.to_u32());
     let by = format!("PARTITION BY LIST ({})", key_column(family.table)?);
-    let staging = table_like(lead, owner, &format!("place_{tag}"), &by)?;
+    let staging = table_like(lead, owner, &format!("place_{tag}"), &by, INHERITED_CHECKS)?;
     let options = storage_options(lead)?;
     let mut made = Vec::with_capacity(parts.len());
     for part in parts {
         let name = format!("place_{tag}_{}", part.part);
         let what = format!("{options} TABLESPACE {}", quote_identifier(&part.tablespace));
-        let copy = table_like(lead, owner, &name, &what)?;
+        let copy = table_like(lead, owner, &name, &what, CHECKS)?;
         let _guard = security::as_restricted_owner(owner);
         let bound = list_bound(part);
         spi::run(
@@ -258,12 +268,15 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
         spi::run(&detach, &[])?;
         carried.hand_over(move_id, lead, *copy)?;
     }
+    let single = parts.len() == 1 && family.kept == 0;
+    if !single && family.branch.is_none() {
+        carried.hand_over(move_id, lead, staging)?;
+    }
     // In its transaction nothing else may be lost with a partition: whatever depends on one stops us.
     for source in &family.sources {
         spi::run(&format!("DROP TABLE {}", name_of(*source)?), &[])?;
     }
     let first = parts.first().ok_or_else(|| internal("a placement without parts"))?;
-    let single = parts.len() == 1 && family.kept == 0;
     let (branch, single_name) = match (single, family.branch) {
         (true, branch) => (None, remove_branch(branch, &carried.leaf)?),
         (false, Some(branch)) => (Some(branch), String::new()),
@@ -306,7 +319,7 @@ fn remove_branch(branch: Option<pg_sys::Oid>, leaf: &str) -> PgResult<String> {
     Ok(name)
 }
 
-/// The staging table, empty of partitions, becomes the table between under the name that the slot's partition
+/// The staging table, empty of partitions and handed over, becomes the table between under the name that the slot's partition
 /// had.
 fn become_branch(
     move_id: i64,
@@ -316,7 +329,6 @@ fn become_branch(
     carried: &Carried,
 ) -> PgResult<()> {
     let owner = security::relation_owner(staging)?;
-    carried.hand_over(move_id, family.lead, staging)?;
     rename(staging, &carried.leaf)?;
     let attach = format!(
         "ALTER TABLE {} ATTACH PARTITION {} {}",
