@@ -10,8 +10,8 @@ use pgrx::{JsonB, pg_sys};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Most keys one partition may list: PostgreSQL compares every two of a list while it is attached (20 ms for
-/// so many, measured).
+/// Most keys one partition may list: PostgreSQL compares every two of a list while it is attached, under the
+/// cutover's locks.
 const MAX_LIST: usize = 4096;
 
 /// A value with its type.
