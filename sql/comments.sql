@@ -1,7 +1,7 @@
 COMMENT ON TABLE foreshard.shard IS 'Places for data: a tablespace with a capacity in cost units per second.';
 COMMENT ON TABLE foreshard.colocation_group IS 'Groups of managed tables with one key type and one slot layout.';
 COMMENT ON TABLE foreshard.managed_table IS 'Tables that foreshard manages.';
-COMMENT ON TABLE foreshard.slot IS 'Slots: one hash remainder of a group each, on exactly one shard.';
+COMMENT ON TABLE foreshard.slot IS 'Slots: one hash remainder of a group each, or chosen keys of one, on exactly one shard.';
 COMMENT ON TABLE foreshard.slot_partition IS 'The leaf partitions of every slot.';
 COMMENT ON TABLE foreshard.table_setting IS 'What configure() was told; a setting that is not here has its default.';
 COMMENT ON TABLE foreshard.trigger_profile IS 'What every trigger cost so far: sums since first_seen_at.';
@@ -22,8 +22,8 @@ COMMENT ON TABLE foreshard.recommendation IS 'Latest plan: steps and refusals.';
 COMMENT ON TABLE foreshard.outcome IS 'Recommended steps and whether they paid, judged by the loads that came.';
 COMMENT ON TABLE foreshard.group_trust IS 'Whether the confidence of recommendations is earned, per colocation group.';
 COMMENT ON TABLE foreshard.resharding_request IS 'Requests for moves.';
-COMMENT ON TABLE foreshard.move IS 'Moves, splits and merges of slots and the phase each is in.';
-COMMENT ON TABLE foreshard.move_part IS 'What every split makes of its slot, and every merge of its two.';
+COMMENT ON TABLE foreshard.move IS 'Moves, splits and merges of slots, placements of keys, and the phase each is in.';
+COMMENT ON TABLE foreshard.move_part IS 'What every split or placement of keys makes of its slot, and every merge of its two.';
 COMMENT ON TABLE foreshard.move_relation IS 'Partitions of moves that are under way, with their shadows.';
 COMMENT ON TABLE foreshard.move_index IS 'Indexes of moves that are under way, with their shadows.';
 COMMENT ON TABLE foreshard.move_child IS 'The copies of splits that are under way, by part.';
@@ -37,7 +37,7 @@ COMMENT ON VIEW foreshard.forecasts IS 'Forecast load of every slot with its int
 COMMENT ON VIEW foreshard.forecast_errors IS 'How good forecasts were lately, per slot and lead: mean absolute error, the same over that of a naive forecast (mase), share of the loads that were in the interval (coverage).';
 COMMENT ON VIEW foreshard.recommendations IS 'Moves, splits and merges that foreshard recommends, and why hot slots are left alone.';
 COMMENT ON VIEW foreshard.calibration IS 'Of steps recommended with about one confidence, how many paid; and whether the auto mode may act on what is only foreseen.';
-COMMENT ON VIEW foreshard.progress_moves IS 'Moves and splits with phase, progress and what they wait for.';
+COMMENT ON VIEW foreshard.progress_moves IS 'Moves, splits and placements of keys with phase, progress and what they wait for.';
 COMMENT ON VIEW foreshard.history IS 'What happened, in order.';
 COMMENT ON VIEW foreshard.stat_triggers IS 'What triggers on managed tables cost, per trigger and operation: means of measured calls, and how well their cost is predicted.';
 COMMENT ON VIEW foreshard.hot_keys IS 'The busiest keys of hot slots; the key is NULL for those who may not read it.';

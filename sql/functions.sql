@@ -57,6 +57,11 @@ COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a sh
 COMMENT ON FUNCTION foreshard.split_slot(bigint, text, text) IS 'Splits one slot into two, online: (m, r) becomes (2m, r) and (2m, r + m), each on the shard named, else where the slot is.';
 COMMENT ON FUNCTION foreshard.merge_slots(bigint, bigint, text) IS 'Merges two slots, online: (2m, r) and (2m, r + m) become (m, r), on the shard named, else on that of slot_a.';
 COMMENT ON FUNCTION foreshard.prepare_split(bigint, text, text) IS 'Builds both parts of a slot ahead and keeps them equal to it, so that split_slot() only has to switch over.';
+COMMENT ON FUNCTION foreshard.isolate_key(regclass, "any", text) IS 'Gives one key a partition of its own, online, on the shard named, else where its slot is; colocated tables together.';
+COMMENT ON FUNCTION foreshard.isolate_keys(regclass, text[], text) IS 'Gives each of several keys a partition of its own, online; returns one move per slot that changes.';
+COMMENT ON FUNCTION foreshard.unisolate_key(regclass, "any") IS 'Brings an isolated key back to its slot, online.';
+COMMENT ON FUNCTION foreshard.place_keys(regclass, jsonb, boolean) IS 'Places keys one by one by a map {"key": "shard"}, online; keys that are not in a whole map, and those with null, go home. Returns one move per slot that changes.';
+COMMENT ON FUNCTION foreshard.placed_keys(regclass) IS 'The keys of a table that have partitions of their own, with their slots and shards.';
 COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cutover; the slot stays where it is.';
 COMMENT ON FUNCTION foreshard.pause_move(bigint) IS 'Holds a move up where it stands, before its cutover.';
 COMMENT ON FUNCTION foreshard.resume_move(bigint) IS 'Lets a paused move go on.';
@@ -87,7 +92,7 @@ GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision,
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling() TO pg_monitor;
-GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.recommend_curves(),
+GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.placed_keys(regclass), foreshard.recommend_curves(),
     foreshard.explain_placement(regclass, "any"), foreshard.explain_placement_json(regclass, "any") TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,

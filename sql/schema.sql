@@ -38,14 +38,21 @@ CREATE TABLE foreshard.slot (
     last_moved_at timestamptz,
     -- where the ring, or the split that made it, put it
     born_shard  int REFERENCES foreshard.shard,
-    UNIQUE (group_id, modulus, remainder)
+    -- of chosen keys with partitions of their own: the slot that they hash to
+    home_slot_id bigint REFERENCES foreshard.slot ON DELETE CASCADE,
+    -- one key by itself, which place_keys() leaves alone
+    isolated    boolean NOT NULL DEFAULT false
 );
+CREATE UNIQUE INDEX slot_hash_idx ON foreshard.slot (group_id, modulus, remainder) WHERE home_slot_id IS NULL;
+CREATE INDEX slot_home_idx ON foreshard.slot (home_slot_id);
 CREATE INDEX slot_shard_idx ON foreshard.slot (shard_id);
 
 CREATE TABLE foreshard.slot_partition (
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     table_oid   regclass NOT NULL REFERENCES foreshard.managed_table ON DELETE CASCADE,
     partition   regclass NOT NULL UNIQUE,
+    -- of a slot with chosen keys: the table partitioned by their lists, of which this is the DEFAULT partition
+    branch      regclass,
     PRIMARY KEY (slot_id, table_oid)
 );
 
@@ -369,11 +376,13 @@ CREATE TABLE foreshard.resharding_request (
 CREATE TABLE foreshard.move (
     move_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     request_id  bigint NOT NULL REFERENCES foreshard.resharding_request ON DELETE CASCADE,
-    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split', 'merge')),
+    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split', 'merge', 'place')),
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     from_shard  int NOT NULL REFERENCES foreshard.shard,
     -- of a split: where the part goes that keeps the slot's id
     to_shard    int NOT NULL REFERENCES foreshard.shard,
+    -- of a placement of keys: the slots of chosen keys that are made anew together with their home
+    guests      bigint[] NOT NULL DEFAULT '{}',
     phase       text NOT NULL DEFAULT 'preflight',
     finished    boolean NOT NULL DEFAULT false,
     cancel_requested boolean NOT NULL DEFAULT false,
@@ -428,6 +437,9 @@ CREATE TABLE foreshard.move_part (
     slot_id     bigint,
     -- rows of all tables, as the last verification counted them
     rows        bigint,
+    -- of a placement: the keys of the part; NULL: all others
+    keys        text[],
+    isolated    boolean NOT NULL DEFAULT false,
     PRIMARY KEY (move_id, part)
 );
 

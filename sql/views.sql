@@ -4,7 +4,7 @@ CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
        pg_catalog.pg_total_relation_size(p.partition) AS bytes,
-       coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at
+       coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at, s.home_slot_id, s.isolated
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 JOIN foreshard.slot_partition p USING (slot_id)
@@ -73,7 +73,7 @@ SELECT s.slot_id, s.group_id, s.modulus, s.remainder, h.shard_name AS shard,
        t.reads_per_s, t.writes_per_s, t.blocks_per_s, t.cpu_ms_per_s, t.wal_bytes_per_s, t.trigger_cost_per_s,
        t.cost_units_per_s, t.heat, t.access_score,
        t.cost_units_per_s / nullif(sum(t.cost_units_per_s) OVER (PARTITION BY s.group_id), 0) AS share,
-       t.observed_at
+       t.observed_at, s.home_slot_id, s.isolated
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 LEFT JOIN foreshard.slot_heat t USING (slot_id);

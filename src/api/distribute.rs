@@ -71,6 +71,10 @@ fn distribute(
         }
         Some(group) => {
             require_still(group.group_id)?;
+            if colocation::has_chosen_keys(group.group_id)? {
+                return Err(unsupported("the colocation group has keys with partitions of their own")
+                    .set_hint("Bring them home first (foreshard.unisolate_key, foreshard.place_keys), and place them again afterwards."));
+            }
             (group.group_id, group.slot_count)
         }
         None => (create_group(key_type, slots, shards.as_deref())?, slots),

@@ -8,6 +8,7 @@ mod graph;
 mod influence;
 mod locate;
 mod observation;
+mod place;
 mod plan;
 mod predict;
 mod reshard;

@@ -2,7 +2,7 @@
 //! is read or written. It is the first half of distributing a table online; the second is a split of that partition
 //! (docs/decisions/0008).
 
-use super::attach::{Bound, attach, tail_of};
+use super::attach::{attach, tail_of};
 use super::definition::{Definition, capture};
 use super::name_of;
 use super::rebuild::{Rebuilt, Shape, dress, drop_scratch_schema, put_back, step_aside};
@@ -29,7 +29,7 @@ pub fn adopt(table: pg_sys::Oid, key: &str) -> PgResult<Rebuilt> {
     let twin = storage::create_heap_like(table, pg_sys::InvalidOid)?;
     drop(as_extension_owner);
     // Every key has remainder 0: what ATTACH would scan for is true of any row.
-    attach(parent, owner, table, twin, Bound { modulus: 1, remainder: 0 })?;
+    attach(parent, owner, table, twin, "FOR VALUES WITH (MODULUS 1, REMAINDER 0)")?;
     storage::drop_own_table(twin);
     storage::forget_cached(table);
     Ok(Rebuilt { table: parent, leaves: vec![table], rows: 0 })

@@ -11,15 +11,6 @@ pub fn tail_of<'a>(index: &'a str, table: &str) -> (Option<&'a str>, &'a str) {
     rest.rsplit_once('_').map_or((None, rest), |(columns, label)| (Some(columns), label))
 }
 
-/// The bound of a hash partition.
-#[derive(Clone, Copy)]
-pub struct Bound {
-    /// Modulus.
-    pub modulus: i32,
-    /// Remainder.
-    pub remainder: i32,
-}
-
 /// Attaches a copy while it shows the storage of its empty twin, as the owner: ATTACH looks at expressions.
 /// The caller has made sure that its rows belong there.
 pub fn attach(
@@ -27,15 +18,9 @@ pub fn attach(
     owner: pg_sys::Oid,
     child: pg_sys::Oid,
     twin: pg_sys::Oid,
-    bound: Bound,
+    bound: &str,
 ) -> PgResult<()> {
-    let statement = format!(
-        "ALTER TABLE {} ATTACH PARTITION {} FOR VALUES WITH (MODULUS {}, REMAINDER {})",
-        name_of(parent)?,
-        name_of(child)?,
-        bound.modulus,
-        bound.remainder
-    );
+    let statement = format!("ALTER TABLE {} ATTACH PARTITION {} {bound}", name_of(parent)?, name_of(child)?);
     let before = indexes(child)?;
     storage::swap_storage(child, twin)?;
     let guard = security::as_restricted_owner(owner);

@@ -45,12 +45,12 @@ pub struct Cradle {
     pub draining: bool,
 }
 
-/// The partitions of a managed table.
+/// The hash partitions of a managed table; a new key is no chosen one.
 pub fn cradles(table: pg_sys::Oid) -> PgResult<Vec<Cradle>> {
     spi::rows(
-        "SELECT p.partition::oid, s.slot_id, h.shard_id, h.capacity, h.draining \
+        "SELECT coalesce(p.branch, p.partition)::oid, s.slot_id, h.shard_id, h.capacity, h.draining \
          FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard h USING (shard_id) \
-         WHERE p.table_oid = $1",
+         WHERE p.table_oid = $1 AND s.home_slot_id IS NULL",
         &[table.into()],
         |row| {
             Ok(Cradle {

@@ -5,7 +5,7 @@
 //! copy need not know where a row belongs. Their columns have the attribute numbers of the source (dropped
 //! columns included), so that keys, index definitions and rows can be read by number on both sides.
 
-use super::attach::{Bound, attach, tail_of};
+use super::attach::{attach, tail_of};
 use super::mold::{Mold, adopt, columns, run_all, statements};
 use super::name_of;
 use super::preflight::identity_index;
@@ -110,8 +110,8 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
         let guard = security::as_restricted_owner(owner);
         spi::run(
             &format!(
-                "ALTER TABLE foreshard.{staging_name} ATTACH PARTITION {full_name} FOR VALUES WITH (MODULUS {}, REMAINDER {})",
-                part.modulus, part.remainder
+                "ALTER TABLE foreshard.{staging_name} ATTACH PARTITION {full_name} {}",
+                part.hash_bound()
             ),
             &[],
         )?;
@@ -215,7 +215,7 @@ pub fn fits(move_id: i64, row: &RelationRow) -> PgResult<bool> {
 }
 
 /// Statements that give a copy what may have changed at the source without being part of its [`portrait`].
-const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privilege, NULL::name AS col, a.grantee, a.is_grantable \
+pub(super) const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privilege, NULL::name AS col, a.grantee, a.is_grantable \
          FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a WHERE c.oid = $1 \
      UNION ALL SELECT a.privilege_type, t.attname, a.grantee, a.is_grantable \
          FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = $1 AND NOT t.attisdropped) \
@@ -263,7 +263,7 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
         run_all(&carried, &name)?;
         spi::run(&format!("ALTER TABLE {name} SET SCHEMA {schema}"), &[])?;
     }
-    take_over(move_id, source)?;
+    take_over(move_id, source, &children)?;
     // In its transaction nothing else may be lost with it: whatever depends on it stops us.
     let leaf =
         spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[source.into()])?
@@ -282,7 +282,7 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
         let name = sequence::free_name(parent, None, &label, child)?;
         spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(child)?, quote_identifier(&name)), &[])?;
         name_indexes(child, &leaf, &index_names)?;
-        attach(parent, owner, child, twin, Bound { modulus: part.modulus, remainder: part.remainder })?;
+        attach(parent, owner, child, twin, &part.hash_bound())?;
         for (of, state) in &enabled {
             spi::run(
                 "UPDATE pg_catalog.pg_trigger SET tgenabled = $3::\"char\" WHERE tgrelid = $1 AND tgparentid = $2",
@@ -296,20 +296,20 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
 
 /// What the copies of a partition get straight in the catalog, all at once (users wait): generated columns,
 /// comments, replica identity, the index of CLUSTER; and logical decoding sees them from now on.
-fn take_over(move_id: i64, source: pg_sys::Oid) -> PgResult<()> {
-    let args = [source.into(), move_id.into()];
+pub(super) fn take_over(move_id: i64, source: pg_sys::Oid, copies: &[pg_sys::Oid]) -> PgResult<()> {
+    let args = [source.into(), move_id.into(), copies.to_vec().into()];
     for statement in TAKEN_OVER {
         spi::run(statement, &args)?;
     }
     Ok(())
 }
 
-/// Statements about the source $1 of move $2; `child`: its copies, `own`: their indexes.
+/// Statements about the source $1 of move $2 and its copies $3; `own`: their indexes.
 const TAKEN_OVER: [&str; 4] = [
-    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1 AND part >= 0) \
+    "WITH child AS (SELECT child FROM pg_catalog.unnest($3) child) \
      UPDATE pg_catalog.pg_attribute c SET attgenerated = s.attgenerated, attnotnull = s.attnotnull \
      FROM child, pg_catalog.pg_attribute s WHERE s.attrelid = $1 AND c.attrelid = child.child AND s.attnum = c.attnum AND s.attnum > 0 AND s.attgenerated <> ''",
-    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1 AND part >= 0), \
+    "WITH child AS (SELECT child FROM pg_catalog.unnest($3) child), \
           own AS (SELECT m.shadow_index, m.source_index FROM foreshard.move_index m JOIN child c ON c.child = m.heap WHERE m.move_id = $2) \
      INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description) \
      SELECT child.child, d.classoid, d.objsubid, d.description FROM child, pg_catalog.pg_description d WHERE d.classoid = 'pg_class'::regclass AND d.objoid = $1 \
@@ -319,12 +319,11 @@ const TAKEN_OVER: [&str; 4] = [
          JOIN pg_catalog.pg_constraint b ON b.conrelid = child.child AND b.contype = 'c' AND b.conname = a.conname \
          JOIN pg_catalog.pg_description d ON d.classoid = 'pg_constraint'::regclass AND d.objoid = a.oid WHERE a.conrelid = $1 AND a.contype = 'c'",
     "WITH own AS (SELECT m.shadow_index, s.indisclustered, s.indisreplident AND t.relreplident = 'i' AS is_identity \
-                  FROM foreshard.move_child c JOIN foreshard.move_index m ON m.move_id = c.move_id AND m.heap = c.child \
-                  JOIN pg_catalog.pg_index s ON s.indexrelid = m.source_index JOIN pg_catalog.pg_class t ON t.oid = s.indrelid \
-                  WHERE c.move_id = $2 AND c.source = $1 AND c.part >= 0) \
+                  FROM foreshard.move_index m JOIN pg_catalog.pg_index s ON s.indexrelid = m.source_index JOIN pg_catalog.pg_class t ON t.oid = s.indrelid \
+                  WHERE m.move_id = $2 AND m.heap = ANY ($3)) \
      UPDATE pg_catalog.pg_index i SET indisclustered = own.indisclustered, indisreplident = own.is_identity \
      FROM own WHERE i.indexrelid = own.shadow_index AND (i.indisclustered, i.indisreplident) IS DISTINCT FROM (own.indisclustered, own.is_identity)",
-    "WITH child AS (SELECT child FROM foreshard.move_child WHERE move_id = $2 AND source = $1 AND part >= 0), \
+    "WITH child AS (SELECT child FROM pg_catalog.unnest($3) child), \
           both_heaps AS (SELECT child AS oid, true AS main FROM child \
               UNION ALL SELECT c.reltoastrelid, false FROM child JOIN pg_catalog.pg_class c ON c.oid = child.child WHERE c.reltoastrelid <> 0) \
      UPDATE pg_catalog.pg_class c SET relrewrite = 0, relreplident = CASE WHEN b.main THEN s.relreplident ELSE c.relreplident END \
@@ -332,7 +331,10 @@ const TAKEN_OVER: [&str; 4] = [
 ];
 
 /// (Copy, its index, name of the source's).
-fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid, String)>> {
+pub(super) fn index_names(
+    move_id: i64,
+    source: pg_sys::Oid,
+) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid, String)>> {
     spi::rows(
         "SELECT m.heap, m.shadow_index, c.relname::text FROM foreshard.move_index m JOIN pg_catalog.pg_class c ON c.oid = m.source_index \
          WHERE m.move_id = $1 AND m.source = $2 ORDER BY m.source_index",
@@ -342,7 +344,7 @@ fn index_names(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, 
 }
 
 /// Indexes are called after their table, as those of the source are after the source.
-fn name_indexes(
+pub(super) fn name_indexes(
     child: pg_sys::Oid,
     leaf: &str,
     names: &[(pg_sys::Oid, pg_sys::Oid, String)],

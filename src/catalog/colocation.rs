@@ -116,11 +116,11 @@ pub struct SlotPlace {
     pub tablespace: String,
 }
 
-/// A group's slots in order of modulus and remainder.
+/// A group's slots in order of modulus and remainder, those of chosen keys aside.
 pub fn slots_of(group_id: i32) -> PgResult<Vec<SlotPlace>> {
     spi::rows(
         "SELECT s.slot_id, s.modulus, s.remainder, h.tablespace_name::text FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) \
-         WHERE s.group_id = $1 ORDER BY s.modulus, s.remainder",
+         WHERE s.group_id = $1 AND s.home_slot_id IS NULL ORDER BY s.modulus, s.remainder",
         &[group_id.into()],
         |row| {
             Ok(SlotPlace {
@@ -234,6 +234,12 @@ pub fn hold_still(group_id: i32) -> PgResult<bool> {
         &[group_id.into()],
     )?;
     Ok(!group_is_moving(group_id)?)
+}
+
+/// Whether keys of the group have partitions of their own.
+pub fn has_chosen_keys(group_id: i32) -> PgResult<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM foreshard.slot WHERE group_id = $1 AND home_slot_id IS NOT NULL)";
+    Ok(spi::one::<bool>(sql, &[group_id.into()])?.unwrap_or(false))
 }
 
 /// Whether a slot of the group has a move that has not ended.

@@ -13,21 +13,22 @@ pub struct Shape {
     pub modulus: i32,
     /// Remainder.
     pub remainder: i32,
-    /// It came from a split.
+    /// It came from a split, and no keys of it are chosen.
     pub was_split: bool,
     /// Its halves are built and wait.
     pub is_prepared: bool,
-    /// It may be split once more.
+    /// It may be split once more: no keys of it are chosen.
     pub divisible: bool,
 }
 
 /// Every slot's, by id.
 pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
     let rows = spi::rows(
-        "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, s.modulus > g.slot_count, \
+        "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, s.modulus > g.slot_count AND NOT l.chosen, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared' AND m.kind = 'split'), \
-                s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2 \
-         FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id)",
+                s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2 AND NOT l.chosen \
+         FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id) \
+         CROSS JOIN LATERAL (SELECT s.home_slot_id IS NOT NULL OR EXISTS (SELECT FROM foreshard.slot o WHERE o.home_slot_id = s.slot_id) AS chosen) l",
         &[i64::from(MAX_MODULUS).into(), MAX_SLOTS.into()],
         |row| {
             let shape = Shape {

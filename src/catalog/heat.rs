@@ -34,6 +34,30 @@ fn counters(row: &spi::Row, first: usize) -> PgResult<Counters> {
     })
 }
 
+/// What the history has of a load.
+const LOADS: [&str; 8] = [
+    "reads_per_s",
+    "writes_per_s",
+    "blocks_per_s",
+    "cost_units_per_s",
+    "cpu_ms_per_s",
+    "wal_bytes_per_s",
+    "trigger_cost_per_s",
+    "access_score",
+];
+/// What the present load has that adds up.
+const PRESENT: [&str; 9] = [
+    "reads_per_s",
+    "writes_per_s",
+    "blocks_per_s",
+    "cost_units_per_s",
+    "cpu_ms_per_s",
+    "wal_bytes_per_s",
+    "trigger_cost_per_s",
+    "heat",
+    "access_score",
+];
+
 /// The cumulative statistics of every partition.
 const COUNTERS: &str = "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, q.scans::int8, q.rows::int8, q.ins, q.upd, q.del, \
                 greatest(q.fetched - q.hit, 0)::int8 AS read, q.hit::int8 \
@@ -203,20 +227,45 @@ pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
     Ok(())
 }
 
+/// Slots have gone up in another one: their present load is its own.
+pub fn absorb(slot_id: i64, gone: &[i64]) -> PgResult<()> {
+    let sums = PRESENT.map(|rate| format!("coalesce(h.{rate} + q.{rate}, h.{rate}, q.{rate})")).join(", ");
+    let totals = PRESENT.map(|rate| format!("sum({rate}) AS {rate}")).join(", ");
+    spi::run(
+        &format!(
+            "UPDATE foreshard.slot_heat h SET ({}) = ROW ({sums}) \
+             FROM (SELECT {totals} FROM foreshard.slot_heat WHERE slot_id = ANY ($2)) q WHERE h.slot_id = $1",
+            PRESENT.join(", ")
+        ),
+        &[slot_id.into(), gone.to_vec().into()],
+    )?;
+    Ok(())
+}
+
+/// The same of their load history, which is theirs no longer.
+pub fn absorb_history(slot_id: i64, gone: &[i64]) -> PgResult<()> {
+    let totals = LOADS.map(|load| format!("sum({load})")).join(", ");
+    let sums =
+        LOADS.map(|load| format!("{load} = coalesce(h.{load} + excluded.{load}, h.{load}, excluded.{load})"));
+    spi::run(
+        &format!(
+            "INSERT INTO foreshard.heat_history AS h (resolution_s, slot_id, bucket_at, {}) \
+             SELECT resolution_s, $1, bucket_at, {totals} FROM foreshard.heat_history WHERE slot_id = ANY ($2) GROUP BY 1, 3 \
+             ON CONFLICT (resolution_s, slot_id, bucket_at) DO UPDATE SET {}",
+            LOADS.join(", "),
+            sums.join(", ")
+        ),
+        &[slot_id.into(), gone.to_vec().into()],
+    )?;
+    spi::run("DELETE FROM foreshard.heat_history WHERE slot_id = ANY ($1)", &[gone.to_vec().into()])?;
+    Ok(())
+}
+
 /// The same of the load history before `until_s` and of the forecast. In the transaction that ends the split.
 pub fn divide_history(slot_id: i64, parts: &[(i64, f64)], until_s: f64) -> PgResult<()> {
     let others: Vec<(i64, f64)> = parts.iter().copied().filter(|(slot, _)| *slot != slot_id).collect();
     let kept: f64 = parts.iter().filter(|(slot, _)| *slot == slot_id).map(|(_, share)| share).sum();
-    let loads = [
-        "reads_per_s",
-        "writes_per_s",
-        "blocks_per_s",
-        "cost_units_per_s",
-        "cpu_ms_per_s",
-        "wal_bytes_per_s",
-        "trigger_cost_per_s",
-        "access_score",
-    ];
+    let loads = LOADS;
     let points = ["cost_units_per_s", "lower", "upper", "mae"];
     let times = |columns: &[&str], share: &str| {
         let products = columns.iter().map(|column| format!("o.{column} * {share}"));

@@ -106,6 +106,9 @@ pub fn reasons(slot_a: i64, slot_b: i64) -> PgResult<Vec<String>> {
     if a.is_empty() || a.len() != b.len() {
         found.push("no_partition: a slot has no partition of a table any more".to_string());
     }
+    for slot in [slot_a, slot_b] {
+        found.extend(super::place::against_split_of(slot)?);
+    }
     for partition in a.iter().chain(&b) {
         found.extend(preflight::against_move(*partition)?);
         found.extend(split::against_split(*partition)?);

@@ -37,7 +37,7 @@ pub(super) fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
 
 /// Statements that give a new table the column settings of `source`; the version that some servers keep of a
 /// column among its options is the server's own business.
-const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
+pub(super) const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
          FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attisdropped \
      UNION ALL SELECT a.attnum, 2, format('ALTER COLUMN %I SET STORAGE %s', a.attname, \
              CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END) \
@@ -50,7 +50,7 @@ const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n,
          WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND option NOT LIKE 'pg\\_attver=%' GROUP BY a.attnum, a.attname) q ORDER BY n, o";
 
 /// Statements that add the CHECK constraints of `source`.
-const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
+pub(super) const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
      FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' ORDER BY conname";
 
 /// How the copies of a partition are made.
@@ -120,7 +120,7 @@ pub(super) fn adopt(name: &str, source: pg_sys::Oid, owner: pg_sys::Oid) -> PgRe
 
 /// Defaults and expressions of generated columns, copied as they are stored: nothing is evaluated. The
 /// columns are not marked as generated yet: the copy stores what the source stores.
-fn copy_defaults(source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
+pub(super) fn copy_defaults(source: pg_sys::Oid, child: pg_sys::Oid) -> PgResult<()> {
     let copied = spi::run(
         "INSERT INTO pg_catalog.pg_attrdef (oid, adrelid, adnum, adbin) \
          SELECT pg_catalog.pg_nextoid('pg_attrdef', 'oid', 'pg_attrdef_oid_index'), $2, adnum, adbin FROM pg_catalog.pg_attrdef WHERE adrelid = $1",

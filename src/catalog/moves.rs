@@ -16,7 +16,7 @@ const MAX_ASSIGNMENTS: usize = 4096;
 pub struct MoveRow {
     /// Primary key.
     pub move_id: i64,
-    /// It is a split: the slot becomes several.
+    /// It is a split or a placement of keys: the slot is divided anew.
     pub is_split: bool,
     /// Of a merge: the slot that goes up in the first.
     pub other_slot: Option<i64>,
@@ -24,6 +24,8 @@ pub struct MoveRow {
     pub way_back_of: Option<i64>,
     /// It waits, prepared, until somebody asks for the cutover.
     pub prepare: bool,
+    /// It is a placement of keys.
+    pub is_place: bool,
     /// Slot that moves.
     pub slot_id: i64,
     /// Shard it comes from.
@@ -80,8 +82,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested OR EXISTS (SELECT FROM foreshard.move o WHERE o.partner_of = m.move_id AND o.cancel_requested), m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind = 'split', m.prepare, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind IN ('split', 'place'), m.prepare, \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of, m.kind = 'place' \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -105,6 +107,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 prepared_age_s: row.get(17)?,
                 other_slot: row.get(18)?,
                 way_back_of: row.get(19)?,
+                is_place: row.need(20)?,
             })
         },
     )?;
@@ -164,7 +167,7 @@ pub(super) fn already_moving(slot_id: i64) -> ErrorReport {
 /// 42704 unknown slot or shard, 22023 already there or target draining, 55006 already moving.
 pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
     let slot = spi::rows(
-        "SELECT s.shard_id, h.shard_name::text, EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished) \
+        "SELECT s.shard_id, h.shard_name::text, EXISTS (SELECT FROM foreshard.move m WHERE (m.slot_id = s.slot_id OR s.slot_id = ANY (m.guests)) AND NOT m.finished) \
          FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) WHERE s.slot_id = $1",
         &[slot_id.into()],
         |row| Ok((row.need::<i32>(1)?, row.need::<String>(2)?, row.need::<bool>(3)?)),
@@ -471,7 +474,7 @@ pub struct Standing {
 /// How a move stands.
 pub fn standing(move_id: i64) -> PgResult<Option<Standing>> {
     let found = spi::rows(
-        "SELECT slot_id, phase, finished, kind = 'split' AND swapped_at IS NOT NULL FROM foreshard.move WHERE move_id = $1",
+        "SELECT slot_id, phase, finished, kind <> 'move' AND swapped_at IS NOT NULL FROM foreshard.move WHERE move_id = $1",
         &[move_id.into()],
         |row| {
             Ok(Standing {

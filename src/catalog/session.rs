@@ -34,3 +34,13 @@ pub fn prepare_worker() -> PgResult<()> {
     )?;
     Ok(())
 }
+
+/// Values have one text form, whatever the session prefers, until the innermost switch of the user ends.
+pub fn plain_text_forms() -> PgResult<()> {
+    // Only the style of the output: in which order a date is read stays the session's choice.
+    for (setting, value) in [("datestyle", "ISO"), ("intervalstyle", "postgres"), ("extra_float_digits", "1")]
+    {
+        spi::set_local(setting, value)?;
+    }
+    Ok(())
+}

@@ -30,12 +30,23 @@ pub struct Part {
     pub slot_id: Option<i64>,
     /// Rows of all tables at the last verification.
     pub rows: Option<i64>,
+    /// Of a placement: its keys; None: all others.
+    pub keys: Option<Vec<String>>,
+    /// Of a placement: a key by itself.
+    pub isolated: bool,
+}
+
+impl Part {
+    /// Its partition bound by hash.
+    pub fn hash_bound(&self) -> String {
+        format!("FOR VALUES WITH (MODULUS {}, REMAINDER {})", self.modulus, self.remainder)
+    }
 }
 
 /// The parts of a split, by number.
 pub fn parts(move_id: i64) -> PgResult<Vec<Part>> {
     spi::rows(
-        "SELECT p.part, p.modulus, p.remainder, p.shard_id, h.tablespace_name::text, p.slot_id, p.rows \
+        "SELECT p.part, p.modulus, p.remainder, p.shard_id, h.tablespace_name::text, p.slot_id, p.rows, p.keys, p.isolated \
          FROM foreshard.move_part p JOIN foreshard.shard h USING (shard_id) WHERE p.move_id = $1 ORDER BY p.part",
         &[move_id.into()],
         |row| {
@@ -47,6 +58,8 @@ pub fn parts(move_id: i64) -> PgResult<Vec<Part>> {
                 tablespace: row.need(5)?,
                 slot_id: row.get(6)?,
                 rows: row.get(7)?,
+                keys: row.get(8)?,
+                isolated: row.need(9)?,
             })
         },
     )
@@ -209,6 +222,7 @@ pub fn reasons(slot_id: i64) -> PgResult<Vec<String>> {
         found.extend(preflight::against_move(partition)?);
         found.extend(against_split(partition)?);
     }
+    found.extend(super::place::against_split_of(slot_id)?);
     Ok(found)
 }
 
@@ -218,7 +232,7 @@ pub fn against_split(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
     spi::rows(
         "WITH leaf AS (SELECT c.oid, c.relowner, c.relname, i.inhparent FROM pg_catalog.pg_class c JOIN pg_catalog.pg_inherits i ON i.inhrelid = c.oid WHERE c.oid = $1) \
          SELECT 'inbound_foreign_key: ' || pg_catalog.quote_ident(k.conname) || ' of ' || k.conrelid::regclass FROM leaf l \
-             JOIN pg_catalog.pg_constraint k ON k.contype = 'f' AND k.conparentid = 0 AND k.confrelid IN (l.oid, l.inhparent) \
+             JOIN pg_catalog.pg_constraint k ON k.contype = 'f' AND k.conparentid = 0 AND k.confrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(l.oid)) \
          UNION ALL SELECT 'other_owner: partition and table belong to different roles' FROM leaf l JOIN pg_catalog.pg_class p ON p.oid = l.inhparent WHERE p.relowner <> l.relowner \
          UNION ALL SELECT 'not_validated: constraint ' || pg_catalog.quote_ident(k.conname) FROM pg_catalog.pg_constraint k \
              WHERE k.conrelid = $1 AND NOT k.convalidated \
@@ -239,9 +253,9 @@ pub fn against_split(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
              FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = $1 \
          UNION ALL SELECT 'publication: ' || pg_catalog.quote_ident(p.pubname) || ' publishes partitions under their own names (publish_via_partition_root is off)' \
              FROM leaf l CROSS JOIN pg_catalog.pg_publication p WHERE NOT p.pubviaroot AND (p.puballtables \
-               OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = l.inhparent) \
+               OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(l.oid) WHERE relid <> l.oid)) \
                OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.pnnspid \
-                          WHERE n.pnpubid = p.oid AND c.oid IN (l.oid, l.inhparent))) \
+                          WHERE n.pnpubid = p.oid AND c.oid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(l.oid)))) \
          UNION ALL SELECT 'dependent: ' || pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid) FROM pg_catalog.pg_depend d \
              WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.deptype = 'n' \
                AND d.classid NOT IN ('pg_constraint'::regclass, 'pg_attrdef'::regclass, 'pg_trigger'::regclass) AND d.objid <> $1 \

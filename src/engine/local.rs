@@ -2,8 +2,8 @@
 
 use super::{Digests, Engine};
 use crate::catalog::moves::{self, MoveRow};
-use crate::catalog::preflight;
 use crate::catalog::shadow::{self, RelationRow};
+use crate::catalog::{place, preflight};
 use crate::pg::digest::{self, Key};
 use crate::pg::report::PgResult;
 use crate::pg::{disk, guc, lock, storage};
@@ -23,6 +23,7 @@ impl Engine for Local {
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
+        place::wait_turn(row.move_id)?;
         let mut reasons = Vec::new();
         if partitions.is_empty() {
             reasons.push("no_partition: the slot has no partition any more".to_string());

@@ -87,8 +87,8 @@ impl Engine for Merge {
         split::set_rows(row.move_id, rows)
     }
 
-    fn held_first(&self, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
-        SPLIT.held_first(relations)
+    fn held_first(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
+        SPLIT.held_first(row, relations)
     }
 
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {

@@ -1,17 +1,20 @@
 //! Engines: how the copies of a slot come to be and change places. One trait; `local` moves between
-//! tablespaces of this server, `split` replaces a slot by several. postgres_fdw and Citus follow behind the
+//! tablespaces of this server, `split` replaces a slot by several, `place` gives keys of one partitions of their
+//! own. postgres_fdw and Citus follow behind the
 //! same trait.
 
 mod local;
 mod merge;
+mod place;
 mod split;
 
 pub use local::Local;
 pub use merge::Merge;
+pub use place::Place;
 pub use split::Split;
 
 use crate::catalog::moves::MoveRow;
-use crate::catalog::shadow::RelationRow;
+use crate::catalog::shadow::{self, RelationRow};
 use crate::pg::report::PgResult;
 use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
@@ -32,6 +35,10 @@ pub struct Digests {
 pub trait Engine {
     /// Which phases it has.
     fn capabilities(&self) -> Capabilities;
+    /// The partitions that it copies, ascending.
+    fn partitions(&self, row: &MoveRow) -> PgResult<Vec<pg_sys::Oid>> {
+        shadow::partitions_of_move(row.move_id, row.slot_id)
+    }
     /// Reasons against moving these partitions to the row's tablespace; empty: none.
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>>;
     /// Makes what can be made before anybody is locked out.
@@ -59,7 +66,7 @@ pub trait Engine {
     }
     /// The relations that users hold, in the order in which they lock them: nobody may be at them while the
     /// copies change places.
-    fn held_first(&self, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
+    fn held_first(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
         Ok(relations.iter().map(|r| r.source).collect())
     }
     /// Locks everything else that the exchange touches, without queueing; false: not now.
@@ -87,6 +94,9 @@ pub trait Engine {
 
 /// The engine of a move.
 pub fn of(row: &MoveRow) -> &'static dyn Engine {
+    if row.is_place {
+        return &Place;
+    }
     match (row.is_split, row.is_merge(), row.prepare) {
         (true, _, true) => &Split { prepare: true },
         (true, _, false) => &Split { prepare: false },

@@ -100,7 +100,7 @@ impl Engine for Split {
         split::set_rows(row.move_id, rows)
     }
 
-    fn held_first(&self, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
+    fn held_first(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
         let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
         let (mut held, _) = child::around(&sources)?;
         held.extend(sources);

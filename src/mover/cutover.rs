@@ -90,7 +90,7 @@ enum Direction {
 
 fn swap(engine: &dyn Engine, row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outcome> {
     let relations = transaction(|| shadow::relations(row.move_id))?;
-    let first = transaction(|| engine.held_first(&relations))?;
+    let first = transaction(|| engine.held_first(row, &relations))?;
     match transaction(|| swap_locked(engine, row, &relations, &first, attempt, direction))? {
         Swap::Done => {
             if let Some(stats) = MoveRoutes::of(row.move_id).and_then(|routes| routes.stats()) {

@@ -50,7 +50,7 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
         return clean(engine, row, attempt, None);
     }
     transaction(|| {
-        let partitions = shadow::partitions_of_move(row.move_id, row.slot_id)?;
+        let partitions = engine.partitions(row)?;
         let reasons = engine.preflight(row, &partitions)?;
         if row.is_merge() {
             merge::refuse(row.slot_id, reasons)?;
@@ -70,14 +70,14 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
 /// Installs capture and shadows under SHARE ROW EXCLUSIVE: when it is granted, no writer is under way,
 /// and every later one is logged.
 fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
-    let partitions = transaction(|| shadow::partitions_of_move(row.move_id, row.slot_id))?;
+    let partitions = transaction(|| engine.partitions(row))?;
     let done = transaction(|| {
         // With an id assigned, every statement under the lock takes a snapshot of its own.
         let _ = lock::current_xid();
         if !short_lock::try_lock(&partitions, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
             return Ok(mirror::Attempt::Blocked);
         }
-        if shadow::partitions_of_move(row.move_id, row.slot_id)? != partitions {
+        if engine.partitions(row)? != partitions {
             return Err(busy("the partitions of the slot changed"));
         }
         if !engine.install(row, &partitions)? {
@@ -227,10 +227,10 @@ fn catch_up(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outc
 fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
     let shadows = transaction(|| {
         let relations = shadow::relations(row.move_id)?;
-        relations
-            .iter()
-            .map(|relation| crate::catalog::name_of(relation.shadow))
-            .collect::<PgResult<Vec<_>>>()
+        let mut shadows: Vec<pg_sys::Oid> = relations.iter().map(|relation| relation.shadow).collect();
+        shadows.sort_by_key(|shadow| shadow.to_u32());
+        shadows.dedup();
+        shadows.into_iter().map(crate::catalog::name_of).collect::<PgResult<Vec<_>>>()
     })?;
     // A swap leaves the partition's statistics alone; the parts of a split have none yet.
     let options = if row.replaces() { "TRUNCATE off, ANALYZE" } else { "TRUNCATE off" };

@@ -204,6 +204,9 @@ settings! {
     /// Concurrent moves per database.
     int MAX_CONCURRENT_MOVES = c"foreshard.max_concurrent_moves", 1, 1, 8; Ctx::Sighup, NONE;
         c"Moves of one database that run at the same time.";
+    /// Bound on leaf partitions per table.
+    int MAX_LEAVES = c"foreshard.max_leaves", 1024, 1, 65536; Ctx::Sighup, NONE;
+        c"Leaf partitions that a table may have for keys to be placed: each costs every session memory and planning time.";
     /// Lock bound, milliseconds.
     int MAX_LOCK_TIME = c"foreshard.max_lock_time", 40, 1, 10000; Ctx::Sighup, MS;
         c"Longest time a move may keep user statements waiting for a lock.";

@@ -57,8 +57,8 @@ pub fn place(
     bytes: &[u8],
 ) -> PgResult<Option<(pg_sys::Oid, u64)>> {
     let Some(value) = value(&shape_of(type_oid), bytes, false)? else { return Ok(None) };
-    let (number, hash) = router.place(Some((value, type_oid)));
-    Ok(number.map(|number| (router.partition(number), hash)))
+    let (_, hash) = router.place(Some((value, type_oid)));
+    Ok(router.leaf(Some((value, type_oid)))?.map(|leaf| (leaf, hash)))
 }
 
 /// A value of the type again.

@@ -1,10 +1,16 @@
-//! Where PostgreSQL puts a key: the hash partition that tuple routing itself would choose.
+//! Where PostgreSQL puts a key: the partition that tuple routing itself would choose. Below the hash partitions
+//! of a managed table there may be lists of chosen keys.
 
+mod list;
+
+use self::list::Lists;
 use super::compat;
 use super::lock::ACCESS_SHARE;
 use super::report::{PgResult, bad_argument, error, internal, unsupported};
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+use std::collections::HashMap;
 
 const PARTSTRAT: i16 = 2;
 const PARTATTRS: i16 = 5;
@@ -12,15 +18,18 @@ const PARTCLASS: i16 = 6;
 const PARTCOLLATION: i16 = 7;
 /// Support function 2 of a hash operator class: the extended (seeded) hash.
 const HASH_EXTENDED: i16 = 2;
+/// Support function 1 of a btree operator class: the comparison.
+const BTREE_ORDER: i16 = 1;
 
-struct HashKey {
+struct PartitionKey {
+    strategy: u8,
     attribute: i16,
     opclass: pg_sys::Oid,
     collation: pg_sys::Oid,
 }
 
-/// Reads the single-column hash partition key of a table from pg_partitioned_table.
-fn hash_key(table: pg_sys::Oid) -> PgResult<HashKey> {
+/// Reads the single-column partition key of a table from pg_partitioned_table.
+fn partition_key(table: pg_sys::Oid) -> PgResult<PartitionKey> {
     // SAFETY: syscache look-ups by oid; vectors hold partnatts >= 1 elements, read before release.
     unsafe {
         let cache = pg_sys::SysCacheIdentifier::PARTRELID as i32;
@@ -37,18 +46,23 @@ fn hash_key(table: pg_sys::Oid) -> PgResult<HashKey> {
         let attrs = attrs.cast_mut_ptr::<pg_sys::int2vector>();
         let classes = classes.cast_mut_ptr::<pg_sys::oidvector>();
         let collations = collations.cast_mut_ptr::<pg_sys::oidvector>();
-        let single = strategy == b'h' && (*attrs).dim1 == 1;
-        let key = HashKey {
+        let single = matches!(strategy, b'h' | b'l') && (*attrs).dim1 == 1;
+        let key = PartitionKey {
+            strategy,
             attribute: *(*attrs).values.as_ptr(),
             opclass: *(*classes).values.as_ptr(),
             collation: *(*collations).values.as_ptr(),
         };
         pg_sys::ReleaseSysCache(tuple);
         if !single || key.attribute == 0 {
-            return Err(unsupported("only tables partitioned by the hash of one column are supported"));
+            return Err(not_hashed());
         }
         Ok(key)
     }
+}
+
+fn not_hashed() -> ErrorReport {
+    unsupported("only tables partitioned by the hash of one column are supported")
 }
 
 /// Converts a value to a base type: as it is, or through its text form.
@@ -71,8 +85,14 @@ fn coerce(datum: pg_sys::Datum, from: pg_sys::Oid, to: pg_sys::Oid, typmod: i32)
     }
 }
 
-/// The partitioning of a table by the hash of one column, as it was when it was read: keys in, partitions
-/// out, without a look at the catalog.
+enum Finder {
+    /// Partition number by remainder, -1 for none.
+    Hash(Vec<i32>),
+    List(Lists),
+}
+
+/// The partitioning of a table by one column, as it was when it was read: keys in, partitions out, without a
+/// look at the catalog.
 pub struct Router {
     function: pg_sys::FmgrInfo,
     collation: pg_sys::Oid,
@@ -80,9 +100,10 @@ pub struct Router {
     key_type: pg_sys::Oid,
     typmod: i32,
     attribute: i16,
-    /// Partition number by remainder, -1 for none.
-    places: Vec<i32>,
+    finder: Finder,
     partitions: Vec<pg_sys::Oid>,
+    /// Of partitions that are partitioned themselves, as they are needed; None: it is a leaf.
+    below: HashMap<u32, Option<Box<Router>>>,
 }
 
 /// How long a [`Router`] is meant to live.
@@ -100,25 +121,40 @@ impl Router {
     /// # Errors
     /// 22023 for a table that is not partitioned, 0A000 for other than one-column hash partitioning.
     pub fn of(table: pg_sys::Oid, lifetime: Lifetime) -> PgResult<Router> {
-        let hash = hash_key(table)?;
-        let mut typmod = typmod_of(table, hash.attribute);
+        let router = Self::of_any(table, lifetime)?;
+        if matches!(router.finder, Finder::Hash(_)) { Ok(router) } else { Err(not_hashed()) }
+    }
+
+    /// As [`Router::of`], for lists as well.
+    pub fn of_any(table: pg_sys::Oid, lifetime: Lifetime) -> PgResult<Router> {
+        let PartitionKey { strategy, attribute, opclass, collation } = partition_key(table)?;
+        let hashes = strategy == b'h';
+        let mut typmod = typmod_of(table, attribute);
         // SAFETY: catalog look-ups by oid; the memory context outlives the router by the caller's word.
-        let (function, key_type) = unsafe {
-            let attribute = pg_sys::get_atttype(table, hash.attribute);
-            let family = pg_sys::get_opclass_family(hash.opclass);
-            let input = pg_sys::get_opclass_input_type(hash.opclass);
-            let support = pg_sys::get_opfamily_proc(family, input, input, HASH_EXTENDED);
+        let (memory, function, key_type) = unsafe {
+            let column = pg_sys::get_atttype(table, attribute);
+            let family = pg_sys::get_opclass_family(opclass);
+            let input = pg_sys::get_opclass_input_type(opclass);
+            let number = if hashes { HASH_EXTENDED } else { BTREE_ORDER };
+            let support = pg_sys::get_opfamily_proc(family, input, input, number);
             let mut function = pg_sys::FmgrInfo::default();
             let memory = match lifetime {
                 Lifetime::Statement => pg_sys::CurrentMemoryContext,
                 Lifetime::Session => pg_sys::TopMemoryContext,
             };
             pg_sys::fmgr_info_cxt(support, &mut function, memory);
-            (function, pg_sys::getBaseTypeAndTypmod(attribute, &mut typmod))
+            (memory, function, pg_sys::getBaseTypeAndTypmod(column, &mut typmod))
         };
-        let (places, partitions) = partitions_of(table);
-        let HashKey { attribute, collation, .. } = hash;
-        Ok(Router { function, collation, key_type, typmod, attribute, places, partitions })
+        let (finder, partitions) = if hashes {
+            let (places, partitions) = partitions_of(table);
+            (Finder::Hash(places), partitions)
+        } else {
+            // SAFETY: the table is partitioned by list of one column of this type.
+            let (lists, partitions) = unsafe { Lists::read(table, key_type, memory) };
+            (Finder::List(lists), partitions)
+        };
+        let below = HashMap::new();
+        Ok(Router { function, collation, key_type, typmod, attribute, finder, partitions, below })
     }
 
     /// The key's type; of a domain the base type.
@@ -142,8 +178,27 @@ impl Router {
     }
 
     fn number_of(&self, hash: u64) -> Option<usize> {
-        let remainder = hash.checked_rem(self.places.len() as u64)?;
-        usize::try_from(self.places[remainder as usize]).ok()
+        let Finder::Hash(places) = &self.finder else { return None };
+        let remainder = hash.checked_rem(places.len() as u64)?;
+        usize::try_from(*places.get(remainder as usize)?).ok()
+    }
+
+    /// A value of any type as one of the key's.
+    pub fn value(&self, (datum, from): (pg_sys::Datum, pg_sys::Oid)) -> pg_sys::Datum {
+        coerce(datum, from, self.key_type, self.typmod)
+    }
+
+    /// The text form of a value of the key's type.
+    pub fn text(&self, value: pg_sys::Datum) -> PgResult<String> {
+        list::text(self.key_type, value)
+    }
+
+    /// The keys of every partition as text, by number; None for the DEFAULT one, and for all of a hash.
+    pub fn lists(&self) -> PgResult<Vec<Option<Vec<String>>>> {
+        match &self.finder {
+            Finder::Hash(_) => Ok(vec![None; self.partitions.len()]),
+            Finder::List(lists) => lists.texts(self.key_type, self.partitions.len()),
+        }
     }
 
     /// The number of the partition that holds `key`, a value of any type whose text form the key's type
@@ -152,17 +207,45 @@ impl Router {
         self.place(key).0
     }
 
-    /// The same with the hash by which the key is partitioned.
+    /// The same with the hash by which the key is partitioned; 0 for a list.
     pub fn place(&mut self, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> (Option<usize>, u64) {
-        let Some((datum, from)) = key else {
+        let value = key.map(|key| self.value(key));
+        match (&self.finder, value) {
             // A NULL key hashes to 0.
-            return (self.number_of(0), 0);
-        };
-        let value = coerce(datum, from, self.key_type, self.typmod);
-        let mut hash = [0];
-        // SAFETY: the function belongs to the key's own operator class and gets a value of its type.
-        unsafe { compat::partition_hashes(&mut self.function, self.collation, &[value], &mut hash) };
-        (self.number_of(hash[0]), hash[0])
+            (Finder::Hash(_), None) => (self.number_of(0), 0),
+            (Finder::Hash(_), Some(value)) => {
+                let mut hash = [0];
+                // SAFETY: the function belongs to the key's own operator class and gets a value of its type.
+                unsafe {
+                    compat::partition_hashes(&mut self.function, self.collation, &[value], &mut hash);
+                };
+                (self.number_of(hash[0]), hash[0])
+            }
+            // SAFETY: as above.
+            (Finder::List(lists), value) => unsafe {
+                (lists.number_of(&mut self.function, self.collation, value), 0)
+            },
+        }
+    }
+
+    /// As [`Router::locate`], the leaf: lists below the partition are looked at as well. For a router that
+    /// lives no longer than the statement.
+    pub fn leaf(&mut self, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> PgResult<Option<pg_sys::Oid>> {
+        let Some(number) = self.locate(key) else { return Ok(None) };
+        let partition = self.partition(number);
+        let known = self.below.contains_key(&partition.to_u32());
+        if !known {
+            let below = if is_partitioned(partition) {
+                Some(Box::new(Router::of_any(partition, Lifetime::Statement)?))
+            } else {
+                None
+            };
+            self.below.insert(partition.to_u32(), below);
+        }
+        match self.below.get_mut(&partition.to_u32()) {
+            Some(Some(below)) => below.leaf(key),
+            _ => Ok(Some(partition)),
+        }
     }
 
     /// As [`Router::locate`].
@@ -227,8 +310,8 @@ fn partitions_of(table: pg_sys::Oid) -> (Vec<i32>, Vec<pg_sys::Oid>) {
 /// 55000 when no partition accepts the key.
 pub fn locate(table: pg_sys::Oid, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> PgResult<pg_sys::Oid> {
     let mut router = Router::of(table, Lifetime::Statement)?;
-    match router.locate(key) {
-        Some(number) => Ok(router.partition(number)),
+    match router.leaf(key)? {
+        Some(leaf) => Ok(leaf),
         None => Err(error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "no partition accepts this key",
@@ -249,6 +332,18 @@ pub fn is_hashable(type_oid: pg_sys::Oid) -> PgResult<bool> {
             pg_sys::get_opfamily_proc(pg_sys::get_opclass_family(opclass), input, input, HASH_EXTENDED);
         Ok(support != pg_sys::InvalidOid)
     }
+}
+
+/// Whether a type can be partitioned by list: it has a default btree operator class.
+pub fn is_listable(type_oid: pg_sys::Oid) -> bool {
+    // SAFETY: catalog look-up by oid.
+    unsafe { pg_sys::GetDefaultOpClass(type_oid, pg_sys::BTREE_AM_OID) != pg_sys::InvalidOid }
+}
+
+/// Whether a table is partitioned itself.
+fn is_partitioned(table: pg_sys::Oid) -> bool {
+    // SAFETY: catalog look-up by oid; a missing relation gives 0.
+    unsafe { pg_sys::get_rel_relkind(table) as u8 == pg_sys::RELKIND_PARTITIONED_TABLE }
 }
 
 /// Whether a type is bigint or a domain over it.

@@ -139,6 +139,15 @@ impl Server {
         self.query(&format!("SELECT foreshard.split_slot({slot}, to_shard_b => '{shard}')"))
     }
 
+    /// Waits until no move is under way, and says which failed.
+    pub fn wait_moves(&mut self) -> Result<()> {
+        self.wait_query("SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
+        let failed = "SELECT move_id, phase, last_error FROM foreshard.move WHERE phase <> 'done'";
+        let failed = self.query(failed)?;
+        assert_eq!(failed, "", "{}", self.log_tail());
+        Ok(())
+    }
+
     /// The slots of a table, in order.
     pub fn slots(&mut self, table: &str) -> Result<Vec<String>> {
         let text = self.query(&format!(
@@ -274,7 +283,7 @@ const LEFT_OVER: [(&str, &str); 5] = [
     ),
     (
         "shadows and logs",
-        "SELECT oid::regclass FROM pg_class WHERE relname ~ '^(shadow|capture|split)_' OR relname LIKE 'pg\\_temp\\_%' \
+        "SELECT oid::regclass FROM pg_class WHERE relname ~ '^(shadow|capture|split|place)_' OR relname LIKE 'pg\\_temp\\_%' \
             OR relrewrite <> 0",
     ),
     (

@@ -23,6 +23,7 @@
 //! | [`latency`] | is the new copy slower than the old one? |
 //! | [`shared`] | how do many processes write samples without waiting for one another? |
 //! | [`frames`] | which of the nested calls spent it? |
+//! | [`guests`] | which chosen keys live beside their slot, and what changes that? |
 //! | [`gaps`] | which event is sampled next? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
 //!
@@ -41,6 +42,7 @@ pub mod forecast;
 pub mod frames;
 pub mod gaps;
 pub mod graph;
+pub mod guests;
 pub mod heat;
 pub mod latency;
 pub mod phase;

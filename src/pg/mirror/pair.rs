@@ -159,7 +159,7 @@ impl Parts {
     /// # Safety
     /// Both must be open, the index being one of `source`.
     unsafe fn new(source: pg_sys::Relation, index: pg_sys::Relation, staging: pg_sys::Oid) -> Self {
-        let router = match Router::of(staging, Lifetime::Statement) {
+        let router = match Router::of_any(staging, Lifetime::Statement) {
             Ok(router) => router,
             Err(report) => {
                 report.report(PgLogLevel::ERROR);

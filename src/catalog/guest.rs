@@ -1,0 +1,353 @@
+//! Partitions of chosen keys: the copies of a placement, and how they take the place of a slot's partitions.
+//!
+//! As for a split the copies are partitions of a staging table of ours while they are filled (`child`). All
+//! partitions of a slot that change are sources of one staging table: keys go from any of them to any other. When
+//! the slot gets its first chosen keys, the staging table itself becomes the table between.
+
+use super::attach::attach;
+use super::child::{self, CARRIED};
+use super::mold::{self, CHECKS, SETTINGS, adopt, copy_defaults, run_all, statements};
+use super::name_of;
+use super::preflight::identity_index;
+use super::shadow::{self, RelationRow};
+use super::split::Part;
+use crate::pg::report::{PgResult, internal, wrong_state};
+use crate::pg::{security, sequence, spi, storage};
+use pgrx::pg_sys;
+use pgrx::spi::{quote_identifier, quote_literal};
+
+/// The partitions of one table that a placement makes anew.
+pub struct Family {
+    /// The managed table.
+    pub table: pg_sys::Oid,
+    /// The slot's own partition, first of the sources.
+    pub lead: pg_sys::Oid,
+    /// All partitions that are made anew.
+    pub sources: Vec<pg_sys::Oid>,
+    /// The table between, when there is one.
+    pub branch: Option<pg_sys::Oid>,
+    /// Partitions of chosen keys that stay as they are.
+    pub kept: i64,
+}
+
+/// The partitions that a placement makes anew, by table.
+pub fn families(move_id: i64) -> PgResult<Vec<Family>> {
+    spi::rows(
+        "SELECT h.table_oid::oid, h.partition::oid, h.branch::oid, \
+                ARRAY(SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition \
+                      WHERE p.table_oid = h.table_oid AND (p.slot_id = m.slot_id OR p.slot_id = ANY (m.guests)) ORDER BY p.slot_id <> m.slot_id, 1), \
+                (SELECT count(*) FROM foreshard.slot s WHERE s.home_slot_id = m.slot_id AND s.slot_id <> ALL (m.guests)) \
+         FROM foreshard.move m JOIN foreshard.slot_partition h USING (slot_id) JOIN pg_catalog.pg_class c ON c.oid = h.partition \
+         WHERE m.move_id = $1 ORDER BY 1",
+        &[move_id.into()],
+        |row| {
+            Ok(Family {
+                table: row.need(1)?,
+                lead: row.need(2)?,
+                branch: row.get(3)?,
+                sources: row.need(4)?,
+                kept: row.need(5)?,
+            })
+        },
+    )
+}
+
+/// Reasons why partitions of one slot cannot be copied into one another.
+pub fn against_family(family: &Family) -> PgResult<Vec<String>> {
+    spi::rows(
+        "WITH leaf AS (SELECT c.oid, \
+             (SELECT pg_catalog.string_agg(CASE WHEN attisdropped THEN attnum::text ELSE format('%s %s %s %s %s', attnum, attname, atttypid, atttypmod, attgenerated) END, ',' ORDER BY attnum) \
+                FROM pg_catalog.pg_attribute WHERE attrelid = c.oid AND attnum > 0) AS columns, \
+             (SELECT pg_catalog.array_agg(n.inhparent ORDER BY 1) FROM pg_catalog.pg_index i LEFT JOIN pg_catalog.pg_inherits n ON n.inhrelid = i.indexrelid WHERE i.indrelid = c.oid) AS indexes \
+             FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1)) \
+         SELECT 'different_columns: ' || a.oid::regclass || ' and ' || b.oid::regclass FROM leaf a JOIN leaf b ON a.oid = $2 AND a.columns <> b.columns \
+         UNION ALL SELECT 'different_indexes: ' || a.oid::regclass || ' and ' || b.oid::regclass FROM leaf a JOIN leaf b ON a.oid = $2 AND a.indexes IS DISTINCT FROM b.indexes",
+        &[family.sources.clone().into(), family.lead.into()],
+        |row| row.need(1),
+    )
+}
+
+/// The key column of a managed table, quoted.
+fn key_column(table: pg_sys::Oid) -> PgResult<String> {
+    spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(a.attname) FROM pg_catalog.pg_partitioned_table p \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0] WHERE p.partrelid = $1",
+        &[table.into()],
+    )?
+    .ok_or_else(|| wrong_state("the table is not partitioned any more"))
+}
+
+/// A part's bound beside the other parts of its slot.
+fn list_bound(part: &Part) -> String {
+    match &part.keys {
+        None => "DEFAULT".to_string(),
+        Some(keys) => {
+            let keys: Vec<String> = keys.iter().map(quote_literal).collect();
+            format!("FOR VALUES IN ({})", keys.join(", "))
+        }
+    }
+}
+
+/// Statements that add those CHECK constraints of `source` that are its table's.
+const INHERITED_CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
+     FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' AND coninhcount > 0 ORDER BY conname";
+
+/// A table of ours made like a partition, empty, `what` being the end of its CREATE TABLE.
+fn table_like(
+    source: pg_sys::Oid,
+    owner: pg_sys::Oid,
+    name: &str,
+    what: &str,
+    checks: &str,
+) -> PgResult<pg_sys::Oid> {
+    let shape = mold::columns(source, true)?;
+    let (settings, checks) = (statements(SETTINGS, source)?, statements(checks, source)?);
+    let full_name = format!("foreshard.{name}");
+    spi::run(&format!("CREATE TABLE {full_name} ({shape}) {what}"), &[])?;
+    run_all(&settings, &full_name)?;
+    let table = adopt(name, source, owner)?;
+    copy_defaults(source, table)?;
+    // What an expression of the owner's computes while it is looked at, it computes as the owner.
+    let _guard = security::as_restricted_owner(owner);
+    run_all(&checks, &full_name)?;
+    Ok(table)
+}
+
+/// Makes staging table, copies, their twin and the logs of one table's partitions, all empty and members of
+/// the extension. Changes are not captured yet.
+pub fn create(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<()> {
+    let lead = family.lead;
+    let owner = security::relation_owner(lead)?;
+    let tag = format!("{move_id}_{}", lead.to_u32());
+    let by = format!("PARTITION BY LIST ({})", key_column(family.table)?);
+    let staging = table_like(lead, owner, &format!("place_{tag}"), &by, INHERITED_CHECKS)?;
+    let options = storage_options(lead)?;
+    let mut made = Vec::with_capacity(parts.len());
+    for part in parts {
+        let name = format!("place_{tag}_{}", part.part);
+        let what = format!("{options} TABLESPACE {}", quote_identifier(&part.tablespace));
+        let copy = table_like(lead, owner, &name, &what, CHECKS)?;
+        let _guard = security::as_restricted_owner(owner);
+        let bound = list_bound(part);
+        spi::run(
+            &format!("ALTER TABLE foreshard.place_{tag} ATTACH PARTITION foreshard.{name} {bound}"),
+            &[],
+        )?;
+        made.push(copy);
+    }
+    let first = made.first().copied().ok_or_else(|| internal("a placement without parts"))?;
+    let twin = storage::create_heap_like(first, pg_sys::InvalidOid)?;
+    shadow::adopt_shadow(twin, lead, &format!("place_{tag}_twin"))?;
+    for source in &family.sources {
+        add_source(move_id, *source, staging, (*source == lead).then_some(twin))?;
+    }
+    for (part, copy) in parts.iter().zip(made) {
+        spi::run(
+            "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
+            &[move_id.into(), lead.into(), part.part.into(), copy.into()],
+        )?;
+        let space = shadow::tablespace_oid(&part.tablespace)?;
+        shadow::create_indexes(move_id, lead, copy, space, &format!("place_{move_id}_{}", part.part))?;
+    }
+    Ok(())
+}
+
+/// The storage options of a partition as CREATE TABLE has them.
+fn storage_options(source: pg_sys::Oid) -> PgResult<String> {
+    let options = spi::one::<String>(
+        "SELECT pg_catalog.string_agg(o.prefix || pg_catalog.quote_ident(o.option_name) || '=' || pg_catalog.quote_literal(o.option_value), ', ') \
+         FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid, \
+              LATERAL (SELECT '' AS prefix, * FROM pg_catalog.pg_options_to_table(c.reloptions) \
+                       UNION ALL SELECT 'toast.', * FROM pg_catalog.pg_options_to_table(t.reloptions)) o WHERE c.oid = $1",
+        &[source.into()],
+    )?;
+    Ok(options.map(|options| format!("WITH ({options})")).unwrap_or_default())
+}
+
+/// A partition that shall be copied, with its log.
+fn add_source(
+    move_id: i64,
+    source: pg_sys::Oid,
+    staging: pg_sys::Oid,
+    twin: Option<pg_sys::Oid>,
+) -> PgResult<()> {
+    let (identity, key) = identity_index(source)?.ok_or_else(|| {
+        wrong_state("the partition has lost its identity index").set_hint("Add a primary key to the table.")
+    })?;
+    let log = shadow::create_log(source, &key, &format!("capture_{move_id}_{}", source.to_u32()))?;
+    spi::run(
+        "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, portrait, twin, blocks_total) \
+         VALUES ($1, $2, $3, $4, 0, $5, '', $6, $7, 0)",
+        &[
+            move_id.into(),
+            source.into(),
+            staging.into(),
+            log.into(),
+            identity.into(),
+            child::portrait(source)?.as_str().into(),
+            twin.into(),
+        ],
+    )?;
+    Ok(())
+}
+
+/// What is the same of every copy when it becomes a partition of the table.
+struct Carried {
+    statements: Vec<mold::Statement>,
+    /// Triggers by name and whether they are enabled.
+    triggers: Vec<(String, String)>,
+    schema: String,
+    /// Name of the slot's own partition.
+    leaf: String,
+    index_names: Vec<(pg_sys::Oid, pg_sys::Oid, String)>,
+}
+
+impl Carried {
+    fn read(move_id: i64, lead: pg_sys::Oid) -> PgResult<Carried> {
+        let triggers = spi::rows(
+            "SELECT tgname::text, tgenabled::text FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal",
+            &[lead.into()],
+            |row| Ok((row.need(1)?, row.need(2)?)),
+        )?;
+        let named = spi::rows(
+            "SELECT pg_catalog.quote_ident(n.nspname), c.relname::text FROM pg_catalog.pg_class c \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+            &[lead.into()],
+            |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?)),
+        )?;
+        let Some((schema, leaf)) = named.into_iter().next() else {
+            return Err(wrong_state("the partition is gone"));
+        };
+        let statements = statements(CARRIED, lead)?;
+        Ok(Carried { statements, triggers, schema, leaf, index_names: child::index_names(move_id, lead)? })
+    }
+
+    /// Makes a table of ours one of the user's.
+    fn hand_over(&self, table: pg_sys::Oid) -> PgResult<()> {
+        // It is no longer ours.
+        spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {}", name_of(table)?), &[])?;
+        run_all(&self.statements, &name_of(table)?)?;
+        spi::run(&format!("ALTER TABLE {} SET SCHEMA {}", name_of(table)?, self.schema), &[])?;
+        Ok(())
+    }
+
+    /// Triggers of the new partition are enabled as those of the old one were.
+    fn enable_triggers(&self, table: pg_sys::Oid) -> PgResult<()> {
+        let (names, states): (Vec<String>, Vec<String>) = self.triggers.iter().cloned().unzip();
+        spi::run(
+            "UPDATE pg_catalog.pg_trigger t SET tgenabled = q.state::\"char\" \
+             FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS q (name, state) \
+             WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND t.tgname = q.name AND t.tgenabled <> q.state::\"char\"",
+            &[table.into(), names.into(), states.into()],
+        )?;
+        storage::forget_cached(table);
+        Ok(())
+    }
+}
+
+fn rename(table: pg_sys::Oid, name: &str) -> PgResult<()> {
+    spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(table)?, quote_identifier(name)), &[])?;
+    Ok(())
+}
+
+/// The copies of one table's partitions take their place; those are dropped. Everything is locked, the mirror
+/// has made every copy equal, and verification has proven that each holds exactly the rows of its keys: so ATTACH
+/// is shown the empty twin, and no list is compared with the rows of a DEFAULT partition. Returns the table
+/// between, None: the slot is one partition again.
+pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Option<pg_sys::Oid>> {
+    let lead = family.lead;
+    let owner = security::relation_owner(lead)?;
+    let carried = Carried::read(move_id, lead)?;
+    let children = child::children(move_id, lead)?;
+    let rows = shadow::relations(move_id)?;
+    let Some(RelationRow { shadow: staging, twin: Some(twin), .. }) =
+        rows.into_iter().find(|row| row.source == lead)
+    else {
+        return Err(internal("the placement has lost its twin"));
+    };
+    for copy in &children {
+        let detach = format!("ALTER TABLE {} DETACH PARTITION {}", name_of(staging)?, name_of(*copy)?);
+        spi::run(&detach, &[])?;
+        carried.hand_over(*copy)?;
+    }
+    let single = parts.len() == 1 && family.kept == 0;
+    let mut taking = children.clone();
+    if !single && family.branch.is_none() {
+        carried.hand_over(staging)?;
+        taking.push(staging);
+    }
+    child::take_over(move_id, lead, &taking)?;
+    // In its transaction nothing else may be lost with a partition: whatever depends on one stops us.
+    for source in &family.sources {
+        spi::run(&format!("DROP TABLE {}", name_of(*source)?), &[])?;
+    }
+    let first = parts.first().ok_or_else(|| internal("a placement without parts"))?;
+    let (branch, single_name) = match (single, family.branch) {
+        (true, branch) => (None, remove_branch(branch, &carried.leaf)?),
+        (false, Some(branch)) => (Some(branch), String::new()),
+        (false, None) => {
+            become_branch(move_id, family, staging, first, &carried)?;
+            (Some(staging), String::new())
+        }
+    };
+    let mut placed: Vec<(&Part, pg_sys::Oid)> = parts.iter().zip(children).collect();
+    // The DEFAULT partition last: a list that joins it would be compared with its rows.
+    placed.sort_by_key(|(part, _)| part.keys.is_none());
+    for (part, copy) in placed {
+        let (parent, bound) = match branch {
+            Some(branch) => (branch, list_bound(part)),
+            None => (family.table, part.hash_bound()),
+        };
+        let name = match (&part.keys, branch) {
+            (_, None) => single_name.clone(),
+            (None, Some(branch)) => sequence::free_name(branch, None, "default", branch)?,
+            (Some(_), Some(branch)) => {
+                let label = if part.isolated { "key" } else { "keys" };
+                sequence::free_name(branch, None, label, branch)?
+            }
+        };
+        rename(copy, &name)?;
+        child::name_indexes(copy, &carried.leaf, &carried.index_names)?;
+        attach(parent, owner, copy, twin, &bound)?;
+        carried.enable_triggers(copy)?;
+    }
+    Ok(branch)
+}
+
+/// Drops the table between, when there is one; the name for the only partition of the slot.
+fn remove_branch(branch: Option<pg_sys::Oid>, leaf: &str) -> PgResult<String> {
+    let Some(branch) = branch else { return Ok(leaf.to_string()) };
+    let name =
+        spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[branch.into()])?
+            .ok_or_else(|| internal("the table between is gone"))?;
+    spi::run(&format!("DROP TABLE {}", name_of(branch)?), &[])?;
+    Ok(name)
+}
+
+/// The staging table, empty of partitions and handed over, becomes the table between under the name that the slot's partition
+/// had.
+fn become_branch(
+    move_id: i64,
+    family: &Family,
+    staging: pg_sys::Oid,
+    part: &Part,
+    carried: &Carried,
+) -> PgResult<()> {
+    let owner = security::relation_owner(staging)?;
+    rename(staging, &carried.leaf)?;
+    let attach = format!(
+        "ALTER TABLE {} ATTACH PARTITION {} {}",
+        name_of(family.table)?,
+        name_of(staging)?,
+        part.hash_bound()
+    );
+    let guard = security::as_restricted_owner(owner);
+    spi::run(&attach, &[])?;
+    drop(guard);
+    // It is no copy of ours any more.
+    spi::run(
+        "UPDATE foreshard.move_relation SET shadow = 0 WHERE move_id = $1 AND shadow = $2",
+        &[move_id.into(), staging.into()],
+    )?;
+    Ok(())
+}

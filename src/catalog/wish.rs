@@ -1,0 +1,236 @@
+//! Where chosen keys shall live: from wishes to the placements that fulfil them, one per slot.
+
+use super::place::{self, Home};
+use super::{colocation, guest, moves, record_event, split};
+use crate::pg::partition::{Lifetime, Router};
+use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, internal, wrong_state};
+use crate::pg::{guc, spi};
+use foreshard_core::guests::{Guest, Relayout, Wish, relayout};
+use pgrx::{JsonB, pg_sys};
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Most keys one partition may list: PostgreSQL compares every two of a list while it is attached, under the
+/// cutover's locks.
+const MAX_LIST: usize = 4096;
+
+/// A value with its type.
+pub type Key = (pg_sys::Datum, pg_sys::Oid);
+
+/// A managed table with its slots, for wishes.
+pub struct Placing {
+    table: pg_sys::Oid,
+    router: Router,
+    homes: HashMap<u32, Home>,
+    wishes: HashMap<u32, BTreeMap<String, Wish>>,
+}
+
+impl Placing {
+    /// Reads the layout of a managed table.
+    ///
+    /// # Errors
+    /// 55000 for a table that is not managed.
+    pub fn of(table: pg_sys::Oid) -> PgResult<Placing> {
+        if colocation::managed(table)?.is_none() {
+            return Err(wrong_state(format!("table {} is not managed by foreshard", super::name_of(table)?))
+                .set_hint("Distribute it first: SELECT foreshard.distribute(...)."));
+        }
+        super::session::plain_text_forms()?;
+        let router = Router::of(table, Lifetime::Statement)?;
+        Ok(Placing { table, router, homes: place::layout(table)?, wishes: HashMap::new() })
+    }
+
+    /// A slot of the table, for the privileges.
+    pub fn any_slot(&self) -> Option<i64> {
+        self.homes.values().map(|home| home.slot_id).next()
+    }
+
+    /// The hash partition of a key, and the key's text form.
+    fn find(&mut self, key: Key) -> PgResult<(u32, String)> {
+        let text = self.router.text(self.router.value(key))?;
+        let partition = self.router.locate(Some(key)).map(|number| self.router.partition(number).to_u32());
+        match partition.filter(|partition| self.homes.contains_key(partition)) {
+            Some(partition) => Ok((partition, text)),
+            None => Err(wrong_state(format!("key {text} belongs to no slot of the table"))),
+        }
+    }
+
+    fn set_of(&self, partition: u32, key: &str) -> Option<&Guest> {
+        let home = self.homes.get(&partition)?;
+        home.guests.iter().find(|guest| guest.keys.contains(key))
+    }
+
+    fn wish(&mut self, partition: u32, key: String, wish: Wish) {
+        self.wishes.entry(partition).or_default().insert(key, wish);
+    }
+
+    /// A key shall live by itself, on the shard named, else where its slot is.
+    ///
+    /// # Errors
+    /// 42704 unknown shard, 22023 a shard that is drained or a key that is isolated elsewhere.
+    pub fn isolate(&mut self, key: Key, shard: Option<&str>) -> PgResult<()> {
+        let (partition, text) = self.find(key)?;
+        let home = self.homes.get(&partition).map_or(0, |home| home.shard_id);
+        let present = self.set_of(partition, &text).filter(|guest| guest.isolated);
+        let target = split::target(shard, present.map_or(home, |guest| guest.shard))?;
+        if let Some(guest) = present.filter(|guest| guest.shard != target) {
+            let slot = guest.slot.unwrap_or_default();
+            return Err(bad_argument(format!("key {text} is isolated already, as slot {slot}"))
+                .set_hint(format!("Move its slot: SELECT foreshard.move_slot({slot}, ...).")));
+        }
+        self.wish(partition, text, Wish::Alone(target));
+        Ok(())
+    }
+
+    /// An isolated key goes back to its slot.
+    ///
+    /// # Errors
+    /// 22023 for a key that is not isolated.
+    pub fn unisolate(&mut self, key: Key) -> PgResult<()> {
+        let (partition, text) = self.find(key)?;
+        if !self.set_of(partition, &text).is_some_and(|guest| guest.isolated) {
+            return Err(bad_argument(format!("key {text} is not isolated"))
+                .set_hint("See foreshard.placed_keys(table)."));
+        }
+        self.wish(partition, text, Wish::Home);
+        Ok(())
+    }
+
+    /// A key shall live with the other chosen keys of a shard; None: with its slot.
+    ///
+    /// # Errors
+    /// As [`Placing::isolate`]; 22023 for an isolated key.
+    pub fn put(&mut self, key: Key, shard: Option<i32>) -> PgResult<()> {
+        let (partition, text) = self.find(key)?;
+        if self.set_of(partition, &text).is_some_and(|guest| guest.isolated) {
+            return Err(bad_argument(format!("key {text} is isolated"))
+                .set_hint("Call foreshard.unisolate_key(table, key) first, or leave it out of the map."));
+        }
+        self.wish(partition, text, shard.map_or(Wish::Home, Wish::On));
+        Ok(())
+    }
+
+    /// Every chosen key that nothing was wished for goes home, isolated ones aside.
+    pub fn send_others_home(&mut self) {
+        for (partition, home) in &self.homes {
+            let shared = home.guests.iter().filter(|guest| !guest.isolated);
+            let wished = self.wishes.entry(*partition).or_default();
+            for key in shared.flat_map(|guest| &guest.keys) {
+                if !wished.contains_key(key) {
+                    wished.insert(key.clone(), Wish::Home);
+                }
+            }
+        }
+    }
+
+    /// Files a placement for every slot whose layout changes; their moves, by slot.
+    ///
+    /// # Errors
+    /// 53400 too many partitions or too long a list, 55006 already moving, 0A000 with every reason why the slot
+    /// cannot be divided so.
+    pub fn file(self, user: &str, mut asked: serde_json::Value) -> PgResult<Vec<i64>> {
+        let mut changes: Vec<(&Home, Relayout)> = Vec::new();
+        for (partition, wishes) in &self.wishes {
+            let Some(home) = self.homes.get(partition) else { continue };
+            changes.extend(relayout(home.shard_id, &home.guests, wishes).map(|change| (home, change)));
+        }
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
+        changes.sort_by_key(|(home, _)| home.slot_id);
+        self.require_room(&changes)?;
+        asked["moved_keys"] = json!(changes.iter().map(|(_, change)| change.moved).sum::<usize>());
+        let request_id = spi::one_mut::<i64>(
+            "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
+            &[user.into(), JsonB(asked.clone()).into()],
+        )?
+        .ok_or_else(|| internal("no request id"))?;
+        let filed = changes.into_iter().map(|(home, change)| file_one(request_id, home, &change));
+        let filed = filed.collect::<PgResult<Vec<i64>>>()?;
+        let detail =
+            json!({"request_id": request_id, "requested_by": user, "assignment": asked, "moves": filed});
+        record_event("request", None, None, detail)?;
+        Ok(filed)
+    }
+
+    /// 53400 when a table would get too many partitions, or one of them too long a list.
+    fn require_room(&self, changes: &[(&Home, Relayout)]) -> PgResult<()> {
+        let longest = changes.iter().flat_map(|(_, change)| &change.made).map(|guest| guest.keys.len()).max();
+        let exceeded = |what: String| error(PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, what);
+        if let Some(length) = longest.filter(|length| *length > MAX_LIST) {
+            return Err(exceeded(format!(
+                "a partition would list {length} keys, at most {MAX_LIST} are allowed"
+            ))
+            .set_hint("Split the slots first, so that fewer of the keys belong to one."));
+        }
+        let leaves: usize = self.homes.values().map(|home| home.guests.len() + 1).sum();
+        let (made, taken) = changes.iter().fold((0, 0), |(made, taken), (_, change)| {
+            (made + change.made.len(), taken + change.taken.len())
+        });
+        let most = guc::MAX_LEAVES.get().max(0) as usize;
+        let leaves = (leaves + made).saturating_sub(taken);
+        if made > taken && leaves > most {
+            return Err(exceeded(format!(
+                "table {} would have {leaves} leaf partitions, at most {most} are allowed",
+                super::name_of(self.table)?
+            ))
+            .set_hint("Raise foreshard.max_leaves, or choose keys of fewer slots and shards."));
+        }
+        Ok(())
+    }
+}
+
+/// Files the placement of one slot.
+fn file_one(request_id: i64, home: &Home, change: &Relayout) -> PgResult<i64> {
+    // Another session may file a move of the slot or of one of its chosen keys meanwhile.
+    let move_id = spi::one_mut::<i64>(
+        "INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard, guests) \
+         SELECT $1, 'place', s.slot_id, s.shard_id, s.shard_id, $3 FROM foreshard.slot s WHERE s.slot_id = $2 AND s.shard_id = $4 \
+         ON CONFLICT (slot_id) WHERE NOT finished DO NOTHING RETURNING move_id",
+        &[request_id.into(), home.slot_id.into(), change.taken.clone().into(), home.shard_id.into()],
+    )?
+    .ok_or_else(|| moves::already_moving(home.slot_id))?;
+    let busy = spi::one::<i64>(
+        "SELECT m.slot_id FROM foreshard.move m WHERE m.slot_id = ANY ($1) AND NOT m.finished LIMIT 1",
+        &[change.taken.clone().into()],
+    )?;
+    if let Some(slot_id) = busy {
+        return Err(moves::already_moving(slot_id));
+    }
+    let first = (None, home.shard_id, Some(home.slot_id), false);
+    let parts = change.made.iter().map(|guest| {
+        let keys: Vec<String> = guest.keys.iter().cloned().collect();
+        (Some(keys), guest.shard, guest.slot, guest.isolated)
+    });
+    for (part, (keys, shard, slot, isolated)) in (0..).zip(std::iter::once(first).chain(parts)) {
+        spi::run(
+            "INSERT INTO foreshard.move_part (move_id, part, modulus, remainder, shard_id, slot_id, keys, isolated) \
+             SELECT $1, $2, s.modulus, s.remainder, $4, $5, $6, $7 FROM foreshard.slot s WHERE s.slot_id = $3",
+            &[
+                move_id.into(),
+                i32::into(part),
+                home.slot_id.into(),
+                shard.into(),
+                slot.into(),
+                keys.into(),
+                isolated.into(),
+            ],
+        )?;
+    }
+    place::refuse(home.slot_id, reasons(move_id, home.slot_id)?)?;
+    Ok(move_id)
+}
+
+/// Everything that speaks against a placement that was filed.
+pub fn reasons(move_id: i64, slot_id: i64) -> PgResult<Vec<String>> {
+    let families = guest::families(move_id)?;
+    let sources: Vec<pg_sys::Oid> = families.iter().flat_map(|family| family.sources.clone()).collect();
+    let mut found = place::reasons(slot_id, &sources)?;
+    for family in &families {
+        found.extend(guest::against_family(family)?);
+    }
+    // The partitions of a slot have most reasons in common.
+    let mut seen = HashSet::new();
+    found.retain(|reason| seen.insert(reason.clone()));
+    Ok(found)
+}
