@@ -106,7 +106,6 @@ fn table_like(
     spi::run(&format!("CREATE TABLE {full_name} ({shape}) {what}"), &[])?;
     run_all(&settings, &full_name)?;
     let table = adopt(name, source, owner)?;
-    copy_defaults(source, table)?;
     // What an expression of the owner's computes while it is looked at, it computes as the owner.
     let _guard = security::as_restricted_owner(owner);
     run_all(&checks, &full_name)?;
@@ -127,6 +126,7 @@ pub fn create(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<()> {
         let name = format!("place_{tag}_{}", part.part);
         let what = format!("{options} TABLESPACE {}", quote_identifier(&part.tablespace));
         let copy = table_like(lead, owner, &name, &what, CHECKS)?;
+        copy_defaults(lead, copy)?;
         let _guard = security::as_restricted_owner(owner);
         let bound = list_bound(part);
         spi::run(
@@ -273,6 +273,8 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
     let single = parts.len() == 1 && family.kept == 0;
     let mut taking = children.clone();
     if !single && family.branch.is_none() {
+        // Not before: what is copied through it takes no default for columns that are not stored.
+        copy_defaults(lead, staging)?;
         carried.hand_over(staging)?;
         taking.push(staging);
     }
