@@ -11,6 +11,8 @@ CREATE TABLE foreshard.graph (
     node_table  regclass,
     node_key_column name,
     node_type_column name,
+    -- of an adopted closure table: its rows of depth 1 are the edges, those of depth 0 the nodes
+    depth_column name,
     key_type    regtype NOT NULL,
     max_depth   int CHECK (max_depth > 0),
     -- node directory, closure, and who waits for whom
@@ -130,7 +132,7 @@ SELECT m.node_move_id, g.graph_name AS graph,
 FROM foreshard.node_move m JOIN foreshard.graph g USING (graph_id) JOIN foreshard.shard s ON s.shard_id = m.to_shard;
 
 CREATE VIEW foreshard.graphs AS
-SELECT g.graph_name AS graph, g.edge_table AS edges, g.node_table AS nodes, g.key_type, g.max_depth,
+SELECT g.graph_name AS graph, g.edge_table AS edges, g.node_table AS nodes, g.depth_column IS NOT NULL AS adopted, g.key_type, g.max_depth,
        g.metagraph, g.closure, s.shards, s.closure_rows, s.closure_bytes, g.created_at
 FROM foreshard.graph g,
 LATERAL (SELECT count(*) AS shards,

@@ -6,8 +6,9 @@ use crate::catalog::relation::column;
 use crate::catalog::{colocation, name_of, record_event};
 use crate::graph::input::Statements;
 use crate::graph::{build, diff};
-use crate::pg::graph::fresh_snapshot;
+use crate::mover::short_lock;
 use crate::pg::graph::keys::KeyKind;
+use crate::pg::graph::{fresh_snapshot, sees_commits};
 use crate::pg::report::{PgResult, bad_argument, error, unsupported};
 use crate::pg::types::Regclass;
 use crate::pg::{guc, lock, security, spi};
@@ -21,8 +22,8 @@ const MAX_NAME: usize = 39;
 /// Most differences that check_graph() tells.
 const MAX_DIFFERENCES: usize = 10_000;
 
-/// Makes a graph of a table of edges and keeps its closure exact from now on. In one transaction; writers of the
-/// table wait. Returns the rows of the closure.
+/// Makes a graph of a table of edges and keeps its closure exact from now on. In one READ COMMITTED transaction, while
+/// others read and write; writers of the table wait at its end, until it commits. Returns the rows of the closure.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::too_many_arguments, reason = "the arguments of the SQL function")]
@@ -40,63 +41,142 @@ fn create_graph(
     let (Some(name), Some(edges), Some(source), Some(target)) = (graph_name, edges, source, target) else {
         return Err(bad_argument("name, edges, source and target must not be NULL"));
     };
+    check_new(name, max_depth)?;
+    if nodes.is_some() != node_key.is_some() || (nodes.is_none() && node_type.is_some()) {
+        return Err(bad_argument("nodes and node_key must be given together")
+            .set_hint("node_type names a column of the table of nodes."));
+    }
+    let ends = edge_columns(edges.0, source, target)?;
+    if let Some(weight) = weight {
+        require_column(edges.0, weight)?;
+    }
+    let mut key = None;
+    if let (Some(nodes), Some(name)) = (&nodes, node_key) {
+        require_own_table(nodes.0)?;
+        let (own, type_) = require_column(nodes.0, name)?;
+        require_same_key(nodes.0, own, type_, ends.kind, ends.collation)?;
+        if let Some(node_type) = node_type {
+            require_column(nodes.0, node_type)?;
+        }
+        key = Some(own);
+    }
+    let nodes = nodes.map(|nodes| nodes.0);
+    let plan = Plan { weight, nodes, node_key: key, node_type, max_depth, ..ends.plan(name, edges.0) };
+    make(&plan, true, "create_graph")
+}
+
+/// Makes a graph of a closure table that somebody keeps already: its rows of depth 1 are the edges, those of depth 0
+/// nodes, and all others are no longer needed. The table stays as it is. Unless `verify` is false it must be right.
+/// Otherwise as `create_graph`.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn adopt_closure(
+    graph_name: Option<&str>,
+    closure: Option<Regclass>,
+    ancestor: default!(Option<&str>, "'ancestor'"),
+    descendant: default!(Option<&str>, "'descendant'"),
+    depth: default!(Option<&str>, "'depth'"),
+    max_depth: default!(Option<i32>, "NULL"),
+    verify: default!(Option<bool>, "true"),
+) -> PgResult<i64> {
+    let (Some(name), Some(closure), Some(ancestor), Some(descendant), Some(depth)) =
+        (graph_name, closure, ancestor, descendant, depth)
+    else {
+        return Err(bad_argument("name, closure, ancestor, descendant and depth must not be NULL"));
+    };
+    check_new(name, max_depth)?;
+    let table = closure.0;
+    let ends = edge_columns(table, ancestor, descendant)?;
+    let (depth, type_) = require_column(table, depth)?;
+    if ![pg_sys::INT2OID, pg_sys::INT4OID, pg_sys::INT8OID].contains(&type_) {
+        return Err(error(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            format!("column \"{}\" of table {} is not an integer", depth.0, name_of(table)?),
+        ));
+    }
+    let (nodes, node_key) = (Some(table), Some(ends.source));
+    let plan = Plan { nodes, node_key, depth: Some(depth), max_depth, ..ends.plan(name, table) };
+    make(&plan, verify.unwrap_or(true), "adopt_closure")
+}
+
+fn check_new(name: &str, max_depth: Option<i32>) -> PgResult<()> {
     if name.is_empty() || name.len() > MAX_NAME {
         return Err(bad_argument(format!("the name of a graph must have 1 to {MAX_NAME} bytes")));
     }
     if max_depth.is_some_and(|depth| depth < 1) {
         return Err(bad_argument("max_depth must be at least 1"));
     }
-    if nodes.is_some() != node_key.is_some() || (nodes.is_none() && node_type.is_some()) {
-        return Err(bad_argument("nodes and node_key must be given together")
-            .set_hint("node_type names a column of the table of nodes."));
-    }
-    let edges = edges.0;
-    require_own_table(edges)?;
-    let (source, source_type) = require_column(edges, source)?;
-    let (target, target_type) = require_column(edges, target)?;
-    let (kind, collation) = key_kind(edges, source, source_type)?;
-    require_same_key(edges, target, target_type, kind, collation)?;
-    if let Some(weight) = weight {
-        require_column(edges, weight)?;
-    }
-    let mut key = None;
-    if let (Some(nodes), Some(name)) = (&nodes, node_key) {
-        require_own_table(nodes.0)?;
-        let (own, type_) = require_column(nodes.0, name)?;
-        require_same_key(nodes.0, own, type_, kind, collation)?;
-        if let Some(node_type) = node_type {
-            require_column(nodes.0, node_type)?;
+    require_read_committed()
+}
+
+/// Edges are read again under the lock, and then everything that committed before must be seen.
+fn require_read_committed() -> PgResult<()> {
+    match sees_commits() {
+        true => Ok(()),
+        false => {
+            Err(unsupported("a graph can be made only in transactions of isolation level READ COMMITTED")
+                .set_hint("SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"))
         }
-        key = Some(own);
     }
-    let plan = Plan {
-        name,
-        edges,
-        source,
-        target,
-        weight,
-        nodes: nodes.map(|nodes| nodes.0),
-        node_key: key,
-        node_type,
-        kind,
-        collation,
-        max_depth,
-    };
+}
+
+/// The ends of a table's edges.
+struct Ends<'a> {
+    source: (&'a str, i16),
+    target: (&'a str, i16),
+    kind: KeyKind,
+    collation: pg_sys::Oid,
+}
+
+impl<'a> Ends<'a> {
+    /// A graph of nothing but these edges.
+    fn plan(&self, name: &'a str, edges: pg_sys::Oid) -> Plan<'a> {
+        let Ends { source, target, kind, collation } = *self;
+        Plan {
+            name,
+            edges,
+            source,
+            target,
+            weight: None,
+            nodes: None,
+            node_key: None,
+            node_type: None,
+            depth: None,
+            kind,
+            collation,
+            max_depth: None,
+        }
+    }
+}
+
+fn edge_columns<'a>(table: pg_sys::Oid, source: &'a str, target: &'a str) -> PgResult<Ends<'a>> {
+    require_own_table(table)?;
+    let (source, source_type) = require_column(table, source)?;
+    let (target, target_type) = require_column(table, target)?;
+    let (kind, collation) = key_kind(table, source, source_type)?;
+    require_same_key(table, target, target_type, kind, collation)?;
+    Ok(Ends { source, target, kind, collation })
+}
+
+fn make(plan: &Plan<'_>, verify: bool, what: &str) -> PgResult<i64> {
     let shards = {
         let _owner = security::as_extension_owner()?;
-        if catalog::exists(name)? {
+        if catalog::exists(plan.name)? {
             return Err(error(
                 PgSqlErrorCode::ERRCODE_DUPLICATE_OBJECT,
-                format!("graph \"{name}\" already exists"),
+                format!("graph \"{}\" already exists", plan.name),
             ));
         }
         colocation::shards_named(None)?
     };
-    let statements = Statements::of_plan(&plan)?;
-    let rows = build::create(&plan, &statements, &shards)?;
+    let statements = Statements::of_plan(plan)?;
+    let made = build::create(plan, &statements, &shards, verify)?;
     let _owner = security::as_extension_owner()?;
-    record_event("create_graph", None, None, json!({"graph": name, "edges": name_of(edges)?, "rows": rows}))?;
-    Ok(rows as i64)
+    let detail = json!({
+        "graph": plan.name, "edges": name_of(plan.edges)?, "rows": made.rows, "caught_up": made.caught_up, "held_ms": made.held_ms,
+    });
+    record_event(what, None, None, detail)?;
+    Ok(made.rows as i64)
 }
 
 /// Drops a graph: its closure, directory, functions and triggers. The edges stay as they are.
@@ -129,12 +209,14 @@ fn drop_graph(graph_name: &str) -> PgResult<()> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn rebuild_graph(graph_name: &str) -> PgResult<i64> {
+    require_read_committed()?;
     let graph = own_graph(graph_name)?;
     let mut tables: Vec<pg_sys::Oid> =
         std::iter::once(graph.edges).chain(graph.nodes.as_ref().map(|nodes| nodes.table)).collect();
     tables.sort_unstable_by_key(|table| table.to_u32());
     tables.dedup();
-    lock::lock_all(&tables, lock::SHARE_ROW_EXCLUSIVE);
+    let lock_timeout = short_lock::lock_in_session(&tables, lock::SHARE_ROW_EXCLUSIVE, &[])?;
+    spi::set_local("lock_timeout", &lock_timeout)?;
     let rows = {
         let _owner = security::as_restricted_owner(graph.owner);
         spi::set_local("row_security", "off")?;

@@ -1,12 +1,16 @@
 //! Making a graph: everything is read, the closure computed and written in bulk, then indexed.
 
+use super::adopt;
+use super::catch_up::catch_up;
 use super::influence::ranks;
 use super::input::{Input, Reading, Statements};
 use super::{Homes, new_component};
 use crate::catalog::colocation::ShardRow;
+use crate::catalog::graph;
 use crate::catalog::graph::create::{self, Made, Plan};
-use crate::catalog::graph::{self, Graph};
+use crate::mover::short_lock;
 use crate::pg::graph::bulk::{Bulk, Value};
+use crate::pg::graph::fresh_snapshot;
 use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::leaf::ClosureRow;
 use crate::pg::report::{PgResult, error, internal, notice};
@@ -20,23 +24,33 @@ use std::time::{Duration, Instant};
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
-/// Makes the graph: rows of the closure. The edge table (and the node table) must belong to the current user; it
-/// is locked against writers until the end of the transaction.
+/// A graph that was made.
+pub struct Created {
+    /// Rows of its closure.
+    pub rows: u64,
+    /// Edges that came or went while it was made.
+    pub caught_up: u64,
+    /// How long writers of its tables were kept out, ms.
+    pub held_ms: f64,
+}
+
+/// Makes the graph of tables that belong to the current user. Readers and writers go on while edges are read and the
+/// closure is built; then writers wait while what they did meanwhile is caught up with and the triggers are made, and
+/// until the end of the transaction. The lock is taken as moves take theirs, without a queue behind it. With
+/// `verify`, an adopted closure table must be right.
 ///
 /// # Errors
-/// 54000 when the closure would be larger than `foreshard.graph_max_rows`.
-pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow]) -> PgResult<u64> {
+/// 54000 when the closure would be larger than `foreshard.graph_max_rows`; 23514 for a wrong closure table.
+pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow], verify: bool) -> PgResult<Created> {
     let mut tables: Vec<pg_sys::Oid> = [Some(plan.edges), plan.nodes].into_iter().flatten().collect();
     tables.sort_unstable_by_key(|table| table.to_u32());
     tables.dedup();
-    lock::lock_all(&tables, lock::SHARE_ROW_EXCLUSIVE);
+    lock::lock_all(&tables, lock::SHARE_UPDATE_EXCLUSIVE);
     let owner = security::relation_owner(plan.edges)?;
     let input = {
         let _owner = security::as_restricted_owner(owner);
         spi::set_local("row_security", "off")?;
-        let mut reading = Reading::default();
-        reading.read(statements, plan.kind, |_| true)?;
-        reading.finish(true)?
+        first_picture(plan, statements, verify)?
     };
     notice(&format!(
         "graph \"{}\": {} nodes, {} edges",
@@ -44,24 +58,48 @@ pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow]) -> PgRe
         input.keys.len(),
         input.graph.edge_count()
     ));
-
+    let (made, rows) = {
+        let _owner = security::as_extension_owner()?;
+        let made = create::tables(plan, shards)?;
+        let rows = fill(plan, &made, &input, shards)?;
+        create::finish_tables(plan, &made, owner)?;
+        (made, rows)
+    };
+    {
+        let _owner = security::as_restricted_owner(owner);
+        create::analyze(&made)?;
+    }
+    let lock_timeout = short_lock::lock_in_session(&tables, lock::SHARE_ROW_EXCLUSIVE, &[])?;
+    let held = Instant::now();
+    spi::set_local("lock_timeout", &lock_timeout)?;
+    let graph = {
+        let _owner = security::as_extension_owner()?;
+        create::edge_indexes(plan, made.graph_id)?;
+        create::first_influence(made.graph_id)?;
+        create::announce()?;
+        graph::by_id(made.graph_id)?
+    };
+    let caught_up = {
+        let _owner = security::as_restricted_owner(owner);
+        spi::set_local("row_security", "off")?;
+        catch_up(&graph, statements, &input, guc::GRAPH_MAX_ROWS.get().max(1) as u64)?
+    };
     let _owner = security::as_extension_owner()?;
-    let made = create::tables(plan, shards)?;
-    let rows = fill(plan, &made, &input, shards)?;
-    create::finish_tables(plan, &made, owner)?;
-    create::edge_indexes(plan, made.graph_id)?;
     create::triggers(plan, made.graph_id)?;
-    create::first_influence(made.graph_id)?;
-    create::announce()?;
-    let known = graph::by_id(made.graph_id)?;
-    create::functions(&known, owner)?;
-    analyze(&known)?;
-    Ok(rows)
+    create::functions(&graph, owner)?;
+    Ok(Created { rows, caught_up, held_ms: held.elapsed().as_secs_f64() * 1000.0 })
 }
 
-fn analyze(graph: &Graph) -> PgResult<()> {
-    let _owner = security::as_restricted_owner(graph.owner);
-    create::analyze(graph)
+/// Edges and nodes under one snapshot, under which an adopted closure table is looked at as well.
+fn first_picture(plan: &Plan, statements: &Statements, verify: bool) -> PgResult<Input> {
+    let _fresh = fresh_snapshot();
+    let mut reading = Reading::default();
+    reading.read(statements, plan.kind, |_| true)?;
+    let input = reading.finish(true)?;
+    if let (Some((depth, _)), true) = (plan.depth, verify) {
+        adopt::verify(plan, depth, &input, guc::GRAPH_MAX_ROWS.get().max(1) as u64)?;
+    }
+    Ok(input)
 }
 
 /// Writes directory, components and closure.

@@ -3,7 +3,7 @@
 use super::component::{Touched, hold};
 use super::reader::Reader;
 use super::{diff, write};
-use crate::catalog::graph::{self, Graph, node};
+use crate::catalog::graph::{self, EDGE_DEPTH, Graph, NODE_DEPTH, node};
 use crate::pg::graph::call::{Call, Event};
 use crate::pg::graph::fresh_snapshot;
 use crate::pg::graph::keys::NodeKey;
@@ -61,7 +61,8 @@ fn not_ours() -> pgrx::pg_sys::panic::ErrorReport {
 fn edges(graph: &Graph, call: &Call) -> Vec<Done> {
     let mut done = Vec::new();
     for (old, sign) in [(true, -1), (false, 1)] {
-        for row in call.keys(old, &[graph.source, graph.target], graph.kind).into_iter().flatten() {
+        let which = graph.depth.as_ref().map(|depth| (depth.number, EDGE_DEPTH));
+        for row in call.keys(old, &[graph.source, graph.target], graph.kind, which).into_iter().flatten() {
             let mut ends = row.into_iter();
             if let (Some(source), Some(target)) = (ends.next(), ends.next()) {
                 done.push(Done::Edges(source, target, sign));
@@ -74,7 +75,8 @@ fn edges(graph: &Graph, call: &Call) -> Vec<Done> {
 /// Nodes that a part of a query added to the table of nodes, took from it, or changed there.
 fn nodes(graph: &Graph, call: &Call) -> Vec<Done> {
     let Some(table) = &graph.nodes else { return Vec::new() };
-    let rows = [true, false].into_iter().flat_map(|old| call.keys(old, &[table.key], graph.kind));
+    let which = graph.depth.as_ref().map(|depth| (depth.number, NODE_DEPTH));
+    let rows = [true, false].into_iter().flat_map(|old| call.keys(old, &[table.key], graph.kind, which));
     rows.flatten().flatten().map(Done::Node).collect()
 }
 
@@ -103,19 +105,21 @@ fn keep(graph: &Graph, done: Vec<Done>) -> PgResult<()> {
     for key in &listed {
         number(&mut touched, key)?;
     }
-    repair(graph, touched)?;
+    repair(graph, touched, guc::GRAPH_MAX_WORK.get().max(1) as u64)?;
     let listed: Vec<NodeKey> = listed.into_iter().collect();
     if listed.is_empty() { Ok(()) } else { node::refresh_types(graph, &listed) }
 }
 
 /// Makes the closure what it should be around the touched nodes.
-fn repair(graph: &Graph, touched: Touched) -> PgResult<()> {
+///
+/// # Errors
+/// 53400 when that takes more than `most` steps.
+pub(super) fn repair(graph: &Graph, touched: Touched, most: u64) -> PgResult<()> {
     if touched.keys.is_empty() {
         return Ok(());
     }
     let held = hold(graph, &touched)?;
     let _fresh = fresh_snapshot();
-    let most = guc::GRAPH_MAX_WORK.get().max(1) as u64;
     let count = touched.keys.len();
     let mut reader = Reader::new(graph, touched.keys, &held.shards)?;
     let options = MaintainOptions { max_depth: graph.max_depth, max_work: most };

@@ -45,8 +45,10 @@ impl Statements {
     /// Those of a graph.
     pub fn of(graph: &Graph) -> Self {
         let nodes = graph.nodes.as_ref();
-        let nodes =
-            nodes.map(|nodes| graph::node_query(&nodes.name, &nodes.key_name, nodes.type_name.as_deref()));
+        let nodes = nodes.map(|nodes| {
+            let (type_, which) = (nodes.type_name.as_deref(), nodes.which.as_deref());
+            graph::node_query(&nodes.name, &nodes.key_name, type_, which)
+        });
         Self { edges: graph.edge_query.clone(), nodes, weighted: false }
     }
 

@@ -5,7 +5,9 @@
 //! Who may change a closure is settled by components (`component`): whoever changes edges holds the rows of all
 //! components that the edges touch, until the end of the transaction.
 
+mod adopt;
 pub mod build;
+mod catch_up;
 pub mod changed;
 mod component;
 pub mod diff;

@@ -61,16 +61,15 @@ const SESSION_PAUSE_MS: f64 = 20.0;
 /// Attempts of a user's session between two notices of who is in the way.
 const NOTICE_ATTEMPTS: u32 = 64;
 
-/// Takes ACCESS EXCLUSIVE on `relations` and SHARE ROW EXCLUSIVE on `others` for a user's statement, as [`try_lock`]
-/// does it, until it has them all: between attempts it holds none. Returns the session's lock_timeout, which
+/// Takes `mode` on `relations` and SHARE ROW EXCLUSIVE on `others` for a user's statement, as [`try_lock`] does it, until it has them all: between attempts it holds none. Returns the session's lock_timeout, which
 /// bounds every further wait of the transaction until it is set again.
 ///
 /// # Errors
 /// What cancels a statement.
-pub fn lock_in_session(relations: &[pg_sys::Oid], others: &[pg_sys::Oid]) -> PgResult<String> {
+pub fn lock_in_session(relations: &[pg_sys::Oid], mode: i32, others: &[pg_sys::Oid]) -> PgResult<String> {
     let theirs = spi::one::<String>("SELECT pg_catalog.current_setting('lock_timeout')", &[])?;
     for attempt in 0_u32.. {
-        if try_in_session(relations, others, attempt)? {
+        if try_in_session(relations, mode, others, attempt)? {
             break;
         }
         if attempt % NOTICE_ATTEMPTS == NOTICE_ATTEMPTS - 1 {
@@ -86,11 +85,16 @@ pub fn lock_in_session(relations: &[pg_sys::Oid], others: &[pg_sys::Oid]) -> PgR
 }
 
 /// One attempt, in a subtransaction: whoever does not get every lock gives back those it has.
-fn try_in_session(relations: &[pg_sys::Oid], others: &[pg_sys::Oid], attempt: u32) -> PgResult<bool> {
+fn try_in_session(
+    relations: &[pg_sys::Oid],
+    mode: i32,
+    others: &[pg_sys::Oid],
+    attempt: u32,
+) -> PgResult<bool> {
     let _guard = security::as_extension_owner()?;
     let mut failed = None;
     let ended = subtransaction::run(|| {
-        let locked = try_lock(relations, lock::ACCESS_EXCLUSIVE, attempt)
+        let locked = try_lock(relations, mode, attempt)
             .map(|locked| locked && lock::try_lock_all(others, lock::SHARE_ROW_EXCLUSIVE));
         match locked {
             Ok(true) => {}

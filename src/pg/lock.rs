@@ -8,6 +8,8 @@ use pgrx::pg_sys;
 pub const ACCESS_SHARE: i32 = pg_sys::AccessShareLock as i32;
 /// ROW EXCLUSIVE.
 pub const ROW_EXCLUSIVE: i32 = pg_sys::RowExclusiveLock as i32;
+/// SHARE UPDATE EXCLUSIVE: blocks who alters, and itself.
+pub const SHARE_UPDATE_EXCLUSIVE: i32 = pg_sys::ShareUpdateExclusiveLock as i32;
 /// SHARE ROW EXCLUSIVE: blocks writers, not readers.
 pub const SHARE_ROW_EXCLUSIVE: i32 = pg_sys::ShareRowExclusiveLock as i32;
 /// ACCESS EXCLUSIVE: blocks everybody.

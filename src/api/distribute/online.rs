@@ -7,7 +7,7 @@ use crate::catalog::relation::kind;
 use crate::catalog::{adopt, birth, colocation, name_of, preflight, record_event, split};
 use crate::mover::short_lock;
 use crate::pg::report::{PgResult, internal, notice, wrong_state};
-use crate::pg::{partition, security, shmem, spi};
+use crate::pg::{lock, partition, security, shmem, spi};
 use pgrx::pg_sys;
 use serde_json::json;
 use std::time::Instant;
@@ -31,7 +31,7 @@ pub fn distribute(table: pg_sys::Oid, key: &str, slots: i32, shards: Option<&[St
     require_plain(&name, &kind, managed.is_some())?;
     check(table, key, &name)?;
     let (around, referenced) = preflight::around(table)?;
-    let lock_timeout = short_lock::lock_in_session(&around, &referenced)?;
+    let lock_timeout = short_lock::lock_in_session(&around, lock::ACCESS_EXCLUSIVE, &referenced)?;
     let held = Instant::now();
     require_same(table, &name)?;
     let key_type = check(table, key, &name)?;

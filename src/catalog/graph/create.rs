@@ -1,6 +1,6 @@
 //! The objects of a graph: tables, indexes, triggers, functions; made and dropped.
 
-use super::{Graph, find_index};
+use super::{EDGE_DEPTH, Graph, NODE_DEPTH, find_index};
 use crate::catalog::colocation::ShardRow;
 use crate::catalog::name_of;
 use crate::pg::graph::keys::KeyKind;
@@ -28,6 +28,9 @@ pub struct Plan<'a> {
     pub node_key: Option<(&'a str, i16)>,
     /// Name of its type's column.
     pub node_type: Option<&'a str>,
+    /// Name and number of the depth's column, when the edge table is a closure table of the user's: its rows of
+    /// depth 1 are edges, those of depth 0 nodes.
+    pub depth: Option<(&'a str, i16)>,
     /// What keys are.
     pub kind: KeyKind,
     /// Collation of text keys.
@@ -135,9 +138,9 @@ fn register(
 ) -> PgResult<i32> {
     spi::one_mut::<i32>(
         "INSERT INTO foreshard.graph (graph_name, edge_table, source_column, target_column, weight_column, node_table, \
-             node_key_column, node_type_column, key_type, max_depth, metagraph, components, closure) \
+             node_key_column, node_type_column, key_type, max_depth, metagraph, components, closure, depth_column) \
          VALUES ($1::name, $2::regclass, $3::name, $4::name, $5::name, $6::regclass, $7::name, $8::name, $9::regtype, $10, \
-             $11::regclass, $12::regclass, $13::regclass) RETURNING graph_id",
+             $11::regclass, $12::regclass, $13::regclass, $14::name) RETURNING graph_id",
         &[
             plan.name.into(),
             plan.edges.into(),
@@ -152,6 +155,7 @@ fn register(
             metagraph.into(),
             components.into(),
             closure.into(),
+            plan.depth.map(|(name, _)| name).into(),
         ],
     )?
     .ok_or_else(|| internal("no graph id"))
@@ -241,19 +245,25 @@ fn role_name(role: pg_sys::Oid) -> PgResult<String> {
 /// Makes the indexes that looking up edges and nodes needs, unless there are such; their names.
 pub fn edge_indexes(plan: &Plan, graph_id: i32) -> PgResult<Vec<String>> {
     let (source, target) = (plan.source, plan.target);
-    let mut wanted = vec![(plan.edges, source, Some(target)), (plan.edges, target, Some(source))];
+    let at_depth = |depth| plan.depth.map(|(column, _)| super::at_depth(column, depth));
+    let mut wanted = vec![
+        (plan.edges, source, Some(target), at_depth(EDGE_DEPTH)),
+        (plan.edges, target, Some(source), at_depth(EDGE_DEPTH)),
+    ];
     if let (Some(nodes), Some(key)) = (plan.nodes, plan.node_key) {
-        wanted.push((nodes, key, None));
+        wanted.push((nodes, key, None, at_depth(NODE_DEPTH)));
     }
     let mut made = Vec::new();
-    for (table, first, second) in wanted {
-        if find_index(table, first.1, second.map_or(0, |second| second.1))?.is_some() {
+    for (table, first, second, which) in wanted {
+        if find_index(table, first.1, second.map_or(0, |second| second.1), which.as_deref())?.is_some() {
             continue;
         }
+        let which = which.map(|which| format!(" WHERE {which}")).unwrap_or_default();
         let columns: Vec<String> =
             [Some(first), second].into_iter().flatten().map(|(name, _)| quote_identifier(name)).collect();
         let name = quote_identifier(format!("foreshard_graph_{graph_id}_{}", made.len() + 1));
-        spi::run(&format!("CREATE INDEX {name} ON {} ({})", name_of(table)?, columns.join(", ")), &[])?;
+        let columns = columns.join(", ");
+        spi::run(&format!("CREATE INDEX {name} ON {} ({columns}){which}", name_of(table)?), &[])?;
         let schema = spi::one::<String>(
             "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.oid = $1",
@@ -313,6 +323,8 @@ pub fn functions(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
     };
     let (source, target) = (column(graph.source)?, column(graph.target)?);
     let (closure, metagraph) = (&graph.closure_name, &graph.metagraph_name);
+    let is_edge =
+        graph.depth.as_ref().map(|depth| format!(" AND e.{} = {EDGE_DEPTH}", depth.name)).unwrap_or_default();
     let range = "($2 IS NULL OR c.depth >= $2) AND ($3 IS NULL OR c.depth <= $3)";
     let made = [
         (
@@ -364,7 +376,7 @@ pub fn functions(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
                      SELECT p.step + 1, n.node, p.rest - 1 FROM p, LATERAL ( \
                          SELECT e.{target} AS node FROM {edges} e JOIN {metagraph} m ON m.node = e.{target} \
                          JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
-                         WHERE e.{source} = p.node AND c.descendant = $2 AND c.depth = p.rest - 1 ORDER BY 1 LIMIT 1) n \
+                         WHERE e.{source} = p.node{is_edge} AND c.descendant = $2 AND c.depth = p.rest - 1 ORDER BY 1 LIMIT 1) n \
                      WHERE p.rest > 0) \
                  SELECT p.step, p.node FROM p ORDER BY p.step"
             ),
@@ -386,10 +398,10 @@ pub fn functions(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
     Ok(())
 }
 
-/// Statistics of the filled tables, so that the first plans are good.
-pub fn analyze(graph: &Graph) -> PgResult<()> {
-    for table in [&graph.closure_name, &graph.metagraph_name, &graph.components_name] {
-        spi::run(&format!("ANALYZE {table}"), &[])?;
+/// Statistics of the filled tables, so that the first plans are good. As their owner.
+pub fn analyze(made: &Made) -> PgResult<()> {
+    for table in [made.closure, made.metagraph, made.components] {
+        spi::run(&format!("ANALYZE {}", name_of(table)?), &[])?;
     }
     Ok(())
 }

@@ -17,6 +17,20 @@ use pgrx::spi::quote_identifier;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+/// Depth of the rows of an adopted closure table that are edges.
+pub const EDGE_DEPTH: i64 = 1;
+/// Depth of those that are nodes.
+pub const NODE_DEPTH: i64 = 0;
+
+/// The column of an adopted closure table that says how many edges a path has.
+#[derive(Clone, Debug)]
+pub struct DepthColumn {
+    /// Its number.
+    pub number: i16,
+    /// Its name, quoted.
+    pub name: String,
+}
+
 /// A column that is a key, and the index that leads to it.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyIndex {
@@ -41,6 +55,8 @@ pub struct NodeTable {
     pub index: pg_sys::Oid,
     /// The table's name, qualified and quoted.
     pub name: String,
+    /// Which of its rows are nodes; None: all of them.
+    pub which: Option<String>,
 }
 
 /// A part of a closure.
@@ -77,6 +93,8 @@ pub struct Graph {
     pub source: i16,
     /// Number of the target's column.
     pub target: i16,
+    /// The depth's column, when the edge table is a closure table that was adopted.
+    pub depth: Option<DepthColumn>,
     /// `SELECT source, target FROM edges`, without NULLs.
     pub edge_query: String,
     /// The same with the weight as a third column (NULL: 1), where edges have weights.
@@ -153,12 +171,13 @@ struct Registered {
     metagraph: pg_sys::Oid,
     closure: pg_sys::Oid,
     components: pg_sys::Oid,
+    depth: Option<String>,
 }
 
 fn registered(graph_id: i32) -> PgResult<Registered> {
     let found = spi::rows(
         "SELECT graph_name::text, edge_table::oid, source_column::text, target_column::text, node_table::oid, \
-                node_key_column::text, node_type_column::text, key_type::oid, max_depth, metagraph::oid, closure::oid, components::oid, weight_column::text \
+                node_key_column::text, node_type_column::text, key_type::oid, max_depth, metagraph::oid, closure::oid, components::oid, weight_column::text, depth_column::text \
          FROM foreshard.graph WHERE graph_id = $1",
         &[graph_id.into()],
         |row| {
@@ -176,6 +195,7 @@ fn registered(graph_id: i32) -> PgResult<Registered> {
                 closure: row.need(11)?,
                 components: row.need(12)?,
                 weight: row.get(13)?,
+                depth: row.get(14)?,
             })
         },
     )?;
@@ -193,6 +213,9 @@ fn read(graph_id: i32) -> PgResult<Graph> {
         .ok_or_else(|| unsupported(format!("graph \"{}\" has keys of an unknown type", row.name)))?;
     let (source, target) =
         (key_column(row.edges, &row.source, kind)?, key_column(row.edges, &row.target, kind)?);
+    let depth = row.depth.as_deref().map(|name| depth_column(row.edges, name)).transpose()?;
+    let at_depth = |value| row.depth.as_deref().map(|name| at_depth(name, value));
+    let (is_edge, is_node) = (at_depth(EDGE_DEPTH), at_depth(NODE_DEPTH));
     let nodes = match (row.nodes, &row.node_key) {
         (Some(table), Some(key)) => {
             let number = key_column(table, key, kind)?;
@@ -201,14 +224,15 @@ fn read(graph_id: i32) -> PgResult<Graph> {
                 key: number,
                 key_name: quote_identifier(key),
                 type_name: row.node_type.as_deref().map(quote_identifier),
-                index: need_index(table, key, number, 0)?.index,
+                index: need_index(table, key, (number, 0), is_node.as_deref())?.index,
                 name: super::name_of(table)?,
+                which: is_node,
             })
         }
         _ => None,
     };
     let (source_name, target_name) = (quote_identifier(&row.source), quote_identifier(&row.target));
-    let edge_query = edge_query(&super::name_of(row.edges)?, &source_name, &target_name);
+    let edge_query = edge_query(&super::name_of(row.edges)?, &source_name, &target_name, is_edge.as_deref());
     Ok(Graph {
         owner: security::relation_owner(row.metagraph)?,
         kind,
@@ -221,8 +245,9 @@ fn read(graph_id: i32) -> PgResult<Graph> {
             edge_query.replacen(" FROM", &format!(", {weight}::pg_catalog.float8 FROM"), 1)
         }),
         edge_query,
-        out: need_index(row.edges, &row.source, source, target)?,
-        into: need_index(row.edges, &row.target, target, source)?,
+        out: need_index(row.edges, &row.source, (source, target), is_edge.as_deref())?,
+        into: need_index(row.edges, &row.target, (target, source), is_edge.as_deref())?,
+        depth,
         nodes,
         metagraph: row.metagraph,
         metagraph_index: primary_key(row.metagraph)?,
@@ -244,37 +269,62 @@ fn key_column(table: pg_sys::Oid, name: &str, kind: KeyKind) -> PgResult<i16> {
             "column \"{name}\" of table {} has another type than the keys of its graph",
             super::name_of(table)?
         ))),
-        None => Err(error(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-            format!("column \"{name}\" of table {} does not exist", super::name_of(table)?),
-        )
-        .set_detail("A graph depends on it.")
-        .set_hint("Give the column its name back, or drop the graph: SELECT foreshard.drop_graph(...).")),
+        None => Err(lost_column(table, name)?),
     }
 }
 
-/// A B-tree whose first column is `number`, best one whose second column is `other`.
-pub fn find_index(table: pg_sys::Oid, number: i16, other: i16) -> PgResult<Option<KeyIndex>> {
+fn lost_column(table: pg_sys::Oid, name: &str) -> PgResult<pgrx::pg_sys::panic::ErrorReport> {
+    let message = format!("column \"{name}\" of table {} does not exist", super::name_of(table)?);
+    Ok(error(PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN, message)
+        .set_detail("A graph depends on it.")
+        .set_hint("Give the column its name back, or drop the graph: SELECT foreshard.drop_graph(...)."))
+}
+
+fn depth_column(table: pg_sys::Oid, name: &str) -> PgResult<DepthColumn> {
+    match column(table, name)? {
+        Some((number, _)) => Ok(DepthColumn { number, name: quote_identifier(name) }),
+        None => Err(lost_column(table, name)?),
+    }
+}
+
+/// `depth = n` as the server writes it; the name is not quoted yet.
+pub fn at_depth(column: &str, depth: i64) -> String {
+    format!("({} = {depth})", quote_identifier(column))
+}
+
+/// A B-tree whose first column is `number`, best one whose second column is `other`: of the rows `which` says, as
+/// the server writes it, or of all rows.
+pub fn find_index(
+    table: pg_sys::Oid,
+    number: i16,
+    other: i16,
+    which: Option<&str>,
+) -> PgResult<Option<KeyIndex>> {
     let found = spi::rows(
         "SELECT i.indexrelid, coalesce(i.indnkeyatts >= 2 AND i.indkey[1] = $3, false) AS both_ends \
          FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
               JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] \
-         WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND i.indpred IS NULL AND i.indisvalid AND i.indisready \
+         WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) IS NOT DISTINCT FROM $4 AND i.indisvalid AND i.indisready \
            AND c.relam = 403 AND o.opcdefault AND c.relkind = 'i' \
          ORDER BY both_ends DESC, i.indnkeyatts, i.indexrelid LIMIT 1",
-        &[table.into(), number.into(), other.into()],
+        &[table.into(), number.into(), other.into(), which.into()],
         |row| Ok(KeyIndex { index: row.need(1)?, has_other_end: row.need(2)? }),
     )?;
     Ok(found.into_iter().next())
 }
 
-fn need_index(table: pg_sys::Oid, name: &str, number: i16, other: i16) -> PgResult<KeyIndex> {
+fn need_index(
+    table: pg_sys::Oid,
+    name: &str,
+    (number, other): (i16, i16),
+    which: Option<&str>,
+) -> PgResult<KeyIndex> {
     let missing = || -> PgResult<_> {
         let (table, column) = (super::name_of(table)?, quote_identifier(name));
         Ok(wrong_state(format!("table {table} has no index on column \"{name}\", which its graph needs"))
-            .set_hint(format!("CREATE INDEX ON {table} ({column});")))
+            .set_hint(format!("CREATE INDEX ON {table} ({column}){};", condition(" WHERE", which))))
     };
-    match find_index(table, number, other)? {
+    match find_index(table, number, other, which)? {
         Some(index) => Ok(index),
         None => Err(missing()?),
     }
@@ -315,25 +365,34 @@ fn parts(graph_id: i32) -> PgResult<Vec<Part>> {
     Ok(found)
 }
 
+/// A condition after a keyword, or nothing.
+fn condition(keyword: &str, which: Option<&str>) -> String {
+    which.map(|which| format!("{keyword} {which}")).unwrap_or_default()
+}
+
 /// `SELECT source, target`, without NULLs; names are quoted.
-fn edge_query(table: &str, source: &str, target: &str) -> String {
-    format!("SELECT {source}, {target} FROM {table} WHERE {source} IS NOT NULL AND {target} IS NOT NULL")
+fn edge_query(table: &str, source: &str, target: &str, which: Option<&str>) -> String {
+    let and = condition(" AND", which);
+    format!("SELECT {source}, {target} FROM {table} WHERE {source} IS NOT NULL AND {target} IS NOT NULL{and}")
 }
 
 /// `SELECT key, type`, without NULL keys; names are quoted.
-pub fn node_query(table: &str, key: &str, type_: Option<&str>) -> String {
-    let type_ = type_.unwrap_or("NULL");
-    format!("SELECT {key}, {type_}::pg_catalog.text FROM {table} WHERE {key} IS NOT NULL")
+pub fn node_query(table: &str, key: &str, type_: Option<&str>, which: Option<&str>) -> String {
+    let (type_, and) = (type_.unwrap_or("NULL"), condition(" AND", which));
+    format!("SELECT {key}, {type_}::pg_catalog.text FROM {table} WHERE {key} IS NOT NULL{and}")
 }
 
 /// Both for a graph that is about to be made.
 pub fn queries(plan: &create::Plan<'_>) -> PgResult<(String, Option<String>)> {
     let edges = super::name_of(plan.edges)?;
-    let edges = edge_query(&edges, &quote_identifier(plan.source.0), &quote_identifier(plan.target.0));
+    let at_depth = |value| plan.depth.map(|(name, _)| at_depth(name, value));
+    let (source, target) = (quote_identifier(plan.source.0), quote_identifier(plan.target.0));
+    let edges = edge_query(&edges, &source, &target, at_depth(EDGE_DEPTH).as_deref());
     let nodes = match (plan.nodes, plan.node_key) {
         (Some(table), Some((key, _))) => {
             let type_ = plan.node_type.map(quote_identifier);
-            Some(node_query(&super::name_of(table)?, &quote_identifier(key), type_.as_deref()))
+            let (name, key) = (super::name_of(table)?, quote_identifier(key));
+            Some(node_query(&name, &key, type_.as_deref(), at_depth(NODE_DEPTH).as_deref()))
         }
         _ => None,
     };

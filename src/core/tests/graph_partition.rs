@@ -223,6 +223,35 @@ fn nodes_that_deviate_move_to_the_least_used_shard() {
     assert_eq!(deviating(&nodes, &places, &only, 0.5, 10), []);
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn heat_that_is_measured_anew_sends_no_node_back(
+        seed in any::<u64>(), count in 2_usize..5, hot in 1_usize..12, threshold in 0.5_f64..9.0,
+    ) {
+        let shards = equal(count);
+        let mut numbers = Numbers(seed);
+        let mut places: Vec<u16> = (0..40).map(|_| numbers.below(count as u32) as u16).collect();
+        let heat: Vec<f64> = (0..40)
+            .map(|node| if node < hot { 1_000.0 + f64::from(numbers.below(9_000)) } else { f64::from(numbers.below(50)) })
+            .collect();
+        let mut left: Vec<(u32, u16)> = Vec::new();
+        for _ in 0..50 {
+            // Every load a little larger or smaller than it is.
+            let nodes: Vec<Placed> = heat
+                .iter()
+                .map(|load| Placed { load: load * (0.98 + f64::from(numbers.below(41)) / 1_000.0), kind: 0 })
+                .collect();
+            for NodeMove { node, from, to } in deviating(&nodes, &places, &shards, threshold, 100) {
+                prop_assert!(!left.contains(&(node, to)), "node {} went back to shard {}", node, to);
+                left.push((node, from));
+                places[node as usize] = to;
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_known_is_mixed_in_any_unit() {
     let graph = Digraph::from_pairs(4, &[(0, 1), (1, 2), (2, 3), (3, 3)]).unwrap();

@@ -51,8 +51,15 @@ pub struct Call {
 }
 
 impl Call {
-    /// Some columns of the rows as they were (`old`) or are, each value a key; None where one of them is NULL.
-    pub fn keys(&self, old: bool, columns: &[i16], kind: KeyKind) -> Vec<Option<Vec<NodeKey>>> {
+    /// Some columns of the rows as they were (`old`) or are, each value a key; None where one of them is NULL. Only
+    /// of rows in which the integer column `which` names has that small value, when it is given.
+    pub fn keys(
+        &self,
+        old: bool,
+        columns: &[i16],
+        kind: KeyKind,
+        which: Option<(i16, i64)>,
+    ) -> Vec<Option<Vec<NodeKey>>> {
         let mut found = Vec::new();
         // SAFETY: the transition tables belong to the call. A read pointer of our own leaves alone whoever reads
         // them as well. Only attributes are asked for that the table has.
@@ -62,7 +69,7 @@ impl Call {
                 return found;
             }
             let descriptor = (*(*self.data).tg_relation).rd_att;
-            let last = columns.iter().copied().max().unwrap_or(0);
+            let last = columns.iter().copied().chain(which.map(|which| which.0)).max().unwrap_or(0);
             if i32::from(last) > (*descriptor).natts {
                 return found;
             }
@@ -74,11 +81,18 @@ impl Call {
                 if (*slot).tts_nvalid < last {
                     pg_sys::slot_getsomeattrs_int(slot, i32::from(last));
                 }
-                let read = |column: &i16| {
-                    let at = usize::try_from(*column).ok()?.checked_sub(1)?;
-                    (!*(*slot).tts_isnull.add(at)).then(|| kind.read(*(*slot).tts_values.add(at)))
+                let value = |column: i16| {
+                    let at = usize::try_from(column).ok()?.checked_sub(1)?;
+                    (!*(*slot).tts_isnull.add(at)).then(|| *(*slot).tts_values.add(at))
                 };
-                found.push(columns.iter().map(read).collect());
+                // Integers of any width are whole, signed datums.
+                if which.is_none_or(|(column, wanted)| {
+                    value(column).is_some_and(|value| value.value() as i64 == wanted)
+                }) {
+                    found.push(
+                        columns.iter().map(|column| value(*column).map(|value| kind.read(value))).collect(),
+                    );
+                }
             }
             pg_sys::ExecDropSingleTupleTableSlot(slot);
         }

@@ -11,6 +11,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// The most shards.
 pub const MAX_SHARDS: usize = 4_096;
 
+/// A node moves away from its shard only when the fuller one of both is afterwards used less by this share: heat that
+/// is measured a little differently the next time must not send the node back.
+const RELIEF: f64 = 0.1;
+
 /// Seed of [`Shards::default_shard`].
 const DEFAULT_SEED: u64 = 0x6e6f_6465_5f68_6f6d;
 
@@ -240,8 +244,8 @@ pub struct NodeMove {
 /// Moves of nodes whose heat is more than `threshold` times their shard's mean above it, hottest first, each
 /// to the least used allowed shard, at most `max_moves`.
 ///
-/// A move is only made when the fuller one of both shards is less used afterwards, so the moves of one call
-/// cannot undo one another, and cold nodes stay: moving them relieves nobody. `places[v]` is the shard of
+/// A move is only made when the fuller one of both shards is clearly less used afterwards, so the moves of one
+/// call cannot undo one another, nor can the next call, and cold nodes stay: moving them relieves nobody. `places[v]` is the shard of
 /// node `v`.
 pub fn deviating(
     nodes: &[Placed],
@@ -276,7 +280,7 @@ pub fn deviating(
         let to = shards.least(node.kind, &loads, node.load);
         let used = |shard: u16, load: f64| load / shards.share(shard);
         let after = used(to, loads[usize::from(to)] + node.load);
-        if to != from && after < used(from, loads[usize::from(from)]) {
+        if to != from && after < used(from, loads[usize::from(from)]) * (1.0 - RELIEF) {
             loads[usize::from(from)] -= node.load;
             loads[usize::from(to)] += node.load;
             moves.push(NodeMove { node: index, from, to });
