@@ -71,6 +71,7 @@ COMMENT ON FUNCTION foreshard.graph_changed() IS 'Internal: keeps the closure of
 COMMENT ON FUNCTION foreshard.create_graph(text, regclass, text, text, regclass, text, text, text, integer) IS 'Makes a graph of a table of edges and keeps its closure exact from now on.';
 COMMENT ON FUNCTION foreshard.adopt_closure(text, regclass, text, text, text, integer, boolean) IS 'Makes a graph of a closure table that is kept by somebody else: its rows of depth 1 are the edges.';
 COMMENT ON FUNCTION foreshard.drop_graph(text) IS 'Drops a graph: its closure, directory, functions and triggers.';
+COMMENT ON FUNCTION foreshard.drop_lost_graphs() IS 'Internal: drops what is left of graphs whose edges are gone.';
 COMMENT ON FUNCTION foreshard.rebuild_graph(text) IS 'Makes a graph''s closure, directory and components right; returns how many rows were wrong.';
 COMMENT ON FUNCTION foreshard.check_graph(text) IS 'Compares a graph''s closure with the edges: a row per difference, none when it is right.';
 COMMENT ON FUNCTION foreshard.refresh_influence(text, double precision) IS 'Computes PageRank and betweenness of a graph''s nodes now and writes them to its metagraph.';

@@ -19,8 +19,6 @@ CREATE TABLE foreshard.graph (
     metagraph   regclass NOT NULL,
     closure     regclass NOT NULL,
     components  regclass NOT NULL,
-    -- indexes of the edge table that were made for the graph
-    own_indexes regclass[] NOT NULL DEFAULT '{}',
     created_at  timestamptz NOT NULL DEFAULT now(),
     CHECK ((node_table IS NULL) = (node_key_column IS NULL))
 );
@@ -113,6 +111,32 @@ CREATE TABLE foreshard.graph_traffic (
     judged_at   timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
+-- the functions of a graph, as to_regprocedure() takes them
+CREATE FUNCTION foreshard.graph_functions(graph name, key_type regtype) RETURNS SETOF text
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT pg_catalog.format('foreshard.%I(%s)', graph || f.suffix, pg_catalog.replace(f.arguments, 'k', key_type::text))
+    FROM (VALUES ('_descendants', 'k,integer,integer'), ('_ancestors', 'k,integer,integer'),
+                 ('_common_ancestors', 'k,k'), ('_is_ancestor', 'k,k'), ('_path', 'k,k')) AS f (suffix, arguments);
+END;
+
+-- With the edges goes the graph, from the triggers of its table of nodes to the functions; a table of nodes that a
+-- graph needs stays.
+CREATE FUNCTION foreshard.graph_tables_dropped() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_event_trigger_dropped_objects() d
+               JOIN foreshard.graph g ON d.objid IN (g.edge_table, g.node_table)
+               WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0) THEN
+        PERFORM foreshard.drop_lost_graphs();
+    END IF;
+END
+$$;
+CREATE EVENT TRIGGER foreshard_graph_tables_dropped ON sql_drop
+    WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED')
+    EXECUTE FUNCTION foreshard.graph_tables_dropped();
+
 CREATE VIEW foreshard.graph_influencers AS
 SELECT g.graph_name AS graph, i.place,
        CASE WHEN pg_catalog.has_table_privilege(g.edge_table, 'SELECT') THEN i.node END AS node,
@@ -141,6 +165,9 @@ LATERAL (SELECT count(*) AS shards,
          FROM foreshard.graph_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition
          WHERE p.graph_id = g.graph_id) s;
 
+COMMENT ON FUNCTION foreshard.graph_functions(name, regtype) IS 'Internal: the functions that belong to a graph.';
+COMMENT ON FUNCTION foreshard.graph_tables_dropped() IS 'Internal: drops graphs whose edges were dropped.';
+COMMENT ON EVENT TRIGGER foreshard_graph_tables_dropped IS 'Drops graphs whose edges were dropped.';
 COMMENT ON TABLE foreshard.graph IS 'Graphs: edge tables whose transitive closure is kept.';
 COMMENT ON TABLE foreshard.graph_partition IS 'Which part of a graph''s closure holds the rows of which shard.';
 COMMENT ON TABLE foreshard.graph_influence IS 'When the influence of every graph''s nodes was computed, and how exactly.';

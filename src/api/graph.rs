@@ -4,6 +4,7 @@ use crate::catalog::graph::create::{self, Plan};
 use crate::catalog::graph::{self as catalog, Graph};
 use crate::catalog::relation::column;
 use crate::catalog::{colocation, name_of, record_event};
+use crate::graph::component::hold_all;
 use crate::graph::input::Statements;
 use crate::graph::{build, diff};
 use crate::mover::short_lock;
@@ -42,6 +43,7 @@ fn create_graph(
         return Err(bad_argument("name, edges, source and target must not be NULL"));
     };
     check_new(name, max_depth)?;
+    keep_definitions([Some(edges.0), nodes.as_ref().map(|nodes| nodes.0)])?;
     if nodes.is_some() != node_key.is_some() || (nodes.is_none() && node_type.is_some()) {
         return Err(bad_argument("nodes and node_key must be given together")
             .set_hint("node_type names a column of the table of nodes."));
@@ -53,6 +55,9 @@ fn create_graph(
     let mut key = None;
     if let (Some(nodes), Some(name)) = (&nodes, node_key) {
         require_own_table(nodes.0)?;
+        if security::relation_owner(nodes.0)? != security::relation_owner(edges.0)? {
+            return Err(bad_argument("the tables of edges and of nodes must have the same owner"));
+        }
         let (own, type_) = require_column(nodes.0, name)?;
         require_same_key(nodes.0, own, type_, ends.kind, ends.collation)?;
         if let Some(node_type) = node_type {
@@ -86,6 +91,7 @@ fn adopt_closure(
     };
     check_new(name, max_depth)?;
     let table = closure.0;
+    keep_definitions([Some(table), None])?;
     let ends = edge_columns(table, ancestor, descendant)?;
     let (depth, type_) = require_column(table, depth)?;
     if ![pg_sys::INT2OID, pg_sys::INT4OID, pg_sys::INT8OID].contains(&type_) {
@@ -97,6 +103,18 @@ fn adopt_closure(
     let (nodes, node_key) = (Some(table), Some(ends.source));
     let plan = Plan { nodes, node_key, depth: Some(depth), max_depth, ..ends.plan(name, table) };
     make(&plan, verify.unwrap_or(true), "adopt_closure")
+}
+
+/// Lets nobody alter the tables, which must belong to the current user, from now on.
+fn keep_definitions(tables: [Option<pg_sys::Oid>; 2]) -> PgResult<()> {
+    let mut tables: Vec<pg_sys::Oid> = tables.into_iter().flatten().collect();
+    for table in &tables {
+        security::require_owner(*table, &name_of(*table)?)?;
+    }
+    tables.sort_unstable_by_key(|table| table.to_u32());
+    tables.dedup();
+    lock::lock_all(&tables, lock::SHARE_UPDATE_EXCLUSIVE);
+    Ok(())
 }
 
 fn check_new(name: &str, max_depth: Option<i32>) -> PgResult<()> {
@@ -188,7 +206,8 @@ fn drop_graph(graph_name: &str) -> PgResult<()> {
         let id = catalog::id_of(graph_name)?;
         let tables = catalog::tables_left(id)?;
         drop(as_owner);
-        for table in &tables {
+        // The edges' owner may always; when the table is gone, the closure's.
+        if let Some(table) = tables.first() {
             security::require_owner(*table, &name_of(*table)?)?;
         }
         if tables.is_empty() && !security::is_superuser() {
@@ -204,22 +223,46 @@ fn drop_graph(graph_name: &str) -> PgResult<()> {
     record_event("drop_graph", None, None, json!({"graph": graph_name}))
 }
 
+/// Drops what is left of graphs whose edge table is gone; called when a table was dropped.
+///
+/// # Errors
+/// 2BP01 when the table of nodes is gone and the one of edges is not.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn drop_lost_graphs() -> PgResult<()> {
+    let _owner = security::as_extension_owner()?;
+    for graph_id in catalog::without_edges()? {
+        create::drop_all(graph_id)?;
+    }
+    match catalog::without_nodes()? {
+        None => Ok(()),
+        Some(name) => Err(error(
+            PgSqlErrorCode::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+            format!("cannot drop the table of nodes of graph \"{name}\""),
+        )
+        .set_hint("Drop the graph first: SELECT foreshard.drop_graph(...).")),
+    }
+}
+
 /// Makes a graph's closure, directory and components right, whatever is wrong with them; writers of its tables
 /// wait, readers do not. Returns how many rows of the closure were wrong.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn rebuild_graph(graph_name: &str) -> PgResult<i64> {
     require_read_committed()?;
-    let graph = own_graph(graph_name)?;
+    let id = own_graph_id(graph_name)?;
+    let graph = catalog::by_id(id)?;
     let mut tables: Vec<pg_sys::Oid> =
         std::iter::once(graph.edges).chain(graph.nodes.as_ref().map(|nodes| nodes.table)).collect();
     tables.sort_unstable_by_key(|table| table.to_u32());
     tables.dedup();
     let lock_timeout = short_lock::lock_in_session(&tables, lock::SHARE_ROW_EXCLUSIVE, &[])?;
     spi::set_local("lock_timeout", &lock_timeout)?;
+    let graph = catalog::again(id)?;
     let rows = {
         let _owner = security::as_restricted_owner(graph.owner);
         spi::set_local("row_security", "off")?;
+        hold_all(&graph)?;
         let _fresh = fresh_snapshot();
         diff::rebuild(&graph, guc::GRAPH_MAX_ROWS.get().max(1) as u64)?
     };

@@ -34,7 +34,7 @@ pub struct Created {
     pub held_ms: f64,
 }
 
-/// Makes the graph of tables that belong to the current user. Readers and writers go on while edges are read and the
+/// Makes the graph of tables that belong to the current user and that nobody can alter. Readers and writers go on while edges are read and the
 /// closure is built; then writers wait while what they did meanwhile is caught up with and the triggers are made, and
 /// until the end of the transaction. The lock is taken as moves take theirs, without a queue behind it. With
 /// `verify`, an adopted closure table must be right.
@@ -45,7 +45,6 @@ pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow], verify:
     let mut tables: Vec<pg_sys::Oid> = [Some(plan.edges), plan.nodes].into_iter().flatten().collect();
     tables.sort_unstable_by_key(|table| table.to_u32());
     tables.dedup();
-    lock::lock_all(&tables, lock::SHARE_UPDATE_EXCLUSIVE);
     let owner = security::relation_owner(plan.edges)?;
     let input = {
         let _owner = security::as_restricted_owner(owner);
@@ -60,6 +59,7 @@ pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow], verify:
     ));
     let (made, rows) = {
         let _owner = security::as_extension_owner()?;
+        create::require_free_names(plan)?;
         let made = create::tables(plan, shards)?;
         let rows = fill(plan, &made, &input, shards)?;
         create::finish_tables(plan, &made, owner)?;
@@ -82,7 +82,7 @@ pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow], verify:
     let caught_up = {
         let _owner = security::as_restricted_owner(owner);
         spi::set_local("row_security", "off")?;
-        catch_up(&graph, statements, &input, guc::GRAPH_MAX_ROWS.get().max(1) as u64)?
+        catch_up(&graph, made.graph_id, statements, &input, guc::GRAPH_MAX_ROWS.get().max(1) as u64)?
     };
     let _owner = security::as_extension_owner()?;
     create::triggers(plan, made.graph_id)?;

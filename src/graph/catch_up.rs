@@ -16,15 +16,22 @@ use std::cmp::Ordering;
 ///
 /// # Errors
 /// 53400 when it is more work than that.
-pub fn catch_up(graph: &Graph, statements: &Statements, before: &Input, max_work: u64) -> PgResult<u64> {
+pub fn catch_up(
+    graph: &Graph,
+    id: i32,
+    statements: &Statements,
+    before: &Input,
+    max_work: u64,
+) -> PgResult<u64> {
     let now = {
         let _fresh = fresh_snapshot();
-        let mut reading = Reading { keys: before.keys.clone(), ..Reading::default() };
+        let mut reading = Reading::default();
+        reading.keys = before.keys.clone();
         reading.read(statements, graph.kind, |_| true)?;
         reading.finish(false)?
     };
     let (touched, edges) = differences(before, &now)?;
-    changed::repair(graph, touched, max_work)?;
+    changed::repair(graph, id, touched, max_work)?;
     let retyped: Vec<NodeKey> = (0_usize..)
         .zip(now.keys.keys())
         .filter(|(number, _)| {

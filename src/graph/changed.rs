@@ -9,10 +9,11 @@ use crate::pg::graph::fresh_snapshot;
 use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::tally::{self, Done};
 use crate::pg::report::{PgResult, error};
-use crate::pg::{guc, security};
+use crate::pg::{guc, lock, security};
 use foreshard_core::graph::maintain::{MaintainError, MaintainOptions, RowChange, maintain};
+use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Called by the triggers of all graphs.
 ///
@@ -40,12 +41,16 @@ pub fn statement(call: &Call) -> PgResult<()> {
     }
     let _path = security::pinned_search_path();
     let _owner = security::as_restricted_owner(graph.owner);
+    // Before any component, as TRUNCATE has it: whoever holds one waits for no table.
+    let tables: Vec<pg_sys::Oid> =
+        [Some(graph.edges), graph.nodes.as_ref().map(|nodes| nodes.table)].into_iter().flatten().collect();
+    lock::lock_all(&tables, lock::ACCESS_SHARE);
     if call.event == Event::Truncate {
         return truncated(&graph);
     }
-    let done = if role == "edges" { edges(&graph, call) } else { nodes(&graph, call) };
+    let done = if role == "edges" { edges(&graph, call)? } else { nodes(&graph, call)? };
     match tally::close(id, done) {
-        Some(done) => keep(&graph, done),
+        Some(done) => keep(&graph, id, done),
         None => Ok(()),
     }
 }
@@ -57,31 +62,49 @@ fn not_ours() -> pgrx::pg_sys::panic::ErrorReport {
     )
 }
 
-/// Edges that a part of a query added or took.
-fn edges(graph: &Graph, call: &Call) -> Vec<Done> {
-    let mut done = Vec::new();
-    for (old, sign) in [(true, -1), (false, 1)] {
-        let which = graph.depth.as_ref().map(|depth| (depth.number, EDGE_DEPTH));
-        for row in call.keys(old, &[graph.source, graph.target], graph.kind, which).into_iter().flatten() {
-            let mut ends = row.into_iter();
-            if let (Some(source), Some(target)) = (ends.next(), ends.next()) {
-                done.push(Done::Edges(source, target, sign));
-            }
+/// Edges that a part of a query added or took, how many more or fewer of each pair.
+///
+/// # Errors
+/// 53400 when they are more pairs than steps are allowed.
+fn edges(graph: &Graph, call: &Call) -> PgResult<Vec<Done>> {
+    let most = guc::GRAPH_MAX_WORK.get().max(1) as usize;
+    let which = graph.depth.as_ref().map(|depth| (depth.number, EDGE_DEPTH));
+    let mut counts: HashMap<Vec<NodeKey>, i64> = HashMap::new();
+    call.changes(&[graph.source, graph.target], &[], graph.kind, which, |ends, sign| {
+        *counts.entry(ends).or_default() += sign;
+        match counts.len() <= most {
+            true => Ok(()),
+            false => Err(too_much_work(graph, most as u64)),
         }
-    }
-    done
+    })?;
+    let ends = |(ends, count): (Vec<NodeKey>, i64)| {
+        let mut ends = ends.into_iter();
+        Some(Done::Edges(ends.next()?, ends.next()?, count))
+    };
+    Ok(counts.into_iter().filter(|(_, count)| *count != 0).filter_map(ends).collect())
 }
 
 /// Nodes that a part of a query added to the table of nodes, took from it, or changed there.
-fn nodes(graph: &Graph, call: &Call) -> Vec<Done> {
-    let Some(table) = &graph.nodes else { return Vec::new() };
+///
+/// # Errors
+/// 53400 when they are more than steps are allowed.
+fn nodes(graph: &Graph, call: &Call) -> PgResult<Vec<Done>> {
+    let Some(table) = &graph.nodes else { return Ok(Vec::new()) };
+    let most = guc::GRAPH_MAX_WORK.get().max(1) as usize;
     let which = graph.depth.as_ref().map(|depth| (depth.number, NODE_DEPTH));
-    let rows = [true, false].into_iter().flat_map(|old| call.keys(old, &[table.key], graph.kind, which));
-    rows.flatten().flatten().map(Done::Node).collect()
+    let mut found: HashSet<NodeKey> = HashSet::new();
+    call.changes(&[table.key], table.type_column.as_slice(), graph.kind, which, |key, _| {
+        found.extend(key);
+        match found.len() <= most {
+            true => Ok(()),
+            false => Err(too_much_work(graph, most as u64)),
+        }
+    })?;
+    Ok(found.into_iter().map(Done::Node).collect())
 }
 
 /// Makes the closure what it should be around whatever a query changed.
-fn keep(graph: &Graph, done: Vec<Done>) -> PgResult<()> {
+fn keep(graph: &Graph, id: i32, done: Vec<Done>) -> PgResult<()> {
     let mut counts: BTreeMap<(NodeKey, NodeKey), i64> = BTreeMap::new();
     let mut listed: BTreeSet<NodeKey> = BTreeSet::new();
     for done in done {
@@ -105,7 +128,7 @@ fn keep(graph: &Graph, done: Vec<Done>) -> PgResult<()> {
     for key in &listed {
         number(&mut touched, key)?;
     }
-    repair(graph, touched, guc::GRAPH_MAX_WORK.get().max(1) as u64)?;
+    repair(graph, id, touched, guc::GRAPH_MAX_WORK.get().max(1) as u64)?;
     let listed: Vec<NodeKey> = listed.into_iter().collect();
     if listed.is_empty() { Ok(()) } else { node::refresh_types(graph, &listed) }
 }
@@ -114,11 +137,13 @@ fn keep(graph: &Graph, done: Vec<Done>) -> PgResult<()> {
 ///
 /// # Errors
 /// 53400 when that takes more than `most` steps.
-pub(super) fn repair(graph: &Graph, touched: Touched, most: u64) -> PgResult<()> {
+pub(super) fn repair(graph: &Graph, id: i32, touched: Touched, most: u64) -> PgResult<()> {
     if touched.keys.is_empty() {
         return Ok(());
     }
     let held = hold(graph, &touched)?;
+    // Whom we waited for may have given the closure another part.
+    let graph = &*graph::again(id)?;
     let _fresh = fresh_snapshot();
     let count = touched.keys.len();
     let mut reader = Reader::new(graph, touched.keys, &held.shards)?;

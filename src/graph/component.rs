@@ -8,9 +8,9 @@
 use super::{Homes, new_component};
 use crate::catalog::graph::Graph;
 use crate::catalog::graph::node::{self, NewNode};
-use crate::pg::graph::fresh_snapshot;
 use crate::pg::graph::keys::{KeyKind, NodeKey};
 use crate::pg::graph::lookup::Lookup;
+use crate::pg::graph::{fresh_snapshot, latest_snapshot};
 use crate::pg::lock::ACCESS_SHARE;
 use crate::pg::report::{PgResult, wrong_state};
 use foreshard_core::graph::components::weak_components;
@@ -164,7 +164,7 @@ fn add(
     let mut nodes: Vec<NewNode> = Vec::with_capacity(missing.len());
     let mut shards: Vec<Option<i32>> = places.iter().map(|place| place.map(|(shard, _)| shard)).collect();
     let near = Digraph::from_pairs(touched.keys.len(), &touched.pairs).unwrap_or_default();
-    let mut rows: Vec<(i32, f64)> = graph.parts.iter().map(|part| (part.shard_id, part.rows)).collect();
+    let mut counts: Vec<(i32, f64)> = graph.parts.iter().map(|part| (part.shard_id, part.nodes)).collect();
     for number in missing {
         let group = groups.get(number as usize).copied().unwrap_or(number);
         let Some(key) = touched.keys.key(number) else { continue };
@@ -173,7 +173,7 @@ fn add(
         let others = near.outgoing(number).iter().chain(near.incoming(number)).take(MAX_NEIGHBOURS);
         let neighbours: Vec<i32> =
             others.filter_map(|other| shards.get(*other as usize).copied().flatten()).collect();
-        let shard_id = homes.near(key, &neighbours, &mut rows, 1.0);
+        let shard_id = homes.near(key, &neighbours, &mut counts);
         if let Some(place) = shards.get_mut(number as usize) {
             *place = Some(shard_id);
         }
@@ -221,7 +221,8 @@ pub fn hold_all(graph: &Graph) -> PgResult<BTreeSet<i64>> {
     let mut held = BTreeSet::new();
     loop {
         let all: BTreeSet<i64> = {
-            let _fresh = fresh_snapshot();
+            // One that our snapshot does not see cannot be held: 40001.
+            let _latest = latest_snapshot();
             node::roots(graph)?.into_iter().collect()
         };
         let mut news = false;

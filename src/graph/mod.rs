@@ -9,7 +9,7 @@ mod adopt;
 pub mod build;
 mod catch_up;
 pub mod changed;
-mod component;
+pub mod component;
 pub mod diff;
 pub mod influence;
 pub mod input;
@@ -73,20 +73,20 @@ impl Homes {
     }
 
     /// Where a new node lives whose neighbours live on these shards, while there is room; without neighbours, or
-    /// while nobody has counted what the shards have (`rows`, by shard), by hash. Its rows are added to `rows`.
-    fn near(&self, key: &NodeKey, neighbours: &[i32], rows: &mut [(i32, f64)], own: f64) -> i32 {
+    /// while nobody has counted the nodes of the shards (`counts`, by shard), by hash. It is added to `counts`.
+    fn near(&self, key: &NodeKey, neighbours: &[i32], counts: &mut [(i32, f64)]) -> i32 {
         let number = |id: i32| self.ids.iter().position(|own| *own == id).map(|number| number as u16);
         let near: Vec<(u16, f64)> =
             neighbours.iter().filter_map(|shard| number(*shard)).map(|number| (number, 1.0)).collect();
-        let of = |id: &i32| rows.iter().find(|(shard, _)| shard == id).map_or(0.0, |(_, rows)| *rows);
+        let of = |id: &i32| counts.iter().find(|(shard, _)| shard == id).map_or(0.0, |(_, nodes)| *nodes);
         let loads: Vec<f64> = self.ids.iter().map(of).collect();
-        if near.is_empty() || loads.iter().sum::<f64>() < own * LEAST_NODES {
+        if near.is_empty() || loads.iter().sum::<f64>() < LEAST_NODES {
             return self.of_key(key);
         }
-        let node = Placed { load: own, kind: 0 };
+        let node = Placed { load: 1.0, kind: 0 };
         let home = self.id(place_near(node, &near, &loads, &self.shards, NEAR_SLACK));
-        if let Some((_, rows)) = rows.iter_mut().find(|(shard, _)| *shard == home) {
-            *rows += own;
+        if let Some((_, nodes)) = counts.iter_mut().find(|(shard, _)| *shard == home) {
+            *nodes += 1.0;
         }
         home
     }

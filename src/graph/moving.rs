@@ -10,11 +10,13 @@ use crate::catalog::graph::{self, Graph, create, influence, moving};
 use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::{announce_change, fresh_snapshot};
 use crate::pg::report::{PgResult, bad_argument, error, internal, unknown};
-use crate::pg::{guc, security};
+use crate::pg::{guc, security, spi};
 use pgrx::prelude::PgSqlErrorCode;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+/// How long the worker waits for a component while it holds others.
+const LOCK_TIMEOUT: &str = "200ms";
 /// Moves looked at in one transaction, at most.
 const MOST_PER_TRANSACTION: i64 = 500;
 
@@ -166,6 +168,9 @@ pub fn file(graph_id: i32, moves: &[(String, String)], user: &str) -> PgResult<u
 /// # Errors
 /// What the server says; nothing of this transaction is kept then.
 pub fn work(one: bool) -> PgResult<bool> {
+    // Components are held in any order here, so whoever waits too long is we, before anybody looks for a deadlock;
+    // and what we hold meanwhile is not held for long.
+    spi::set_local("lock_timeout", LOCK_TIMEOUT)?;
     let waiting = moving::next(if one { 1 } else { MOST_PER_TRANSACTION })?;
     let Some(first) = waiting.first() else { return Ok(false) };
     let shards: Vec<i32> = waiting.iter().map(|move_| move_.to_shard).collect();

@@ -258,17 +258,15 @@ const WINDOW: usize = 64;
 /// Most windows counted in one transaction.
 const WINDOWS_AT_ONCE: i64 = 2_000;
 
-/// Counts accesses that were noted; whether there may be more. In a worker's transaction.
-pub fn count_accesses() -> PgResult<bool> {
-    let taken = influence::take_accesses(WINDOWS_AT_ONCE)?;
-    let mut by_graph: BTreeMap<i32, Vec<(Vec<String>, i32)>> = BTreeMap::new();
-    for (graph_id, nodes, shards) in &taken {
-        by_graph.entry(*graph_id).or_default().push((nodes.clone(), *shards));
-    }
-    for (graph_id, windows) in by_graph {
-        count_windows(graph_id, &windows)?;
-    }
-    Ok(taken.len() as i64 >= WINDOWS_AT_ONCE)
+/// Counts some of the accesses to a graph that were noted. In a worker's transaction.
+pub fn count_accesses(graph_id: i32) -> PgResult<()> {
+    let windows = influence::take_accesses(graph_id, WINDOWS_AT_ONCE)?;
+    count_windows(graph_id, &windows)
+}
+
+/// Forgets those that [`count_accesses`] would count.
+pub fn forget_accesses(graph_id: i32) -> PgResult<()> {
+    influence::take_accesses(graph_id, WINDOWS_AT_ONCE).map(drop)
 }
 
 fn count_windows(graph_id: i32, windows: &[(Vec<String>, i32)]) -> PgResult<()> {

@@ -5,7 +5,7 @@ use crate::catalog::graph::{Graph, KeyIndex, Part};
 use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::lookup::{Lookup, Place};
 use crate::pg::lock::{ACCESS_SHARE, ROW_EXCLUSIVE};
-use crate::pg::report::{PgResult, internal};
+use crate::pg::report::{PgResult, internal, wrong_state};
 use foreshard_core::graph::Reached;
 use foreshard_core::graph::keys::KeyTable;
 use foreshard_core::graph::maintain::{Ahead, ClosureReader};
@@ -100,6 +100,15 @@ fn opened<'l>(
     }
 }
 
+/// 55000: a node lives where the closure has no part.
+fn no_part(graph: &Graph) -> ErrorReport {
+    wrong_state(format!(
+        "a node of graph \"{}\" lives on a shard that its closure has no partition for",
+        graph.name
+    ))
+    .set_hint("SELECT * FROM foreshard.check_graph(...); SELECT foreshard.rebuild_graph(...);")
+}
+
 impl<'g> Reader<'g> {
     /// A reader that knows the numbers and shards of some nodes already.
     pub fn new(graph: &'g Graph, keys: KeyTable<NodeKey>, shards: &[i32]) -> PgResult<Self> {
@@ -168,7 +177,7 @@ impl<'g> Reader<'g> {
         let (from, to) = (self.key(ancestor)?, self.key(descendant)?);
         let graph = self.graph;
         let Some(doors) = self.doors.iter_mut().find(|doors| doors.part.shard_id == shard) else {
-            return Ok(None);
+            return Err(no_part(graph));
         };
         let Part { table, pairs, .. } = doors.part;
         let lookup = opened(&mut doors.pairs, table, pairs, 2, graph, ROW_EXCLUSIVE)?;
@@ -184,6 +193,9 @@ impl<'g> Reader<'g> {
         self.look();
         let (graph, key) = (self.graph, self.key(node)?);
         let home = if up { None } else { Some(self.shard(node)?) };
+        if home.is_some_and(|home| self.doors.iter().all(|doors| doors.part.shard_id != home)) {
+            return Err(no_part(graph));
+        }
         let mut found: Vec<(NodeKey, u32, Option<i32>)> = Vec::new();
         for doors in &mut self.doors {
             if home.is_some_and(|home| home != doors.part.shard_id) {

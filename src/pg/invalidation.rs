@@ -21,6 +21,12 @@ pub fn watch(relations: impl IntoIterator<Item = pg_sys::Oid>) {
     WATCHED.with_borrow_mut(|watched| watched.extend(relations.into_iter().map(|oid| oid.to_u32())));
 }
 
+/// Takes notice of what others have committed.
+pub fn accept() {
+    // SAFETY: inside a transaction.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+}
+
 /// A number that changes when a watched relation was changed.
 pub fn generation() -> u64 {
     GENERATION.get()

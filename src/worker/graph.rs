@@ -57,8 +57,17 @@ extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     });
 }
 
+/// Counts what was noted; a graph that cannot be read (a table was altered, say) stands in nobody's way.
 fn count() -> WorkResult<()> {
-    while bgworker::transaction(place::count_accesses)? {
+    while let Some(graph_id) = bgworker::transaction(stored::next_accessed)? {
+        match bgworker::transaction(|| place::count_accesses(graph_id)) {
+            Err(failure) if is_passing(failure.code) => return Err(failure),
+            Err(failure) => {
+                pgrx::log!("foreshard graph: counting accesses: {}", failure.line);
+                bgworker::transaction(|| place::forget_accesses(graph_id))?;
+            }
+            Ok(()) => {}
+        }
         bgworker::wait(0);
     }
     Ok(())
@@ -73,7 +82,9 @@ fn relieve() -> WorkResult<()> {
         return Ok(());
     }
     for graph_id in due {
-        bgworker::transaction(|| place::relieve(graph_id, threshold))?;
+        if let Err(failure) = bgworker::transaction(|| place::relieve(graph_id, threshold)) {
+            pgrx::log!("foreshard graph: moves that nodes need: {}", failure.line);
+        }
     }
     Ok(())
 }

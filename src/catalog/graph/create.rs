@@ -5,9 +5,10 @@ use crate::catalog::colocation::ShardRow;
 use crate::catalog::name_of;
 use crate::pg::graph::keys::KeyKind;
 use crate::pg::graph::{announce_change, drop_with};
-use crate::pg::report::{PgResult, internal};
+use crate::pg::report::{PgResult, error, internal};
 use crate::pg::spi;
 use pgrx::pg_sys;
+use pgrx::prelude::PgSqlErrorCode;
 use pgrx::spi::{quote_identifier, quote_literal};
 
 /// What a graph is to be made of; names are checked.
@@ -61,6 +62,27 @@ fn own_name(graph: &str, suffix: &str) -> String {
 fn oid_of(name: &str) -> PgResult<pg_sys::Oid> {
     spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[name.into()])?
         .ok_or_else(|| internal(format!("{name} was not made")))
+}
+
+/// The functions must have names of their own: another graph's would not be told from them by its arguments.
+///
+/// # Errors
+/// 42723.
+pub fn require_free_names(plan: &Plan) -> PgResult<()> {
+    let taken = spi::one::<String>(
+        "SELECT p.oid::regprocedure::text FROM foreshard.graph_functions($1::name, $2::regtype) f \
+         JOIN pg_catalog.pg_proc p ON p.pronamespace = 'foreshard'::regnamespace \
+             AND p.proname = pg_catalog.substring(f, 'foreshard.\"?([^\"(]*)') LIMIT 1",
+        &[plan.name.into(), plan.kind.type_oid().into()],
+    )?;
+    match taken {
+        None => Ok(()),
+        Some(taken) => Err(error(
+            PgSqlErrorCode::ERRCODE_DUPLICATE_FUNCTION,
+            format!("a function of graph \"{}\" would have the name of {taken}", plan.name),
+        )
+        .set_hint("Choose another name.")),
+    }
 }
 
 /// Makes the empty tables and registers the graph. As the extension's owner.
@@ -181,7 +203,7 @@ pub fn finish_tables(plan: &Plan, made: &Made, owner: pg_sys::Oid) -> PgResult<(
     let mut all: Vec<pg_sys::Oid> = made.parts.iter().map(|(_, table)| *table).collect();
     all.extend([made.closure, made.metagraph, made.components]);
     for table in &all {
-        run(format!("ALTER TABLE {} OWNER TO {owner_name}", name_of(*table)?))?;
+        hand_over(*table, &owner_name)?;
     }
     for table in [made.closure, made.metagraph, made.components] {
         drop_with(table, plan.edges);
@@ -208,7 +230,7 @@ pub fn add_part(graph: &Graph, graph_id: i32, shard_id: i32) -> PgResult<()> {
         "CREATE TABLE {name} (LIKE {closure}) USING heap WITH (fillfactor = 90) TABLESPACE {space}"
     ))?;
     part_indexes(oid_of(&name)?)?;
-    run(format!("ALTER TABLE {name} OWNER TO {owner}"))?;
+    hand_over(oid_of(&name)?, &owner)?;
     // Attached, not made in place: that would keep readers out.
     run(format!("ALTER TABLE {closure} ATTACH PARTITION {name} FOR VALUES IN ({shard_id})"))?;
     spi::run(
@@ -216,6 +238,22 @@ pub fn add_part(graph: &Graph, graph_id: i32, shard_id: i32) -> PgResult<()> {
         &[graph_id.into(), shard_id.into(), oid_of(&name)?.into()],
     )?;
     announce()
+}
+
+/// Gives a table to its owner, and nobody else a right to it: default privileges are those of the extension's owner.
+fn hand_over(table: pg_sys::Oid, owner: &str) -> PgResult<()> {
+    let name = name_of(table)?;
+    spi::run(&format!("ALTER TABLE {name} OWNER TO {owner}"), &[])?;
+    let others = spi::rows(
+        "SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END FROM pg_catalog.pg_class c, \
+             LATERAL pg_catalog.aclexplode(c.relacl) a WHERE c.oid = $1 AND a.grantee <> c.relowner",
+        &[table.into()],
+        |row| row.need::<String>(1),
+    )?;
+    for other in others {
+        spi::run(&format!("REVOKE ALL ON {name} FROM {other}"), &[])?;
+    }
+    Ok(())
 }
 
 fn tablespace(shard_id: i32) -> PgResult<String> {
@@ -230,6 +268,13 @@ fn tablespace(shard_id: i32) -> PgResult<String> {
 pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     let name = name_of(table)?;
     spi::run(&format!("CREATE UNIQUE INDEX ON {name} (ancestor, descendant)"), &[])?;
+    let key = spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1",
+        &[table.into()],
+    )?;
+    // Publications of all tables take it in, and it is changed row by row.
+    let key = key.ok_or_else(|| internal("a part's index was not made"))?;
+    spi::run(&format!("ALTER TABLE {name} REPLICA IDENTITY USING INDEX {key}"), &[])?;
     spi::run(&format!("CREATE INDEX ON {name} (descendant, ancestor)"), &[])?;
     Ok(())
 }
@@ -271,10 +316,6 @@ pub fn edge_indexes(plan: &Plan, graph_id: i32) -> PgResult<Vec<String>> {
         )?
         .unwrap_or_default();
         let full = format!("{schema}.{name}");
-        spi::run(
-            "UPDATE foreshard.graph SET own_indexes = own_indexes || $2::regclass WHERE graph_id = $1",
-            &[graph_id.into(), oid_of(&full)?.into()],
-        )?;
         made.push(full);
     }
     Ok(made)
@@ -416,12 +457,12 @@ pub fn drop_all(graph_id: i32) -> PgResult<()> {
                AND t.tgfoid = 'foreshard.graph_changed'::regproc \
                AND t.tgargs LIKE pg_catalog.convert_to(g.graph_id::text, 'SQL_ASCII') || '\\000%'::bytea \
              UNION ALL SELECT 2, pg_catalog.format('DROP FUNCTION %s', p.oid::regprocedure) FROM pg_catalog.pg_proc p \
-             WHERE p.pronamespace = 'foreshard'::regnamespace AND p.proname::text IN (g.graph_name || '_descendants', \
-                   g.graph_name || '_ancestors', g.graph_name || '_common_ancestors', g.graph_name || '_is_ancestor', g.graph_name || '_path') \
+             WHERE p.oid IN (SELECT pg_catalog.to_regprocedure(f) FROM foreshard.graph_functions(g.graph_name, g.key_type) f) \
              UNION ALL SELECT 3, pg_catalog.format('DROP TABLE %s', c.oid::regclass) FROM pg_catalog.pg_class c \
              WHERE c.oid IN (g.closure, g.metagraph, g.components) \
              UNION ALL SELECT 4, pg_catalog.format('DROP INDEX %s', c.oid::regclass) FROM pg_catalog.pg_class c \
-             WHERE c.oid = ANY (g.own_indexes)) AS d (step, s) \
+             JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid \
+             WHERE i.indrelid IN (g.edge_table, g.node_table) AND c.relname::text ~ ('^foreshard_graph_' || g.graph_id || '_[0-9]+$')) AS d (step, s) \
          WHERE g.graph_id = $1 ORDER BY d.step, d.s",
         &[graph_id.into()],
         |row| row.need::<String>(1),

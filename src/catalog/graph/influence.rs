@@ -161,25 +161,32 @@ pub fn queue_access(graph_id: i32, nodes: Vec<String>, shards: i32) -> PgResult<
     Ok(())
 }
 
-/// Takes up to `most` queued accesses out of the queue: graph, nodes, shards.
-pub fn take_accesses(most: i64) -> PgResult<Vec<(i32, Vec<String>, i32)>> {
-    let taken = spi::rows_mut(
-        "DELETE FROM foreshard.graph_access WHERE access_id IN ( \
-             SELECT access_id FROM foreshard.graph_access ORDER BY access_id LIMIT $1) RETURNING graph_id, nodes, shards",
-        &[most.into()],
-        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?)),
-    )?;
-    Ok(taken)
+/// The graph of the first access in the queue.
+pub fn next_accessed() -> PgResult<Option<i32>> {
+    spi::one::<i32>("SELECT graph_id FROM foreshard.graph_access ORDER BY access_id LIMIT 1", &[])
 }
 
-/// Adds accesses to nodes. As the graph's owner.
+/// Takes up to `most` accesses of a graph out of the queue: nodes, shards.
+pub fn take_accesses(graph_id: i32, most: i64) -> PgResult<Vec<(Vec<String>, i32)>> {
+    spi::rows_mut(
+        "DELETE FROM foreshard.graph_access WHERE access_id IN ( \
+             SELECT access_id FROM foreshard.graph_access WHERE graph_id = $1 ORDER BY access_id LIMIT $2) RETURNING nodes, shards",
+        &[graph_id.into(), most.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
+/// Adds accesses to nodes. As the graph's owner. Those to a node that somebody is changing are lost: nobody waits
+/// here, as in [`write_scores`].
 pub fn add_accesses(graph: &Graph, keys: &[NodeKey], counts: &[f64], half_life_s: i32) -> PgResult<()> {
     let (table, decay) = (&graph.metagraph_name, decay("m.accessed_at", half_life_s));
     spi::run(
         &format!(
-            "UPDATE {table} m SET access_score = coalesce(m.access_score * {decay}, 0.0) + u.count, \
+            "WITH u AS (SELECT * FROM unnest($1, $2::float8[]) AS u (node, count)), \
+             l AS (SELECT m.node FROM {table} m JOIN u USING (node) FOR NO KEY UPDATE OF m SKIP LOCKED) \
+             UPDATE {table} m SET access_score = coalesce(m.access_score * {decay}, 0.0) + u.count, \
                  accessed_at = pg_catalog.clock_timestamp() \
-             FROM unnest($1, $2::float8[]) AS u (node, count) WHERE m.node = u.node"
+             FROM u JOIN l USING (node) WHERE m.node = u.node"
         ),
         &[graph.kind.array(keys), counts.to_vec().into()],
     )?;

@@ -7,6 +7,7 @@ pub mod node;
 
 use super::relation::column;
 use crate::pg::graph::keys::KeyKind;
+use crate::pg::graph::latest_snapshot;
 use crate::pg::invalidation;
 use crate::pg::local::LocalBox;
 use crate::pg::report::{PgResult, error, unknown, unsupported, wrong_state};
@@ -49,7 +50,9 @@ pub struct NodeTable {
     pub key: i16,
     /// Its name, quoted.
     pub key_name: String,
-    /// Name of the type's column, quoted.
+    /// Number of the type's column.
+    pub type_column: Option<i16>,
+    /// Its name, quoted.
     pub type_name: Option<String>,
     /// An index that leads to a key.
     pub index: pg_sys::Oid,
@@ -72,8 +75,8 @@ pub struct Part {
     pub reverse: pg_sys::Oid,
     /// Capacity of the shard, 0 while it is being emptied.
     pub capacity: f64,
-    /// How many rows it is thought to have, 0 when nobody has counted.
-    pub rows: f64,
+    /// How many nodes are thought to live there, 0 when nobody has counted.
+    pub nodes: f64,
 }
 
 /// A graph.
@@ -141,10 +144,21 @@ pub fn by_id(graph_id: i32) -> PgResult<Rc<Graph>> {
     let graph = {
         let _path = security::pinned_search_path();
         let _owner = security::as_extension_owner()?;
+        // As it is, whatever the transaction's snapshot: this is what the session remembers.
+        let _latest = latest_snapshot();
         Rc::new(read(graph_id)?)
     };
     KNOWN.with(HashMap::new, |known| known.insert(graph_id, (now, graph.clone())));
     Ok(graph)
+}
+
+/// The same after waiting for somebody who may have changed it.
+///
+/// # Errors
+/// As [`by_id`].
+pub fn again(graph_id: i32) -> PgResult<Rc<Graph>> {
+    invalidation::accept();
+    by_id(graph_id)
 }
 
 /// The id of a graph.
@@ -223,6 +237,10 @@ fn read(graph_id: i32) -> PgResult<Graph> {
                 table,
                 key: number,
                 key_name: quote_identifier(key),
+                type_column: match &row.node_type {
+                    Some(name) => column(table, name)?.map(|(number, _)| number),
+                    None => None,
+                },
                 type_name: row.node_type.as_deref().map(quote_identifier),
                 index: need_index(table, key, (number, 0), is_node.as_deref())?.index,
                 name: super::name_of(table)?,
@@ -232,9 +250,13 @@ fn read(graph_id: i32) -> PgResult<Graph> {
         _ => None,
     };
     let (source_name, target_name) = (quote_identifier(&row.source), quote_identifier(&row.target));
+    let owner = security::relation_owner(row.metagraph)?;
+    for table in [Some(row.edges), row.nodes].into_iter().flatten() {
+        require_owner_of(table, owner, &row.name)?;
+    }
     let edge_query = edge_query(&super::name_of(row.edges)?, &source_name, &target_name, is_edge.as_deref());
     Ok(Graph {
-        owner: security::relation_owner(row.metagraph)?,
+        owner,
         kind,
         max_depth: row.max_depth.and_then(|depth| u32::try_from(depth).ok()),
         edges: row.edges,
@@ -256,7 +278,7 @@ fn read(graph_id: i32) -> PgResult<Graph> {
         components: row.components,
         components_index: primary_key(row.components)?,
         components_name: super::name_of(row.components)?,
-        parts: parts(graph_id)?,
+        parts: parts(graph_id, row.metagraph)?,
         name: row.name,
     })
 }
@@ -271,6 +293,16 @@ fn key_column(table: pg_sys::Oid, name: &str, kind: KeyKind) -> PgResult<i16> {
         ))),
         None => Err(lost_column(table, name)?),
     }
+}
+
+/// Expressions, policies and casts of one of a graph's tables run as the owner of all of them.
+fn require_owner_of(table: pg_sys::Oid, owner: pg_sys::Oid, graph: &str) -> PgResult<()> {
+    if security::relation_owner(table)? == owner {
+        return Ok(());
+    }
+    let table = super::name_of(table)?;
+    Err(wrong_state(format!("table {table} has another owner than graph \"{graph}\""))
+        .set_hint("Give the table back, or drop the graph and create it anew."))
 }
 
 fn lost_column(table: pg_sys::Oid, name: &str) -> PgResult<pgrx::pg_sys::panic::ErrorReport> {
@@ -339,16 +371,22 @@ fn primary_key(table: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
 }
 
 /// The parts of a graph's closure.
-fn parts(graph_id: i32) -> PgResult<Vec<Part>> {
+fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
     let found = spi::rows(
-        "SELECT p.shard_id, p.partition::oid, coalesce(a.indexrelid, 0::oid), coalesce(d.indexrelid, 0::oid), \
+        "SELECT p.shard_id, p.partition::oid, coalesce(i.pairs, 0::oid), coalesce(i.reverse, 0::oid), \
                 CASE WHEN s.draining THEN 0 ELSE s.capacity END, \
-                coalesce((SELECT greatest(c.reltuples, 0)::float8 FROM pg_catalog.pg_class c WHERE c.oid = p.partition), 0) \
-         FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id) \
-         LEFT JOIN pg_catalog.pg_index a ON a.indrelid = p.partition AND a.indisunique AND a.indisvalid AND a.indkey::text = '1 2' \
-         LEFT JOIN pg_catalog.pg_index d ON d.indrelid = p.partition AND d.indisvalid AND d.indkey::text = '2 1' \
+                coalesce((SELECT greatest(c.reltuples, 0) * u.share FROM pg_catalog.pg_class c \
+                    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                    JOIN pg_catalog.pg_stats t ON t.schemaname = n.nspname AND t.tablename = c.relname AND t.attname = 'shard_id', \
+                    LATERAL ROWS FROM (unnest(t.most_common_vals::text::int[]), unnest(t.most_common_freqs)) AS u (shard, share) \
+                    WHERE c.oid = $2 AND u.shard = p.shard_id), 0)::float8 \
+         FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id), \
+         LATERAL (SELECT min(i.indexrelid) FILTER (WHERE i.indisunique AND i.indkey::text = '1 2') AS pairs, \
+                         min(i.indexrelid) FILTER (WHERE i.indkey::text = '2 1') AS reverse \
+                  FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition AND i.indisvalid AND i.indislive AND i.indimmediate \
+                   AND i.indpred IS NULL AND i.indexprs IS NULL) i \
          WHERE p.graph_id = $1 ORDER BY p.shard_id",
-        &[graph_id.into()],
+        &[graph_id.into(), metagraph.into()],
         |row| {
             Ok(Part {
                 shard_id: row.need(1)?,
@@ -356,11 +394,11 @@ fn parts(graph_id: i32) -> PgResult<Vec<Part>> {
                 pairs: row.need(3)?,
                 reverse: row.need(4)?,
                 capacity: row.need(5)?,
-                rows: row.need(6)?,
+                nodes: row.need(6)?,
             })
         },
     )?;
-    // Their row counts are remembered as well.
+    // What indexes they have is remembered as well.
     invalidation::watch(found.iter().map(|part| part.table));
     Ok(found)
 }
@@ -417,12 +455,31 @@ pub fn has_part(graph_id: i32, shard_id: i32) -> PgResult<bool> {
     Ok(found.unwrap_or(false))
 }
 
-/// The tables of a graph that still exist: edges and closure.
+/// The tables of a graph that still exist: edges, then closure.
 pub fn tables_left(graph_id: i32) -> PgResult<Vec<pg_sys::Oid>> {
     spi::rows(
-        "SELECT c.oid FROM foreshard.graph g JOIN pg_catalog.pg_class c ON c.oid IN (g.edge_table, g.closure) WHERE g.graph_id = $1",
+        "SELECT c.oid FROM foreshard.graph g JOIN pg_catalog.pg_class c ON c.oid IN (g.edge_table, g.closure) \
+         WHERE g.graph_id = $1 ORDER BY c.oid = g.closure",
         &[graph_id.into()],
         |row| row.need(1),
+    )
+}
+
+/// Graphs whose edge table is gone.
+pub fn without_edges() -> PgResult<Vec<i32>> {
+    spi::rows_mut(
+        "SELECT graph_id FROM foreshard.graph g WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = g.edge_table) ORDER BY 1",
+        &[],
+        |row| row.need(1),
+    )
+}
+
+/// The name of a graph whose table of nodes is gone.
+pub fn without_nodes() -> PgResult<Option<String>> {
+    spi::one_mut::<String>(
+        "SELECT graph_name::text FROM foreshard.graph g WHERE node_table IS NOT NULL \
+         AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = g.node_table) LIMIT 1",
+        &[],
     )
 }
 

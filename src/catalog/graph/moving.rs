@@ -97,7 +97,7 @@ pub fn next(most: i64) -> PgResult<Vec<Waiting>> {
     spi::rows_mut(
         "SELECT node_move_id, graph_id, node, to_shard, version FROM foreshard.node_move \
          WHERE state = 'waiting' AND graph_id = ( \
-             SELECT graph_id FROM foreshard.node_move WHERE state = 'waiting' ORDER BY node_move_id LIMIT 1) \
+             SELECT graph_id FROM foreshard.node_move WHERE state = 'waiting' ORDER BY node_move_id LIMIT 1 FOR UPDATE SKIP LOCKED) \
          ORDER BY node_move_id LIMIT $1 FOR UPDATE SKIP LOCKED",
         &[most.into()],
         |row| {

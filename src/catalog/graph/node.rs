@@ -66,6 +66,7 @@ pub fn refresh_types(graph: &Graph, keys: &[NodeKey]) -> PgResult<()> {
     let Some(nodes) = &graph.nodes else { return Ok(()) };
     let Some(type_name) = &nodes.type_name else { return Ok(()) };
     let (table, key, from) = (&graph.metagraph_name, &nodes.key_name, &nodes.name);
+    spi::set_local("row_security", "off")?;
     spi::run_kept(
         &format!(
             "UPDATE {table} m SET type = t.type FROM ( \

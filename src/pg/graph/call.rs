@@ -1,6 +1,7 @@
 //! The trigger function of graphs: what a statement did to edges or nodes, handed to whoever keeps graphs.
 
 use super::keys::{KeyKind, NodeKey};
+use crate::pg::compat;
 use crate::pg::local::Local;
 use crate::pg::report::PgResult;
 use pgrx::pg_sys;
@@ -51,52 +52,135 @@ pub struct Call {
 }
 
 impl Call {
-    /// Some columns of the rows as they were (`old`) or are, each value a key; None where one of them is NULL. Only
-    /// of rows in which the integer column `which` names has that small value, when it is given.
-    pub fn keys(
+    /// Hands the keys in `columns` of every row that was changed to `tell`, with -1 as they were and 1 as they are; not
+    /// rows where one of them is NULL, nor rows of an UPDATE that are the same in these columns and in `others`. With
+    /// `which`, only of rows in which that integer column has that small value. Nothing is kept.
+    ///
+    /// # Errors
+    /// Those of `tell`.
+    pub fn changes(
         &self,
-        old: bool,
         columns: &[i16],
+        others: &[i16],
         kind: KeyKind,
         which: Option<(i16, i64)>,
-    ) -> Vec<Option<Vec<NodeKey>>> {
-        let mut found = Vec::new();
+        mut tell: impl FnMut(Vec<NodeKey>, i64) -> PgResult<()>,
+    ) -> PgResult<()> {
+        let compared: Vec<i16> =
+            columns.iter().chain(others).copied().chain(which.map(|which| which.0)).collect();
+        let (mut old, mut new) =
+            (Rows::open(self.data, true, &compared), Rows::open(self.data, false, &compared));
+        let mut result = Ok(());
+        while result.is_ok() {
+            pgrx::check_for_interrupts!();
+            // Rows of an UPDATE are in the same order in both.
+            let was = old.as_mut().is_some_and(Rows::advance);
+            let is = new.as_mut().is_some_and(Rows::advance);
+            if !was && !is {
+                break;
+            }
+            if let (Some(old), Some(new), true) = (&old, &new, was && is)
+                && old.same(new, &compared)
+            {
+                continue;
+            }
+            for (rows, there, sign) in [(&old, was, -1), (&new, is, 1)] {
+                if let (Some(rows), true, true) = (rows, there, result.is_ok())
+                    && let Some(keys) = rows.keys(columns, kind, which)
+                {
+                    result = tell(keys, sign);
+                }
+            }
+        }
+        result
+    }
+}
+
+/// A transition table that is being read.
+struct Rows {
+    store: *mut pg_sys::Tuplestorestate,
+    pointer: i32,
+    slot: *mut pg_sys::TupleTableSlot,
+    descriptor: pg_sys::TupleDesc,
+    last: i16,
+}
+
+impl Rows {
+    /// The rows as they were (`old`) or are; None: the event has no such rows.
+    fn open(data: *mut pg_sys::TriggerData, old: bool, columns: &[i16]) -> Option<Self> {
         // SAFETY: the transition tables belong to the call. A read pointer of our own leaves alone whoever reads
         // them as well. Only attributes are asked for that the table has.
         unsafe {
-            let store = if old { (*self.data).tg_oldtable } else { (*self.data).tg_newtable };
-            if store.is_null() {
-                return found;
-            }
-            let descriptor = (*(*self.data).tg_relation).rd_att;
-            let last = columns.iter().copied().chain(which.map(|which| which.0)).max().unwrap_or(0);
-            if i32::from(last) > (*descriptor).natts {
-                return found;
+            let store = if old { (*data).tg_oldtable } else { (*data).tg_newtable };
+            let descriptor = (*(*data).tg_relation).rd_att;
+            let last = columns.iter().copied().max().unwrap_or(0);
+            if store.is_null() || i32::from(last) > (*descriptor).natts {
+                return None;
             }
             let pointer = pg_sys::tuplestore_alloc_read_pointer(store, pg_sys::EXEC_FLAG_REWIND as i32);
             pg_sys::tuplestore_select_read_pointer(store, pointer);
             pg_sys::tuplestore_rescan(store);
             let slot = pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsMinimalTuple);
-            while pg_sys::tuplestore_gettupleslot(store, true, false, slot) {
-                if (*slot).tts_nvalid < last {
-                    pg_sys::slot_getsomeattrs_int(slot, i32::from(last));
-                }
-                let value = |column: i16| {
-                    let at = usize::try_from(column).ok()?.checked_sub(1)?;
-                    (!*(*slot).tts_isnull.add(at)).then(|| *(*slot).tts_values.add(at))
-                };
-                // Integers of any width are whole, signed datums.
-                if which.is_none_or(|(column, wanted)| {
-                    value(column).is_some_and(|value| value.value() as i64 == wanted)
-                }) {
-                    found.push(
-                        columns.iter().map(|column| value(*column).map(|value| kind.read(value))).collect(),
-                    );
+            Some(Self { store, pointer, slot, descriptor, last })
+        }
+    }
+
+    /// Goes to the next row; false: there is none.
+    fn advance(&mut self) -> bool {
+        // SAFETY: opened in `open`; both tables may be one store's, so the pointer is chosen anew.
+        unsafe {
+            pg_sys::tuplestore_select_read_pointer(self.store, self.pointer);
+            // Copied: the other table's reading must not take it away.
+            if !pg_sys::tuplestore_gettupleslot(self.store, true, true, self.slot) {
+                return false;
+            }
+            if (*self.slot).tts_nvalid < self.last {
+                pg_sys::slot_getsomeattrs_int(self.slot, i32::from(self.last));
+            }
+            true
+        }
+    }
+
+    fn value(&self, column: i16) -> Option<pg_sys::Datum> {
+        let at = usize::try_from(column).ok()?.checked_sub(1)?;
+        // SAFETY: the slot holds a row with at least `last` attributes.
+        unsafe { (!*(*self.slot).tts_isnull.add(at)).then(|| *(*self.slot).tts_values.add(at)) }
+    }
+
+    /// Whether both rows have the same bytes in these columns.
+    fn same(&self, other: &Self, columns: &[i16]) -> bool {
+        columns.iter().all(|column| match (self.value(*column), other.value(*column)) {
+            (None, None) => true,
+            (Some(a), Some(b)) => {
+                let at = usize::try_from(*column - 1).unwrap_or_default();
+                // SAFETY: both rows are the same table's, and the column is one of its.
+                unsafe {
+                    let attribute = compat::attribute(self.descriptor, at);
+                    compat::datum_image_eq(a, b, (*attribute).attbyval, i32::from((*attribute).attlen))
                 }
             }
-            pg_sys::ExecDropSingleTupleTableSlot(slot);
+            _ => false,
+        })
+    }
+
+    fn keys(&self, columns: &[i16], kind: KeyKind, which: Option<(i16, i64)>) -> Option<Vec<NodeKey>> {
+        // Integers of any width are whole, signed datums.
+        if which.is_some_and(|(column, wanted)| {
+            self.value(column).map(|value| value.value() as i64) != Some(wanted)
+        }) {
+            return None;
         }
-        found
+        // SAFETY: the columns are keys of this kind.
+        columns.iter().map(|column| self.value(*column).map(|value| unsafe { kind.read(value) })).collect()
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: made in `open`.
+            unsafe { pg_sys::ExecDropSingleTupleTableSlot(self.slot) };
+        }
     }
 }
 

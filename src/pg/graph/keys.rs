@@ -1,5 +1,6 @@
 //! Keys of graph nodes: four kinds of types, as values that can be compared and hashed.
 
+use crate::pg::report::wrong_state;
 use crate::pg::spi::Arg;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
@@ -106,6 +107,14 @@ impl KeyKind {
                 }
                 Some(NodeKey::Uuid(bytes))
             }
+        }
+    }
+
+    /// Raises 55000 when a type is not one of this kind.
+    pub(in crate::pg) fn require(self, type_: pg_sys::Oid) {
+        if Self::of(type_) != Some(self) {
+            wrong_state("the type of a column that belongs to a graph has changed")
+                .report(pgrx::PgLogLevel::ERROR);
         }
     }
 

@@ -81,6 +81,11 @@ impl Leaf {
                 let oid = (*(*list).elements.add(at)).oid_value;
                 let index = pg_sys::index_open(oid, ROW_EXCLUSIVE);
                 let info = pg_sys::BuildIndexInfo(index);
+                if !(*info).ii_ReadyForInserts {
+                    // Being built: whoever builds it takes what it lacks.
+                    pg_sys::index_close(index, ROW_EXCLUSIVE);
+                    continue;
+                }
                 let all = (*info).ii_NumIndexAttrs.max(0) as usize;
                 let numbers = (*info).ii_IndexAttrNumbers;
                 let columns: Vec<usize> = (0..all.min(numbers.len()))
@@ -112,7 +117,7 @@ impl Leaf {
             let tuple =
                 pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             pg_sys::simple_heap_insert(self.relation, tuple);
-            self.insert_into_indexes(&values, tuple);
+            self.insert_into_indexes(&values, tuple, NewEntries::All);
             pg_sys::MemoryContextSwitchTo(before);
             pg_sys::MemoryContextReset(self.context);
         }
@@ -134,8 +139,8 @@ impl Leaf {
             let tuple =
                 pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             let needed = compat::simple_heap_update(self.relation, &mut place.0, tuple);
-            if needed == NewEntries::All {
-                self.insert_into_indexes(&values, tuple);
+            if needed != NewEntries::None {
+                self.insert_into_indexes(&values, tuple, needed);
             }
             pg_sys::MemoryContextSwitchTo(before);
             pg_sys::MemoryContextReset(self.context);
@@ -148,8 +153,13 @@ impl Leaf {
         &mut self,
         values: &[pg_sys::Datum; CLOSURE_COLUMNS],
         tuple: pg_sys::HeapTuple,
+        needed: NewEntries,
     ) {
         for index in &self.indexes {
+            // SAFETY: the index is open.
+            if needed == NewEntries::Summarizing && !unsafe { compat::is_summarizing(index.info) } {
+                continue;
+            }
             let mut entry = [pg_sys::Datum::from(0usize); CLOSURE_COLUMNS];
             let mut nulls = [false; CLOSURE_COLUMNS];
             for (place, column) in entry.iter_mut().zip(&index.columns) {

@@ -46,7 +46,11 @@ impl Lookup {
             let is_index = (*(*open).rd_rel).relkind as u8 == pg_sys::RELKIND_INDEX
                 && !(*open).rd_index.is_null()
                 && (*(*open).rd_index).indrelid == table
-                && usize::try_from((*(*open).rd_index).indnkeyatts).is_ok_and(|own| own >= columns);
+                && (*(*open).rd_index).indisvalid
+                && (*(*open).rd_index).indislive
+                && usize::try_from((*(*open).rd_index).indnkeyatts).is_ok_and(|own| own >= columns)
+                // Components are numbers, whatever keys are.
+                && (0..columns).all(|at| KeyKind::of((*compat::attribute((*open).rd_att, at)).atttypid) == Some(kind));
             if !is_index {
                 return Err(gone());
             }
@@ -107,8 +111,13 @@ impl Lookup {
 
     /// An attribute that is a key; None: NULL. After [`Lookup::advance`] said true; likewise below.
     pub fn key(&self, attribute: i16) -> Option<NodeKey> {
-        // SAFETY: keys of a graph are all of one kind, checked when its definition was read.
-        self.value(attribute).map(|value| unsafe { self.kind.read(value) })
+        let value = self.value(attribute)?;
+        // SAFETY: the table has the attribute, and its type is checked before the value is read as one.
+        unsafe {
+            let at = usize::try_from(attribute).ok()?.checked_sub(1)?;
+            self.kind.require((*compat::attribute((*self.relation).rd_att, at)).atttypid);
+            Some(self.kind.read(value))
+        }
     }
 
     /// An attribute that is an integer; None: NULL.

@@ -31,6 +31,16 @@ pub fn fresh_snapshot() -> Fresh {
     Fresh(())
 }
 
+/// A snapshot that sees whatever has committed, in any transaction; active until it goes.
+pub fn latest_snapshot() -> Fresh {
+    // SAFETY: as for `fresh_snapshot`.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
+    }
+    Fresh(())
+}
+
 impl Drop for Fresh {
     fn drop(&mut self) {
         if !std::thread::panicking() {

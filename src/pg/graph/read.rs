@@ -22,10 +22,14 @@ impl ReadRow {
         (!is_null).then_some(value)
     }
 
-    /// A column that is a key.
+    /// A column that is a key; None: NULL. Raises 55000 when the column has another type: tables may be altered
+    /// between two statements.
     pub fn key(&self, column: i32) -> Option<NodeKey> {
-        // SAFETY: callers name columns of the graph's key type.
-        self.value(column).map(|value| unsafe { self.kind.read(value) })
+        // SAFETY: the type is checked before the value is read as one.
+        unsafe {
+            self.kind.require(pg_sys::SPI_gettypeid(self.descriptor, column));
+            self.value(column).map(|value| self.kind.read(value))
+        }
     }
 
     /// A bigint column.
