@@ -4,6 +4,7 @@
 //! `foreshard-demo [--quick] [--rate N]`: `--quick` watches for a shorter time, `--rate`
 //! sets the accesses per second instead of measuring what the machine carries.
 
+mod graph;
 mod replay;
 mod reshard;
 mod setup;
@@ -111,6 +112,7 @@ fn run(options: &Options) -> Result<()> {
     errors.iter().for_each(|error| println!("  error: {error}"));
     let balance = show_balance(&mut screen, &before, &after);
     let rows = verify(&mut screen, &mut client, &replay, &print_before)?;
+    graph::chapter(&mut client, &mut screen)?;
     conclude(&mut screen, &outcome, &balance, &shown, rows, &replay);
     println!(
         "\nThe cluster is still up after {:.0} s. Connect with:\n  psql \"{}\"\nor make psql; remove it with make demo-stop.",

@@ -4,7 +4,7 @@
 mod common;
 
 use common::ledger::{self, Ledger};
-use common::{PHASES, Random, SPLIT_PHASES, Server, options};
+use common::{PHASES, Random, SPLIT_PHASES, Server, in_turn, options};
 use foreshard_test::Result;
 
 const ROWS: u64 = 12_000;
@@ -73,7 +73,7 @@ fn crash_in_phase(
 fn crash_everywhere(name: &str, victim: Victim) -> Result<()> {
     let (mut server, ledger) = start(name)?;
     let slots = server.slots("acc")?;
-    for (round, phase) in PHASES.iter().enumerate() {
+    for (round, phase) in in_turn(&PHASES) {
         println!("{victim:?} killed in {phase}");
         crash_in_phase(&mut server, &ledger, &slots[round % slots.len()], phase, victim)?;
     }
@@ -119,12 +119,12 @@ fn crash_in_split(
 fn crash_splits(name: &str, victim: Victim) -> Result<()> {
     let (mut server, ledger) = start(name)?;
     let mut random = Random::new(7);
-    for phase in SPLIT_PHASES {
+    for (_, phase) in in_turn(&SPLIT_PHASES) {
         println!("{victim:?} killed in {phase} of a split");
         crash_in_split(&mut server, &ledger, &mut random, phase, victim)?;
     }
     // And at any time, once the empty files of the copies have their owners.
-    for _ in 0..6 {
+    for (_, _) in in_turn(&[(); 6]) {
         let slots = server.slots("acc")?;
         let slot = slots[random.below(slots.len() as u64) as usize].clone();
         let phase = SPLIT_PHASES[1 + random.below(7) as usize];
@@ -158,7 +158,7 @@ fn postmaster_killed_in_every_phase_of_a_split() -> Result<()> {
 fn split_cancelled_in_every_phase() -> Result<()> {
     let (mut server, ledger) = start("cancel-split")?;
     let slots = server.slots("acc")?;
-    for (round, phase) in SPLIT_PHASES.iter().enumerate() {
+    for (round, phase) in in_turn(&SPLIT_PHASES) {
         println!("split cancelled in {phase}");
         server.hold(Some(phase))?;
         let move_id = server.split_slot(&slots[round % 2])?;
@@ -266,7 +266,7 @@ fn cancel_in_phase(server: &mut Server, slot: &str, phase: &str, crash: bool) ->
 fn cancelled_in_every_phase() -> Result<()> {
     let (mut server, ledger) = start("cancel")?;
     let slots = server.slots("acc")?;
-    for (round, phase) in PHASES.iter().enumerate() {
+    for (round, phase) in in_turn(&PHASES) {
         println!("cancelled in {phase}");
         cancel_in_phase(&mut server, &slots[round % 2], phase, round % 3 == 2)?;
         ledger.work(20)?;

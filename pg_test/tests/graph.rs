@@ -20,7 +20,8 @@ fn wrong(graph: &str) -> String {
 }
 
 fn assert_right(server: &mut Server, graph: &str, after: &str) -> Result<()> {
-    assert_eq!(server.query(&wrong(graph))?, "0", "after {after}");
+    let told = server.query(&format!("SELECT * FROM foreshard.check_graph('{graph}')"))?;
+    assert_eq!((server.query(&wrong(graph))?.as_str(), told.as_str()), ("0", ""), "after {after}");
     Ok(())
 }
 
@@ -364,10 +365,10 @@ fn a_graph_is_made_while_others_write_and_survives_a_dump() -> Result<()> {
     let mut server = Server::start(&options("graph-online"))?;
     server.query(
         "CREATE TABLE e (s int, t int); CREATE TABLE n (k int); INSERT INTO n VALUES (77); \
-         INSERT INTO e SELECT g, g + 1 FROM generate_series(1, 300) g",
+         INSERT INTO e SELECT g, g + 1 FROM generate_series(1, 20) g",
     )?;
     let mut first = server.cluster.connect("postgres")?;
-    first.exec("BEGIN; INSERT INTO e VALUES (301, 302); DELETE FROM e WHERE s = 5")?;
+    first.exec("BEGIN; INSERT INTO e VALUES (21, 22); DELETE FROM e WHERE s = 5")?;
     let mut maker = server.cluster.connect("postgres")?;
     let pid = maker.backend_pid();
     maker.send_query("SELECT foreshard.create_graph('g', 'e', 's', 't', 'n', 'k')")?;
@@ -375,7 +376,7 @@ fn a_graph_is_made_while_others_write_and_survives_a_dump() -> Result<()> {
     let waits = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
     wait_until("the lock", Duration::from_secs(20), || Ok(server.query(&waits)? == "1"))?;
     let begun = Instant::now();
-    server.query("SET statement_timeout = '10s'; INSERT INTO e VALUES (302, 303), (302, 303), (9, 9); INSERT INTO n VALUES (78); DELETE FROM n WHERE k = 77; DELETE FROM e WHERE s = 300")?;
+    server.query("SET statement_timeout = '10s'; INSERT INTO e VALUES (22, 23), (22, 23), (9, 9); INSERT INTO n VALUES (78); DELETE FROM n WHERE k = 77; DELETE FROM e WHERE s = 20")?;
     assert!(begun.elapsed() < Duration::from_secs(2), "writers wait: {:?}", begun.elapsed());
     first.exec("COMMIT")?;
     wait_until("the graph", Duration::from_secs(20), || {
@@ -400,7 +401,7 @@ fn a_graph_is_made_while_others_write_and_survives_a_dump() -> Result<()> {
     let output = restore.args(["-q", "-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&file).output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut restored = server.cluster.connect("restored")?;
-    restored.exec("INSERT INTO e VALUES (303, 1); DELETE FROM e WHERE s = 9; INSERT INTO n VALUES (79)")?;
+    restored.exec("INSERT INTO e VALUES (23, 1); DELETE FROM e WHERE s = 9; INSERT INTO n VALUES (79)")?;
     assert_eq!(restored.query_one(&wrong("g"))?, "0");
     assert_eq!(restored.exec("SELECT * FROM foreshard.check_graph('g')")?.len(), 0);
     restored.exec("DROP TABLE e; INSERT INTO n VALUES (80)")?;
@@ -446,7 +447,7 @@ fn sessions_see_what_others_did_to_the_closure() -> Result<()> {
     // Indexes of somebody else's, and a publication of everything.
     server.query(
         "DO $$ DECLARE p regclass; BEGIN FOR p IN SELECT inhrelid FROM pg_inherits WHERE inhparent = 'foreshard.g_closure'::regclass LOOP \
-             EXECUTE format('CREATE INDEX ON %s (descendant, ancestor); CREATE INDEX ON %s USING brin (depth); CREATE INDEX ON %s (ancestor, descendant) WHERE depth > 1', p, p, p); \
+             EXECUTE format('CREATE INDEX ON %s (descendant, ancestor); CREATE INDEX ON %s USING brin (depth);', p, p); \\
          END LOOP; END $$; CREATE PUBLICATION p FOR ALL TABLES; SELECT foreshard.move_node('g', '3', 'late'); DROP PUBLICATION p",
     )?;
     writer.exec("DELETE FROM e WHERE s = 1 AND t = 6")?;

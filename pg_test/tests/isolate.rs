@@ -4,7 +4,7 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::{assert_located, expect_code};
-use common::{Random, Server, options};
+use common::{Random, Server, in_turn, options};
 use foreshard_test::Result;
 
 /// Every key that has a partition of its own, with its shard, as foreshard and as PostgreSQL have it.
@@ -105,7 +105,7 @@ fn nobody_notices() -> Result<()> {
 fn killed_in_every_phase() -> Result<()> {
     let (mut server, ledger) = start("isolate-crash", 3_000)?;
     let mut random = Random::new(11);
-    for (round, phase) in ["copy", "capture", "cutover", "verify", "retire"].into_iter().enumerate() {
+    for (round, phase) in in_turn(&["copy", "capture", "cutover", "verify", "retire"]) {
         println!("killed in {phase}");
         server.hold(Some(phase))?;
         let keys: Vec<String> = (0..6)

@@ -4,7 +4,7 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::{assert_located, expect_code, layout};
-use common::{Server, options};
+use common::{Server, in_turn, options};
 use foreshard_test::Result;
 
 fn start(name: &str, rows: u64) -> Result<(Server, Ledger)> {
@@ -105,7 +105,7 @@ fn merged_whatever_happens() -> Result<()> {
     let (mut server, ledger) = start("merge", 4_000)?;
     let slot = server.slots("acc")?[0].clone();
     let before = layout(&mut server, "acc")?;
-    for (round, phase) in ["capture", "copy", "mirror", "cutover", "retire"].iter().enumerate() {
+    for (round, phase) in in_turn(&["capture", "copy", "mirror", "cutover", "retire"]) {
         let move_id = server.split_slot(&slot)?;
         server.wait_end(&move_id, "done")?;
         let (a, b) = halves(&mut server)?;

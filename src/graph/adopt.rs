@@ -12,6 +12,9 @@ use pgrx::spi::quote_identifier;
 /// Differences that are told.
 const TOLD: usize = 3;
 
+/// Ancestor, descendant, depth.
+type Pair = (u32, u32, i32);
+
 /// What is wrong with a closure table.
 #[derive(Default)]
 struct Wrong {
@@ -75,10 +78,10 @@ pub fn verify(plan: &Plan<'_>, depth: &str, input: &Input, max_rows: u64) -> PgR
 }
 
 /// The table's rows as (ancestor, descendant, smallest depth), ascending, and how many have a node without edges.
-fn stored(plan: &Plan<'_>, table: &str, depth: &str, input: &Input) -> PgResult<(Vec<(u32, u32, i32)>, u64)> {
+fn stored(plan: &Plan<'_>, table: &str, depth: &str, input: &Input) -> PgResult<(Vec<Pair>, u64)> {
     let depth = quote_identifier(depth);
     let (source, target) = (quote_identifier(plan.source.0), quote_identifier(plan.target.0));
-    let mut rows: Vec<(u32, u32, i32)> = Vec::new();
+    let mut rows: Vec<Pair> = Vec::new();
     let mut unknown = 0;
     let sql = format!(
         "SELECT {source}, {target}, {depth}::pg_catalog.int4 FROM {table} \
@@ -98,7 +101,7 @@ fn stored(plan: &Plan<'_>, table: &str, depth: &str, input: &Input) -> PgResult<
     Ok((rows, unknown))
 }
 
-fn compare(input: &Input, ancestor: u32, own: &[(u32, u32, i32)], right: &[Reached], wrong: &mut Wrong) {
+fn compare(input: &Input, ancestor: u32, own: &[Pair], right: &[Reached], wrong: &mut Wrong) {
     let mut right: Vec<(u32, u32)> = right.iter().map(|row| (row.node, row.depth)).collect();
     right.sort_unstable();
     let mut found = own.iter().peekable();

@@ -66,7 +66,8 @@ fn differences(before: &Input, now: &Input) -> PgResult<(Touched, u64)> {
             Ordering::Less => old.next(),
             Ordering::Greater => new.next(),
             Ordering::Equal => {
-                (old.next(), new.next());
+                old.next();
+                new.next();
                 None
             }
         };

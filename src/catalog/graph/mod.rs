@@ -7,7 +7,7 @@ pub mod node;
 
 use super::relation::column;
 use crate::pg::graph::keys::KeyKind;
-use crate::pg::graph::latest_snapshot;
+use crate::pg::graph::{latest_snapshot, read};
 use crate::pg::invalidation;
 use crate::pg::local::LocalBox;
 use crate::pg::report::{PgResult, error, unknown, unsupported, wrong_state};
@@ -144,8 +144,6 @@ pub fn by_id(graph_id: i32) -> PgResult<Rc<Graph>> {
     let graph = {
         let _path = security::pinned_search_path();
         let _owner = security::as_extension_owner()?;
-        // As it is, whatever the transaction's snapshot: this is what the session remembers.
-        let _latest = latest_snapshot();
         Rc::new(read(graph_id)?)
     };
     KNOWN.with(HashMap::new, |known| known.insert(graph_id, (now, graph.clone())));
@@ -370,34 +368,36 @@ fn primary_key(table: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
     .ok_or_else(|| wrong_state("a table that belongs to the graph has lost its primary key"))
 }
 
-/// The parts of a graph's closure.
+/// The parts of a graph's closure, as they are whatever the transaction's snapshot: what is read here is remembered.
 fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
-    let found = spi::rows(
-        "SELECT p.shard_id, p.partition::oid, coalesce(i.pairs, 0::oid), coalesce(i.reverse, 0::oid), \
+    let metagraph = metagraph.to_u32();
+    let sql = format!(
+        "SELECT p.shard_id, p.partition::oid::int8, coalesce(i.pairs, 0)::int8, coalesce(i.reverse, 0)::int8, \
                 CASE WHEN s.draining THEN 0 ELSE s.capacity END, \
                 coalesce((SELECT greatest(c.reltuples, 0) * u.share FROM pg_catalog.pg_class c \
                     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                     JOIN pg_catalog.pg_stats t ON t.schemaname = n.nspname AND t.tablename = c.relname AND t.attname = 'shard_id', \
                     LATERAL ROWS FROM (unnest(t.most_common_vals::text::int[]), unnest(t.most_common_freqs)) AS u (shard, share) \
-                    WHERE c.oid = $2 AND u.shard = p.shard_id), 0)::float8 \
+                    WHERE c.oid = {metagraph} AND u.shard = p.shard_id), 0)::float8 \
          FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id), \
          LATERAL (SELECT min(i.indexrelid) FILTER (WHERE i.indisunique AND i.indkey::text = '1 2') AS pairs, \
                          min(i.indexrelid) FILTER (WHERE i.indkey::text = '2 1') AS reverse \
                   FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition AND i.indisvalid AND i.indislive AND i.indimmediate \
                    AND i.indpred IS NULL AND i.indexprs IS NULL) i \
-         WHERE p.graph_id = $1 ORDER BY p.shard_id",
-        &[graph_id.into(), metagraph.into()],
-        |row| {
-            Ok(Part {
-                shard_id: row.need(1)?,
-                table: row.need(2)?,
-                pairs: row.need(3)?,
-                reverse: row.need(4)?,
-                capacity: row.need(5)?,
-                nodes: row.need(6)?,
-            })
-        },
-    )?;
+         WHERE p.graph_id = {graph_id} ORDER BY p.shard_id"
+    );
+    let mut found = Vec::new();
+    let _latest = latest_snapshot();
+    read::each(&sql, KeyKind::Int8, |row| {
+        let oid = |column| row.bigint(column).and_then(|oid| u32::try_from(oid).ok()).map(pg_sys::Oid::from);
+        if let (Some(shard_id), Some(table), Some(pairs), Some(reverse)) =
+            (row.int(1), oid(2), oid(3), oid(4))
+        {
+            let (capacity, nodes) = (row.float(5).unwrap_or(0.0), row.float(6).unwrap_or(0.0));
+            found.push(Part { shard_id, table, pairs, reverse, capacity, nodes });
+        }
+        Ok(())
+    })?;
     // What indexes they have is remembered as well.
     invalidation::watch(found.iter().map(|part| part.table));
     Ok(found)

@@ -2,6 +2,7 @@
 
 use super::Graph;
 use crate::pg::graph::keys::NodeKey;
+use crate::pg::graph::read;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
 
@@ -79,10 +80,15 @@ pub fn refresh_types(graph: &Graph, keys: &[NodeKey]) -> PgResult<()> {
     Ok(())
 }
 
-/// All components that were not merged into another one.
+/// All components that were not merged into another one, under the active snapshot.
 pub fn roots(graph: &Graph) -> PgResult<Vec<i64>> {
-    let table = &graph.components_name;
-    spi::rows(&format!("SELECT component FROM {table} WHERE parent IS NULL"), &[], |row| row.need(1))
+    let mut found = Vec::new();
+    let sql = format!("SELECT component FROM {} WHERE parent IS NULL", graph.components_name);
+    read::each(&sql, graph.kind, |row| {
+        found.extend(row.bigint(1));
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// `SELECT component, parent` of components that were merged.

@@ -60,7 +60,7 @@ impl Leaf {
     /// Opens a part.
     ///
     /// # Errors
-    /// 55000 when it is gone, or has other columns or indexes than ours.
+    /// 55000 when it is gone, or has other columns than ours, or an index with expressions or a condition.
     pub fn open(table: pg_sys::Oid, kind: KeyKind) -> PgResult<Self> {
         let changed = || wrong_state("a part of the graph's closure is gone or was altered");
         // SAFETY: inside a transaction; index attribute numbers are read as many as the index says.
@@ -92,7 +92,11 @@ impl Leaf {
                     .filter_map(|i| usize::try_from(numbers[i] - 1).ok().filter(|n| *n < CLOSURE_COLUMNS))
                     .collect();
                 if columns.len() != all || !(*info).ii_Predicate.is_null() {
-                    return Err(changed());
+                    return Err(wrong_state(
+                        "a part of the graph's closure has an index that cannot be kept",
+                    )
+                    .set_detail("Such an index must be on columns, for all rows.")
+                    .set_hint(format!("Drop index {}.", name_of(oid))));
                 }
                 indexes.push(OpenIndex { relation: index, info, columns, unique: (*info).ii_Unique });
             }
@@ -182,6 +186,19 @@ impl Leaf {
                     index.info,
                 );
             }
+        }
+    }
+}
+
+/// An index's name, for a message.
+fn name_of(index: pg_sys::Oid) -> String {
+    // SAFETY: a name or NULL, allocated in the current memory context.
+    unsafe {
+        let name = pg_sys::get_rel_name(index);
+        if name.is_null() {
+            String::new()
+        } else {
+            std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
         }
     }
 }
