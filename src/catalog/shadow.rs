@@ -2,6 +2,7 @@
 
 use super::name_of;
 use super::preflight::identity_index;
+use super::relation::without_grants;
 use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::spi::{self, Arg};
 use crate::pg::{lock, security, storage};
@@ -239,6 +240,7 @@ pub(super) fn adopt_shadow(shadow: pg_sys::Oid, source: pg_sys::Oid, name: &str)
 
 /// Makes a table of ours a member of the extension, publishable without a key and ignored by decoding.
 pub(super) fn own(relation: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
+    without_grants(relation)?;
     spi::run(&format!("ALTER TABLE foreshard.{name} REPLICA IDENTITY FULL"), &[])?;
     spi::run(&format!("ALTER EXTENSION foreshard ADD TABLE foreshard.{name}"), &[])?;
     spi::run(
@@ -263,6 +265,9 @@ pub(super) fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResu
         ),
         &[],
     )?;
+    let log = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
+        .ok_or_else(|| internal("no capture log"))?;
+    own(log, source, name)?;
     // The log stays ours, because the capture trigger trusts its shape; the owner's code only reads it
     // and forgets entries.
     let owner = security::relation_owner(source)?;
@@ -270,9 +275,6 @@ pub(super) fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResu
         spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?
             .unwrap_or_default();
     spi::run(&format!("GRANT SELECT, DELETE ON foreshard.{name} TO {owner_name}"), &[])?;
-    let log = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
-        .ok_or_else(|| internal("no capture log"))?;
-    own(log, source, name)?;
     Ok(log)
 }
 

@@ -201,6 +201,28 @@ impl Router {
         }
     }
 
+    /// The number of the partition that lists a value of the key's type, as that type compares, and the text form of
+    /// the value listed. None: no list has it.
+    pub fn listed(&mut self, value: pg_sys::Datum) -> PgResult<Option<(usize, String)>> {
+        let Finder::List(lists) = &self.finder else { return Ok(None) };
+        // SAFETY: the function belongs to the key's own operator class and gets values of its type.
+        match unsafe { lists.find(&mut self.function, self.collation, value) } {
+            Some((part, listed)) => Ok(Some((part, list::text(self.key_type, listed)?))),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether two values of the key's type are one key; false for a type without an order.
+    pub fn is_same(&self, a: pg_sys::Datum, b: pg_sys::Datum) -> bool {
+        // SAFETY: the entry lives as long as the session; its function compares values of the key's type.
+        unsafe {
+            let entry = pg_sys::lookup_type_cache(self.key_type, pg_sys::TYPECACHE_CMP_PROC_FINFO as i32);
+            let compare = &raw mut (*entry).cmp_proc_finfo;
+            (*compare).fn_oid != pg_sys::InvalidOid
+                && pg_sys::FunctionCall2Coll(compare, self.collation, a, b).value() as i32 == 0
+        }
+    }
+
     /// The number of the partition that holds `key`, a value of any type whose text form the key's type
     /// reads. None: no partition does.
     pub fn locate(&mut self, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> Option<usize> {
