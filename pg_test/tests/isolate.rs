@@ -233,7 +233,7 @@ fn nothing_is_lost_on_the_way_home() -> Result<()> {
     let branch = c.query_one(&format!(
         "SELECT branch FROM foreshard.slot_partition WHERE slot_id = {slot} AND table_oid = 't'::regclass"
     ))?;
-    
+
     let keys = c.query_one(&format!("SELECT string_agg(id::text, ' ') FROM (SELECT id FROM t JOIN foreshard.slots s ON s.partition = t.tableoid WHERE s.slot_id = {slot} LIMIT 3) q"))?;
     let keys: Vec<&str> = keys.split(' ').collect();
     let by_hand = |c: &mut Client, table: &str, name: &str, key: &str| -> Result<()> {

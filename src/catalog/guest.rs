@@ -72,10 +72,10 @@ pub fn against_family(family: &Family) -> PgResult<Vec<String>> {
         "WITH leaf AS (SELECT c.oid, \
              (SELECT pg_catalog.string_agg(CASE WHEN attisdropped THEN attnum::text ELSE format('%s %s %s %s %s', attnum, attname, atttypid, atttypmod, attgenerated) END, ',' ORDER BY attnum) \
                 FROM pg_catalog.pg_attribute WHERE attrelid = c.oid AND attnum > 0) AS columns, \
-             (SELECT pg_catalog.array_agg(coalesce(n.inhparent::text, format('%s %s %s %s %s %s %s %s %s', x.relam, x.reloptions, i.indkey, i.indclass, i.indcollation, i.indoption, \
-                     i.indisunique, pg_catalog.pg_get_expr(i.indexprs, c.oid), pg_catalog.pg_get_expr(i.indpred, c.oid))) ORDER BY 1) \
+             (SELECT pg_catalog.array_agg(x.what ORDER BY x.what) FROM (SELECT coalesce(n.inhparent::text, format('%s %s %s %s %s %s %s %s %s', x.relam, x.reloptions, i.indkey, i.indclass, i.indcollation, i.indoption, \
+                     i.indisunique, pg_catalog.pg_get_expr(i.indexprs, c.oid), pg_catalog.pg_get_expr(i.indpred, c.oid))) AS what \
                 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid LEFT JOIN pg_catalog.pg_inherits n ON n.inhrelid = i.indexrelid \
-                WHERE i.indrelid = c.oid) AS indexes \
+                WHERE i.indrelid = c.oid) x) AS indexes \
              FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1)) \
          SELECT 'different_columns: ' || a.oid::regclass || ' and ' || b.oid::regclass FROM leaf a JOIN leaf b ON a.oid = $2 AND a.columns <> b.columns \
          UNION ALL SELECT 'different_indexes: ' || a.oid::regclass || ' and ' || b.oid::regclass FROM leaf a JOIN leaf b ON a.oid = $2 AND a.indexes IS DISTINCT FROM b.indexes",

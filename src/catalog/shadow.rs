@@ -240,7 +240,6 @@ pub(super) fn adopt_shadow(shadow: pg_sys::Oid, source: pg_sys::Oid, name: &str)
 
 /// Makes a table of ours a member of the extension, publishable without a key and ignored by decoding.
 pub(super) fn own(relation: pg_sys::Oid, source: pg_sys::Oid, name: &str) -> PgResult<()> {
-    without_grants(relation)?;
     spi::run(&format!("ALTER TABLE foreshard.{name} REPLICA IDENTITY FULL"), &[])?;
     spi::run(&format!("ALTER EXTENSION foreshard ADD TABLE foreshard.{name}"), &[])?;
     spi::run(
@@ -267,7 +266,7 @@ pub(super) fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResu
     )?;
     let log = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
         .ok_or_else(|| internal("no capture log"))?;
-    own(log, source, name)?;
+    without_grants(log)?;
     // The log stays ours, because the capture trigger trusts its shape; the owner's code only reads it
     // and forgets entries.
     let owner = security::relation_owner(source)?;
@@ -275,6 +274,8 @@ pub(super) fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResu
         spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?
             .unwrap_or_default();
     spi::run(&format!("GRANT SELECT, DELETE ON foreshard.{name} TO {owner_name}"), &[])?;
+    // Not before: a dump has what is granted on a member of an extension since it became one.
+    own(log, source, name)?;
     Ok(log)
 }
 
