@@ -440,6 +440,8 @@ CREATE TABLE foreshard.move_part (
     -- of a placement: the keys of the part; NULL: all others
     keys        text[],
     isolated    boolean NOT NULL DEFAULT false,
+    -- of a placement: what it took along of the load of its slot
+    share       float8,
     PRIMARY KEY (move_id, part)
 );
 

@@ -22,7 +22,8 @@ FROM (
     JOIN pg_catalog.pg_class c ON c.oid = m.table_oid
     LEFT JOIN foreshard.slot_partition p ON (p.slot_id, p.table_oid) = (s.slot_id, m.table_oid)
     LEFT JOIN pg_catalog.pg_class l ON l.oid = p.partition
-    WHERE l.oid IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(p.partition) a WHERE a.relid = m.table_oid)
+    WHERE s.home_slot_id IS NULL
+      AND (l.oid IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(p.partition) a WHERE a.relid = m.table_oid))
     UNION ALL
     SELECT m.group_id, NULL, m.table_oid, c.oid::regclass, 'no_slot',
            'No slot has this bound, so it is neither observed nor moved: detach it and attach one with the modulus and remainder of a slot (see foreshard.slots).'

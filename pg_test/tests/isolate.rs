@@ -5,7 +5,7 @@ mod common;
 use common::ledger::{self, Ledger};
 use common::placed::{assert_located, expect_code};
 use common::{Random, Server, in_turn, options};
-use foreshard_test::Result;
+use foreshard_test::{Client, Result};
 
 /// Every key that has a partition of its own, with its shard, as foreshard and as PostgreSQL have it.
 fn placed(server: &mut Server, table: &str) -> Result<String> {
@@ -191,5 +191,110 @@ fn what_cannot_be_says_why() -> Result<()> {
     assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("move_slot")), "{error}");
     c.exec("CREATE TABLE late (id bigint PRIMARY KEY)")?;
     expect_code(c.exec("SELECT foreshard.distribute('late', 'id', colocate_with => 't')"), "0A000");
+    server.assert_settled()
+}
+
+/// What somebody changes by hand about the lists of a slot, and what hangs on the table between, is not lost.
+#[test]
+fn nothing_is_lost_on_the_way_home() -> Result<()> {
+    // Nobody looks at the layout but where that is wanted.
+    let mut server = Server::start(&options("isolate-by-hand").set("foreshard.bucket", "3600"))?;
+    server.query(
+        "CREATE ROLE stranger; CREATE TABLE t (id numeric PRIMARY KEY, v text); CREATE TABLE u (id numeric PRIMARY KEY); \
+         INSERT INTO t SELECT g FROM generate_series(1, 200) g; SELECT foreshard.distribute('t', 'id', 2); SELECT foreshard.distribute('u', 'id', colocate_with => 't')",
+    )?;
+    let mut c = server.cluster.connect("postgres")?;
+    let reason = |c: &mut Client, sql: &str, word: &str| {
+        let error = expect_code(c.exec(sql), "0A000");
+        assert!(error.detail.as_deref().is_some_and(|d| d.contains(word)) && error.hint.is_some(), "{error}");
+    };
+    let leaf = c.query_one("SELECT tableoid::regclass FROM t WHERE id = 1")?;
+    let slot =
+        c.query_one(&format!("SELECT slot_id FROM foreshard.slots WHERE partition = '{leaf}'::regclass"))?;
+    // What is unique in one partition alone would not be in two.
+    c.exec(&format!("CREATE UNIQUE INDEX alone ON {leaf} (v) WHERE v > 'x'"))?;
+    reason(&mut c, &format!("SELECT foreshard.split_slot({slot})"), "own_unique_index: public.alone");
+    reason(&mut c, "SELECT foreshard.isolate_key('t', 1)", "own_unique_index: public.alone");
+    c.exec("DROP INDEX alone")?;
+    // The past is divided as the present is: 80 of 100 are the key's.
+    c.exec(&format!(
+        "INSERT INTO foreshard.slot_heat (slot_id, observed_at, scans, rows_read, inserted, updated, deleted, blocks_read, blocks_hit, access_score) \
+             VALUES ({slot}, now(), 0, 0, 0, 0, 0, 0, 0, 100) ON CONFLICT (slot_id) DO UPDATE SET access_score = 100; \
+         INSERT INTO foreshard.hot_key SELECT group_id, 1, 't', {slot}, '1', false, 80, 80, 80, 80, now() FROM foreshard.colocation_group; \
+         INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) VALUES (3600, {slot}, now() - interval '5 h', 100)"
+    ))?;
+    c.exec("SELECT foreshard.isolate_key('t', 1)")?;
+    server.wait_moves()?;
+    let past = "SELECT string_agg(round(cost_units_per_s::numeric, 3)::text, ' ' ORDER BY slot_id) FROM foreshard.heat_history WHERE resolution_s = 3600";
+    assert_eq!(server.query(past)?, "20.000 80.000");
+    // Another text of the same key.
+    assert_eq!(c.query_one("SELECT foreshard.isolate_key('t', 1.00) IS NULL")?, "t", "it is so already");
+    // A list that was attached by hand.
+    let branch = c.query_one(&format!(
+        "SELECT branch FROM foreshard.slot_partition WHERE slot_id = {slot} AND table_oid = 't'::regclass"
+    ))?;
+
+    let keys = c.query_one(&format!("SELECT string_agg(id::text, ' ') FROM (SELECT id FROM t JOIN foreshard.slots s ON s.partition = t.tableoid WHERE s.slot_id = {slot} LIMIT 3) q"))?;
+    let keys: Vec<&str> = keys.split(' ').collect();
+    let by_hand = |c: &mut Client, table: &str, name: &str, key: &str| -> Result<()> {
+        let below = c.query_one(&format!("SELECT branch FROM foreshard.slot_partition WHERE slot_id = {slot} AND table_oid = '{table}'::regclass"))?;
+        c.exec(&format!(
+            "CREATE TABLE {name} (LIKE {table} INCLUDING ALL); DELETE FROM {table} WHERE id = {key}; \
+             ALTER TABLE {below} ATTACH PARTITION {name} FOR VALUES IN ({key}); INSERT INTO {table} VALUES ({key})"
+        ))?;
+        Ok(())
+    };
+    by_hand(&mut c, "t", "by_hand", keys[0])?;
+    by_hand(&mut c, "u", "of_u", keys[1])?;
+    reason(&mut c, "SELECT foreshard.unisolate_key('t', 1)", "unknown_partition: public.by_hand");
+    server.set(&[("foreshard.bucket", "1")])?;
+    server.wait_query("SELECT count(*) FROM foreshard.history WHERE event = 'attached'", "2")?;
+    server.set(&[("foreshard.bucket", "3600")])?;
+    assert_eq!(
+        server.query("SELECT string_agg(key, ' ' ORDER BY key) FROM foreshard.placed_keys('t')")?,
+        format!("1 {}", keys[0])
+    );
+    reason(&mut c, &format!("SELECT foreshard.isolate_key('t', {})", keys[1]), "listed_already");
+    c.exec("SELECT foreshard.unisolate_key('t', 1.0)")?;
+    server.wait_moves()?;
+    assert_eq!(
+        server.query("SELECT count(*), count(*) FILTER (WHERE tableoid = 'by_hand'::regclass) FROM t")?,
+        "200|1"
+    );
+    // What a list alone has would be lost when it is made anew.
+    c.exec("GRANT SELECT ON by_hand TO stranger")?;
+    reason(&mut c, "SELECT foreshard.place_keys('t', '{}')", "different: privileges");
+    c.exec("REVOKE SELECT ON by_hand FROM stranger")?;
+    // What hangs on the table between is not lost with it.
+    c.exec(&format!(
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; \
+         CREATE TRIGGER own BEFORE INSERT ON {branch} FOR EACH ROW EXECUTE FUNCTION f(); DROP TABLE of_u"
+    ))?;
+    reason(&mut c, "SELECT foreshard.place_keys('t', '{}')", "own_trigger: own");
+    c.exec(&format!("DROP TRIGGER own ON {branch}; GRANT SELECT ON {branch} TO stranger; COMMENT ON TABLE {branch} IS 'mine'"))?;
+    c.exec("SELECT foreshard.place_keys('t', '{}')")?;
+    server.wait_moves()?;
+    assert_eq!(server.query("SELECT count(*), count(DISTINCT tableoid) FROM t")?, "200|2");
+    let kept = format!(
+        "SELECT relkind, has_table_privilege('stranger', oid, 'SELECT'), obj_description(oid) FROM pg_class WHERE oid = '{leaf}'::regclass"
+    );
+    assert_eq!(server.query(&kept)?, "r|t|mine");
+    // A list that is dropped leaves nothing that stands in the way for good.
+    c.exec("SELECT foreshard.isolate_key('t', 1)")?;
+    server.wait_moves()?;
+    let lists =
+        "SELECT string_agg(format('DROP TABLE %s', partition), ';') FROM foreshard.slots WHERE isolated";
+    let drop = c.query_one(lists)?;
+    c.exec(&drop)?;
+    server.set(&[("foreshard.bucket", "1")])?;
+    server.wait_query("SELECT count(*) FROM foreshard.slot WHERE home_slot_id IS NOT NULL", "0")?;
+    reason(&mut c, &format!("SELECT foreshard.split_slot({slot})"), "has_table_between");
+    for change in ["SELECT foreshard.isolate_key('t', 1)", "SELECT foreshard.unisolate_key('t', 1)"] {
+        c.exec(change)?;
+        server.wait_moves()?;
+    }
+    let move_id = server.split_slot(&slot)?;
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(server.query("SELECT count(*), count(DISTINCT tableoid) FROM t")?, "199|3");
     server.assert_settled()
 }

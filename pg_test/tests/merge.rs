@@ -66,6 +66,10 @@ fn a_prepared_split_is_a_switchover() -> Result<()> {
     // A table that is altered meanwhile has its parts built again.
     let move_id = server.query(&format!("SELECT foreshard.prepare_split({})", slots[1]))?;
     wait_state(&mut server, &move_id, "prepared")?;
+    // A carrier that ended before its first look is followed by another one.
+    server.query(&format!("UPDATE foreshard.move SET checked_at = NULL WHERE move_id = {move_id}"))?;
+    let looked = format!("SELECT checked_at IS NOT NULL FROM foreshard.move WHERE move_id = {move_id}");
+    server.wait_query(&looked, "t")?;
     server.query("ALTER TABLE acc ADD COLUMN later int DEFAULT 7")?;
     assert_eq!(server.query(&format!("SELECT foreshard.split_slot({})", slots[1]))?, move_id);
     server.wait_end(&move_id, "done")?;
@@ -149,6 +153,20 @@ fn merged_whatever_happens() -> Result<()> {
     server.hold(None)?;
     server.wait_end(&move_id, "cancelled")?;
     server.assert_settled()?;
+    // What one half is granted on meanwhile is not lost with it.
+    server.hold(Some("verify"))?;
+    let move_id = server.query(&format!("SELECT foreshard.merge_slots({a}, {b})"))?;
+    server.wait_phase(&move_id, "verify")?;
+    let half = server.query(&format!(
+        "SELECT partition FROM foreshard.slots WHERE slot_id = {b} AND \"table\" = 'note'::regclass"
+    ))?;
+    server.query(&format!("GRANT SELECT ON {half} TO PUBLIC"))?;
+    server.hold(None)?;
+    server.wait_end(&move_id, "failed")?;
+    let why = server.query(&format!("SELECT last_error FROM foreshard.move WHERE move_id = {move_id}"))?;
+    assert!(why.contains("different: privileges"), "{why}");
+    server.query(&format!("REVOKE SELECT ON {half} FROM PUBLIC"))?;
+    server.assert_settled()?;
     server.move_and_wait(&b)?;
     ledger.finish();
     server.assert_settled()
@@ -163,7 +181,11 @@ fn a_split_has_a_way_back() -> Result<()> {
     server.query(
         "ALTER TABLE acc ADD COLUMN gone text DEFAULT 'g'; UPDATE acc SET gone = repeat('y', 100) WHERE id % 5 = 0; ALTER TABLE acc DROP COLUMN gone; \
          ALTER TABLE acc ADD COLUMN later int DEFAULT 7, ADD COLUMN big text; ALTER TABLE acc ALTER big SET STORAGE external; \
-         UPDATE acc SET big = repeat('x', 5000) WHERE id % 50 = 0",
+         UPDATE acc SET big = repeat('x', 5000) WHERE id % 50 = 0; CREATE INDEX by_length ON acc (length(v)); ANALYZE acc",
+    )?;
+    server.query(
+        "DO $$ DECLARE i record; BEGIN FOR i IN SELECT indexrelid::regclass AS name, shard FROM foreshard.slots JOIN pg_index ON indrelid = partition LOOP \
+             EXECUTE format('ALTER INDEX %s SET TABLESPACE %I', i.name, i.shard); END LOOP; END $$",
     )?;
     let slot = server.slots("acc")?[0].clone();
     let before = layout(&mut server, "acc")?;
@@ -207,6 +229,12 @@ fn a_split_has_a_way_back() -> Result<()> {
         ledger.work(50)?;
         ledger.assert_equal(&mut server)?;
         assert_eq!(layout(&mut server, "acc")?, before);
+        let known = server.query(
+            "SELECT bool_and(EXISTS (SELECT FROM pg_statistic WHERE starelid = s.partition)), \
+                 bool_and((SELECT count(*) FROM pg_statistic JOIN pg_index ON indexrelid = starelid WHERE indrelid = s.partition) = 1) \
+             FROM foreshard.slots s WHERE \"table\" = 'acc'::regclass",
+        )?;
+        assert_eq!(known, "t|t", "what the planner knows of partitions and indexes");
         // Nothing of what was stored in either copy is garbled.
         assert_eq!(
             server.query(

@@ -422,6 +422,20 @@ fn a_hostile_owner_gains_nothing() -> Result<()> {
             c.exec("SELECT relname FROM pg_class WHERE relname ~ '^(shadow|capture|split)_'")?.to_text();
         assert_eq!(left, "", "left over");
     }
+    // Keys whose input function runs the checks of a domain.
+    mallory.exec("CREATE TABLE mallory.keyed (id mallory.dom[] PRIMARY KEY); INSERT INTO mallory.keyed VALUES ('{x}'), ('{y}')")?;
+    c.exec("SELECT foreshard.distribute('mallory.keyed', 'id', 2); TRUNCATE mallory.seen")?;
+    let location = "SELECT foreshard.get_shard_location('mallory.keyed', '{x}'::text)";
+    c.exec(location)?;
+    harmless(&mut c, "get_shard_location")?;
+    c.exec("SELECT foreshard.isolate_key('mallory.keyed', '{x}'::text)")?;
+    harmless(&mut c, "isolate_key")?;
+    assert_ne!(c.query_one("SELECT count(*) FROM mallory.seen")?, "0", "the domain is checked");
+    let move_id = c.query_one("SELECT max(move_id) FROM foreshard.move")?;
+    wait_for_move(&mut c, &move_id, "done")?;
+    c.exec("SELECT foreshard.place_keys('mallory.keyed', '{\"{y}\": null, \"{z}\": null}', whole => false)")?;
+    c.exec(location)?;
+    harmless(&mut c, "keys with lists")?;
     c.exec("SELECT foreshard.undistribute('mallory.trap')")?;
     harmless(&mut c, "undistribute")?;
     assert_eq!(c.query_one("SELECT count(*) FROM mallory.trap WHERE v LIKE '%!!'")?, "20");

@@ -8,7 +8,7 @@ use foreshard_test::Result;
 
 /// Everything that may hang on a partition.
 const RICH: &str = r#"
-CREATE ROLE reader; CREATE ROLE proprietor; CREATE SCHEMA "Sh op";
+CREATE ROLE reader; CREATE ROLE proprietor; CREATE ROLE stranger; CREATE SCHEMA "Sh op";
 CREATE TABLE region (code text PRIMARY KEY); INSERT INTO region VALUES ('n'), ('s');
 CREATE TABLE part (id int, k int, PRIMARY KEY (id, k)) PARTITION BY HASH (id);
 CREATE TABLE part_0 PARTITION OF part FOR VALUES WITH (MODULUS 2, REMAINDER 0);
@@ -30,6 +30,7 @@ INSERT INTO "Sh op"."Ri ch" ("Id", "Weird ""Name", region, total, p1, p2, tags, 
 CREATE INDEX ON "Sh op"."Ri ch" (lower("Weird ""Name") DESC NULLS LAST, (total + 1)) WHERE total > 3;
 CREATE INDEX rich_gin ON "Sh op"."Ri ch" USING gin (tags);
 CREATE INDEX rich_brin ON "Sh op"."Ri ch" USING brin (serial_no) WITH (pages_per_range = 8);
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO stranger; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC;
 SELECT foreshard.distribute('"Sh op"."Ri ch"', 'Id', 2);
 ALTER TABLE "Sh op"."Ri ch" DROP COLUMN gone;
 ALTER TABLE "Sh op"."Ri ch" DROP COLUMN also;
@@ -61,6 +62,17 @@ ALTER TABLE "Sh op"."Ri ch" ENABLE ALWAYS TRIGGER b_always, DISABLE TRIGGER c_di
 CREATE PUBLICATION pub FOR TABLE "Sh op"."Ri ch" WITH (publish_via_partition_root = true);
 ANALYZE;
 "#;
+
+/// Whoever makes partitions and copies, what its default privileges grant is not granted on them.
+fn assert_no_strangers(server: &mut Server) -> Result<()> {
+    let strangers = server.query(
+        "SELECT c.oid::regclass, a.grantee::regrole, a.privilege_type FROM pg_class c, aclexplode(c.relacl) a \
+         WHERE c.relnamespace = '\"Sh op\"'::regnamespace AND a.grantee = 'stranger'::regrole \
+            OR c.relrewrite <> 0 AND a.grantee IN (0, 'stranger'::regrole)",
+    )?;
+    assert_eq!(strangers, "");
+    Ok(())
+}
 
 /// What the catalog says about one leaf, whatever its name and oid.
 const FACTS: &str = r#"
@@ -96,10 +108,12 @@ fn everything_is_carried_over() -> Result<()> {
     let slot = server.query("SELECT slot_id FROM foreshard.slots WHERE remainder = 1")?;
     server.query(&format!("DO $$ BEGIN EXECUTE format('ALTER TABLE %s ENABLE REPLICA TRIGGER a_before', {leaf}::regclass); END $$"))?;
     let before = facts(&mut server, &leaf)?;
+    assert_no_strangers(&mut server)?;
     // Of a split that is under way a dump knows nothing.
     server.hold(Some("cutover"))?;
     let move_id = server.split_slot(&slot)?;
     server.wait_phase(&move_id, "cutover")?;
+    assert_no_strangers(&mut server)?;
     let dump = server.cluster.client_command("pg_dump", "postgres").output()?;
     let text = String::from_utf8_lossy(&dump.stdout);
     assert!(
@@ -169,6 +183,7 @@ fn there_and_back() -> Result<()> {
     let digest =
         format!("SELECT count(*) || ' ' || sum(hashtextextended(r::text, 0)::numeric) FROM {table} r");
     let rows = server.query(&digest)?;
+    assert_no_strangers(&mut server)?;
     let slot = server.query(&format!(
         "SELECT slot_id FROM foreshard.slots JOIN {table} r ON r.tableoid = partition WHERE \"Id\" = '{quoted}'"
     ))?;
@@ -192,6 +207,7 @@ fn there_and_back() -> Result<()> {
     server.query(&format!("SELECT foreshard.isolate_keys('{table}', ARRAY['{quoted}', 'key 17'], 'sb')"))?;
     server.wait_moves()?;
     assert_eq!(server.query(&digest)?, rows);
+    assert_no_strangers(&mut server)?;
     assert_eq!(server.query(&format!("SELECT name = '{name}' FROM (SELECT relid::regclass::text AS name FROM pg_partition_tree('{table}') WHERE NOT isleaf AND level = 1 ORDER BY 1 LIMIT 1) q"))?, "t");
     let isolated = server.query("SELECT partition::oid FROM foreshard.slots WHERE isolated OR slot_id IN (SELECT home_slot_id FROM foreshard.slot)")?;
     assert!(isolated.lines().count() >= 3, "{isolated}");

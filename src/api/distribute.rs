@@ -8,7 +8,7 @@ use crate::catalog::relation::{bytes_of_tree, column, kind};
 use crate::catalog::{birth, colocation, name_of, preflight, record_event};
 use crate::pg::report::{PgResult, bad_argument, busy, error, unknown, unsupported, wrong_state};
 use crate::pg::types::Regclass;
-use crate::pg::{partition, security};
+use crate::pg::{partition, security, transaction};
 use foreshard_core::ring::{ShardWeight, place_slots};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -37,6 +37,9 @@ fn distribute(
     let (Some(Regclass(table)), Some(key)) = (table, key) else {
         return Err(bad_argument("table and key must not be NULL"));
     };
+    transaction::require_read_committed(
+        "tables can be distributed only in transactions of isolation level READ COMMITTED",
+    )?;
     let shards = shard_names(shards)?;
     if online {
         if colocate_with.is_some() {
@@ -110,6 +113,9 @@ fn distribute(
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn undistribute(table: Regclass) -> PgResult<()> {
+    transaction::require_read_committed(
+        "tables can be undistributed only in transactions of isolation level READ COMMITTED",
+    )?;
     let table = table.0;
     let name = name_of(table)?;
     security::require_owner(table, &name)?;

@@ -1,6 +1,7 @@
 //! What `next_key()` must know of a table, and the sequence its keys come from.
 
 use super::name_of;
+use super::relation::without_grants;
 use crate::pg::report::PgResult;
 use crate::pg::{security, sequence, spi};
 use pgrx::pg_sys;
@@ -108,6 +109,9 @@ pub fn create_key_sequence(table: pg_sys::Oid, key: &str) -> PgResult<()> {
         &format!("CREATE SEQUENCE {full_name} AS bigint MAXVALUE {LAST_BLOCK} START WITH {start} NO CYCLE"),
         &[],
     )?;
+    if let Some(made) = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[full_name.as_str().into()])? {
+        without_grants(made)?;
+    }
     if next > LAST_BLOCK {
         // Used up from the beginning; next_key() will say so.
         spi::run(

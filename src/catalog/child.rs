@@ -11,6 +11,7 @@ use super::name_of;
 use super::preflight::identity_index;
 use super::shadow::{self, RelationRow};
 use super::split::{Part, against_split};
+use super::wayback;
 use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::spi;
 use crate::pg::{security, sequence, storage};
@@ -198,7 +199,7 @@ pub fn dress(move_id: i64) -> PgResult<()> {
         let _guard = security::as_restricted_owner(security::relation_owner(heap)?);
         spi::run(&format!("ALTER TABLE {} {change}", name_of(heap)?), &[])?;
     }
-    Ok(())
+    wayback::copy_statistics(move_id)
 }
 
 /// Whether a source and its copies still fit together: the last check before they change places.

@@ -167,11 +167,23 @@ fn forget_empty_groups() -> PgResult<()> {
     Ok(())
 }
 
+/// A list of chosen keys without a partition is none: its keys hash to its home again.
+fn forget_empty_lists() -> PgResult<()> {
+    spi::run(
+        "DELETE FROM foreshard.slot s WHERE s.home_slot_id IS NOT NULL \
+           AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.slot_id = s.slot_id) \
+           AND NOT EXISTS (SELECT FROM foreshard.move m WHERE (m.slot_id = s.slot_id OR s.slot_id = ANY (m.guests)) AND NOT m.finished)",
+        &[],
+    )?;
+    Ok(())
+}
+
 /// Forgets tables and partitions that somebody dropped. Returns whether anything was forgotten.
 pub fn reconcile() -> PgResult<bool> {
     let stale = spi::one::<bool>(
         "SELECT EXISTS (SELECT FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)) \
-             OR EXISTS (SELECT FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition))",
+             OR EXISTS (SELECT FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition)) \
+             OR EXISTS (SELECT FROM foreshard.slot s WHERE s.home_slot_id IS NOT NULL AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.slot_id = s.slot_id))",
         &[],
     )?;
     if stale != Some(true) {
@@ -195,16 +207,29 @@ pub fn reconcile() -> PgResult<bool> {
            AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = p.slot_id AND NOT m.finished)",
         &[],
     )?;
+    forget_empty_lists()?;
     forget_empty_groups()?;
     Ok(true)
 }
 
-/// The slot of a managed table that has but one for all keys, as online distribution begins with it.
-pub fn undivided_slot(table: pg_sys::Oid) -> PgResult<Option<i64>> {
-    spi::one::<i64>(
-        "SELECT s.slot_id FROM foreshard.managed_table m JOIN foreshard.slot s USING (group_id) WHERE m.table_oid = $1 AND s.modulus = 1",
+/// The slot of a managed table that has but one for all keys, as online distribution begins with it, and its key.
+pub fn undivided_slot(table: pg_sys::Oid) -> PgResult<Option<(i64, String)>> {
+    let found = spi::rows(
+        "SELECT s.slot_id, m.key_column::text FROM foreshard.managed_table m JOIN foreshard.slot s USING (group_id) \
+         WHERE m.table_oid = $1 AND s.modulus = 1 AND s.home_slot_id IS NULL",
         &[table.into()],
-    )
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// A group that has but one slot for all keys is to have so many.
+pub fn set_slot_count(group_id: i32, slots: i32) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.colocation_group SET slot_count = $2 WHERE group_id = $1",
+        &[group_id.into(), slots.into()],
+    )?;
+    Ok(())
 }
 
 /// The shard, if any, on whose tablespace a table lies.
@@ -238,7 +263,7 @@ pub fn hold_still(group_id: i32) -> PgResult<bool> {
 
 /// Whether keys of the group have partitions of their own.
 pub fn has_chosen_keys(group_id: i32) -> PgResult<bool> {
-    let sql = "SELECT EXISTS (SELECT FROM foreshard.slot WHERE group_id = $1 AND home_slot_id IS NOT NULL)";
+    let sql = "SELECT EXISTS (SELECT FROM foreshard.slot JOIN foreshard.slot_partition USING (slot_id) WHERE group_id = $1 AND home_slot_id IS NOT NULL)";
     Ok(spi::one::<bool>(sql, &[group_id.into()])?.unwrap_or(false))
 }
 

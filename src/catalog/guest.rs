@@ -10,11 +10,13 @@ use super::mold::{self, CHECKS, SETTINGS, adopt, copy_defaults, run_all, stateme
 use super::name_of;
 use super::preflight::identity_index;
 use super::shadow::{self, RelationRow};
-use super::split::Part;
+use super::split::{Part, against_split, parts};
+use super::whole;
+use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::{security, sequence, spi, storage};
-use pgrx::pg_sys;
 use pgrx::spi::{quote_identifier, quote_literal};
+use pgrx::{IntoDatum, pg_sys};
 
 /// The partitions of one table that a placement makes anew.
 pub struct Family {
@@ -26,18 +28,30 @@ pub struct Family {
     pub sources: Vec<pg_sys::Oid>,
     /// The table between, when there is one.
     pub branch: Option<pg_sys::Oid>,
-    /// Partitions of chosen keys that stay as they are.
+    /// Partitions of the table between that stay as they are.
     pub kept: i64,
+}
+
+impl Family {
+    /// The table between that goes when this many parts are made.
+    fn leaving(&self, parts: usize) -> Option<pg_sys::Oid> {
+        self.branch.filter(|_| self.is_single(parts))
+    }
+
+    /// Whether the slot is one partition when this many parts are made.
+    pub fn is_single(&self, parts: usize) -> bool {
+        parts == 1 && self.kept == 0
+    }
 }
 
 /// The partitions that a placement makes anew, by table.
 pub fn families(move_id: i64) -> PgResult<Vec<Family>> {
     spi::rows(
-        "SELECT h.table_oid::oid, h.partition::oid, h.branch::oid, \
-                ARRAY(SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition \
-                      WHERE p.table_oid = h.table_oid AND (p.slot_id = m.slot_id OR p.slot_id = ANY (m.guests)) ORDER BY p.slot_id <> m.slot_id, 1), \
-                (SELECT count(*) FROM foreshard.slot s WHERE s.home_slot_id = m.slot_id AND s.slot_id <> ALL (m.guests)) \
+        "SELECT h.table_oid::oid, h.partition::oid, h.branch::oid, q.sources, \
+                (SELECT count(*) FROM pg_catalog.pg_inherits i WHERE i.inhparent = h.branch AND i.inhrelid <> ALL (q.sources)) \
          FROM foreshard.move m JOIN foreshard.slot_partition h USING (slot_id) JOIN pg_catalog.pg_class c ON c.oid = h.partition \
+         CROSS JOIN LATERAL (SELECT ARRAY(SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition \
+                      WHERE p.table_oid = h.table_oid AND (p.slot_id = m.slot_id OR p.slot_id = ANY (m.guests)) ORDER BY p.slot_id <> m.slot_id, 1) AS sources) q \
          WHERE m.move_id = $1 ORDER BY 1",
         &[move_id.into()],
         |row| {
@@ -58,13 +72,67 @@ pub fn against_family(family: &Family) -> PgResult<Vec<String>> {
         "WITH leaf AS (SELECT c.oid, \
              (SELECT pg_catalog.string_agg(CASE WHEN attisdropped THEN attnum::text ELSE format('%s %s %s %s %s', attnum, attname, atttypid, atttypmod, attgenerated) END, ',' ORDER BY attnum) \
                 FROM pg_catalog.pg_attribute WHERE attrelid = c.oid AND attnum > 0) AS columns, \
-             (SELECT pg_catalog.array_agg(n.inhparent ORDER BY 1) FROM pg_catalog.pg_index i LEFT JOIN pg_catalog.pg_inherits n ON n.inhrelid = i.indexrelid WHERE i.indrelid = c.oid) AS indexes \
+             (SELECT pg_catalog.array_agg(x.what ORDER BY x.what) FROM (SELECT coalesce(n.inhparent::text, format('%s %s %s %s %s %s %s %s %s', x.relam, x.reloptions, i.indkey, i.indclass, i.indcollation, i.indoption, \
+                     i.indisunique, pg_catalog.pg_get_expr(i.indexprs, c.oid), pg_catalog.pg_get_expr(i.indpred, c.oid))) AS what \
+                FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid LEFT JOIN pg_catalog.pg_inherits n ON n.inhrelid = i.indexrelid \
+                WHERE i.indrelid = c.oid) x) AS indexes \
              FROM pg_catalog.pg_class c WHERE c.oid = ANY ($1)) \
          SELECT 'different_columns: ' || a.oid::regclass || ' and ' || b.oid::regclass FROM leaf a JOIN leaf b ON a.oid = $2 AND a.columns <> b.columns \
          UNION ALL SELECT 'different_indexes: ' || a.oid::regclass || ' and ' || b.oid::regclass FROM leaf a JOIN leaf b ON a.oid = $2 AND a.indexes IS DISTINCT FROM b.indexes",
         &[family.sources.clone().into(), family.lead.into()],
         |row| row.need(1),
     )
+}
+
+/// Reasons why the partitions of a slot, with the table between them, are not what they seem to be: somebody has changed
+/// them by hand, or something hangs on the table between, which goes when this many parts are made.
+pub fn against_branch(family: &Family, parts: usize) -> PgResult<Vec<String>> {
+    let mut found = spi::rows(
+        "SELECT 'unknown_partition: ' || i.inhrelid::regclass || ' is none of the lists that foreshard knows' FROM pg_catalog.pg_inherits i \
+             WHERE i.inhparent = $1 AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.partition = i.inhrelid) \
+         UNION ALL SELECT 'detached: ' || s::regclass || ' is no partition of the slot any more' FROM pg_catalog.unnest($3) s \
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = s AND i.inhparent = coalesce($1, $2) AND NOT i.inhdetachpending)",
+        &[family.branch.into(), family.table.into(), family.sources.clone().into()],
+        |row| row.need(1),
+    )?;
+    if let Some(branch) = family.leaving(parts) {
+        found.extend(against_split(branch)?);
+    }
+    for source in family.sources.iter().filter(|source| **source != family.lead) {
+        found.extend(whole::unlike(family.lead, *source)?);
+    }
+    Ok(found)
+}
+
+/// Reasons why chosen keys cannot get lists of their own: another list that stays has one of them.
+pub fn against_keys(family: &Family, parts: &[Part]) -> PgResult<Vec<String>> {
+    let Some(branch) = family.branch else { return Ok(Vec::new()) };
+    let owner = security::relation_owner(family.table)?;
+    // What makes a value of a text may be the owner's code.
+    let guard = security::as_restricted_owner(owner);
+    let mut lists = Router::of_any(branch, Lifetime::Statement)?;
+    let mut taken = None;
+    for key in parts.iter().filter_map(|part| part.keys.as_ref()).flatten() {
+        let text = key.as_str().into_datum().ok_or_else(|| internal("a text without a value"))?;
+        let value = lists.value((text, pg_sys::TEXTOID));
+        let list = lists.listed(value)?.map(|(number, _)| lists.partition(number));
+        if let Some(list) = list.filter(|list| !family.sources.contains(list)) {
+            taken = Some((key, list));
+            break;
+        }
+    }
+    drop(guard);
+    let told = taken.map(|(key, list)| Ok(format!("listed_already: key {key} is in {}", name_of(list)?)));
+    told.into_iter().collect()
+}
+
+/// Whether the partitions of the slot that `lead` is the first of are still what its copies were made for.
+pub fn fit(move_id: i64, lead: pg_sys::Oid) -> PgResult<bool> {
+    let parts = parts(move_id)?.len();
+    match families(move_id)?.iter().find(|family| family.lead == lead) {
+        Some(family) => Ok(against_branch(family, parts)?.is_empty()),
+        None => Ok(false),
+    }
 }
 
 /// The key column of a managed table, quoted.
@@ -203,7 +271,8 @@ struct Carried {
 }
 
 impl Carried {
-    fn read(move_id: i64, lead: pg_sys::Oid) -> PgResult<Carried> {
+    /// `leaving`: the table between, which the slot's partition was called by.
+    fn read(move_id: i64, lead: pg_sys::Oid, leaving: Option<pg_sys::Oid>) -> PgResult<Carried> {
         let triggers = spi::rows(
             "SELECT tgname::text, tgenabled::text FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal",
             &[lead.into()],
@@ -218,7 +287,7 @@ impl Carried {
         let Some((schema, leaf)) = named.into_iter().next() else {
             return Err(wrong_state("the partition is gone"));
         };
-        let statements = statements(CARRIED, lead)?;
+        let statements = statements(CARRIED, leaving.unwrap_or(lead))?;
         Ok(Carried { statements, triggers, schema, leaf, index_names: child::index_names(move_id, lead)? })
     }
 
@@ -257,7 +326,9 @@ fn rename(table: pg_sys::Oid, name: &str) -> PgResult<()> {
 pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Option<pg_sys::Oid>> {
     let lead = family.lead;
     let owner = security::relation_owner(lead)?;
-    let carried = Carried::read(move_id, lead)?;
+    let single = family.is_single(parts.len());
+    let leaving = family.leaving(parts.len());
+    let carried = Carried::read(move_id, lead, leaving)?;
     let children = child::children(move_id, lead)?;
     let rows = shadow::relations(move_id)?;
     let Some(RelationRow { shadow: staging, twin: Some(twin), .. }) =
@@ -270,7 +341,6 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
         spi::run(&detach, &[])?;
         carried.hand_over(*copy)?;
     }
-    let single = parts.len() == 1 && family.kept == 0;
     let mut taking = children.clone();
     if !single && family.branch.is_none() {
         // Not before: what is copied through it takes no default for columns that are not stored.
@@ -279,6 +349,9 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
         taking.push(staging);
     }
     child::take_over(move_id, lead, &taking)?;
+    if let (Some(branch), [only]) = (leaving, children.as_slice()) {
+        take_comments(branch, *only)?;
+    }
     // In its transaction nothing else may be lost with a partition: whatever depends on one stops us.
     for source in &family.sources {
         spi::run(&format!("DROP TABLE {}", name_of(*source)?), &[])?;
@@ -316,9 +389,29 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
     Ok(branch)
 }
 
+/// The comments on a table and its columns become those of another.
+fn take_comments(from: pg_sys::Oid, to: pg_sys::Oid) -> PgResult<()> {
+    spi::run(
+        "DELETE FROM pg_catalog.pg_description WHERE classoid = 'pg_class'::regclass AND objoid = $1",
+        &[to.into()],
+    )?;
+    spi::run(
+        "INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description) \
+         SELECT $2, classoid, objsubid, description FROM pg_catalog.pg_description WHERE classoid = 'pg_class'::regclass AND objoid = $1",
+        &[from.into(), to.into()],
+    )?;
+    Ok(())
+}
+
 /// Drops the table between, when there is one; the name for the only partition of the slot.
 fn remove_branch(branch: Option<pg_sys::Oid>, leaf: &str) -> PgResult<String> {
     let Some(branch) = branch else { return Ok(leaf.to_string()) };
+    // It would take its partitions along.
+    let occupied = "SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = $1)";
+    if spi::one::<bool>(occupied, &[branch.into()])? != Some(false) {
+        return Err(wrong_state(format!("{} has partitions that foreshard does not know", name_of(branch)?))
+            .set_hint("Detach them and try again."));
+    }
     let name =
         spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[branch.into()])?
             .ok_or_else(|| internal("the table between is gone"))?;

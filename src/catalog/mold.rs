@@ -1,5 +1,6 @@
 //! How an empty table is made like a partition: columns, storage settings, defaults and CHECK constraints.
 
+use super::relation::without_grants;
 use super::shadow;
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{security, spi};
@@ -105,6 +106,7 @@ impl Mold {
 pub(super) fn adopt(name: &str, source: pg_sys::Oid, owner: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
     let oid = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
         .ok_or_else(|| internal("the new table is not there"))?;
+    without_grants(oid)?;
     shadow::own(oid, source, name)?;
     // Of a table that logical decoding ignores, the toast must be ignored as well.
     spi::run(

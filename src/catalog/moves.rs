@@ -123,7 +123,7 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
            AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
                     AND m.swapped_at > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
            AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \
-                    AND m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => CASE WHEN m.way_back_of IS NULL THEN $3 ELSE $4 END)) \
+                    AND coalesce(m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => CASE WHEN m.way_back_of IS NULL THEN $3 ELSE $4 END), false)) \
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \

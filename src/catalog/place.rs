@@ -18,6 +18,8 @@ pub struct Home {
     pub shard_id: i32,
     /// The sets of chosen keys that hash to it.
     pub guests: Vec<Guest>,
+    /// Which partition lists which key, when some do.
+    pub lists: Option<Router>,
 }
 
 /// The slots of a managed table by hash partition, each with its chosen keys, in the text forms of the session.
@@ -34,6 +36,7 @@ pub fn layout(table: pg_sys::Oid) -> PgResult<HashMap<u32, Home>> {
     let mut homes = HashMap::new();
     for (partition, slot_id, shard_id, divided) in rows {
         let mut guests = Vec::new();
+        let mut lists = None;
         if divided {
             let router = Router::of_any(partition, Lifetime::Statement)?;
             for (leaf, keys) in router.partitions().iter().zip(router.lists()?) {
@@ -43,9 +46,10 @@ pub fn layout(table: pg_sys::Oid) -> PgResult<HashMap<u32, Home>> {
                 let keys: BTreeSet<String> = keys.into_iter().collect();
                 guests.push(Guest { slot: Some(slot), shard, isolated, keys });
             }
+            lists = Some(router);
         }
         guests.sort_by_key(|guest| guest.slot);
-        homes.insert(partition.to_u32(), Home { slot_id, shard_id, guests });
+        homes.insert(partition.to_u32(), Home { slot_id, shard_id, guests, lists });
     }
     Ok(homes)
 }
@@ -65,9 +69,11 @@ fn guests(table: pg_sys::Oid) -> PgResult<HashMap<u32, (i64, i32, bool)>> {
 pub fn against_split_of(slot_id: i64) -> PgResult<Vec<String>> {
     spi::rows(
         "SELECT CASE WHEN s.home_slot_id IS NOT NULL THEN 'chosen_keys: the slot is a list of chosen keys, which no hash divides' \
-                ELSE 'has_chosen_keys: ' || count(g.slot_id) || ' of its partitions are lists of chosen keys; bring them home first with foreshard.unisolate_key() or foreshard.place_keys()' END \
-         FROM foreshard.slot s LEFT JOIN foreshard.slot g ON g.home_slot_id = s.slot_id \
-         WHERE s.slot_id = $1 GROUP BY s.slot_id HAVING s.home_slot_id IS NOT NULL OR count(g.slot_id) > 0",
+                WHEN count(i.inhrelid) <= count(DISTINCT p.branch) THEN 'has_table_between: its partitions of chosen keys are gone, the table that held them is not; isolate any key of the slot and bring it home again' \
+                ELSE 'has_chosen_keys: ' || count(i.inhrelid) - count(DISTINCT p.branch) || ' of its partitions are lists of chosen keys; bring them home first with foreshard.unisolate_key() or foreshard.place_keys()' END \
+         FROM foreshard.slot s LEFT JOIN foreshard.slot_partition p ON p.slot_id = s.slot_id AND p.branch IS NOT NULL \
+         LEFT JOIN pg_catalog.pg_inherits i ON i.inhparent = p.branch \
+         WHERE s.slot_id = $1 GROUP BY s.slot_id HAVING s.home_slot_id IS NOT NULL OR count(p.branch) > 0",
         &[slot_id.into()],
         |row| row.need(1),
     )
@@ -196,7 +202,7 @@ pub fn register(move_id: i64, family: &guest::Family, branch: Option<pg_sys::Oid
 
 /// What every part has of the load of the slot; of sets of keys that there were already, nothing. A hot key has
 /// what was sampled of it, everything else its share of the rows.
-pub fn shares(move_id: i64, home: i64) -> PgResult<Vec<(i64, f64)>> {
+fn shares(move_id: i64, home: i64) -> PgResult<Vec<(i64, f64)>> {
     let mut others = spi::rows(
         "SELECT p.slot_id, p.rows::float8 / nullif((SELECT sum(rows) FROM foreshard.move_part t WHERE t.move_id = p.move_id), 0), \
                 (SELECT sum(k.access_score) FROM foreshard.hot_key k WHERE k.slot_id = $2 AND NOT k.truncated AND k.key = ANY (p.keys)) \
@@ -223,6 +229,7 @@ pub fn shares(move_id: i64, home: i64) -> PgResult<Vec<(i64, f64)>> {
 /// Divides what is known of the slot's present load, in the transaction of the exchange.
 pub fn divide(move_id: i64, home: i64, parts: &[Part]) -> PgResult<()> {
     let made = shares(move_id, home)?;
+    keep_shares(move_id, &made)?;
     heat::divide(home, &made)?;
     unit_cost::divide(home, &made)?;
     // The counters of new partitions begin anew.
@@ -234,10 +241,30 @@ pub fn divide(move_id: i64, home: i64, parts: &[Part]) -> PgResult<()> {
     Ok(())
 }
 
+/// The past is divided as the present was: what was sampled of a key is a share of the load as it was then.
+fn keep_shares(move_id: i64, made: &[(i64, f64)]) -> PgResult<()> {
+    let (slots, shares): (Vec<i64>, Vec<f64>) = made.iter().copied().unzip();
+    spi::run(
+        "UPDATE foreshard.move_part p SET share = q.share FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS q (slot_id, share) \
+         WHERE p.move_id = $1 AND p.slot_id = q.slot_id",
+        &[move_id.into(), slots.into(), shares.into()],
+    )?;
+    Ok(())
+}
+
+/// The shares by which the load of the slot was divided.
+fn kept_shares(move_id: i64) -> PgResult<Vec<(i64, f64)>> {
+    spi::rows(
+        "SELECT slot_id, share FROM foreshard.move_part WHERE move_id = $1 AND share IS NOT NULL ORDER BY part",
+        &[move_id.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
 /// Divides the past of the slot, and forgets the slots of keys that went home. Not idempotent: it belongs into
 /// the transaction that ends the placement.
 pub fn settle(move_id: i64, home: i64) -> PgResult<()> {
-    let made = shares(move_id, home)?;
+    let made = kept_shares(move_id)?;
     let swapped_at_s = spi::one::<f64>(
         "SELECT extract(epoch FROM swapped_at)::float8 FROM foreshard.move WHERE move_id = $1",
         &[move_id.into()],
@@ -269,10 +296,10 @@ pub fn settle(move_id: i64, home: i64) -> PgResult<()> {
 /// Partitions of some tables as they are before a placement, for its locks: the tables whose partitions change.
 pub fn parents_of(move_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
     let mut held = Vec::new();
-    let single = parts(move_id)?.len() == 1;
+    let parts = parts(move_id)?.len();
     for family in guest::families(move_id)? {
         // The table itself gets another partition only when the table between comes or goes.
-        if family.branch.is_none() || (single && family.kept == 0) {
+        if family.branch.is_none() || family.is_single(parts) {
             held.push(family.table);
         }
         held.extend(family.branch);

@@ -80,18 +80,32 @@ pub fn against_adoption(table: pg_sys::Oid) -> PgResult<Vec<String>> {
     Ok(found)
 }
 
-/// What adopting a table locks: itself and the views that show it, and what its foreign keys lead to.
+/// What adopting a table locks ACCESS EXCLUSIVE and SHARE ROW EXCLUSIVE: itself, the views that show it, identity
+/// sequences, which go with it, tables whose defaults name it, and what its foreign keys lead to, because a partition
+/// that joins gives up triggers there; sequences of its columns, which change hands.
 pub fn around(table: pg_sys::Oid) -> PgResult<(Vec<pg_sys::Oid>, Vec<pg_sys::Oid>)> {
     let mut exclusive = vec![table];
-    let views: Vec<pg_sys::Oid> = spi::rows(
-        "SELECT DISTINCT v.oid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid JOIN pg_catalog.pg_class v ON v.oid = r.ev_class \
-         WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND v.relkind = 'v' ORDER BY 1",
+    let others: Vec<pg_sys::Oid> = spi::rows(
+        "SELECT v.oid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid JOIN pg_catalog.pg_class v ON v.oid = r.ev_class \
+             WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND v.relkind = 'v' \
+         UNION SELECT s.oid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S' \
+             WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.deptype = 'i' \
+         UNION SELECT f.adrelid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef f ON f.oid = d.objid \
+             WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = 0 AND f.adrelid <> $1 \
+         ORDER BY 1",
         &[table.into()],
         |row| row.need(1),
     )?;
-    exclusive.extend(views);
+    exclusive.extend(others);
     let (_, referenced) = super::child::around(&[table])?;
-    Ok((exclusive, referenced))
+    exclusive.extend(referenced);
+    let sequences = spi::rows(
+        "SELECT s.oid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S' \
+         WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.deptype = 'a' ORDER BY 1",
+        &[table.into()],
+        |row| row.need(1),
+    )?;
+    Ok((exclusive, sequences))
 }
 
 /// Reasons that stand against hash partitioning `table` by column number `key`.

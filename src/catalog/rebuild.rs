@@ -2,6 +2,7 @@
 //! in the caller's transaction. Copies into bare heaps and indexes afterwards (about 5 : 1 faster).
 
 use super::definition::{Definition, IndexDefinition, capture};
+use super::relation::without_grants;
 use crate::pg::report::{PgResult, error, notice};
 use crate::pg::security;
 use crate::pg::spi;
@@ -148,9 +149,11 @@ fn create(definition: &Definition, aside: &str, shape: &Shape) -> PgResult<Vec<S
     let with = definition.storage_options.as_ref().map(|o| format!(" WITH ({o})")).unwrap_or_default();
     let Shape::Hash { key, base, leaves } = shape else {
         run(&format!("CREATE TABLE {} ({like}){with}", definition.name))?;
+        without_grants(oid_of(&definition.name)?)?;
         return Ok(Vec::new());
     };
     run(&format!("CREATE TABLE {} ({like}) PARTITION BY HASH ({})", definition.name, quote_identifier(key)))?;
+    without_grants(oid_of(&definition.name)?)?;
     let digits = base.saturating_sub(1).to_string().len();
     let mut names = Vec::with_capacity(leaves.len());
     for Leaf { modulus, remainder, tablespace } in *leaves {
@@ -166,6 +169,7 @@ fn create(definition: &Definition, aside: &str, shape: &Shape) -> PgResult<Vec<S
             definition.name,
             quote_identifier(tablespace)
         ))?;
+        without_grants(oid_of(&name)?)?;
         names.push(name);
     }
     Ok(names)

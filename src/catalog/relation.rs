@@ -1,7 +1,7 @@
 //! Facts about relations and the extension itself.
 
 use crate::pg::report::PgResult;
-use crate::pg::spi;
+use crate::pg::{security, spi};
 use pgrx::pg_sys;
 
 /// relkind of a relation, empty when it does not exist.
@@ -57,4 +57,25 @@ pub fn has_extension() -> PgResult<bool> {
         &[],
     )?;
     Ok(installed.unwrap_or(false))
+}
+
+/// Takes from a table or sequence that was just made what ALTER DEFAULT PRIVILEGES granted on it: whoever made it is not
+/// whose it will be. It is then as one on which nothing was granted.
+pub fn without_grants(relation: pg_sys::Oid) -> PgResult<()> {
+    let granted = "SELECT relacl IS NOT NULL FROM pg_catalog.pg_class WHERE oid = $1";
+    if spi::one::<bool>(granted, &[relation.into()])? != Some(true) {
+        return Ok(());
+    }
+    let _guard = security::as_extension_owner()?;
+    let revokes = spi::rows(
+        "SELECT DISTINCT format('REVOKE ALL ON %s %I.%I FROM %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname, c.relname, \
+                CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END) \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, pg_catalog.aclexplode(c.relacl) a \
+         WHERE c.oid = $1 AND a.grantee <> c.relowner",
+        &[relation.into()],
+        |row| row.need::<String>(1),
+    )?;
+    revokes.iter().try_for_each(|revoke| spi::run(revoke, &[]).map(drop))?;
+    spi::run("UPDATE pg_catalog.pg_class SET relacl = NULL WHERE oid = $1", &[relation.into()])?;
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::name_of;
 use super::preflight::identity_index;
+use super::relation::without_grants;
 use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::spi::{self, Arg};
 use crate::pg::{lock, security, storage};
@@ -263,6 +264,9 @@ pub(super) fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResu
         ),
         &[],
     )?;
+    let log = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
+        .ok_or_else(|| internal("no capture log"))?;
+    without_grants(log)?;
     // The log stays ours, because the capture trigger trusts its shape; the owner's code only reads it
     // and forgets entries.
     let owner = security::relation_owner(source)?;
@@ -270,8 +274,7 @@ pub(super) fn create_log(source: pg_sys::Oid, key: &[i16], name: &str) -> PgResu
         spi::one::<String>("SELECT pg_catalog.quote_ident(pg_catalog.pg_get_userbyid($1))", &[owner.into()])?
             .unwrap_or_default();
     spi::run(&format!("GRANT SELECT, DELETE ON foreshard.{name} TO {owner_name}"), &[])?;
-    let log = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[format!("foreshard.{name}").into()])?
-        .ok_or_else(|| internal("no capture log"))?;
+    // Not before: a dump has what is granted on a member of an extension since it became one.
     own(log, source, name)?;
     Ok(log)
 }

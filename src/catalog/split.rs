@@ -263,6 +263,11 @@ pub fn against_split(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
              JOIN pg_catalog.pg_type t ON t.oid = d.refobjid \
              WHERE d.refclassid = 'pg_type'::regclass AND d.deptype = 'n' AND (t.typrelid = $1 \
                OR t.typelem IN (SELECT oid FROM pg_catalog.pg_type WHERE typrelid = $1)) \
+         UNION ALL SELECT 'own_unique_index: ' || x.indexrelid::regclass || ' is unique within the partition alone, and the key is not in it' FROM leaf l \
+             JOIN pg_catalog.pg_partitioned_table r ON r.partrelid = l.inhparent \
+             JOIN pg_catalog.pg_attribute k ON k.attrelid = l.inhparent AND k.attnum = r.partattrs[0] \
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = l.oid AND a.attname = k.attname AND NOT a.attisdropped \
+             JOIN pg_catalog.pg_index x ON x.indrelid = l.oid AND x.indisunique AND NOT a.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1]) \
          UNION ALL SELECT 'identity_without_key: no primary key or unique index over NOT NULL columns has the key in it' FROM leaf l \
              JOIN pg_catalog.pg_partitioned_table r ON r.partrelid = l.inhparent \
              JOIN pg_catalog.pg_attribute k ON k.attrelid = l.inhparent AND k.attnum = r.partattrs[0] \

@@ -64,6 +64,20 @@ fn index_pairs(move_id: i64, old: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, pg_
     )
 }
 
+/// What the planner knows of the partitions of a split becomes known of the tables that take their storage, too: nobody
+/// will have looked at those when they come back.
+pub(super) fn copy_statistics(move_id: i64) -> PgResult<()> {
+    let pairs = spi::rows(
+        "SELECT source, child FROM foreshard.move_child WHERE move_id = $1 AND part = $2 \
+         UNION ALL SELECT i.source_index, i.shadow_index FROM foreshard.move_child c \
+             JOIN foreshard.move_index i ON (i.move_id, i.heap) = (c.move_id, c.child) WHERE c.move_id = $1 AND c.part = $2",
+        &[move_id.into(), OLD.into()],
+        |row| Ok((row.need::<pg_sys::Oid>(1)?, row.need::<pg_sys::Oid>(2)?)),
+    )?;
+    pairs.into_iter().for_each(|(from, to)| storage::copy_statistics(from, to));
+    Ok(())
+}
+
 /// Everything whose storage or links change hands, ascending.
 pub fn touched(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
     let Some(old) = table(move_id, source)? else { return Ok(Vec::new()) };

@@ -73,16 +73,20 @@ pub fn create(move_id: i64, sources: &[pg_sys::Oid], part: &Part) -> PgResult<()
 /// Reasons against making one partition of two: the copy can only be like both if they are alike.
 pub fn differences(a: pg_sys::Oid, b: pg_sys::Oid) -> PgResult<Vec<String>> {
     let mut found = spi::rows(
-        "WITH side AS (SELECT 'columns' AS what, attrelid AS rel, format('%s %s %s %s %s %s %s %s %s %s %s', attnum, CASE WHEN attisdropped THEN '' ELSE attname END, \
-                 atttypid, atttypmod, attcollation, attnotnull, attgenerated, attisdropped, attstorage, attcompression, \
+        "WITH side AS (SELECT 'columns' AS what, attrelid AS rel, format('%s %s %s %s %s %s %s %s %s %s %s %s', attnum, CASE WHEN attisdropped THEN '' ELSE attname END, \
+                 atttypid, atttypmod, attcollation, attnotnull, attgenerated, attisdropped, attstorage, attcompression, attstattarget, \
                  (SELECT pg_catalog.string_agg(o, ',') FROM pg_catalog.unnest(attoptions) o WHERE o NOT LIKE 'pg\\_attver=%')) AS x \
                FROM pg_catalog.pg_attribute WHERE attrelid IN ($1, $2) AND attnum > 0 AND NOT attisdropped \
              UNION ALL SELECT 'columns', attrelid, format('%s dropped', attnum) FROM pg_catalog.pg_attribute WHERE attrelid IN ($1, $2) AND attnum > 0 AND attisdropped \
-             UNION ALL SELECT 'column privileges', attrelid, attname || ' ' || attacl::text FROM pg_catalog.pg_attribute WHERE attrelid IN ($1, $2) AND attacl IS NOT NULL \
+             UNION ALL SELECT 'column privileges', attrelid, format('%s %s %s %s', attname, a.grantee, a.privilege_type, a.is_grantable) \
+                 FROM pg_catalog.pg_attribute, pg_catalog.aclexplode(attacl) a WHERE attrelid IN ($1, $2) \
              UNION ALL SELECT 'storage settings', c.oid, format('%s %s %s', c.reloptions, t.reloptions, c.relam) FROM pg_catalog.pg_class c \
                  LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid WHERE c.oid IN ($1, $2) \
-             UNION ALL SELECT 'privileges', oid, relacl::text FROM pg_catalog.pg_class WHERE oid IN ($1, $2) \
+             UNION ALL SELECT 'privileges', oid, format('%s %s %s', a.grantee, a.privilege_type, a.is_grantable) \
+                 FROM pg_catalog.pg_class, pg_catalog.aclexplode(coalesce(relacl, pg_catalog.acldefault('r', relowner))) a WHERE oid IN ($1, $2) \
              UNION ALL SELECT 'row level security', oid, relrowsecurity::text FROM pg_catalog.pg_class WHERE oid IN ($1, $2) \
+             UNION ALL SELECT 'comments', objoid, format('%s %s', objsubid, description) FROM pg_catalog.pg_description \
+                 WHERE classoid = 'pg_class'::regclass AND objoid IN ($1, $2) \
              UNION ALL SELECT 'replica identity', oid, relreplident::text FROM pg_catalog.pg_class WHERE oid IN ($1, $2) \
              UNION ALL SELECT 'owner', oid, relowner::text FROM pg_catalog.pg_class WHERE oid IN ($1, $2) \
              UNION ALL SELECT 'defaults', adrelid, format('%s %s', adnum, pg_catalog.pg_get_expr(adbin, adrelid)) FROM pg_catalog.pg_attrdef WHERE adrelid IN ($1, $2) \
@@ -98,5 +102,13 @@ pub fn differences(a: pg_sys::Oid, b: pg_sys::Oid) -> PgResult<Vec<String>> {
         |row| row.need::<String>(1),
     )?;
     found.dedup();
+    Ok(found)
+}
+
+/// The same without indexes: whether those of two partitions fit together is a question of each and its copy
+/// ([`shadow::fits`]).
+pub fn unlike(a: pg_sys::Oid, b: pg_sys::Oid) -> PgResult<Vec<String>> {
+    let mut found = differences(a, b)?;
+    found.retain(|reason| !reason.starts_with("different: indexes"));
     Ok(found)
 }

@@ -4,7 +4,7 @@ use super::place::{self, Home};
 use super::{colocation, guest, moves, record_event, split};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, internal, wrong_state};
-use crate::pg::{guc, spi};
+use crate::pg::{guc, security, spi};
 use foreshard_core::guests::{Guest, Relayout, Wish, relayout};
 use pgrx::{JsonB, pg_sys};
 use serde_json::json;
@@ -20,9 +20,12 @@ pub type Key = (pg_sys::Datum, pg_sys::Oid);
 /// A managed table with its slots, for wishes.
 pub struct Placing {
     table: pg_sys::Oid,
+    owner: pg_sys::Oid,
     router: Router,
     homes: HashMap<u32, Home>,
     wishes: HashMap<u32, BTreeMap<String, Wish>>,
+    /// Values that something was wished for, with their text forms, by hash.
+    spelled: HashMap<u64, Vec<(pg_sys::Datum, String)>>,
 }
 
 impl Placing {
@@ -37,7 +40,9 @@ impl Placing {
         }
         super::session::plain_text_forms()?;
         let router = Router::of(table, Lifetime::Statement)?;
-        Ok(Placing { table, router, homes: place::layout(table)?, wishes: HashMap::new() })
+        let owner = security::relation_owner(table)?;
+        let homes = place::layout(table)?;
+        Ok(Placing { table, owner, router, homes, wishes: HashMap::new(), spelled: HashMap::new() })
     }
 
     /// A slot of the table, for the privileges.
@@ -45,14 +50,31 @@ impl Placing {
         self.homes.values().map(|home| home.slot_id).next()
     }
 
-    /// The hash partition of a key, and the key's text form.
+    /// The hash partition of a key, and the key's text form: the one of the list that has it, else the one that was
+    /// wished for first; two texts may be one key.
     fn find(&mut self, key: Key) -> PgResult<(u32, String)> {
-        let text = self.router.text(self.router.value(key))?;
-        let partition = self.router.locate(Some(key)).map(|number| self.router.partition(number).to_u32());
-        match partition.filter(|partition| self.homes.contains_key(partition)) {
-            Some(partition) => Ok((partition, text)),
-            None => Err(wrong_state(format!("key {text} belongs to no slot of the table"))),
+        // What makes a value of a text may be the owner's code.
+        let _guard = security::as_restricted_owner(self.owner);
+        let value = self.router.value(key);
+        let (number, hash) = self.router.place(Some((value, self.router.key_type())));
+        let partition = number.map(|number| self.router.partition(number).to_u32());
+        let Some((partition, home)) = partition.and_then(|p| self.homes.get_mut(&p).map(|home| (p, home)))
+        else {
+            let text = self.router.text(value)?;
+            return Err(wrong_state(format!("key {text} belongs to no slot of the table")));
+        };
+        if let Some(lists) = &mut home.lists
+            && let Some((_, text)) = lists.listed(value)?
+        {
+            return Ok((partition, text));
         }
+        let alike = self.spelled.entry(hash).or_default();
+        if let Some((_, text)) = alike.iter().find(|(known, _)| self.router.is_same(*known, value)) {
+            return Ok((partition, text.clone()));
+        }
+        let text = self.router.text(value)?;
+        alike.push((value, text.clone()));
+        Ok((partition, text))
     }
 
     fn set_of(&self, partition: u32, key: &str) -> Option<&Guest> {
@@ -226,8 +248,11 @@ pub fn reasons(move_id: i64, slot_id: i64) -> PgResult<Vec<String>> {
     let families = guest::families(move_id)?;
     let sources: Vec<pg_sys::Oid> = families.iter().flat_map(|family| family.sources.clone()).collect();
     let mut found = place::reasons(slot_id, &sources)?;
+    let parts = split::parts(move_id)?;
     for family in &families {
         found.extend(guest::against_family(family)?);
+        found.extend(guest::against_branch(family, parts.len())?);
+        found.extend(guest::against_keys(family, &parts)?);
     }
     // The partitions of a slot have most reasons in common.
     let mut seen = HashSet::new();

@@ -95,8 +95,14 @@ impl Engine for Merge {
         SPLIT.hold_rest(row, relations)
     }
 
+    /// The copy is made like the first of its sources: the others must still be like that one.
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
-        SPLIT.fits(row, relation)
+        if !SPLIT.fits(row, relation)? {
+            return Ok(false);
+        }
+        let all = shadow::relations(row.move_id)?;
+        let first = all.iter().find(|r| r.shadow == relation.shadow).map_or(relation.source, |r| r.source);
+        Ok(first == relation.source || whole::unlike(first, relation.source)?.is_empty())
     }
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {

@@ -115,8 +115,10 @@ impl Engine for Place {
         SPLIT.hold_rest(row, relations)
     }
 
+    /// What its partitions have in common is looked at when it is the turn of the first of them.
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
-        SPLIT.fits(row, relation)
+        Ok(SPLIT.fits(row, relation)?
+            && (relation.twin.is_none() || guest::fit(row.move_id, relation.source)?))
     }
 
     fn swap(&self, row: &MoveRow, _relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {

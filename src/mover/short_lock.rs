@@ -74,7 +74,8 @@ pub fn lock_in_session(relations: &[pg_sys::Oid], mode: i32, others: &[pg_sys::O
         }
         if attempt % NOTICE_ATTEMPTS == NOTICE_ATTEMPTS - 1 {
             let _guard = security::as_extension_owner()?;
-            if let Some(who) = waiting::blockers(relations)? {
+            let all: Vec<pg_sys::Oid> = relations.iter().chain(others).copied().collect();
+            if let Some(who) = waiting::blockers(&all)? {
                 notice(&format!("waiting for {who}"));
             }
         }

@@ -29,6 +29,7 @@ pub mod shmem;
 pub mod spi;
 pub mod storage;
 pub mod subtransaction;
+pub mod transaction;
 pub mod trigger;
 pub mod tuple;
 pub mod types;

@@ -7,6 +7,7 @@ use self::list::Lists;
 use super::compat;
 use super::lock::ACCESS_SHARE;
 use super::report::{PgResult, bad_argument, error, internal, unsupported};
+use super::security;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -201,6 +202,28 @@ impl Router {
         }
     }
 
+    /// The number of the partition that lists a value of the key's type, as that type compares, and the text form of
+    /// the value listed. None: no list has it.
+    pub fn listed(&mut self, value: pg_sys::Datum) -> PgResult<Option<(usize, String)>> {
+        let Finder::List(lists) = &self.finder else { return Ok(None) };
+        // SAFETY: the function belongs to the key's own operator class and gets values of its type.
+        match unsafe { lists.find(&mut self.function, self.collation, value) } {
+            Some((part, listed)) => Ok(Some((part, list::text(self.key_type, listed)?))),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether two values of the key's type are one key; false for a type without an order.
+    pub fn is_same(&self, a: pg_sys::Datum, b: pg_sys::Datum) -> bool {
+        // SAFETY: the entry lives as long as the session; its function compares values of the key's type.
+        unsafe {
+            let entry = pg_sys::lookup_type_cache(self.key_type, pg_sys::TYPECACHE_CMP_PROC_FINFO as i32);
+            let compare = &raw mut (*entry).cmp_proc_finfo;
+            (*compare).fn_oid != pg_sys::InvalidOid
+                && pg_sys::FunctionCall2Coll(compare, self.collation, a, b).value() as i32 == 0
+        }
+    }
+
     /// The number of the partition that holds `key`, a value of any type whose text form the key's type
     /// reads. None: no partition does.
     pub fn locate(&mut self, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> Option<usize> {
@@ -309,6 +332,8 @@ fn partitions_of(table: pg_sys::Oid) -> (Vec<i32>, Vec<pg_sys::Oid>) {
 /// 22023 for a table that is not partitioned, 0A000 for other than one-column hash partitioning,
 /// 55000 when no partition accepts the key.
 pub fn locate(table: pg_sys::Oid, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> PgResult<pg_sys::Oid> {
+    // What makes a key of a text may be code of the owner's: the checks of domains within an array.
+    let _guard = security::owner_of(table).map(security::as_restricted_owner);
     let mut router = Router::of(table, Lifetime::Statement)?;
     match router.leaf(key)? {
         Some(leaf) => Ok(leaf),

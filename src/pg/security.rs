@@ -129,6 +129,23 @@ pub fn relation_owner(relation: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
         })
 }
 
+/// The owner of a relation by the system cache; None: it does not exist.
+pub fn owner_of(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+    // SAFETY: a look-up by oid; the attribute is read before the tuple is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(relation));
+        if tuple.is_null() {
+            return None;
+        }
+        let mut is_null = false;
+        let attribute = pg_sys::Anum_pg_class_relowner as i16;
+        let owner = pg_sys::SysCacheGetAttr(cache, tuple, attribute, &mut is_null);
+        pg_sys::ReleaseSysCache(tuple);
+        Some(pg_sys::Oid::from(owner.value() as u32))
+    }
+}
+
 /// 42501 unless the current user owns the table.
 pub fn require_owner(relation: pg_sys::Oid, name: &str) -> PgResult<()> {
     // SAFETY: no preconditions.

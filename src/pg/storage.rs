@@ -43,6 +43,16 @@ pub fn create_index_like(
     }
 }
 
+/// Gives a relation that nobody has analysed what the planner knows of another one with the same columns.
+pub fn copy_statistics(from: pg_sys::Oid, to: pg_sys::Oid) {
+    // SAFETY: plain catalog rows; `to` has none, because it is empty and ours.
+    unsafe {
+        pg_sys::RemoveStatistics(to, 0);
+        pg_sys::CopyStatistics(from, to);
+        pg_sys::CommandCounterIncrement();
+    }
+}
+
 /// Fills an index made by [`create_index_like`] from the shadow's rows and marks it ready and valid.
 /// Storage that a crashed build left is emptied first, so the step may be repeated.
 pub fn build_index(shadow: pg_sys::Oid, index: pg_sys::Oid) {

@@ -1,7 +1,7 @@
 //! distribute(…, online => true): the table becomes the only slot of a group at once, and that slot is split into as
 //! many as were asked for, in the background.
 
-use super::super::reshard::wake_keeper;
+use super::super::reshard::{require_slot_owner, wake_keeper};
 use super::{check_key, check_slots, places, refuse, require_plain, require_same};
 use crate::catalog::relation::kind;
 use crate::catalog::{adopt, birth, colocation, name_of, preflight, record_event, split};
@@ -23,15 +23,21 @@ pub fn distribute(table: pg_sys::Oid, key: &str, slots: i32, shards: Option<&[St
     let undivided = colocation::undivided_slot(table)?;
     let managed = colocation::managed(table)?;
     drop(as_owner);
-    if let (Some(slot_id), Some(managed)) = (undivided, &managed) {
+    if let (Some((slot_id, present)), Some(managed)) = (undivided, &managed) {
         // An earlier one was cancelled, or failed, after the table had been adopted.
+        if present != key {
+            return Err(wrong_state(format!("table {name} is already distributed by \"{present}\"")));
+        }
+        require_slot_owner(slot_id)?;
         divide(slot_id, managed.group_id, slots, shards, &name)?;
+        let _owner = security::as_extension_owner()?;
+        colocation::set_slot_count(managed.group_id, slots)?;
         return Ok(slots);
     }
     require_plain(&name, &kind, managed.is_some())?;
     check(table, key, &name)?;
-    let (around, referenced) = preflight::around(table)?;
-    let lock_timeout = short_lock::lock_in_session(&around, lock::ACCESS_EXCLUSIVE, &referenced)?;
+    let (around, sequences) = preflight::around(table)?;
+    let lock_timeout = short_lock::lock_in_session(&around, lock::ACCESS_EXCLUSIVE, &sequences)?;
     let held = Instant::now();
     require_same(table, &name)?;
     let key_type = check(table, key, &name)?;

@@ -61,12 +61,26 @@ impl Lists {
         value: Option<pg_sys::Datum>,
     ) -> Option<usize> {
         let Some(value) = value else { return self.null.or(self.default) };
+        // SAFETY: as promised by the caller.
+        unsafe { self.find(compare, collation, value) }.map(|(part, _)| part).or(self.default)
+    }
+
+    /// The number of the partition whose list has a key, and the value that is listed.
+    ///
+    /// # Safety
+    /// As for [`Lists::number_of`].
+    pub(super) unsafe fn find(
+        &self,
+        compare: &mut pg_sys::FmgrInfo,
+        collation: pg_sys::Oid,
+        value: pg_sys::Datum,
+    ) -> Option<(usize, pg_sys::Datum)> {
         let found = self.values.binary_search_by(|(listed, _)| {
             // SAFETY: as promised by the caller.
             let order = unsafe { pg_sys::FunctionCall2Coll(compare, collation, *listed, value) };
             (order.value() as i32).cmp(&0)
         });
-        found.ok().and_then(|at| self.values.get(at)).map(|(_, part)| *part).or(self.default)
+        found.ok().and_then(|at| self.values.get(at)).map(|(listed, part)| (*part, *listed))
     }
 
     /// The keys of every partition as text, None for the DEFAULT one.
