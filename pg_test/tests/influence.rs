@@ -228,7 +228,7 @@ fn accesses_are_counted_and_busy_nodes_move() -> Result<()> {
     server.query(
         "INSERT INTO foreshard.node_move (graph_id, node, to_shard, version, state, requested_by, finished_at, error) \
              SELECT graph_id, '1', shard_id, 1, 'failed', 'x', now(), 'node 1 has gone' FROM foreshard.graph, foreshard.shard; \
-         GRANT SELECT ON e TO nobody; CREATE POLICY some ON e USING (s < 0); ALTER TABLE e ENABLE ROW LEVEL SECURITY",
+         GRANT SELECT ON e TO nobody; CREATE POLICY few ON e USING (s < 0); ALTER TABLE e ENABLE ROW LEVEL SECURITY",
     )?;
     for (keys, wanted) in [
         ("SELECT count(*), count(node), count(error) FROM foreshard.node_moves", "2|0|0"),
@@ -248,11 +248,14 @@ fn accesses_are_counted_and_busy_nodes_move() -> Result<()> {
     // Nor in hours that are not left for moves.
     let later = server.query("SELECT to_char(now() AT TIME ZONE 'UTC' + interval '2 h', 'HH24:MI-') || to_char(now() AT TIME ZONE 'UTC' + interval '3 h', 'HH24:MI UTC')")?;
     server.set(&[("foreshard.mode", "auto"), ("foreshard.move_window", &later)])?;
-    let judged = server.query("SELECT clock_timestamp()")?;
-    server.wait_query(&format!("SELECT judged_at > '{judged}' FROM foreshard.graph_traffic"), "t")?;
-    server.query(busy)?;
-    let judged = server.query("SELECT clock_timestamp()")?;
-    server.wait_query(&format!("SELECT judged_at > '{judged}' FROM foreshard.graph_traffic"), "t")?;
+    let begun = server.query("SELECT clock_timestamp()")?;
+    let judged = format!("SELECT judged_at > '{begun}' FROM foreshard.graph_traffic");
+    wait_until("a look at the nodes", Duration::from_secs(8), || {
+        server.query("SELECT foreshard.note_access('g', ARRAY['2'])")?;
+        Ok(server.query(&judged)? == "t")
+    })?;
+    // What it files is filed a moment later; the worker is gone by then.
+    server.wait_query("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'foreshard graph'", "0")?;
     assert_eq!(server.query(own)?, "0");
     server.set(&[("foreshard.move_window", "")])?;
     let moved = wait_until("a move", Duration::from_secs(8), || {

@@ -73,10 +73,12 @@ pub struct Decision {
     opening: Opening,
 }
 
+/// Something to keep up with what came, with its name.
+pub type Book = (&'static str, fn() -> PgResult<()>);
+
 /// Compares earlier forecasts, and earlier steps, with the loads that came since; each a transaction of its own, because a
 /// plan can do without.
-pub const BOOKS: [(&str, fn() -> PgResult<()>); 2] =
-    [("errors of forecasts", forecast_error::settle), ("outcomes", trust::settle)];
+pub const BOOKS: [Book; 2] = [("errors of forecasts", forecast_error::settle), ("outcomes", trust::settle)];
 
 /// Resolutions of the history from fine to coarse, seconds.
 fn resolutions() -> Vec<i32> {

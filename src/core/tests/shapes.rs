@@ -126,7 +126,7 @@ fn a_model_goes_on_with_its_shape() {
     assert!(path[0] > 100.0 && path[6] < 100.0, "{path:?}");
 }
 
-/// Ten thousand slots with days of five minutes each: shapes are learnt between two plans.
+/// A hundred thousand slots with days of five minutes each: shapes are learnt between two plans.
 #[test]
 fn shapes_of_very_many_series_are_learnt_in_no_time() {
     let one = |n: usize| {
@@ -136,9 +136,10 @@ fn shapes_of_very_many_series_are_learnt_in_no_time() {
     };
     let some: Vec<Series> = (0..35).map(one).collect();
     let begun = std::time::Instant::now();
-    let shapes = Shapes::learn(some.iter().cycle().take(10_000), DAY_S);
+    let shapes = Shapes::learn(some.iter().cycle().take(100_000), DAY_S);
     let took = begun.elapsed();
-    println!("{} shapes of 10000 series in {} ms", shapes.len(), took.as_millis());
+    println!("{} shapes of 100000 series in {} ms", shapes.len(), took.as_millis());
     assert_eq!(shapes.len(), 2);
-    assert!(took.as_secs_f64() < 1.0, "{took:?}");
+    // Without optimisation, on a busy machine; all of them would take more than a minute.
+    assert!(took.as_secs_f64() < 10.0, "{took:?}");
 }
