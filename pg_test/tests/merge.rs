@@ -198,8 +198,19 @@ fn a_split_has_a_way_back() -> Result<()> {
         while let Err(error) = c.exec(change) {
             assert_eq!(error.sqlstate, "40001", "{error}");
         }
-        assert_eq!(server.query(&format!("SELECT foreshard.rollback_move({move_id})"))?, "t");
+        // By hand, or as what was recommended: the same way, and remembered.
+        server
+            .query(&format!("UPDATE foreshard.move SET recommendation_id = 815 WHERE move_id = {move_id}"))?;
+        if crash {
+            assert_eq!(server.query(&format!("SELECT foreshard.rollback_move({move_id})"))?, "t");
+        } else {
+            assert_eq!(server.query("SELECT foreshard.undo_recommendation(815)")?, way);
+        }
         server.wait_end(&way, "done")?;
+        let undone =
+            format!("SELECT undone_by, undone_at IS NOT NULL FROM foreshard.move WHERE move_id = {move_id}");
+        assert_eq!(server.query(&undone)?, format!("{way}|t"));
+        assert_eq!(server.fails("SELECT foreshard.undo_recommendation(815)")?.sqlstate, "55000");
         let copies = server.query(&format!(
             "SELECT count(*) FROM foreshard.history WHERE move_id = {way} AND detail->>'to' = 'copy'"
         ))?;
