@@ -10,7 +10,7 @@ COMMENT ON TABLE foreshard.slot_cost IS 'What the accesses to every slot were me
 COMMENT ON TABLE foreshard.observed_dependency IS 'What trigger functions were seen to read and write.';
 COMMENT ON TABLE foreshard.lost_sample IS 'Samples that the keeper of this database could not read in time.';
 COMMENT ON TABLE foreshard.hot_key IS 'The busiest keys of hot slots, as of the last reading.';
-COMMENT ON TABLE foreshard.slot_keys IS 'How the accesses of hot slots spread over their keys, as of the last reading.';
+COMMENT ON TABLE foreshard.slot_keys IS 'How the accesses of slots spread over their keys, as of the last time each was hot.';
 COMMENT ON TABLE foreshard.coaccess IS 'Pairs of slots that transactions touch together, as of the last reading.';
 COMMENT ON TABLE foreshard.slot_heat IS 'Last reading of the counters and the current rates of every slot.';
 COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL means unknown.';

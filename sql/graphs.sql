@@ -137,9 +137,10 @@ CREATE EVENT TRIGGER foreshard_graph_tables_dropped ON sql_drop
     WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED')
     EXECUTE FUNCTION foreshard.graph_tables_dropped();
 
+-- Keys are the users' data: shown to those who may read every row of the edges anyway, as in hot_keys.
 CREATE VIEW foreshard.graph_influencers AS
 SELECT g.graph_name AS graph, i.place,
-       CASE WHEN pg_catalog.has_table_privilege(g.edge_table, 'SELECT') THEN i.node END AS node,
+       CASE WHEN pg_catalog.has_table_privilege(g.edge_table, 'SELECT') AND NOT pg_catalog.row_security_active(g.edge_table) THEN i.node END AS node,
        i.influence_score, i.betweenness, f.betweenness AS betweenness_method, f.error_bound, f.refreshed_at
 FROM foreshard.graph_influencer i JOIN foreshard.graph g USING (graph_id) JOIN foreshard.graph_influence f USING (graph_id);
 
@@ -151,9 +152,13 @@ FROM foreshard.graph_traffic t JOIN foreshard.graph g USING (graph_id);
 
 CREATE VIEW foreshard.node_moves AS
 SELECT m.node_move_id, g.graph_name AS graph,
-       CASE WHEN pg_catalog.has_table_privilege(g.edge_table, 'SELECT') THEN m.node END AS node,
-       s.shard_name AS to_shard, m.state, m.requested_by, m.requested_at, m.finished_at, m.closure_rows, m.error
-FROM foreshard.node_move m JOIN foreshard.graph g USING (graph_id) JOIN foreshard.shard s ON s.shard_id = m.to_shard;
+       CASE WHEN v.may_see THEN m.node END AS node,
+       s.shard_name AS to_shard, m.state, m.requested_by, m.requested_at, m.finished_at, m.closure_rows,
+       -- it may name the key
+       CASE WHEN v.may_see THEN m.error END AS error
+FROM foreshard.node_move m JOIN foreshard.graph g USING (graph_id) JOIN foreshard.shard s ON s.shard_id = m.to_shard
+CROSS JOIN LATERAL (SELECT pg_catalog.has_table_privilege(g.edge_table, 'SELECT')
+                           AND NOT pg_catalog.row_security_active(g.edge_table) AS may_see) v;
 
 CREATE VIEW foreshard.graphs AS
 SELECT g.graph_name AS graph, g.edge_table AS edges, g.node_table AS nodes, g.depth_column IS NOT NULL AS adopted, g.key_type, g.max_depth,
@@ -179,7 +184,7 @@ COMMENT ON TABLE foreshard.graph_coaccess IS 'Pairs of nodes that are used toget
 COMMENT ON TABLE foreshard.graph_traffic IS 'How many of the accesses noted touched more than one shard.';
 COMMENT ON VIEW foreshard.graph_influencers IS 'The most influential nodes of every graph, as last computed; the node is NULL for those who may not read it.';
 COMMENT ON VIEW foreshard.graph_traffic_stats IS 'Of the accesses that note_access() was told, how many touched more than one shard.';
-COMMENT ON VIEW foreshard.node_moves IS 'Moves of nodes; the node is NULL for those who may not read it.';
+COMMENT ON VIEW foreshard.node_moves IS 'Moves of nodes; the node, and why a move failed, are NULL for those who may not read it.';
 COMMENT ON VIEW foreshard.graphs IS 'Graphs, their tables, and how large their closures are (rows as of the last ANALYZE).';
 
 SELECT pg_catalog.pg_extension_config_dump('foreshard.graph', '');

@@ -220,7 +220,7 @@ CREATE TABLE foreshard.hot_key (
 );
 CREATE INDEX hot_key_group_idx ON foreshard.hot_key (group_id);
 
--- what samples say of the keys of hot slots, replaced at every reading
+-- what samples say of the keys of slots, as of the last time each was hot
 CREATE TABLE foreshard.slot_keys (
     slot_id     bigint PRIMARY KEY REFERENCES foreshard.slot ON DELETE CASCADE,
     sampled     int NOT NULL,
@@ -409,16 +409,20 @@ CREATE TABLE foreshard.move (
     checked_at  timestamptz,
     -- of a merge: the slot that goes up in the first. Its own row has partner_of and only keeps others away
     other_slot  bigint,
+    -- where that slot was
+    other_shard int REFERENCES foreshard.shard,
     partner_of  bigint REFERENCES foreshard.move ON DELETE CASCADE,
     -- the split that this merge would undo; counts as finished until the split has ended
     way_back_of bigint REFERENCES foreshard.move ON DELETE CASCADE,
     -- what was copied, kept when the shadow is gone
     rows_copied bigint,
     bytes_copied bigint,
-    -- of what was recommended: which recommendation, why, and when somebody undid it
+    -- of what was recommended: which recommendation, why, and when somebody asked to undo it by which move (itself: it is
+    -- cancelled or swaps back). Whether it is undone says what becomes of that one
     recommendation_id bigint,
     reason      text,
-    undone_at   timestamptz
+    undone_at   timestamptz,
+    undone_by   bigint
 ) WITH (fillfactor = 50);
 -- two moves of one slot exclude each other
 CREATE UNIQUE INDEX move_one_per_slot ON foreshard.move (slot_id) WHERE NOT finished;

@@ -3,8 +3,8 @@
 
 mod support;
 
-use foreshard_test::{Client, Cluster, ClusterOptions, Result};
-use support::{cluster, database, error_of, expect_error, wait_for, wait_for_move};
+use foreshard_test::{Client, Cluster, ClusterOptions, Result, wait_until};
+use support::{PATIENCE, cluster, database, error_of, expect_error, wait_for, wait_for_move};
 
 /// Four weeks of hours: `units` cost units/s for every slot, give or take 3 per cent.
 fn history(units: &str) -> String {
@@ -204,11 +204,72 @@ fn hours(client: &mut Client, said: &str) -> Result<()> {
     client.exec(&present("CASE a.shard_name WHEN 'a' THEN 950.0 / (SELECT count(*) FROM foreshard.slot o WHERE o.shard_id = a.shard_id) ELSE 10 END", 9))?;
     assert_eq!(client.query_one(said)?, "move -");
     client.exec(&present("CASE a.shard_name WHEN 'a' THEN 60 ELSE 10 END", 9))?;
+    divisions(client)?;
     // The same hours in another zone are open now.
     let open = client.query_one(&window(-30, 60, "Asia/Kathmandu"))?;
     set(client, "foreshard.move_window", &open)?;
     assert_eq!(client.query_one(said)?, "move -");
     set(client, "foreshard.move_window", "")
+}
+
+/// A split waits as a move does: for the hours, unless its shard is in distress; for a drain; after a failure; and where
+/// nothing is to be planned.
+fn divisions(client: &mut Client) -> Result<()> {
+    client.exec(
+        "INSERT INTO foreshard.slot_keys SELECT min(slot_id), 500, 100, 0.02, 0.5, now() FROM foreshard.slot JOIN foreshard.shard USING (shard_id) \
+         WHERE shard_name = 'a'",
+    )?;
+    let slot = client.query_one("SELECT slot_id FROM foreshard.slot_keys")?;
+    client.exec("INSERT INTO t SELECT generate_series(1, 200)")?;
+    let key = client.query_one(&format!(
+        "SELECT min(id) FROM t JOIN foreshard.slots ON partition = t.tableoid WHERE slot_id = {slot}"
+    ))?;
+    let heat = |heat: f64| format!("UPDATE foreshard.slot_heat SET heat = {heat} WHERE slot_id = {slot}");
+    let said = format!(
+        "SELECT string_agg(concat_ws(' ', action, refusal), ', ') FROM foreshard.recommend() WHERE slot_id = {slot} AND action <> 'move'"
+    );
+    client.exec(&heat(300.0))?;
+    assert_eq!(client.query_one(&said)?, "split outside_window");
+    let explained = format!(
+        "SELECT (j ->> 'action') || ' ' || (j ->> 'refusal') || ' ' || ((j ->> 'start_in_s')::float8 BETWEEN 6600 AND 10800) \
+        FROM foreshard.explain_placement_json('t', {key}) e, LATERAL (SELECT e -> 'verdict' AS j) x"
+    );
+    assert_eq!(client.query_one(&explained)?, "split outside_window true");
+    let text = client.query_one(&format!("SELECT foreshard.explain_placement('t', {key})"))?;
+    assert!(text.contains("It should be split (start in "), "{text}");
+    client.exec(&heat(950.0))?;
+    assert_eq!(client.query_one(&said)?, "split", "a shard in distress");
+    client.exec("UPDATE foreshard.shard SET draining = true WHERE shard_name = 'a'")?;
+    assert_eq!(client.query_one(&said)?, "split draining");
+    client.exec("UPDATE foreshard.shard SET draining = false")?;
+    client.exec("SELECT foreshard.configure('t', 'mode', 'off')")?;
+    assert_eq!(client.query_one(&said)?, "none mode_off");
+    client.exec("SELECT foreshard.configure('t', 'mode', NULL)")?;
+    // What failed a moment ago is not tried again at once.
+    client.exec(&format!(
+        "WITH r AS (INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ('foreshard', '{{}}') RETURNING request_id) \
+         INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard, phase, finished, finished_at) \
+         SELECT request_id, 'split', {slot}, 1, 1, 'failed', true, now() FROM r"
+    ))?;
+    set(client, "foreshard.cooldown", "10min")?;
+    assert_eq!(client.query_one(&said)?, "none cooldown");
+    set(client, "foreshard.cooldown", "0")?;
+    client.exec("DELETE FROM foreshard.move")?;
+    // A past that is no longer remembered is not made up.
+    client.exec(&format!("UPDATE foreshard.slot SET last_moved_at = now() WHERE slot_id = {slot}"))?;
+    let text = client.query_one(&format!("SELECT foreshard.explain_placement('t', {key})"))?;
+    assert!(text.contains("more is no longer remembered") && !text.contains("never been moved"), "{text}");
+    // Of 16 slots 15 are not known well enough to forecast, but they are not nothing.
+    client.exec(&heat(60.0))?;
+    assert_eq!(client.query_one(&said)?, "");
+    client.exec(&format!(
+        "CREATE TEMP TABLE past AS SELECT * FROM foreshard.heat_history WHERE slot_id <> {slot}"
+    ))?;
+    client.exec(&format!("DELETE FROM foreshard.heat_history WHERE slot_id <> {slot}"))?;
+    // The planner of moves says so; else it would be uniform_load, because it is all there is.
+    assert_eq!(client.query_one(&said)?, "none unsplittable_key", "unknown loads count");
+    client.exec("INSERT INTO foreshard.heat_history SELECT * FROM past; DELETE FROM foreshard.slot_keys")?;
+    Ok(())
 }
 
 /// Slots that transactions use together come together, as far as no shard gets too hot.
@@ -245,6 +306,10 @@ fn links(cluster: &Cluster) -> Result<()> {
     client.exec(&load(20.0))?;
     assert_eq!(client.query_one(together)?, "", "capacity wins");
     client.exec(&load(0.05))?;
+    // What was seen long ago counts for nothing, and is no error.
+    client.exec("UPDATE foreshard.coaccess SET observed_at = now() - interval '90 days'")?;
+    assert_eq!(client.query_one(planned)?, "0");
+    client.exec("UPDATE foreshard.coaccess SET observed_at = now()")?;
     set(&mut client, "foreshard.cross_shard_cost", "0")?;
     assert_eq!(client.query_one(planned)?, "0");
     Ok(())
@@ -272,6 +337,21 @@ fn errors_are_tracked(client: &mut Client) -> Result<()> {
     wait_for(client, known, "t")?;
     let shown = "SELECT bool_and(abs(mase - 0.5) < 1e-6) FROM foreshard.forecasts";
     assert_eq!(client.query_one(shown)?, "t");
+    // The horizon was another one: of buckets of two resolutions that are due at once the newest say how good forecasts
+    // are, and forecasting goes on.
+    let two = "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) \
+         SELECT r, slot_id, date_bin(r * interval '1 s', now() - 2 * r * interval '1 s', 'epoch'), 10 \
+         FROM foreshard.slot, unnest('{300, 3600}'::int[]) r ON CONFLICT DO NOTHING; \
+         INSERT INTO foreshard.forecast_due (slot_id, resolution_s, lead, at, cost_units_per_s, lower, upper) \
+         SELECT slot_id, r, 1, date_bin(r * interval '1 s', now() - 2 * r * interval '1 s', 'epoch'), 11, 9, 13 \
+         FROM foreshard.slot, unnest('{300, 3600}'::int[]) r ON CONFLICT DO NOTHING";
+    wait_until("both are settled", PATIENCE, || {
+        client.exec(two)?;
+        Ok(client.query_one("SELECT bool_and(resolution_s = 300) FROM foreshard.forecast_errors")? == "t")
+    })?;
+    let planned = client.query_one("SELECT max(made_at) FROM foreshard.forecasts")?;
+    wait_for(client, &format!("SELECT max(made_at) > '{planned}' FROM foreshard.forecasts"), "t")?;
+    wait_for(client, "SELECT count(*) FROM foreshard.forecast_due WHERE resolution_s = 300", "0")?;
     // A bucket that nobody ever saw is forgotten.
     client.exec("UPDATE foreshard.forecast_due SET at = at - interval '90 days' WHERE lead = 24")?;
     wait_for(client, "SELECT count(*) FROM foreshard.forecast_due WHERE at < now() - interval '1 day'", "0")
@@ -291,6 +371,7 @@ fn what_was_done_by_itself_is_told_and_undone() -> Result<()> {
     client.exec(&history("10"))?;
     client.exec("UPDATE foreshard.shard SET draining = true WHERE shard_name = 'a'")?;
     let wanted = client.query_one("SELECT count(*) FROM foreshard.slots WHERE shard = 'a'")?;
+    assert!(wanted.parse::<u32>().is_ok_and(|wanted| wanted >= 2), "{wanted} slots on shard a");
     errors_are_tracked(&mut client)?;
     let ready = format!(
         "SELECT count(*) = {wanted} FROM foreshard.recommendations WHERE action = 'move' AND from_shard = 'a' AND refusal IS NULL"
@@ -331,6 +412,9 @@ fn what_was_done_by_itself_is_told_and_undone() -> Result<()> {
     let error = expect_error(&mut client, "22023", &undo)?;
     assert!(error.message.contains("is being drained"), "{error}");
     client.exec("UPDATE foreshard.shard SET draining = false")?;
+    // Somebody asked before, but the way back was lost and the slot stayed: that is no undoing.
+    client.exec(&format!("UPDATE foreshard.move SET undone_at = now(), undone_by = move_id WHERE recommendation_id = {recommendation}"))?;
+    assert!(!client.query_one(&explain)?.contains("; undone "));
     let back = client.query_one(&undo)?;
     wait_for_move(&mut client, &back, "done")?;
     let place = format!("SELECT DISTINCT shard FROM foreshard.slots WHERE slot_id = {slot}");
@@ -357,16 +441,12 @@ fn what_was_done_by_itself_is_told_and_undone() -> Result<()> {
     // Somebody has moved it since: what is to be undone is no longer there.
     client.exec("SELECT foreshard.configure('t', 'mode', 'advise')")?;
     let second = client.query_one("SELECT max(recommendation_id) FROM foreshard.move")?;
-    if second != *recommendation {
-        let moved = client.query_one(&format!("SELECT foreshard.move_slot(slot_id, CASE to_shard WHEN 2 THEN 'c' ELSE 'b' END) FROM foreshard.move WHERE recommendation_id = {second}"))?;
-        wait_for_move(&mut client, &moved, "done")?;
-        let error =
-            expect_error(&mut client, "55000", &format!("SELECT foreshard.undo_recommendation({second})"))?;
-        assert!(
-            error.detail.as_deref().is_some_and(|detail| detail.contains("has been moved since")),
-            "{error}"
-        );
-    }
+    assert_ne!(second, *recommendation);
+    let moved = client.query_one(&format!("SELECT foreshard.move_slot(slot_id, CASE to_shard WHEN 2 THEN 'c' ELSE 'b' END) FROM foreshard.move WHERE recommendation_id = {second}"))?;
+    wait_for_move(&mut client, &moved, "done")?;
+    let error =
+        expect_error(&mut client, "55000", &format!("SELECT foreshard.undo_recommendation({second})"))?;
+    assert!(error.detail.as_deref().is_some_and(|detail| detail.contains("has been moved since")), "{error}");
 
     // Under way: it is cancelled.
     client.exec("UPDATE foreshard.move SET undone_at = NULL")?;

@@ -224,14 +224,40 @@ fn accesses_are_counted_and_busy_nodes_move() -> Result<()> {
         .exec("SELECT count(*) > 0, count(node) FROM foreshard.graph_influencers")
         .map(|rows| rows.to_text());
     assert_eq!(seen.unwrap_or_default(), "t|0");
+    // Why a move failed may name the key; and whoever sees some edges only sees no nodes.
+    server.query(
+        "INSERT INTO foreshard.node_move (graph_id, node, to_shard, version, state, requested_by, finished_at, error) \
+             SELECT graph_id, '1', shard_id, 1, 'failed', 'x', now(), 'node 1 has gone' FROM foreshard.graph, foreshard.shard; \
+         GRANT SELECT ON e TO nobody; CREATE POLICY few ON e USING (s < 0); ALTER TABLE e ENABLE ROW LEVEL SECURITY",
+    )?;
+    for (keys, wanted) in [
+        ("SELECT count(*), count(node), count(error) FROM foreshard.node_moves", "2|0|0"),
+        ("SELECT count(node) FROM foreshard.graph_influencers", "0"),
+    ] {
+        assert_eq!(nobody.exec(keys).map(|rows| rows.to_text()).unwrap_or_default(), wanted);
+    }
+    server.query("ALTER TABLE e DISABLE ROW LEVEL SECURITY; DELETE FROM foreshard.node_move")?;
     // Two nodes of one shard get busy: nothing moves before somebody says auto.
     let busy = "SELECT foreshard.note_access('g', ARRAY['2', '102']) FROM generate_series(1, 200)";
     server.query(busy)?;
     wait_until("counting", Duration::from_secs(20), || {
         Ok(server.query("SELECT windows FROM foreshard.graph_traffic")? == "202")
     })?;
-    assert_eq!(server.query("SELECT count(*) FROM foreshard.node_move")?, "0");
-    server.set(&[("foreshard.mode", "auto")])?;
+    let own = "SELECT count(*) FROM foreshard.node_move WHERE requested_by = 'foreshard'";
+    assert_eq!(server.query(own)?, "0");
+    // Nor in hours that are not left for moves.
+    let later = server.query("SELECT to_char(now() AT TIME ZONE 'UTC' + interval '2 h', 'HH24:MI-') || to_char(now() AT TIME ZONE 'UTC' + interval '3 h', 'HH24:MI UTC')")?;
+    server.set(&[("foreshard.mode", "auto"), ("foreshard.move_window", &later)])?;
+    let begun = server.query("SELECT clock_timestamp()")?;
+    let judged = format!("SELECT judged_at > '{begun}' FROM foreshard.graph_traffic");
+    wait_until("a look at the nodes", Duration::from_secs(8), || {
+        server.query("SELECT foreshard.note_access('g', ARRAY['2'])")?;
+        Ok(server.query(&judged)? == "t")
+    })?;
+    // What it files is filed a moment later; the worker is gone by then.
+    server.wait_query("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'foreshard graph'", "0")?;
+    assert_eq!(server.query(own)?, "0");
+    server.set(&[("foreshard.move_window", "")])?;
     let moved = wait_until("a move", Duration::from_secs(8), || {
         server.query("SELECT foreshard.note_access('g', ARRAY['2'])")?;
         let by_itself = "SELECT count(*) > 0 FROM foreshard.node_moves WHERE state = 'done' AND requested_by = 'foreshard'";

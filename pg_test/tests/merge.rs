@@ -4,8 +4,8 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::{assert_located, expect_code, layout};
-use common::{Server, in_turn, options};
-use foreshard_test::Result;
+use common::{PATIENCE, Server, in_turn, options};
+use foreshard_test::{Result, wait_until};
 
 fn start(name: &str, rows: u64) -> Result<(Server, Ledger)> {
     let mut server = Server::start(&options(name).set("foreshard.copy_chunk", "64kB"))?;
@@ -220,8 +220,19 @@ fn a_split_has_a_way_back() -> Result<()> {
         while let Err(error) = c.exec(change) {
             assert_eq!(error.sqlstate, "40001", "{error}");
         }
-        assert_eq!(server.query(&format!("SELECT foreshard.rollback_move({move_id})"))?, "t");
+        // By hand, or as what was recommended: the same way, and remembered.
+        server
+            .query(&format!("UPDATE foreshard.move SET recommendation_id = 815 WHERE move_id = {move_id}"))?;
+        if crash {
+            assert_eq!(server.query(&format!("SELECT foreshard.rollback_move({move_id})"))?, "t");
+        } else {
+            assert_eq!(server.query("SELECT foreshard.undo_recommendation(815)")?, way);
+        }
         server.wait_end(&way, "done")?;
+        let undone =
+            format!("SELECT undone_by, undone_at IS NOT NULL FROM foreshard.move WHERE move_id = {move_id}");
+        assert_eq!(server.query(&undone)?, format!("{way}|t"));
+        assert_eq!(server.fails("SELECT foreshard.undo_recommendation(815)")?.sqlstate, "55000");
         let copies = server.query(&format!(
             "SELECT count(*) FROM foreshard.history WHERE move_id = {way} AND detail->>'to' = 'copy'"
         ))?;
@@ -301,7 +312,11 @@ fn divided_by_load() -> Result<()> {
         &options("divide")
             .set("foreshard.forecast_horizon", "1d")
             .set("foreshard.plan_interval", "1s")
-            .set("foreshard.cooldown", "0"),
+            .set("foreshard.cooldown", "0")
+            .set("foreshard.heat_half_life", "1s")
+            .set("foreshard.hot_slot_threshold", "1")
+            .set("foreshard.key_sample_interval", "1")
+            .set("foreshard.observe_budget", "100"),
     )?;
     server.query(
         "CREATE TABLE t (id bigint PRIMARY KEY, v int); INSERT INTO t SELECT g FROM generate_series(1, 1000) g; SELECT foreshard.distribute('t', 'id', 4)",
@@ -337,26 +352,110 @@ fn divided_by_load() -> Result<()> {
         "SELECT count(*) FROM foreshard.recommend() WHERE action = 'prepare' AND slot_id = {slot}"
     ))?;
     assert_eq!(dry, "1");
+    sampled_when_hot_known_in_the_valley(&mut server, &slot)?;
+    server.wait_query(&ahead, "prepare|t|t")?;
     assert_eq!(server.query("SELECT count(*) FROM foreshard.move")?, "0", "advice only");
-    server.set(&[("foreshard.mode", "auto")])?;
+    // No room is no error, and holds nobody up.
+    server.set(&[("foreshard.mode", "auto"), ("foreshard.max_prepared_splits", "0")])?;
+    let made = server.query("SELECT max(made_at) FROM foreshard.forecasts")?;
     server.wait_query(
-        &format!("SELECT count(*) > 0 FROM foreshard.progress_moves WHERE slot_id = {slot} AND kind = 'split' AND state = 'prepared'"),
+        &format!("SELECT max(made_at) > '{made}'::timestamptz + interval '1 s' FROM foreshard.forecasts"),
         "t",
     )?;
+    assert!(!server.cluster.log_contents().contains("no more splits may be prepared"));
+    server.set(&[("foreshard.max_prepared_splits", "4")])?;
+    taken_back(&mut server, &slot)?;
     server.set(&[("foreshard.mode", "advise")])?;
-    server.query(
-        "SELECT foreshard.cancel_move(move_id) FROM foreshard.progress_moves WHERE state = 'prepared'",
-    )?;
-    server.wait_query("SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
-    // Halves that stay cold are merged.
+    // Halves that stay cold are merged, wherever they are.
     let move_id = server.query(&format!("SELECT foreshard.split_slot({slot})"))?;
     server.wait_end(&move_id, "done")?;
+    server.move_and_wait(&slot)?;
+    let place = format!("SELECT shard FROM foreshard.slots WHERE slot_id = {slot}");
+    let shard = server.query(&place)?;
+    server.query(
+        "UPDATE foreshard.move SET recommendation_id = 4711 WHERE move_id = (SELECT max(move_id) FROM foreshard.move)",
+    )?;
     server.query(&format!(
         "UPDATE foreshard.heat_history SET cost_units_per_s = CASE WHEN slot_id = {slot} OR slot_id > 4 THEN 0.01 ELSE 50 END WHERE resolution_s = 3600"
     ))?;
-    server.wait_query(
-        &format!("SELECT action FROM foreshard.recommendations WHERE slot_id = {slot}"),
-        "merge",
-    )?;
+    let recommended = format!(
+        "SELECT concat_ws(' ', action, refusal) FROM foreshard.recommendations WHERE slot_id = {slot}"
+    );
+    server.wait_query(&recommended, "merge undone")?;
+    server.query("UPDATE foreshard.move SET undone_at = NULL")?;
+    server.wait_query(&recommended, "merge")?;
+    server.query(&format!("INSERT INTO foreshard.forecast_error VALUES ({slot}, 1, 3600, 9, 9, 9, 9, 9, 9, now()) ON CONFLICT DO NOTHING"))?;
+    server.set(&[("foreshard.mode", "auto")])?;
+    let merged = "SELECT move_id, recommendation_id FROM foreshard.move WHERE kind = 'merge' AND partner_of IS NULL AND phase = 'done'";
+    server.wait_query(&format!("SELECT count(*) FROM ({merged}) q"), "1")?;
+    server.set(&[("foreshard.mode", "advise")])?;
+    assert_eq!(layout(&mut server, "t")?.lines().count(), 4);
+    assert_eq!(server.query(&place)?, shard);
+    let errors =
+        server.query(&format!("SELECT count(*) FROM foreshard.forecast_error WHERE slot_id = {slot}"))?;
+    assert_eq!(errors, "0", "the load that was forecast is another one now");
+    // The move before it cannot be undone: the slot is more than it was. The merge can, by a split.
+    let error = server.fails("SELECT foreshard.undo_recommendation(4711)")?;
+    assert!(
+        error.sqlstate == "55000"
+            && error.detail.is_some_and(|detail| detail.contains("split or merged since"))
+    );
+    let recommendation = server.query(&format!("SELECT recommendation_id FROM ({merged}) q"))?;
+    let back = server.query(&format!("SELECT foreshard.undo_recommendation({recommendation})"))?;
+    server.wait_end(&back, "done")?;
+    assert_eq!(layout(&mut server, "t")?.lines().count(), 5);
+    assert_eq!(server.query("SELECT count(DISTINCT shard) FROM foreshard.slots WHERE modulus = 8")?, "2");
+    server.wait_query(&recommended, "merge undone")?;
     server.assert_settled()
+}
+
+/// Keys are sampled while their slot is hot; in the valley they still say whether a cut would divide the load.
+fn sampled_when_hot_known_in_the_valley(server: &mut Server, slot: &str) -> Result<()> {
+    server.query("DELETE FROM foreshard.slot_keys")?;
+    let reads = server.query(&format!(
+        "SELECT string_agg('SELECT FROM t WHERE id = ' || id, '; ') FROM t JOIN foreshard.slots ON partition = t.tableoid WHERE slot_id = {slot}"
+    ))?;
+    let many = format!("SELECT sampled >= 100 FROM foreshard.slot_keys WHERE slot_id = {slot}");
+    wait_until("keys are sampled", PATIENCE, || {
+        // The partitions are so small that an index is no help.
+        server.query(&format!("SET enable_seqscan = off; {reads}; RESET enable_seqscan"))?;
+        Ok(server.query(&many)? == "t")
+    })?;
+    // What decay leaves of them is stored as hot keys, but says no more how keys spread.
+    server.wait_query("SELECT max(h.observed_at) > max(k.observed_at) + interval '3 s' FROM foreshard.hot_keys h, foreshard.slot_keys k", "t")?;
+    assert_eq!(server.query(&many)?, "t");
+    Ok(())
+}
+
+/// What the auto mode builds is told and taken back, by its recommendation or by hand; then it is left to persons.
+fn taken_back(server: &mut Server, slot: &str) -> Result<()> {
+    let prepared = format!(
+        "SELECT move_id, recommendation_id FROM foreshard.move WHERE slot_id = {slot} AND kind = 'split' AND phase = 'prepared'"
+    );
+    for by_hand in [false, true] {
+        server.wait_query(&format!("SELECT count(*) FROM ({prepared}) q"), "1")?;
+        let row = server.query(&prepared)?;
+        let (move_id, recommendation) = row.split_once('|').unwrap_or_default();
+        let told = server.query(&format!(
+            "SELECT detail ->> 'recommendation_id', detail ->> 'kind' FROM foreshard.history WHERE move_id = {move_id} AND event = 'auto'"
+        ))?;
+        assert_eq!(told, format!("{recommendation}|split"));
+        let undo = format!("SELECT foreshard.undo_recommendation({recommendation})");
+        if by_hand {
+            assert_eq!(server.query(&format!("SELECT foreshard.cancel_move({move_id})"))?, "t");
+        } else {
+            assert_eq!(server.query(&undo)?, move_id);
+        }
+        server.wait_end(move_id, "cancelled")?;
+        assert_eq!(server.fails(&undo)?.sqlstate, "55000");
+        server.wait_query(
+            &format!("SELECT concat_ws(' ', action, refusal) FROM foreshard.recommendations WHERE slot_id = {slot} AND action <> 'move'"),
+            "prepare undone",
+        )?;
+        assert_eq!(server.query("SELECT count(*) FROM foreshard.move WHERE NOT finished")?, "0");
+        if !by_hand {
+            server.query("UPDATE foreshard.move SET undone_at = NULL")?;
+        }
+    }
+    Ok(())
 }

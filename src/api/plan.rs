@@ -82,7 +82,7 @@ fn recommend() -> Result<
             .iter()
             .find(|s| s.slot_id == division.slot_id)
             .map(|s| decision.shard_name(s.shard_id));
-        let refusal = division.action.refusal();
+        let (refusal, _) = decision.said_of(division);
         rows.push((
             division.action.as_str().to_string(),
             division.slot_id,

@@ -1,7 +1,7 @@
 //! Moves: by map, by hand, and their end.
 
 use crate::catalog::moves::{self, Standing};
-use crate::catalog::{merge, split, wayback};
+use crate::catalog::{act, merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::{guc, security, shmem};
 use crate::planner;
@@ -169,6 +169,9 @@ fn cancel_move(move_id: i64) -> PgResult<bool> {
     }
     let _owner = security::as_extension_owner()?;
     let asked = moves::request_cancel(move_id)?;
+    if asked {
+        act::taken_back(move_id, move_id)?;
+    }
     wake_keeper();
     Ok(asked)
 }
@@ -182,15 +185,19 @@ fn rollback_move(move_id: i64) -> PgResult<bool> {
     let for_good = own_move(move_id)?.is_split_for_good;
     let _owner = security::as_extension_owner()?;
     if for_good {
-        if !wayback::request(move_id)? {
+        let Some(merge) = wayback::request(move_id)? else {
             return Err(unsupported(format!("split {move_id} cannot be rolled back"))
                 .set_detail("Its slot has become several, and the partition that it was is no longer kept.")
                 .set_hint("Merge them: foreshard.merge_slots(slot_a, slot_b)."));
-        }
+        };
+        act::taken_back(move_id, merge)?;
         wake_keeper();
         return Ok(true);
     }
     let asked = moves::request_rollback(move_id)?;
+    if asked {
+        act::taken_back(move_id, move_id)?;
+    }
     wake_keeper();
     if asked { Ok(true) } else { cancel_move(move_id) }
 }

@@ -48,8 +48,9 @@ pub fn store(pairs: &[Pair]) -> PgResult<()> {
 /// (Slot, slot, decayed number of transactions that touched both) of every stored pair, as of now.
 pub fn weights() -> PgResult<Vec<(i64, i64, f64)>> {
     spi::rows(
-        "SELECT slot_a, slot_b, weight * pg_catalog.power(0.5, greatest(0, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - observed_at)::float8 / $1)) FROM foreshard.coaccess ORDER BY 1, 2",
+        // Not too small a power: that is an error.
+        "SELECT slot_a, slot_b, weight * pg_catalog.power(0.5, least(200, greatest(0, \
+                extract(epoch FROM pg_catalog.clock_timestamp() - observed_at)::float8 / $1))) FROM foreshard.coaccess ORDER BY 1, 2",
         &[HALF_LIFE_S.into()],
         |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?)),
     )

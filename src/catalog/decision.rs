@@ -1,5 +1,6 @@
 //! Rows of forecasts and recommendations, and the segments the planner works on.
 
+use super::act::IS_UNDONE;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
 use foreshard_core::forecast::ForecastPoint;
@@ -17,7 +18,7 @@ pub struct SlotRow {
     pub moving: bool,
     /// That is a split that was built ahead and waits.
     pub prepared: bool,
-    /// Seconds since its last move; None: never moved.
+    /// Seconds since it was last moved, or a move of it failed; None: neither.
     pub rested_s: Option<f64>,
     /// Consecutive readings with an overloaded shard.
     pub hot_buckets: i32,
@@ -27,23 +28,27 @@ pub struct SlotRow {
     pub heat: f64,
     /// It has been observed.
     pub observed: bool,
-    /// Somebody undid its last recommended move less than a day ago.
+    /// Somebody undid a recommended move of it less than a day ago.
     pub undone: bool,
 }
 
 /// Every slot with at least one partition.
 pub fn slots() -> PgResult<Vec<SlotRow>> {
     spi::rows(
-        "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition))::int8, \
+        &format!(
+            "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition))::int8, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
-                extract(epoch FROM pg_catalog.clock_timestamp() - s.last_moved_at)::float8, coalesce(max(h.hot_buckets), 0), \
+                extract(epoch FROM pg_catalog.clock_timestamp() - greatest(s.last_moved_at, \
+                    (SELECT max(m.finished_at) FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.phase = 'failed')))::float8, \
+                coalesce(max(h.hot_buckets), 0), \
                 s.group_id, coalesce(max(h.heat), 0), \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared'), \
-                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.undone_at > pg_catalog.now() - interval '1 day'), \
+                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.undone_at > pg_catalog.now() - interval '1 day' AND {IS_UNDONE}), \
                 count(h.heat) > 0 \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) \
          JOIN pg_catalog.pg_class c ON c.oid = p.partition LEFT JOIN foreshard.slot_heat h USING (slot_id) \
-         GROUP BY s.slot_id ORDER BY 1",
+         GROUP BY s.slot_id ORDER BY 1"
+        ),
         &[],
         |row| {
             Ok(SlotRow {
@@ -133,6 +138,12 @@ pub const OUTSIDE_WINDOW: (&str, &str) =
 pub const UNDONE: (&str, &str) = (
     "undone",
     "An earlier recommendation was undone; for a day nobody but a person moves this slot: foreshard.move_slot().",
+);
+
+/// Reason and advice for a division of a slot that is about to leave its shard.
+pub const DRAINING: (&str, &str) = (
+    "draining",
+    "Wait: its shard is being emptied, and the slot is divided where it goes; foreshard.split_slot() does not wait.",
 );
 
 /// What is said of a step of a plan.

@@ -45,6 +45,24 @@ pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
     Ok(rows.into_iter().collect())
 }
 
+/// What may have changed of a slot since it was planned for.
+pub struct Standing {
+    /// Group.
+    pub group_id: i32,
+    /// Its shard is being emptied.
+    pub draining: bool,
+}
+
+/// How a slot stands; None: it is gone.
+pub fn standing(slot_id: i64) -> PgResult<Option<Standing>> {
+    let found = spi::rows(
+        "SELECT s.group_id, h.draining FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) WHERE s.slot_id = $1",
+        &[slot_id.into()],
+        |row| Ok(Standing { group_id: row.need(1)?, draining: row.need(2)? }),
+    )?;
+    Ok(found.into_iter().next())
+}
+
 /// One recommendation about a slot as a whole.
 pub struct Row<'a> {
     /// split, prepare, merge or none.

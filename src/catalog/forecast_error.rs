@@ -9,7 +9,8 @@ const LEADS: [usize; 3] = [1, 12, 24];
 /// What is left of older errors when a new one is known.
 const KEPT: f64 = 0.98;
 
-/// Notes what is forecast for some leads. Of several forecasts of a bucket at one lead the first counts.
+/// Notes what is forecast for some leads. Of several forecasts of a bucket at one lead the first counts. What was
+/// noted at another resolution is forgotten: the horizon has changed, and a lead is something else now.
 pub fn note(forecasts: &[SlotForecast], resolution_s: i32) -> PgResult<()> {
     let (mut slots, mut leads, mut at) = (Vec::new(), Vec::new(), Vec::new());
     let (mut means, mut lower, mut upper) = (Vec::new(), Vec::new(), Vec::new());
@@ -27,6 +28,7 @@ pub fn note(forecasts: &[SlotForecast], resolution_s: i32) -> PgResult<()> {
     if slots.is_empty() {
         return Ok(());
     }
+    spi::run("DELETE FROM foreshard.forecast_due WHERE resolution_s <> $1", &[resolution_s.into()])?;
     spi::run(
         "INSERT INTO foreshard.forecast_due (slot_id, resolution_s, lead, at, cost_units_per_s, lower, upper) \
          SELECT q.s, $1, q.n, pg_catalog.to_timestamp(q.a), q.m, q.l, q.u \
@@ -45,7 +47,8 @@ pub fn note(forecasts: &[SlotForecast], resolution_s: i32) -> PgResult<()> {
     Ok(())
 }
 
-/// Compares what was noted with the buckets that are over; what is not known by then is forgotten.
+/// Compares what was noted with the buckets that are over; what is not known by then is forgotten. Of buckets of
+/// several resolutions the newest say how good a forecast at that lead is.
 pub fn settle() -> PgResult<()> {
     spi::run(
         "WITH came AS ( \
@@ -63,9 +66,10 @@ pub fn settle() -> PgResult<()> {
                     AND y.bucket_at = c.at - pg_catalog.make_interval(hours => 24)), \
                  (SELECT l.cost_units_per_s FROM foreshard.heat_history l WHERE l.resolution_s = c.resolution_s AND l.slot_id = c.slot_id \
                     AND l.bucket_at = c.at - pg_catalog.make_interval(secs => c.lead * c.resolution_s))) AS naive) n \
-             WHERE c.actual IS NOT NULL GROUP BY 1, 2, 3) \
+             WHERE c.actual IS NOT NULL GROUP BY 1, 2, 3), \
+         newest AS (SELECT DISTINCT ON (slot_id, lead) * FROM judged ORDER BY slot_id, lead, last_at DESC, resolution_s) \
          INSERT INTO foreshard.forecast_error AS e (slot_id, lead, resolution_s, buckets, weight, error, covered, scaled_error, naive_error, last_at) \
-         SELECT slot_id, lead, resolution_s, buckets, buckets, error, covered, scaled, naive, last_at FROM judged \
+         SELECT slot_id, lead, resolution_s, buckets, buckets, error, covered, scaled, naive, last_at FROM newest \
          ON CONFLICT (slot_id, lead) DO UPDATE SET (resolution_s, buckets, weight, error, covered, scaled_error, naive_error, last_at) = \
              (SELECT excluded.resolution_s, k.old::int * e.buckets + excluded.buckets, k.kept * e.weight + excluded.weight, \
                      k.kept * e.error + excluded.error, k.kept * e.covered + excluded.covered, \
@@ -78,5 +82,14 @@ pub fn settle() -> PgResult<()> {
         "DELETE FROM foreshard.forecast_due WHERE at + pg_catalog.make_interval(secs => 3.0 * resolution_s + 60) < pg_catalog.now()",
         &[],
     )?;
+    Ok(())
+}
+
+/// Forgets how good forecasts of a slot were, and what was forecast: its load is not what it was, because another's has
+/// been added to it.
+pub fn forget(slot_id: i64) -> PgResult<()> {
+    for table in ["forecast_due", "forecast_error"] {
+        spi::run(&format!("DELETE FROM foreshard.{table} WHERE slot_id = $1"), &[slot_id.into()])?;
+    }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Counters of slots, their rates, the load history and its roll-up.
 
+use super::forecast_error;
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
 use foreshard_core::heat::{Counters, Rates};
@@ -224,6 +225,8 @@ pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
         ),
         &[slot_id.into(), slots(parts), shares(parts)],
     )?;
+    // How the keys of the whole spread says nothing of how those of a part do, nor of where a cut would be.
+    spi::run("DELETE FROM foreshard.slot_keys WHERE slot_id = $1", &[slot_id.into()])?;
     Ok(())
 }
 
@@ -258,7 +261,7 @@ pub fn absorb_history(slot_id: i64, gone: &[i64]) -> PgResult<()> {
         &[slot_id.into(), gone.to_vec().into()],
     )?;
     spi::run("DELETE FROM foreshard.heat_history WHERE slot_id = ANY ($1)", &[gone.to_vec().into()])?;
-    Ok(())
+    if gone.is_empty() { Ok(()) } else { forecast_error::forget(slot_id) }
 }
 
 /// The same of the load history before `until_s` and of the forecast. In the transaction that ends the split.
@@ -329,6 +332,16 @@ fn shares(parts: &[(i64, f64)]) -> Arg<'static> {
     parts.iter().map(|(_, share)| *share).collect::<Vec<f64>>().into()
 }
 
+/// Names of the shards whose present load is at least this share of what they can carry.
+pub fn distressed(share: f64) -> PgResult<Vec<String>> {
+    spi::rows(
+        "SELECT a.shard_name::text FROM foreshard.shard a JOIN foreshard.slot s USING (shard_id) JOIN foreshard.slot_heat h USING (slot_id) \
+         GROUP BY a.shard_id HAVING sum(h.heat) >= $1 * a.capacity",
+        &[share.into()],
+        |row| row.need(1),
+    )
+}
+
 /// Coarser resolutions of the history, seconds.
 pub const ROLL_UPS_S: [i32; 3] = [60, 300, 3600];
 
@@ -390,6 +403,10 @@ pub fn history(resolution_s: i32, since_s: f64) -> PgResult<Vec<(i64, i64, Optio
          JOIN foreshard.slot s USING (slot_id) \
          WHERE h.resolution_s = $1 AND h.bucket_at >= pg_catalog.to_timestamp($2) ORDER BY 1, 2",
         &[resolution_s.into(), since_s.into()],
-        |row| Ok((row.need(1)?, row.need(2)?, row.get(3)?)),
+        |row| {
+            // Of thousands of slots these are millions.
+            pgrx::check_for_interrupts!();
+            Ok((row.need(1)?, row.need(2)?, row.get(3)?))
+        },
     )
 }

@@ -1,7 +1,7 @@
 //! Merges of slots: asking for one, what speaks against it, and what becomes of everything that is known of both.
 
 use super::split::{Slot, slot, target};
-use super::{heat, moves, preflight, record_event, shadow, split, whole};
+use super::{forecast_error, heat, moves, preflight, record_event, shadow, split, whole};
 use crate::pg::report::{PgResult, bad_argument, internal, unsupported};
 use crate::pg::spi;
 use pgrx::JsonB;
@@ -54,9 +54,9 @@ pub fn file(slot_a: i64, slot_b: i64, to_shard: Option<&str>, user: &str) -> PgR
 fn insert(request_id: i64, slots: [i64; 2], from: [i32; 2], to: i32) -> PgResult<i64> {
     let [kept, gone] = slots;
     let move_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.move (request_id, kind, slot_id, other_slot, from_shard, to_shard) VALUES ($1, 'merge', $2, $3, $4, $5) \
+        "INSERT INTO foreshard.move (request_id, kind, slot_id, other_slot, from_shard, to_shard, other_shard) VALUES ($1, 'merge', $2, $3, $4, $5, $6) \
          ON CONFLICT (slot_id) WHERE NOT finished DO NOTHING RETURNING move_id",
-        &[request_id.into(), kept.into(), gone.into(), from[0].into(), to.into()],
+        &[request_id.into(), kept.into(), gone.into(), from[0].into(), to.into(), from[1].into()],
     )?
     .ok_or_else(|| moves::already_moving(kept))?;
     spi::one_mut::<i64>(
@@ -66,6 +66,15 @@ fn insert(request_id: i64, slots: [i64; 2], from: [i32; 2], to: i32) -> PgResult
     )?
     .ok_or_else(|| moves::already_moving(gone))?;
     Ok(move_id)
+}
+
+/// The shard that two slots should be merged on: that of the first, unless it is being emptied; None: both are.
+pub fn shard_for(slot_a: i64, slot_b: i64) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT h.shard_name::text FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) \
+         WHERE s.slot_id IN ($1, $2) AND NOT h.draining ORDER BY s.slot_id <> $1 LIMIT 1",
+        &[slot_a.into(), slot_b.into()],
+    )
 }
 
 /// 22023 unless the slots are (2m, r) and (2m, r + m) of one group.
@@ -192,6 +201,7 @@ pub fn add_past(kept: i64, gone: i64) -> PgResult<()> {
         &[kept.into(), gone.into()],
     )?;
     spi::run("DELETE FROM foreshard.heat_history WHERE slot_id = $1", &[gone.into()])?;
+    forecast_error::forget(kept)?;
     spi::run("UPDATE foreshard.hot_key SET slot_id = $1 WHERE slot_id = $2", &[kept.into(), gone.into()])?;
     spi::run(
         "UPDATE foreshard.outcome SET judged_at = pg_catalog.clock_timestamp() \

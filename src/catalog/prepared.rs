@@ -58,15 +58,23 @@ pub fn go_on(ready: &Prepared, slot_id: i64, targets: &[Option<&str>], user: &st
     Ok(ready.move_id)
 }
 
-/// # Errors
-/// 53400 when as many splits as are allowed wait already.
-pub fn require_room() -> PgResult<()> {
-    let limit = guc::MAX_PREPARED_SPLITS.get();
+fn waiting() -> PgResult<i64> {
     let waiting = spi::one::<i64>(
         "SELECT count(*) FROM foreshard.move WHERE NOT finished AND prepare AND kind = 'split'",
         &[],
-    )?
-    .unwrap_or(0);
+    )?;
+    Ok(waiting.unwrap_or(0))
+}
+
+/// Whether one more split may be prepared.
+pub fn has_room() -> PgResult<bool> {
+    Ok(waiting()? < i64::from(guc::MAX_PREPARED_SPLITS.get()))
+}
+
+/// # Errors
+/// 53400 when as many splits as are allowed wait already.
+pub fn require_room() -> PgResult<()> {
+    let (limit, waiting) = (guc::MAX_PREPARED_SPLITS.get(), waiting()?);
     if waiting < i64::from(limit) {
         return Ok(());
     }

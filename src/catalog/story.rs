@@ -1,5 +1,6 @@
 //! How a slot came to be where it is.
 
+use super::act::IS_UNDONE;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
 use pgrx::pg_sys;
@@ -23,8 +24,12 @@ pub struct Story {
     pub born_on: Option<String>,
     /// When it was made.
     pub born_at: Option<String>,
-    /// The split that made it; None: the ring placed it.
+    /// The split that made it; None: the ring placed it, or that is not remembered.
     pub born_by_move: Option<i64>,
+    /// How it was made is known.
+    pub birth_known: bool,
+    /// When it was last moved or made; None: never since the ring placed it.
+    pub last_moved_at: Option<String>,
     /// Its last moves, the newest first.
     pub moves: Vec<Past>,
 }
@@ -34,7 +39,7 @@ pub struct Story {
 pub struct Past {
     /// The move.
     pub move_id: i64,
-    /// `move` or `split`.
+    /// `move`, `split`, `merge` or `place`.
     pub kind: String,
     /// Name of the shard it left.
     pub from: String,
@@ -60,11 +65,14 @@ pub struct Past {
 pub fn of_partition(partition: pg_sys::Oid) -> PgResult<Option<Story>> {
     let found = spi::rows(
         "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, b.shard_name::text, \
-                pg_catalog.to_char(coalesce(x.swapped_at, g.created_at), 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), x.move_id \
+                pg_catalog.to_char(coalesce(x.swapped_at, CASE WHEN k.known THEN g.created_at END), 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), x.move_id, \
+                x.move_id IS NOT NULL OR k.known, pg_catalog.to_char(s.last_moved_at, 'YYYY-MM-DD\"T\"HH24:MI:SSOF') \
          FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) JOIN foreshard.colocation_group g USING (group_id) \
          LEFT JOIN foreshard.shard b ON b.shard_id = s.born_shard \
          LEFT JOIN (SELECT r.slot_id, m.move_id, m.swapped_at FROM foreshard.move_part r JOIN foreshard.move m USING (move_id) \
                     WHERE r.part > 0 AND m.swapped_at IS NOT NULL) x ON x.slot_id = s.slot_id \
+         CROSS JOIN LATERAL (SELECT s.home_slot_id IS NULL AND (s.modulus = g.slot_count OR EXISTS ( \
+             SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.kind IN ('split', 'merge') AND m.swapped_at IS NOT NULL)) AS known) k \
          WHERE p.partition = $1 LIMIT 1",
         &[partition.into()],
         |row| {
@@ -76,6 +84,8 @@ pub fn of_partition(partition: pg_sys::Oid) -> PgResult<Option<Story>> {
                 born_on: row.get(5)?,
                 born_at: row.get(6)?,
                 born_by_move: row.get(7)?,
+                birth_known: row.need(8)?,
+                last_moved_at: row.get(9)?,
                 moves: Vec::new(),
             })
         },
@@ -87,11 +97,14 @@ pub fn of_partition(partition: pg_sys::Oid) -> PgResult<Option<Story>> {
 
 fn moves_of(slot_id: i64) -> PgResult<Vec<Past>> {
     spi::rows(
-        "SELECT m.move_id, m.kind, f.shard_name::text, t.shard_name::text, m.phase, \
+        &format!(
+            "SELECT m.move_id, m.kind, f.shard_name::text, t.shard_name::text, m.phase, \
                 pg_catalog.to_char(coalesce(m.swapped_at, r.requested_at), 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), r.requested_by::text, \
-                m.recommendation_id, r.confidence, m.reason, pg_catalog.to_char(m.undone_at, 'YYYY-MM-DD\"T\"HH24:MI:SSOF') \
+                m.recommendation_id, r.confidence, m.reason, \
+                CASE WHEN {IS_UNDONE} THEN pg_catalog.to_char(m.undone_at, 'YYYY-MM-DD\"T\"HH24:MI:SSOF') END \
          FROM foreshard.move m JOIN foreshard.resharding_request r USING (request_id) JOIN foreshard.shard f ON f.shard_id = m.from_shard \
-         JOIN foreshard.shard t ON t.shard_id = m.to_shard WHERE m.slot_id = $1 ORDER BY 1 DESC LIMIT $2",
+         JOIN foreshard.shard t ON t.shard_id = m.to_shard WHERE m.slot_id = $1 ORDER BY 1 DESC LIMIT $2"
+        ),
         &[slot_id.into(), TOLD.into()],
         |row| {
             Ok(Past {

@@ -207,11 +207,11 @@ fn hand_over(split: i64, merge: i64, relation: &RelationRow) -> PgResult<()> {
     Ok(())
 }
 
-/// Lets the slots of a split become one again; false when there is no way back (any more).
-pub fn request(split: i64) -> PgResult<bool> {
-    Ok(spi::run(
+/// Lets the slots of a split become one again; the merge that does so, None when there is no way back (any more).
+pub fn request(split: i64) -> PgResult<Option<i64>> {
+    spi::one_mut::<i64>(
         "UPDATE foreshard.move SET prepare = false WHERE way_back_of = $1 AND prepare AND NOT cancel_requested \
-           AND phase NOT IN ('revert', 'revert_failed', 'cancelled', 'failed', 'done')",
+           AND phase NOT IN ('revert', 'revert_failed', 'cancelled', 'failed', 'done') RETURNING move_id",
         &[split.into()],
-    )? > 0)
+    )
 }

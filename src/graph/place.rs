@@ -4,10 +4,12 @@ use super::input::{Reading, Statements};
 use super::moving;
 use crate::catalog::colocation::{self, ShardRow};
 use crate::catalog::graph::{self, Graph, influence, moving as queue};
+use crate::catalog::heat;
 use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::{fresh_snapshot, read};
 use crate::pg::report::{PgResult, bad_argument, wrong_state};
 use crate::pg::{guc, security, spi};
+use foreshard_core::calibration::DISTRESS;
 use foreshard_core::graph::csr::Digraph;
 use foreshard_core::graph::keys::KeyTable;
 use foreshard_core::graph::partition::{
@@ -235,8 +237,12 @@ fn renamed(places: &[u16], home: &[u16], count: usize) -> Vec<u16> {
 }
 
 /// Files moves of nodes that are accessed far more than others on their shard; how many. `threshold`: by how many
-/// times the mean.
-pub fn relieve(graph_id: i32, threshold: f64) -> PgResult<u64> {
+/// times the mean. Unless moves may begin now, only those off shards in distress, to others.
+pub fn relieve(graph_id: i32, threshold: f64, may_begin: bool) -> PgResult<u64> {
+    let distressed = if may_begin { Vec::new() } else { heat::distressed(DISTRESS)? };
+    if !may_begin && distressed.is_empty() {
+        return Ok(0);
+    }
     let graph = graph::by_id(graph_id)?;
     let picture = Picture::read(graph_id, &graph)?;
     let nodes: Vec<Placed> = picture
@@ -248,8 +254,13 @@ pub fn relieve(graph_id: i32, threshold: f64) -> PgResult<u64> {
     let moves = deviating(&nodes, &picture.home, &picture.shards, threshold, MOST_BY_THEMSELVES);
     let text = |number: u32| picture.keys.key(number).map(NodeKey::text);
     let name = |shard: u16| picture.names.get(usize::from(shard)).cloned();
-    let moves: Vec<(String, String)> =
-        moves.iter().filter_map(|own| Some((text(own.node)?, name(own.to)?))).collect();
+    let in_distress = |shard: u16| name(shard).is_some_and(|name| distressed.contains(&name));
+    let home = |node: u32| picture.home.get(node as usize).copied().unwrap_or(u16::MAX);
+    let moves: Vec<(String, String)> = moves
+        .iter()
+        .filter(|own| may_begin || in_distress(home(own.node)) && !in_distress(own.to))
+        .filter_map(|own| Some((text(own.node)?, name(own.to)?)))
+        .collect();
     if moves.is_empty() { Ok(0) } else { moving::file(graph_id, &moves, "foreshard") }
 }
 

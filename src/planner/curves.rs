@@ -1,7 +1,7 @@
 //! Load curves of whole shards, without the plan and with it.
 
 use super::Decision;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A shard at one lead.
 pub struct CurvePoint {
@@ -22,7 +22,7 @@ pub struct CurvePoint {
 }
 
 /// Sums over the slots of one shard.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Sum {
     load: f64,
     known: usize,
@@ -65,32 +65,38 @@ impl Decision {
         if starts.is_empty() {
             starts.push(self.made_s);
         }
-        let mut points = Vec::with_capacity(starts.len() * self.places.len());
-        for shard in &self.places {
-            let mut now = Sum::default();
-            for slot in self.slots.iter().filter(|slot| slot.shard_id == shard.id) {
-                now.add(slot.observed.then_some(slot.heat));
+        let numbers: HashMap<i32, usize> = self.places.iter().map(|shard| shard.id).zip(0..).collect();
+        let sums = || vec![Sum::default(); starts.len() * self.places.len()];
+        let (mut now, mut without, mut with) = (vec![Sum::default(); self.places.len()], sums(), sums());
+        for slot in &self.slots {
+            if let Some(sum) = numbers.get(&slot.shard_id).and_then(|shard| now.get_mut(*shard)) {
+                sum.add(slot.observed.then_some(slot.heat));
             }
-            for (lead, at_s) in starts.iter().enumerate() {
-                let (mut without, mut with) = (Sum::default(), Sum::default());
-                for segment in &self.segments {
-                    let known = forecast.contains(&segment.id);
-                    let load = segment.curve.get(lead).copied().filter(|_| known);
-                    if segment.shard == shard.id {
-                        without.add(load);
-                    }
-                    if after.get(&segment.id) == Some(&shard.id) {
-                        with.add(load);
-                    }
+        }
+        for segment in &self.segments {
+            pgrx::check_for_interrupts!();
+            let known = forecast.contains(&segment.id);
+            let place = after.get(&segment.id).copied().unwrap_or(segment.shard);
+            for (sums, shard) in [(&mut without, segment.shard), (&mut with, place)] {
+                let Some(shard) = numbers.get(&shard) else { continue };
+                let own = sums.iter_mut().skip(shard * starts.len()).take(starts.len());
+                for (lead, sum) in own.enumerate() {
+                    sum.add(segment.curve.get(lead).copied().filter(|_| known));
                 }
+            }
+        }
+        let mut points = Vec::with_capacity(without.len());
+        for (number, shard) in self.places.iter().enumerate() {
+            for (lead, at_s) in starts.iter().enumerate() {
+                let at = number * starts.len() + lead;
                 points.push(CurvePoint {
                     shard_id: shard.id,
                     at_s: *at_s,
-                    load_now: now.get(),
-                    forecast: without.get(),
-                    planned: with.get(),
+                    load_now: now[number].get(),
+                    forecast: without[at].get(),
+                    planned: with[at].get(),
                     capacity: shard.capacity,
-                    unknown_slots: without.unknown as i64,
+                    unknown_slots: without[at].unknown as i64,
                 });
             }
         }

@@ -1,8 +1,9 @@
 //! Which slots to divide, to build the halves of ahead, or to merge.
 
+use super::modes::Modes;
 use crate::catalog::decision::{SlotRow, bytes_of};
-use crate::catalog::{division, merge, slot_key, split};
-use crate::pg::guc;
+use crate::catalog::{act, division, merge, prepared, slot_key, split};
+use crate::pg::guc::{self, Mode};
 use crate::pg::report::PgResult;
 use foreshard_core::division::{Candidate, NotDivided, Thresholds, Verdict, judge, may_merge};
 use foreshard_core::placement::{Hold, Segment, Shard};
@@ -75,12 +76,22 @@ impl Known<'_> {
     }
 }
 
-/// Judges every slot whose load is known.
-pub fn decide(slots: &[SlotRow], segments: &[Segment], places: &[Shard]) -> PgResult<Vec<Division>> {
+/// Judges every slot whose load is known, and whose tables may be planned for; halves are built in leads that are
+/// `open`.
+pub fn decide(
+    slots: &[SlotRow],
+    segments: &[Segment],
+    places: &[Shard],
+    (modes, open): (&Modes, &[bool]),
+) -> PgResult<Vec<Division>> {
     let leads = segments.iter().map(|segment| segment.curve.len()).max().unwrap_or(0);
+    let rows: HashMap<i64, &SlotRow> = slots.iter().map(|slot| (slot.slot_id, slot)).collect();
     let mut cluster = vec![0.0; leads];
     for segment in segments {
-        cluster.iter_mut().zip(&segment.curve).for_each(|(sum, load)| *sum += load);
+        // Of what has no forecast the present load is the best guess; without it everybody else looked hot.
+        let present = rows.get(&segment.id).filter(|_| is_unknown(segment)).map_or(0.0, |slot| slot.heat);
+        let curve = segment.curve.iter().copied().chain(std::iter::repeat(0.0));
+        cluster.iter_mut().zip(curve).for_each(|(sum, load)| *sum += load + present);
     }
     let active = places.iter().filter(|shard| !shard.draining).count();
     let mean = cluster.iter().copied().fold(0.0, f64::max) / active.max(1) as f64;
@@ -91,18 +102,28 @@ pub fn decide(slots: &[SlotRow], segments: &[Segment], places: &[Shard]) -> PgRe
     let (shapes, keys) = (division::shapes()?, slot_key::all()?);
     let known: Vec<Known> = segments
         .iter()
-        .filter(|segment| segment.hold != Hold::InsufficientHistory)
+        .filter(|segment| !is_unknown(segment))
         .filter_map(|segment| {
-            let slot = slots.iter().find(|slot| slot.slot_id == segment.id)?;
+            let slot = rows.get(&segment.id).copied().filter(|slot| modes.of(slot.group_id) != Mode::Off)?;
             let curve = segment.curve.iter().map(|load| load / mean).collect();
             let shape = shapes.get(&segment.id)?;
             Some(Known { slot, shape, hold: segment.hold, curve, present: slot.heat / mean })
         })
         .collect();
     let thresholds = Thresholds::new(guc::SPLIT_THRESHOLD.get(), guc::MERGE_THRESHOLD.get());
+    // Nothing begins in a lead that is closed, however little else runs then.
+    let closed = |lead: usize| open.get(lead).is_some_and(|open| !open);
+    for (_, load) in cluster.iter_mut().enumerate().filter(|(lead, _)| closed(*lead)) {
+        *load = f64::MAX;
+    }
     let mut found = splits(&known, &keys, &cluster, &thresholds);
     found.extend(merges(&known, &thresholds));
     Ok(found)
+}
+
+/// Whether nothing is forecast of it.
+fn is_unknown(segment: &Segment) -> bool {
+    segment.futures.is_empty()
 }
 
 fn splits(
@@ -177,12 +198,16 @@ fn merges(known: &[Known], thresholds: &Thresholds) -> Vec<Division> {
     found
 }
 
-/// Stores them as recommendations; a lead is `lead_s` long.
-pub fn store(divisions: &[Division], slots: &[SlotRow], lead_s: i32) -> PgResult<()> {
+/// What is said of one division: why it is not taken now, and when it may begin, s from now.
+pub type Said = (Option<(&'static str, &'static str)>, Option<f64>);
+
+/// Stores them as recommendations, with what is said of each; a lead is `lead_s` long.
+pub fn store(divisions: &[Division], said: &[Said], slots: &[SlotRow], lead_s: i32) -> PgResult<()> {
     let after_s = |lead: usize| f64::from(lead_s) * lead as f64;
     let rows: Vec<division::Row> = divisions
         .iter()
-        .filter_map(|one| {
+        .zip(said)
+        .filter_map(|(one, (refusal, opens_s))| {
             let slot = slots.iter().find(|slot| slot.slot_id == one.slot_id)?;
             let (start_s, over_s) = match one.action {
                 Action::Prepare { at, over } => (Some(after_s(at)), Some(after_s(over))),
@@ -196,8 +221,8 @@ pub fn store(divisions: &[Division], slots: &[SlotRow], lead_s: i32) -> PgResult
                 shard_id: slot.shard_id,
                 bytes: bytes_of(one.slot_id, slots),
                 reason: Some(&one.reason),
-                refusal: one.action.refusal(),
-                start_s,
+                refusal: *refusal,
+                start_s: start_s.map(|start_s| opens_s.map_or(start_s, |opens_s| start_s.max(opens_s))),
                 over_s,
             })
         })
@@ -222,23 +247,35 @@ pub fn due(divisions: &[Division]) -> Vec<Division> {
     due
 }
 
-/// Files one; false: something speaks against it, or it is no change.
+/// Files one; false: something speaks against it, or it is no change. It was decided in another transaction: somebody
+/// may have said something else since.
 pub fn file(one: &Division) -> PgResult<bool> {
     let user = "foreshard";
-    match one.action {
+    let standing = division::standing(one.slot_id)?;
+    let modes = Modes::read()?;
+    let Some(standing) = standing.filter(|own| modes.of(own.group_id) == Mode::Auto) else {
+        return Ok(false);
+    };
+    let move_id = match one.action {
         Action::Split | Action::Prepare { .. } => {
-            if !split::reasons(one.slot_id)?.is_empty() {
+            let prepare = one.action != Action::Split;
+            if standing.draining
+                || prepare && !prepared::has_room()?
+                || !split::reasons(one.slot_id)?.is_empty()
+            {
                 return Ok(false);
             }
-            split::file(one.slot_id, &[None, None], user, one.action != Action::Split)?;
+            split::file(one.slot_id, &[None, None], user, prepare)?
         }
         Action::Merge { other } => {
+            let Some(shard) = merge::shard_for(one.slot_id, other)? else { return Ok(false) };
             if !merge::reasons(one.slot_id, other)?.is_empty() {
                 return Ok(false);
             }
-            merge::file(one.slot_id, other, None, user)?;
+            merge::file(one.slot_id, other, Some(&shard), user)?
         }
         Action::Not(_) => return Ok(false),
-    }
+    };
+    act::attach(move_id, one.slot_id, one.action.as_str())?;
     Ok(true)
 }

@@ -1,5 +1,6 @@
 //! Why a slot is where it is, what was considered for it, and what is to become of it: in words and as JSON.
 
+use super::divisions::{Action, Division};
 use super::{Decision, trust};
 use crate::catalog::decision;
 use crate::catalog::story::{Past, Story};
@@ -68,7 +69,7 @@ struct Considered {
 /// What is to become of the slot.
 #[derive(Serialize)]
 struct Verdict {
-    /// `move` or `stay`.
+    /// `split`, `prepare`, `merge`, `move` or `stay`.
     action: &'static str,
     to: Option<String>,
     confidence: Option<f64>,
@@ -149,6 +150,12 @@ impl Decision {
     }
 
     fn verdict_of(&self, slot_id: i64, asked: &Consideration) -> Verdict {
+        let touches =
+            |one: &&Division| one.slot_id == slot_id || one.action == Action::Merge { other: slot_id };
+        let division = self.divisions.iter().find(touches);
+        if let Some(one) = division.filter(|one| !matches!(one.action, Action::Not(_))) {
+            return self.division_verdict(one);
+        }
         let steps = self.plan.steps.iter().zip(&self.verdicts);
         if let Some((step, verdict)) = steps.rev().find(|(step, _)| step.segment == slot_id) {
             return Verdict {
@@ -161,6 +168,9 @@ impl Decision {
                 refusal: verdict.refusal.map(|refusal| refusal.0.to_string()),
                 advice: verdict.refusal.map(|refusal| refusal.1.to_string()),
             };
+        }
+        if let Some(one) = division {
+            return Verdict { action: "stay", ..self.division_verdict(one) };
         }
         let refusal = self.plan.refusals.iter().find(|refusal| refusal.segment == slot_id);
         let reason = refusal.map(|refusal| refusal.reason).or(asked.blocked);
@@ -184,6 +194,27 @@ impl Decision {
             reason: why.to_string(),
             refusal: reason.map(|reason| reason.as_str().to_string()),
             advice: reason.map(|reason| reason.advice().to_string()),
+        }
+    }
+}
+
+impl Decision {
+    fn division_verdict(&self, one: &Division) -> Verdict {
+        let (refusal, opens_s) = self.said_of(one);
+        let start_s = match one.action {
+            Action::Prepare { at, .. } => Some(f64::from(self.lead_s) * at as f64),
+            Action::Split | Action::Merge { .. } => Some(0.0),
+            Action::Not(_) => None,
+        };
+        Verdict {
+            action: one.action.as_str(),
+            to: None,
+            confidence: None,
+            start_in_s: start_s.map(|start_s| opens_s.map_or(start_s, |opens_s| start_s.max(opens_s))),
+            timing: None,
+            reason: one.reason.clone(),
+            refusal: refusal.map(|refusal| refusal.0.to_string()),
+            advice: refusal.map(|refusal| refusal.1.to_string()),
         }
     }
 }
@@ -218,7 +249,7 @@ impl Explanation {
     }
 
     fn tell_past(&self, text: &mut String) {
-        let Story { born_on, born_at, born_by_move, moves, .. } = &self.story;
+        let Story { born_on, born_at, born_by_move, birth_known, moves, last_moved_at, .. } = &self.story;
         let on = born_on
             .as_deref()
             .map_or_else(|| "a shard no longer known".to_string(), |on| format!("shard \"{on}\""));
@@ -227,13 +258,21 @@ impl Explanation {
             text,
             match born_by_move {
                 Some(split) => format!("It was born on {on} at {at}, by split {split} of another slot."),
+                None if !birth_known => {
+                    format!("It was born on {on}; how it came to be what it is now is no longer remembered.")
+                }
                 None => format!(
                     "It was born on {on} at {at}: the ring of shards, weighted by capacity, put it there."
                 ),
             },
         );
-        if moves.is_empty() {
-            say(text, "It has never been moved.".to_string());
+        match last_moved_at {
+            _ if !moves.is_empty() => {}
+            Some(_) if born_by_move.is_some() => say(text, "It has not been moved since.".to_string()),
+            Some(at) => {
+                say(text, format!("It was last moved or divided at {at}; more is no longer remembered."));
+            }
+            None => say(text, "It has never been moved.".to_string()),
         }
         moves.iter().for_each(|past| say(text, past_in_words(past)));
     }
@@ -304,14 +343,21 @@ impl Explanation {
 
     fn tell_verdict(&self, text: &mut String) {
         let verdict = &self.verdict;
-        let mut line = match &verdict.to {
-            Some(to) => format!(
-                "It should move to shard \"{to}\" (confidence {:.2}, start {}): {}.",
+        let start = verdict.start_in_s.map_or_else(|| "unknown".to_string(), |s| format!("in {s:.0} s"));
+        let mut line = match (&verdict.to, verdict.action) {
+            (Some(to), _) => format!(
+                "It should move to shard \"{to}\" (confidence {:.2}, start {start}): {}.",
                 verdict.confidence.unwrap_or(0.0),
-                verdict.start_in_s.map_or_else(|| "unknown".to_string(), |s| format!("in {s:.0} s")),
                 verdict.reason
             ),
-            None => format!("It stays: {}.", verdict.reason),
+            (_, "split") => format!("It should be split (start {start}): {}.", verdict.reason),
+            (_, "prepare") => {
+                format!("Its halves should be built ahead (start {start}): {}.", verdict.reason)
+            }
+            (_, "merge") => {
+                format!("It should become one with another slot (start {start}): {}.", verdict.reason)
+            }
+            _ => format!("It stays: {}.", verdict.reason),
         };
         if let Some(refusal) = &verdict.refusal {
             let _ = write!(line, " Refused: {refusal}.");
@@ -345,6 +391,9 @@ fn past_in_words(past: &Past) -> String {
     let what = match (past.kind.as_str(), past.phase.as_str()) {
         ("split", "done") => format!("Split {} made two slots of it", past.move_id),
         ("split", phase) => format!("Split {} ({phase}) of it", past.move_id),
+        ("merge", "done") => format!("Merge {} made it one with another slot", past.move_id),
+        ("merge", phase) => format!("Merge {} ({phase}) with another slot", past.move_id),
+        ("place", phase) => format!("Placement {} ({phase}) of keys of it", past.move_id),
         (_, "done" | "watch" | "retire") => {
             format!("Move {} brought it from \"{}\" to \"{}\"", past.move_id, past.from, past.to)
         }

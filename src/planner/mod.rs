@@ -14,6 +14,7 @@ use crate::catalog::{colocation, decision, event, forecast_error, heat};
 use crate::pg::guc::Mode;
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{bgworker, guc};
+use divisions::{Action, Division};
 use foreshard_core::calibration::{Calibration, Present, permission, relieves_distress};
 use foreshard_core::forecast::{ForecastOptions, Series};
 use foreshard_core::placement::{
@@ -22,10 +23,12 @@ use foreshard_core::placement::{
 };
 use modes::Modes;
 use std::collections::BTreeMap;
+use window::Opening;
 
 pub use curves::CurvePoint;
 pub use explain::{Explanation, explain};
 pub use modes::first_off;
+pub use window::is_open;
 
 /// Most leads a forecast has: enough to shape a curve, few enough to store for thousands of slots.
 const MAX_LEADS: i32 = 24;
@@ -67,13 +70,15 @@ pub struct Decision {
     links: Vec<Link>,
     modes: Modes,
     made_s: f64,
+    opening: Opening,
 }
 
-/// Compares earlier forecasts and steps with the loads that came since.
-pub fn settle() -> PgResult<()> {
-    forecast_error::settle()?;
-    trust::settle()
-}
+/// Something to keep up with what came, with its name.
+pub type Book = (&'static str, fn() -> PgResult<()>);
+
+/// Compares earlier forecasts, and earlier steps, with the loads that came since; each a transaction of its own, because a
+/// plan can do without.
+pub const BOOKS: [Book; 2] = [("errors of forecasts", forecast_error::settle), ("outcomes", trust::settle)];
 
 /// Resolutions of the history from fine to coarse, seconds.
 fn resolutions() -> Vec<i32> {
@@ -97,6 +102,7 @@ fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i6
     let since = end - step * MAX_HISTORY as i64;
     let mut all: BTreeMap<i64, Series> = BTreeMap::new();
     for (slot_id, at_s, cost) in heat::history(resolution_s, since as f64)? {
+        pgrx::check_for_interrupts!();
         let at_s = at_s.div_euclid(step) * step;
         if at_s >= end {
             continue;
@@ -235,7 +241,10 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     let (modes, links) = (Modes::read()?, links::links()?);
     let (segments, options) = (segments(&slots, curves, &modes), plan_options(horizon_s));
     let mut plan = plan_linked(&places, &segments, &links, &options).map_err(internal)?;
-    let divisions = divisions::decide(&slots, &segments, &places)?;
+    let made_s = bgworker::now_s();
+    let leads = segments.first().map_or(1, |segment| segment.curve.len());
+    let opening = window::opening(made_s, lead_s, leads);
+    let divisions = divisions::decide(&slots, &segments, &places, (&modes, &opening.leads))?;
     // The planner's general word about a slot that is too hot gives way to the particular one.
     plan.refusals.retain(|refusal| {
         refusal.reason != RefusalReason::UnsplittableKey
@@ -255,7 +264,8 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         links,
         modes,
         divisions,
-        made_s: bgworker::now_s(),
+        made_s,
+        opening,
     };
     if !decision.plan.steps.is_empty() {
         decision.verdicts = decision.judge()?;
@@ -267,33 +277,38 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
 struct Times {
     free: Vec<Timing>,
     bound: Vec<Timing>,
-    opens_in_s: Option<f64>,
 }
 
 impl Decision {
     fn times(&self) -> PgResult<Times> {
         let pace = pace(self.lead_s)?;
-        let leads = self.segments.first().map_or(1, |segment| segment.curve.len());
-        let opening = window::opening(self.made_s, self.lead_s, leads);
+        let open = &self.opening.leads;
         let within = |open: &[bool]| {
             schedule(&self.places, &self.segments, &self.plan, &self.options, &pace, open).map_err(internal)
         };
         let free = within(&[])?;
-        let bound = if opening.leads.is_empty() { free.clone() } else { within(&opening.leads)? };
-        Ok(Times { free, bound, opens_in_s: opening.opens_in_s })
+        let bound = if open.is_empty() { free.clone() } else { within(open)? };
+        Ok(Times { free, bound })
+    }
+
+    /// Load and `more` of a shard now, as a share of its capacity.
+    fn used(&self, shard_id: i32, more: f64) -> f64 {
+        let load: f64 =
+            self.slots.iter().filter(|slot| slot.shard_id == shard_id).map(|slot| slot.heat).sum();
+        let shard = self.places.iter().find(|shard| shard.id == shard_id);
+        shard.map_or(1.0, |shard| (load + more) / shard.capacity)
+    }
+
+    fn drains(&self, shard_id: i32) -> bool {
+        self.places.iter().any(|shard| shard.id == shard_id && shard.draining)
     }
 
     /// What the two shards of a step are at now.
     fn present(&self, step: &Step) -> Present {
-        let shard = |id: i32| self.places.iter().find(|shard| shard.id == id);
-        let load = |id: i32| -> f64 {
-            self.slots.iter().filter(|slot| slot.shard_id == id).map(|slot| slot.heat).sum()
-        };
-        let used = |id: i32, more: f64| shard(id).map_or(1.0, |shard| (load(id) + more) / shard.capacity);
         Present {
-            from: used(step.from, 0.0),
-            to_after: used(step.to, self.slot(step.segment).map_or(0.0, |slot| slot.heat)),
-            drains: shard(step.from).is_some_and(|shard| shard.draining),
+            from: self.used(step.from, 0.0),
+            to_after: self.used(step.to, self.slot(step.segment).map_or(0.0, |slot| slot.heat)),
+            drains: self.drains(step.from),
         }
     }
 
@@ -336,7 +351,7 @@ impl Decision {
                 _ => Some(decision::UNTRUSTED),
             };
             let start_s = match timing.start {
-                Start::Closed => times.opens_in_s,
+                Start::Closed => self.opening.opens_in_s,
                 _ => Some(f64::from(self.lead_s) * timing.lead as f64),
             };
             Some(decision::Verdict { stated, timing, start_s, refusal })
@@ -378,13 +393,49 @@ impl Decision {
         )
     }
 
-    /// The divisions of slots whose tables leave that to foreshard.
+    /// The divisions that nothing speaks against, of slots whose tables leave that to foreshard.
     pub fn permitted_divisions(&self) -> Vec<divisions::Division> {
         let auto = |one: &&divisions::Division| {
-            self.slot(one.slot_id)
-                .is_some_and(|slot| self.modes.of(slot.group_id) == Mode::Auto && !slot.undone)
+            let mode = self.slot(one.slot_id).map(|slot| self.modes.of(slot.group_id));
+            mode == Some(Mode::Auto) && self.said_of(one).0.is_none()
         };
         self.divisions.iter().filter(auto).cloned().collect()
+    }
+
+    /// What is said of a division.
+    pub fn said_of(&self, one: &Division) -> divisions::Said {
+        let Some(slot) = self.slot(one.slot_id) else { return (None, None) };
+        let other = match one.action {
+            Action::Merge { other } => self.slot(other),
+            _ => None,
+        };
+        let drains = self.drains(slot.shard_id);
+        let opens_s = self.opening.opens_in_s.filter(|opens_s| *opens_s > 0.0);
+        let closed = self.opening.leads.first() == Some(&false);
+        let refusal = match one.action {
+            Action::Not(_) => one.action.refusal(),
+            _ if slot.undone || other.is_some_and(|other| other.undone) => Some(decision::UNDONE),
+            Action::Merge { .. } if drains && other.is_some_and(|other| self.drains(other.shard_id)) => {
+                Some(decision::DRAINING)
+            }
+            Action::Split | Action::Prepare { .. } if drains => Some(decision::DRAINING),
+            // Halves are built in a lead that is open anyway, if there is one before they are needed.
+            Action::Prepare { at, .. } if at > 0 => return (None, None),
+            _ if closed && !self.is_urgent(one, slot) => {
+                return (Some(decision::OUTSIDE_WINDOW), opens_s);
+            }
+            _ => None,
+        };
+        (refusal, None)
+    }
+
+    /// Whether a slot is to be split on a shard in distress, and half of it would help elsewhere.
+    fn is_urgent(&self, one: &Division, slot: &decision::SlotRow) -> bool {
+        let others = self.places.iter().filter(|shard| shard.id != slot.shard_id && !shard.draining);
+        let least = others.map(|shard| self.used(shard.id, slot.heat / 2.0)).reduce(f64::min);
+        let drains = self.drains(slot.shard_id);
+        let present = |to_after: f64| Present { from: self.used(slot.shard_id, 0.0), to_after, drains };
+        one.action == Action::Split && least.is_some_and(|least| relieves_distress(present(least)))
     }
 
     /// Stores forecasts and recommendations, and notes the steps whose outcome will be looked at.
@@ -392,7 +443,8 @@ impl Decision {
         decision::store_forecasts(&self.forecasts, self.interval_level)?;
         forecast_error::note(&self.forecasts, self.lead_s)?;
         decision::store_plan(&self.plan, &self.slots, &self.verdicts, self.lead_s)?;
-        divisions::store(&self.divisions, &self.slots, self.lead_s)?;
+        let said: Vec<divisions::Said> = self.divisions.iter().map(|one| self.said_of(one)).collect();
+        divisions::store(&self.divisions, &said, &self.slots, self.lead_s)?;
         let stated: Vec<f64> = self.verdicts.iter().map(|verdict| verdict.stated).collect();
         let cluster = (self.places.as_slice(), self.links.as_slice());
         trust::note(&self.plan, &self.slots, cluster, &stated, &self.options, self.lead_s)

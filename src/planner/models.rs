@@ -4,11 +4,12 @@
 use crate::pg::bgworker;
 use crate::pg::local::{Local, LocalBox};
 use foreshard_core::forecast::{Event, ForecastOptions, Forecaster, Series, Shapes, fit_borrowing};
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
+/// How long learnt shapes are used, s: days change slowly.
+const SHAPES_KEPT_S: f64 = 3600.0;
 /// New buckets after which a model is fitted again.
 const REFIT_AFTER: usize = 24;
 /// New buckets after which a changed load is worth a new fit.
@@ -72,10 +73,33 @@ type Models = HashMap<(i64, u32), Kept>;
 /// Those of this process.
 static MODELS: LocalBox<Models> = LocalBox::new();
 
+/// What young series borrow of, by length of a bucket, with when it was learnt.
+static SHAPES: LocalBox<HashMap<u32, (f64, Shapes)>> = LocalBox::new();
+
 /// Plans made by this process.
 static PLANS: Local<u64> = Local::new(0);
 /// The slot that was fitted last: the next plan begins behind it, so that everybody has a turn.
 static FITTED: Local<i64> = Local::new(i64::MIN);
+
+/// The shapes of all series; none while no series is young, because nobody else borrows.
+fn shapes(all: &BTreeMap<i64, Series>, season_s: u32) -> Shapes {
+    let young = all.values().find(|series| Shapes::is_young(series, season_s));
+    let Some(step_s) = young.map(|series| series.step_s) else { return Shapes::default() };
+    let now_s = bgworker::now_s();
+    let fresh = |(learnt_s, _): &(f64, Shapes)| (0.0..SHAPES_KEPT_S).contains(&(now_s - learnt_s));
+    let known = SHAPES.with(HashMap::new, |kept| {
+        kept.get(&step_s).filter(|own| fresh(own)).map(|(_, shapes)| shapes.clone())
+    });
+    if let Some(Some(shapes)) = known {
+        return shapes;
+    }
+    let shapes = Shapes::learn(all.values(), season_s);
+    // What did not know anything yet may know something soon.
+    if !shapes.is_empty() {
+        SHAPES.with(HashMap::new, |kept| kept.insert(step_s, (now_s, shapes.clone())));
+    }
+    shapes
+}
 
 /// Gives `work` the model of every slot that has history enough.
 pub fn each(
@@ -88,9 +112,11 @@ pub fn each(
     let last = FITTED.get();
     let behind = all.range((Bound::Excluded(last), Bound::Unbounded)).chain(all.range(..=last));
     let mut spent = Duration::ZERO;
-    let shapes: OnceCell<Shapes> = OnceCell::new();
+    let shapes = shapes(all, options.season_s);
     MODELS.with(Models::new, |models| {
         for (slot_id, series) in behind {
+            // Whoever asked for a plan of thousands of slots may lose patience.
+            pgrx::check_for_interrupts!();
             let key = (*slot_id, series.step_s);
             let may_fit = spent < FIT_BUDGET;
             if let Some(kept) = models.get_mut(&key)
@@ -103,9 +129,7 @@ pub fn each(
             models.remove(&key);
             let keep = may_fit && models.len() < MAX_KEPT;
             let begun = Instant::now();
-            // Only the young look at the others, but nobody knows before who is young.
-            let shapes = shapes.get_or_init(|| Shapes::learn(all.values(), options.season_s));
-            let fitted = fit_borrowing(series, options, shapes, !keep);
+            let fitted = fit_borrowing(series, options, &shapes, !keep);
             spent += begun.elapsed();
             let Ok(model) = fitted else { continue };
             work(*slot_id, model.as_ref());
@@ -123,5 +147,6 @@ pub fn each(
     // A session plans once in a while; it need not remember that.
     if !bgworker::is_ours() {
         MODELS.forget();
+        SHAPES.forget();
     }
 }

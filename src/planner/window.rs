@@ -10,6 +10,11 @@ pub struct Opening {
     pub opens_in_s: Option<f64>,
 }
 
+/// Whether something may begin at this moment.
+pub fn is_open(now_s: f64) -> bool {
+    window::current().is_none_or(|open| open.contains(window::minute_at(&open, now_s.floor() as i64)))
+}
+
 /// The opening of the leads from now on, each `lead_s` long.
 pub fn opening(now_s: f64, lead_s: i32, leads: usize) -> Opening {
     let Some(window) = window::current() else { return Opening { leads: Vec::new(), opens_in_s: Some(0.0) } };

@@ -6,6 +6,7 @@ use crate::catalog::session;
 use crate::graph::{influence, moving, place};
 use crate::pg::bgworker::{self, WorkResult};
 use crate::pg::{guc, shmem};
+use crate::planner;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -73,7 +74,7 @@ fn count() -> WorkResult<()> {
     Ok(())
 }
 
-/// Files moves of nodes that are far busier than others; in auto mode only.
+/// Files moves of nodes that are far busier than others; in auto mode only, and in the hours that are left for moves.
 fn relieve() -> WorkResult<()> {
     let threshold = guc::GRAPH_MOVE_THRESHOLD.get();
     let (interval, half_life) = (guc::PLAN_INTERVAL.get(), guc::GRAPH_HALF_LIFE.get());
@@ -81,8 +82,9 @@ fn relieve() -> WorkResult<()> {
     if guc::MODE.get() != guc::Mode::Auto || threshold <= 0.0 {
         return Ok(());
     }
+    let may_begin = planner::is_open(bgworker::now_s());
     for graph_id in due {
-        if let Err(failure) = bgworker::transaction(|| place::relieve(graph_id, threshold)) {
+        if let Err(failure) = bgworker::transaction(|| place::relieve(graph_id, threshold, may_begin)) {
             pgrx::log!("foreshard graph: moves that nodes need: {}", failure.line);
         }
     }

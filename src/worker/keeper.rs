@@ -6,15 +6,16 @@ use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
 use crate::catalog::graph::{influence, moving};
-use crate::catalog::{act as acts, heat, moves, relation, session};
+use crate::catalog::{act as acts, heat, moves, relation, session, slot_key};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use crate::pg::shmem::{self, State};
+use crate::planner;
 use crate::planner::divisions::{self, Division};
-use crate::planner::{self};
+use foreshard_core::heat::is_due;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -92,7 +93,7 @@ impl Keeper {
         report("swapped moves", watch::look());
         report("moves", self.start_carriers());
         report("graphs", self.start_graphs());
-        if now_s - self.last_expire_s >= EXPIRE_EVERY_S {
+        if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
             self.last_expire_s = now_s;
             report("history", in_background(expire));
             report("history", self.learner.forget_gone(&self.publisher));
@@ -103,7 +104,7 @@ impl Keeper {
             return;
         }
         let bucket_s = f64::from(guc::BUCKET.get());
-        if now_s - self.last_bucket_s >= bucket_s - 0.05 {
+        if is_due(self.last_bucket_s, now_s, bucket_s - 0.05) {
             self.last_bucket_s = now_s;
             let (reader, publisher, costs) = (&mut self.reader, &mut self.publisher, &self.learner.costs);
             report("observation", bgworker::transaction(|| reader.observe(publisher, costs, now_s)));
@@ -111,10 +112,13 @@ impl Keeper {
             self.publisher.publish(true);
             report("learning", self.learner.store(&self.publisher, now_s));
         }
-        if now_s - self.last_plan_s >= f64::from(guc::PLAN_INTERVAL.get()) - 0.05 {
+        if is_due(self.last_plan_s, now_s, f64::from(guc::PLAN_INTERVAL.get()) - 0.05) {
             self.last_plan_s = now_s;
+            for (what, work) in planner::BOOKS {
+                report(what, bgworker::transaction(work));
+            }
             match bgworker::transaction(plan) {
-                Ok(due) => report("planning", act(&due)),
+                Ok(due) => act(&due),
                 Err(error) => report("planning", Err(error)),
             }
         }
@@ -188,7 +192,6 @@ fn report(what: &str, outcome: WorkResult<()>) {
 
 /// One round of forecasting and planning; in auto mode steps that may be taken now become moves.
 fn plan() -> PgResult<Vec<Division>> {
-    planner::settle()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     if decision.slots.is_empty() {
         return Ok(Vec::new());
@@ -207,15 +210,19 @@ fn plan() -> PgResult<Vec<Division>> {
     Ok(divisions::due(&decision.permitted_divisions()))
 }
 
-/// Files the first division that nothing speaks against, in a transaction of its own: one that fails does not take
-/// the plan along.
-fn act(due: &[Division]) -> WorkResult<()> {
+/// Files the first division that nothing speaks against, in a transaction of its own: one that fails takes along neither
+/// the plan nor those behind it.
+fn act(due: &[Division]) {
     for division in due {
-        if bgworker::transaction(|| divisions::file(division))? {
-            return Ok(());
+        match bgworker::transaction(|| divisions::file(division)) {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
+                let (action, slot_id) = (division.action.as_str(), division.slot_id);
+                pgrx::log!("foreshard keeper: {action} of slot {slot_id}: {}", error.line);
+            }
         }
     }
-    Ok(())
 }
 
 fn expire() -> PgResult<()> {
@@ -226,5 +233,6 @@ fn expire() -> PgResult<()> {
         keep.push((bucket, guc::RETAIN_BUCKET.get()));
     }
     moving::expire(guc::RETAIN_HISTORY.get())?;
+    slot_key::expire()?;
     heat::expire(&keep, guc::RETAIN_BUCKET.get(), guc::RETAIN_HISTORY.get())
 }

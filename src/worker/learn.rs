@@ -154,10 +154,11 @@ impl Learner {
             let hot = known.get(..TOP_KEYS).unwrap_or(&known);
             // Nothing to show, and nothing shown: no need to say so again.
             if !hot.is_empty() || group.shown {
-                let rows = || rows_of(hot, publisher, f64::from(group.half_life_s));
+                let half_life_s = f64::from(group.half_life_s);
+                let rows = || rows_of(hot, publisher, half_life_s);
                 let stored = in_background(|| {
                     hot_key::store(*group_id, &rows()?)?;
-                    slot_key::store(*group_id, &key_load::of(&known, publisher)?)
+                    slot_key::store(*group_id, &key_load::of(&known, publisher)?, now_s, half_life_s)
                 });
                 group.shown = !hot.is_empty() || stored.is_err();
                 outcome = outcome.and(stored);

@@ -132,7 +132,7 @@ impl Calibration {
 /// A step proves itself by the present load if its target ends up this share below what its source is at.
 const PROVEN: f64 = 0.05;
 /// Utilisation from which a shard is in distress.
-const DISTRESS: f64 = 0.9;
+pub const DISTRESS: f64 = 0.9;
 
 /// What the two shards of a step are at now.
 #[derive(Clone, Copy, Debug, PartialEq)]

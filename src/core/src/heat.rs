@@ -108,9 +108,21 @@ pub fn decayed_heat(previous_heat: f64, rate: f64, elapsed_s: f64, half_life_s: 
     previous_heat * kept + rate * (1.0 - kept)
 }
 
+/// Whether something that was done at `last_s` and is due every `every_s` is due at `now_s`. By a clock that was set back it
+/// is: else it would wait until the clock is where it was.
+pub fn is_due(last_s: f64, now_s: f64, every_s: f64) -> bool {
+    now_s < last_s || now_s - last_s >= every_s
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_holds_nothing_up() {
+        assert!(is_due(100.0, 160.0, 60.0) && !is_due(100.0, 159.0, 60.0));
+        assert!(is_due(1e9, 100.0, 60.0) && is_due(0.0, 1e9, 60.0));
+    }
 
     #[test]
     fn rates_and_costs() {

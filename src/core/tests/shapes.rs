@@ -125,3 +125,21 @@ fn a_model_goes_on_with_its_shape() {
     let path = model.sample_path(12, 5);
     assert!(path[0] > 100.0 && path[6] < 100.0, "{path:?}");
 }
+
+/// A hundred thousand slots with days of five minutes each: shapes are learnt between two plans.
+#[test]
+fn shapes_of_very_many_series_are_learnt_in_no_time() {
+    let one = |n: usize| {
+        let truth = if n.is_multiple_of(2) { office } else { night };
+        let values = (0..4 * 288).map(|at| Some(truth(at / 12) * (1.0 + (n % 7 + at % 5) as f64 * 0.02)));
+        Series { start_s: 0, step_s: 300, values: values.collect(), events: Vec::new() }
+    };
+    let some: Vec<Series> = (0..35).map(one).collect();
+    let begun = std::time::Instant::now();
+    let shapes = Shapes::learn(some.iter().cycle().take(100_000), DAY_S);
+    let took = begun.elapsed();
+    println!("{} shapes of 100000 series in {} ms", shapes.len(), took.as_millis());
+    assert_eq!(shapes.len(), 2);
+    // Without optimisation, on a busy machine; all of them would take more than a minute.
+    assert!(took.as_secs_f64() < 10.0, "{took:?}");
+}

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{ForecastPoint, Forecaster, Series};
+use super::scaled::{Factors, Scaled};
+use super::{Forecaster, Series};
 
 /// Buckets that what was said in advance, or else 1, counts for.
 const PRIOR_BUCKETS: f64 = 3.0;
@@ -153,9 +154,8 @@ fn usual_at(series: &Series, free: &[bool], index: usize, season_s: u32) -> Opti
     (!found.is_empty()).then(|| super::trial::median(&mut found))
 }
 
-/// A model of the series without events, and the events.
-pub(super) struct WithEvents {
-    model: Box<dyn Forecaster>,
+/// By how much events multiply what is forecast without them.
+pub(super) struct Ahead {
     effects: Effects,
     step_s: i64,
     /// Start of the bucket forecast first, unix seconds.
@@ -164,89 +164,55 @@ pub(super) struct WithEvents {
     ahead: Vec<f64>,
 }
 
-impl WithEvents {
-    /// Fits by `fit` what is left without the events.
-    pub(super) fn fit<E>(
-        series: &Series,
-        season_s: u32,
-        fit: impl FnOnce(&Series) -> Result<Box<dyn Forecaster>, E>,
-    ) -> Result<Box<dyn Forecaster>, E> {
-        if series.events.is_empty() {
-            return fit(series);
-        }
-        let (effects, step_s) = (Effects::learn(series, season_s), i64::from(series.step_s));
-        let mut values = series.values.clone();
-        let mut ratios = vec![1.0; values.len()];
-        for (kind, shares) in effects.shares_of_history(series).into_iter().enumerate() {
-            for (bucket, share) in shares {
-                ratios[bucket] *= 1.0 + (effects.ratios[kind] - 1.0) * share;
-            }
-        }
-        for (value, ratio) in values.iter_mut().zip(ratios) {
-            *value = value.map(|value| value / ratio.clamp(1.0 / MAX_RATIO, MAX_RATIO));
-        }
-        let next_s = series.start_s + step_s * values.len() as i64;
-        let model = fit(&Series { values, events: Vec::new(), ..series.clone() })?;
-        let mut own = Self { model, effects, step_s, next_s, ahead: Vec::new() };
-        own.look_ahead();
-        Ok(Box::new(own))
+/// Fits by `fit` what is left of a series without its events.
+pub(super) fn fit_without_events<E>(
+    series: &Series,
+    season_s: u32,
+    fit: impl FnOnce(&Series) -> Result<Box<dyn Forecaster>, E>,
+) -> Result<Box<dyn Forecaster>, E> {
+    if series.events.is_empty() {
+        return fit(series);
     }
+    let (effects, step_s) = (Effects::learn(series, season_s), i64::from(series.step_s));
+    let mut values = series.values.clone();
+    let mut ratios = vec![1.0; values.len()];
+    for (kind, shares) in effects.shares_of_history(series).into_iter().enumerate() {
+        for (bucket, share) in shares {
+            ratios[bucket] *= 1.0 + (effects.ratios[kind] - 1.0) * share;
+        }
+    }
+    for (value, ratio) in values.iter_mut().zip(ratios) {
+        *value = value.map(|value| value / ratio.clamp(1.0 / MAX_RATIO, MAX_RATIO));
+    }
+    let next_s = series.start_s + step_s * values.len() as i64;
+    let model = fit(&Series { values, events: Vec::new(), ..series.clone() })?;
+    let mut factors = Ahead { effects, step_s, next_s, ahead: Vec::new() };
+    factors.look_ahead();
+    Ok(Box::new(Scaled { model, factors }))
+}
 
+impl Ahead {
     fn look_ahead(&mut self) {
         let ahead =
             (0..LOOK_AHEAD).map(|lead| self.effects.at(self.next_s + self.step_s * lead, self.step_s));
         self.ahead = ahead.collect();
     }
+}
 
-    /// By how much the events multiply the bucket `index` (from 0) of a forecast.
-    fn ratio(&self, index: usize) -> f64 {
+impl Factors for Ahead {
+    fn suffix(&self) -> &'static str {
+        "with events"
+    }
+
+    fn factor(&self, index: usize) -> f64 {
         let later = || self.effects.at(self.next_s + self.step_s * index as i64, self.step_s);
         self.ahead.get(index).copied().unwrap_or_else(later)
     }
-}
 
-impl Forecaster for WithEvents {
-    fn name(&self) -> String {
-        format!("{} with events", self.model.name())
-    }
-
-    fn forecast(&self, leads: usize) -> Vec<ForecastPoint> {
-        let mut points = self.model.forecast(leads);
-        for (index, point) in points.iter_mut().enumerate() {
-            let ratio = self.ratio(index);
-            for value in [&mut point.mean, &mut point.median, &mut point.lower, &mut point.upper] {
-                *value *= ratio;
-            }
-        }
-        points
-    }
-
-    fn sample_path(&self, leads: usize, seed: u64) -> Vec<f64> {
-        let mut path = self.model.sample_path(leads, seed);
-        path.iter_mut().enumerate().for_each(|(index, value)| *value *= self.ratio(index));
-        path
-    }
-
-    fn history_buckets(&self) -> usize {
-        self.model.history_buckets()
-    }
-
-    fn mae(&self) -> f64 {
-        self.model.mae()
-    }
-
-    fn extend(&mut self, values: &[Option<f64>]) {
-        let without =
-            values.iter().enumerate().map(|(index, value)| value.map(|value| value / self.ratio(index)));
-        let without: Vec<Option<f64>> = without.collect();
-        self.model.extend(&without);
-        if !values.is_empty() {
-            self.next_s += self.step_s * values.len() as i64;
+    fn passed(&mut self, buckets: usize) {
+        if buckets > 0 {
+            self.next_s += self.step_s * buckets as i64;
             self.look_ahead();
         }
-    }
-
-    fn has_changed(&self) -> bool {
-        self.model.has_changed()
     }
 }

@@ -13,6 +13,7 @@ mod kernel;
 mod level_season;
 mod linear;
 mod mstl;
+mod scaled;
 mod season;
 mod shape;
 mod smoothing;
@@ -21,12 +22,12 @@ mod trial;
 use std::fmt;
 
 pub use event::Event;
-use event::WithEvents;
+use event::fit_without_events;
 use field::Field;
 use history::History;
 use level_season::LevelSeason;
 pub use shape::Shapes;
-use shape::WithShape;
+use shape::fit_without_shape;
 
 /// The most leads a forecast answers for; longer requests are cut.
 pub const MAX_LEADS: usize = 4_096;
@@ -204,7 +205,7 @@ pub fn fit(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecas
     if series.step_s == 0 {
         return Err(ForecastError::BadStep);
     }
-    WithEvents::fit(series, options.season_s, |series| fit_field(series, options))
+    fit_without_events(series, options.season_s, |series| fit_field(series, options))
 }
 
 fn fit_field(series: &Series, options: &ForecastOptions) -> Result<Box<dyn Forecaster>, ForecastError> {
@@ -231,7 +232,7 @@ pub fn fit_simple(series: &Series, options: &ForecastOptions) -> Result<Box<dyn 
     if series.step_s == 0 {
         return Err(ForecastError::BadStep);
     }
-    WithEvents::fit(series, options.season_s, |series| fit_level_season(series, options))
+    fit_without_events(series, options.season_s, |series| fit_level_season(series, options))
 }
 
 /// As [`fit`] (or [`fit_simple`], if `simple`), for a series that has not seen two seasons: it borrows the season of those
@@ -250,11 +251,11 @@ pub fn fit_borrowing(
         return Err(ForecastError::BadStep);
     }
     let own = if simple { fit_level_season } else { fit_field };
-    WithEvents::fit(series, options.season_s, |series| match shapes.borrow(series) {
+    fit_without_events(series, options.season_s, |series| match shapes.borrow(series) {
         None => own(series, options),
         Some(shape) => {
             let fewer = ForecastOptions { min_buckets: 3, ..options.clone() };
-            WithShape::fit(series, (shape, options.season_s), |series| own(series, &fewer))
+            fit_without_shape(series, (shape, options.season_s), |series| own(series, &fewer))
         }
     })
 }

@@ -6,13 +6,16 @@
 //! with the clusters by the little it has; what it borrows is the mean of their shapes, weighted by the
 //! likelihood of what was seen and by how many series have the shape. Its own part is forecast without the shape.
 
+use super::scaled::{Factors, Scaled};
 use super::season::{Clock, fill, smooth};
-use super::{ForecastPoint, Forecaster, Series};
+use super::{Forecaster, Series};
 
 /// Full days from which a shape is learnt, at least.
 const LEAST_DAYS: usize = 3;
 /// Days whose shape is looked at, the newest ones.
 const MOST_DAYS: usize = 28;
+/// The most series that shapes are learnt from: some hundreds show what shapes there are.
+const MOST_SERIES: usize = 2_048;
 /// The most clusters.
 const MAX_CLUSTERS: usize = 16;
 /// Root mean square difference of logarithms from which shapes are different ones.
@@ -48,19 +51,23 @@ struct Cluster {
 }
 
 impl Shapes {
-    /// Learns the shapes of all series that are known for at least three days; those of another bucket length
-    /// than the first are passed over. The order of the series does not matter.
+    /// Learns the shapes of the series that are known for at least three days; those of another bucket length
+    /// than the first are passed over. Of more than two thousand some are looked at, evenly; below that the
+    /// order of the series does not matter.
     pub fn learn<'a>(all: impl IntoIterator<Item = &'a Series>, season_s: u32) -> Self {
         let mut shapes = Self { season_s, ..Self::default() };
-        let mut profiles: Vec<Vec<f64>> = Vec::new();
+        let mut known: Vec<&Series> = Vec::new();
         for series in all {
             if shapes.step_s == 0 {
                 shapes.step_s = series.step_s;
             }
             if series.step_s == shapes.step_s {
-                profiles.extend(profile(series, season_s));
+                known.push(series);
             }
         }
+        let every = known.len().div_ceil(MOST_SERIES).max(1);
+        let sample = known.into_iter().step_by(every);
+        let mut profiles: Vec<Vec<f64>> = sample.filter_map(|series| profile(series, season_s)).collect();
         profiles.sort_by(|a, b| {
             let different = a.iter().zip(b).map(|(a, b)| a.total_cmp(b)).find(|order| order.is_ne());
             different.unwrap_or(std::cmp::Ordering::Equal)
@@ -79,13 +86,19 @@ impl Shapes {
         self.clusters.is_empty()
     }
 
+    /// Whether a series has not seen two days yet, so that it may borrow.
+    pub fn is_young(series: &Series, season_s: u32) -> bool {
+        let Some(period) = Clock::new(series, 0, season_s).period else { return false };
+        let first = series.values.iter().position(Option::is_some);
+        first.is_some_and(|first| series.values.len() - first < 2 * period)
+    }
+
     /// The shares, per phase of the season, that a series should borrow; None: it has a history of its own, too
     /// little is known of it, or it is likelier to be flat than anything known.
     pub fn borrow(&self, series: &Series) -> Option<Vec<f64>> {
         let clock = Clock::new(series, 0, self.season_s);
         let period = clock.period.filter(|_| series.step_s == self.step_s)?;
-        let first = series.values.iter().position(Option::is_some)?;
-        if series.values.len() - first >= 2 * period || self.clusters.is_empty() {
+        if !Self::is_young(series, self.season_s) || self.clusters.is_empty() {
             return None;
         }
         let known: Vec<(usize, f64)> = series
@@ -168,10 +181,13 @@ fn log(share: f64) -> f64 {
     (share + FLOOR).ln()
 }
 
+fn logs(shape: &[f64]) -> Vec<f64> {
+    shape.iter().map(|share| log(*share)).collect()
+}
+
 /// Mean square difference of the logarithms of two shapes.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
-    let squares = a.iter().zip(b).map(|(a, b)| (log(*a) - log(*b)).powi(2));
-    squares.sum::<f64>() / a.len().max(1) as f64
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / a.len().max(1) as f64
 }
 
 /// Mean square difference of the logarithms of what is known, (phase, value), from a shape of the best size.
@@ -187,108 +203,75 @@ fn misfit(known: &[(usize, f64)], shape: &[f64]) -> f64 {
     squares.sum::<f64>() / known.len().max(1) as f64
 }
 
+/// The nearest of some leaders and its distance, all as logarithms.
+fn nearest(profile: &[f64], leaders: &[Vec<f64>]) -> Option<(usize, f64)> {
+    let distances = leaders.iter().map(|leader| distance(profile, leader)).enumerate();
+    distances.min_by(|a, b| a.1.total_cmp(&b.1))
+}
+
 fn clusters(profiles: &[Vec<f64>]) -> Vec<Cluster> {
-    let mut leaders: Vec<Vec<f64>> = Vec::new();
-    let near = |profile: &[f64], leaders: &[Vec<f64>]| {
-        let distances = leaders.iter().map(|leader| distance(profile, leader)).enumerate();
-        distances.min_by(|a, b| a.1.total_cmp(&b.1))
-    };
-    for profile in profiles {
-        let far = near(profile, &leaders).is_none_or(|(_, distance)| distance > APART * APART);
+    // A logarithm costs as much as twenty differences, and every one is needed as often as there are leaders.
+    let known: Vec<Vec<f64>> = profiles.iter().map(|profile| logs(profile)).collect();
+    let (mut leaders, mut shapes): (Vec<Vec<f64>>, Vec<Vec<f64>>) = (Vec::new(), Vec::new());
+    for (profile, own) in profiles.iter().zip(&known) {
+        let far = nearest(own, &leaders).is_none_or(|(_, distance)| distance > APART * APART);
         if far && leaders.len() < MAX_CLUSTERS {
-            leaders.push(profile.clone());
+            leaders.push(own.clone());
+            shapes.push(profile.clone());
         }
     }
     let mut members = vec![0.0; leaders.len()];
     for _ in 0..ROUNDS {
         members = vec![0.0; leaders.len()];
         let mut sums: Vec<Vec<f64>> = leaders.iter().map(|leader| vec![0.0; leader.len()]).collect();
-        for profile in profiles {
-            let Some((nearest, _)) = near(profile, &leaders) else { continue };
+        for (profile, own) in profiles.iter().zip(&known) {
+            let Some((nearest, _)) = nearest(own, &leaders) else { continue };
             members[nearest] += 1.0;
             sums[nearest].iter_mut().zip(profile).for_each(|(sum, share)| *sum += share);
         }
-        for ((leader, sum), count) in leaders.iter_mut().zip(sums).zip(&members) {
+        for (at, (sum, count)) in sums.into_iter().zip(&members).enumerate() {
             if *count > 0.0 {
-                *leader = normalised(sum);
+                shapes[at] = normalised(sum);
+                leaders[at] = logs(&shapes[at]);
             }
         }
     }
-    let all = leaders.into_iter().zip(members).map(|(shape, members)| Cluster { shape, members });
+    let all = shapes.into_iter().zip(members).map(|(shape, members)| Cluster { shape, members });
     all.filter(|cluster| cluster.members > 0.0).collect()
 }
 
-/// A model of a series without a borrowed shape, and the shape.
-pub(super) struct WithShape {
-    model: Box<dyn Forecaster>,
+/// A shape that a series borrows.
+pub(super) struct Borrowed {
     shape: Vec<f64>,
     clock: Clock,
     /// Index of lead 1 on the clock.
     end: usize,
 }
 
-impl WithShape {
-    /// Fits by `fit` what is left of a series without a shape.
-    pub(super) fn fit<E>(
-        series: &Series,
-        (shape, season_s): (Vec<f64>, u32),
-        fit: impl FnOnce(&Series) -> Result<Box<dyn Forecaster>, E>,
-    ) -> Result<Box<dyn Forecaster>, E> {
-        let clock = Clock::new(series, 0, season_s);
-        let share = |index: usize| share_at(&shape, &clock, index);
-        let values = series.values.iter().enumerate().map(|(at, value)| value.map(|value| value / share(at)));
-        let model = fit(&Series { values: values.collect(), ..series.clone() })?;
-        Ok(Box::new(Self { model, end: series.values.len(), shape, clock }))
-    }
-
-    /// Share of bucket `index` (from 0) of a forecast.
-    fn share(&self, index: usize) -> f64 {
-        share_at(&self.shape, &self.clock, self.end + index)
-    }
+/// Fits by `fit` what is left of a series without a shape.
+pub(super) fn fit_without_shape<E>(
+    series: &Series,
+    (shape, season_s): (Vec<f64>, u32),
+    fit: impl FnOnce(&Series) -> Result<Box<dyn Forecaster>, E>,
+) -> Result<Box<dyn Forecaster>, E> {
+    let mut factors = Borrowed { shape, clock: Clock::new(series, 0, season_s), end: 0 };
+    let without =
+        series.values.iter().enumerate().map(|(at, value)| value.map(|value| value / factors.factor(at)));
+    let model = fit(&Series { values: without.collect(), ..series.clone() })?;
+    factors.end = series.values.len();
+    Ok(Box::new(Scaled { model, factors }))
 }
 
-fn share_at(shape: &[f64], clock: &Clock, index: usize) -> f64 {
-    shape.get(clock.phase(index)).copied().unwrap_or(1.0).max(LEAST_SHARE)
-}
-
-impl Forecaster for WithShape {
-    fn name(&self) -> String {
-        format!("{} with a borrowed season", self.model.name())
+impl Factors for Borrowed {
+    fn suffix(&self) -> &'static str {
+        "with a borrowed season"
     }
 
-    fn forecast(&self, leads: usize) -> Vec<ForecastPoint> {
-        let mut points = self.model.forecast(leads);
-        for (index, point) in points.iter_mut().enumerate() {
-            let share = self.share(index);
-            for value in [&mut point.mean, &mut point.median, &mut point.lower, &mut point.upper] {
-                *value *= share;
-            }
-        }
-        points
+    fn factor(&self, index: usize) -> f64 {
+        self.shape.get(self.clock.phase(self.end + index)).copied().unwrap_or(1.0).max(LEAST_SHARE)
     }
 
-    fn sample_path(&self, leads: usize, seed: u64) -> Vec<f64> {
-        let mut path = self.model.sample_path(leads, seed);
-        path.iter_mut().enumerate().for_each(|(index, value)| *value *= self.share(index));
-        path
-    }
-
-    fn history_buckets(&self) -> usize {
-        self.model.history_buckets()
-    }
-
-    fn mae(&self) -> f64 {
-        self.model.mae()
-    }
-
-    fn extend(&mut self, values: &[Option<f64>]) {
-        let without = values.iter().enumerate().map(|(index, value)| value.map(|v| v / self.share(index)));
-        let without: Vec<Option<f64>> = without.collect();
-        self.model.extend(&without);
-        self.end += values.len();
-    }
-
-    fn has_changed(&self) -> bool {
-        self.model.has_changed()
+    fn passed(&mut self, buckets: usize) {
+        self.end += buckets;
     }
 }
