@@ -8,11 +8,11 @@ use crate::graph::component::hold_all;
 use crate::graph::input::Statements;
 use crate::graph::{build, diff};
 use crate::mover::short_lock;
+use crate::pg::graph::fresh_snapshot;
 use crate::pg::graph::keys::KeyKind;
-use crate::pg::graph::{fresh_snapshot, sees_commits};
 use crate::pg::report::{PgResult, bad_argument, error, unsupported};
 use crate::pg::types::Regclass;
-use crate::pg::{guc, lock, security, spi};
+use crate::pg::{guc, lock, security, spi, transaction};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::json;
@@ -129,13 +129,9 @@ fn check_new(name: &str, max_depth: Option<i32>) -> PgResult<()> {
 
 /// Edges are read again under the lock, and then everything that committed before must be seen.
 fn require_read_committed() -> PgResult<()> {
-    match sees_commits() {
-        true => Ok(()),
-        false => {
-            Err(unsupported("a graph can be made only in transactions of isolation level READ COMMITTED")
-                .set_hint("SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"))
-        }
-    }
+    transaction::require_read_committed(
+        "a graph can be made only in a transaction of isolation level READ COMMITTED",
+    )
 }
 
 /// The ends of a table's edges.

@@ -61,8 +61,8 @@ const SESSION_PAUSE_MS: f64 = 20.0;
 /// Attempts of a user's session between two notices of who is in the way.
 const NOTICE_ATTEMPTS: u32 = 64;
 
-/// Takes `mode` on `relations` and SHARE ROW EXCLUSIVE on `others` for a user's statement, as [`try_lock`] does it, until it has them all: between attempts it holds none. Returns the session's lock_timeout, which
-/// bounds every further wait of the transaction until it is set again.
+/// Takes `mode` on `relations` and SHARE ROW EXCLUSIVE on `others` for a user's statement, as [`try_lock`]
+/// does it, until it has them all: between attempts it holds none. Returns the session's lock_timeout, which bounds every further wait of the transaction until it is set again.
 ///
 /// # Errors
 /// What cancels a statement.

@@ -15,12 +15,6 @@ use pgrx::pg_sys;
 /// committed; active until it goes.
 pub struct Fresh(());
 
-/// Whether the transaction sees what others commit meanwhile: it is READ COMMITTED.
-pub fn sees_commits() -> bool {
-    // SAFETY: a variable of the transaction's.
-    unsafe { pg_sys::XactIsoLevel < pg_sys::XACT_REPEATABLE_READ as i32 }
-}
-
 /// Takes one.
 pub fn fresh_snapshot() -> Fresh {
     // SAFETY: inside a transaction; popped on drop, or by the abort of the (sub)transaction.
