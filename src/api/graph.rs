@@ -172,6 +172,12 @@ fn edge_columns<'a>(table: pg_sys::Oid, source: &'a str, target: &'a str) -> PgR
     Ok(Ends { source, target, kind, collation })
 }
 
+/// Keeps writers out of tables until the end of the transaction; nobody queues behind us while we wait.
+fn keep_writers_out(tables: &[pg_sys::Oid]) -> PgResult<()> {
+    let lock_timeout = short_lock::lock_in_session(tables, lock::SHARE_ROW_EXCLUSIVE, &[])?;
+    spi::set_local("lock_timeout", &lock_timeout)
+}
+
 fn make(plan: &Plan<'_>, verify: bool, what: &str) -> PgResult<i64> {
     let shards = {
         let _owner = security::as_extension_owner()?;
@@ -184,7 +190,7 @@ fn make(plan: &Plan<'_>, verify: bool, what: &str) -> PgResult<i64> {
         colocation::shards_named(None)?
     };
     let statements = Statements::of_plan(plan)?;
-    let made = build::create(plan, &statements, &shards, verify)?;
+    let made = build::create(plan, &statements, &shards, verify, keep_writers_out)?;
     let _owner = security::as_extension_owner()?;
     let detail = json!({
         "graph": plan.name, "edges": name_of(plan.edges)?, "rows": made.rows, "caught_up": made.caught_up, "held_ms": made.held_ms,
@@ -252,8 +258,7 @@ fn rebuild_graph(graph_name: &str) -> PgResult<i64> {
         std::iter::once(graph.edges).chain(graph.nodes.as_ref().map(|nodes| nodes.table)).collect();
     tables.sort_unstable_by_key(|table| table.to_u32());
     tables.dedup();
-    let lock_timeout = short_lock::lock_in_session(&tables, lock::SHARE_ROW_EXCLUSIVE, &[])?;
-    spi::set_local("lock_timeout", &lock_timeout)?;
+    keep_writers_out(&tables)?;
     let graph = catalog::again(id)?;
     let rows = {
         let _owner = security::as_restricted_owner(graph.owner);

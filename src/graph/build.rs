@@ -8,13 +8,12 @@ use super::{Homes, new_component};
 use crate::catalog::colocation::ShardRow;
 use crate::catalog::graph;
 use crate::catalog::graph::create::{self, Made, Plan};
-use crate::mover::short_lock;
 use crate::pg::graph::bulk::{Bulk, Value};
 use crate::pg::graph::fresh_snapshot;
 use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::leaf::ClosureRow;
 use crate::pg::report::{PgResult, error, internal, notice};
-use crate::pg::{guc, lock, security, spi};
+use crate::pg::{guc, security, spi};
 use foreshard_core::graph::closure::{ClosureError, ClosureOptions, ClosureWalk};
 use foreshard_core::graph::components::weak_components;
 use pgrx::pg_sys;
@@ -36,12 +35,18 @@ pub struct Created {
 
 /// Makes the graph of tables that belong to the current user and that nobody can alter. Readers and writers go on while edges are read and the
 /// closure is built; then writers wait while what they did meanwhile is caught up with and the triggers are made, and
-/// until the end of the transaction. The lock is taken as moves take theirs, without a queue behind it. With
+/// until the end of the transaction: `keep_writers_out` of these tables. With
 /// `verify`, an adopted closure table must be right.
 ///
 /// # Errors
 /// 54000 when the closure would be larger than `foreshard.graph_max_rows`; 23514 for a wrong closure table.
-pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow], verify: bool) -> PgResult<Created> {
+pub fn create(
+    plan: &Plan,
+    statements: &Statements,
+    shards: &[ShardRow],
+    verify: bool,
+    keep_writers_out: impl FnOnce(&[pg_sys::Oid]) -> PgResult<()>,
+) -> PgResult<Created> {
     let mut tables: Vec<pg_sys::Oid> = [Some(plan.edges), plan.nodes].into_iter().flatten().collect();
     tables.sort_unstable_by_key(|table| table.to_u32());
     tables.dedup();
@@ -69,9 +74,8 @@ pub fn create(plan: &Plan, statements: &Statements, shards: &[ShardRow], verify:
         let _owner = security::as_restricted_owner(owner);
         create::analyze(&made)?;
     }
-    let lock_timeout = short_lock::lock_in_session(&tables, lock::SHARE_ROW_EXCLUSIVE, &[])?;
+    keep_writers_out(&tables)?;
     let held = Instant::now();
-    spi::set_local("lock_timeout", &lock_timeout)?;
     let graph = {
         let _owner = security::as_extension_owner()?;
         create::edge_indexes(plan, made.graph_id)?;

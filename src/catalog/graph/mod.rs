@@ -1,9 +1,13 @@
 //! Graphs as the catalog knows them: which tables, columns and indexes.
 
 pub mod create;
+mod index;
 pub mod influence;
 pub mod moving;
 pub mod node;
+
+pub use index::{KeyIndex, at_depth, find_index};
+use index::{condition, need_index, primary_key};
 
 use super::relation::column;
 use crate::pg::graph::keys::KeyKind;
@@ -30,15 +34,6 @@ pub struct DepthColumn {
     pub number: i16,
     /// Its name, quoted.
     pub name: String,
-}
-
-/// A column that is a key, and the index that leads to it.
-#[derive(Clone, Copy, Debug)]
-pub struct KeyIndex {
-    /// The index; its first column is the key.
-    pub index: pg_sys::Oid,
-    /// Whether its second column is the other end of the edge.
-    pub has_other_end: bool,
 }
 
 /// The table of a graph's nodes.
@@ -317,57 +312,6 @@ fn depth_column(table: pg_sys::Oid, name: &str) -> PgResult<DepthColumn> {
     }
 }
 
-/// `depth = n` as the server writes it; the name is not quoted yet.
-pub fn at_depth(column: &str, depth: i64) -> String {
-    format!("({} = {depth})", quote_identifier(column))
-}
-
-/// A B-tree whose first column is `number`, best one whose second column is `other`: of the rows `which` says, as
-/// the server writes it, or of all rows.
-pub fn find_index(
-    table: pg_sys::Oid,
-    number: i16,
-    other: i16,
-    which: Option<&str>,
-) -> PgResult<Option<KeyIndex>> {
-    let found = spi::rows(
-        "SELECT i.indexrelid, coalesce(i.indnkeyatts >= 2 AND i.indkey[1] = $3, false) AS both_ends \
-         FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
-              JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] \
-         WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) IS NOT DISTINCT FROM $4 AND i.indisvalid AND i.indisready \
-           AND c.relam = 403 AND o.opcdefault AND c.relkind = 'i' \
-         ORDER BY both_ends DESC, i.indnkeyatts, i.indexrelid LIMIT 1",
-        &[table.into(), number.into(), other.into(), which.into()],
-        |row| Ok(KeyIndex { index: row.need(1)?, has_other_end: row.need(2)? }),
-    )?;
-    Ok(found.into_iter().next())
-}
-
-fn need_index(
-    table: pg_sys::Oid,
-    name: &str,
-    (number, other): (i16, i16),
-    which: Option<&str>,
-) -> PgResult<KeyIndex> {
-    let missing = || -> PgResult<_> {
-        let (table, column) = (super::name_of(table)?, quote_identifier(name));
-        Ok(wrong_state(format!("table {table} has no index on column \"{name}\", which its graph needs"))
-            .set_hint(format!("CREATE INDEX ON {table} ({column}){};", condition(" WHERE", which))))
-    };
-    match find_index(table, number, other, which)? {
-        Some(index) => Ok(index),
-        None => Err(missing()?),
-    }
-}
-
-fn primary_key(table: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
-    spi::one::<pg_sys::Oid>(
-        "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 AND indisprimary AND indisvalid",
-        &[table.into()],
-    )?
-    .ok_or_else(|| wrong_state("a table that belongs to the graph has lost its primary key"))
-}
-
 /// The parts of a graph's closure, as they are whatever the transaction's snapshot: what is read here is remembered.
 fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
     let metagraph = metagraph.to_u32();
@@ -401,11 +345,6 @@ fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
     // What indexes they have is remembered as well.
     invalidation::watch(found.iter().map(|part| part.table));
     Ok(found)
-}
-
-/// A condition after a keyword, or nothing.
-fn condition(keyword: &str, which: Option<&str>) -> String {
-    which.map(|which| format!("{keyword} {which}")).unwrap_or_default()
 }
 
 /// `SELECT source, target`, without NULLs; names are quoted.
