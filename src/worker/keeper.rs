@@ -100,7 +100,7 @@ impl Keeper {
             report("history", in_background(expire));
             report("history", self.learner.forget_gone(&self.publisher));
         }
-        if now_s - self.last_sources_s >= f64::from(guc::BUCKET.get()) - 0.05 {
+        if is_due(self.last_sources_s, now_s, f64::from(guc::BUCKET.get())) {
             self.last_sources_s = now_s;
             report("data sources", save_sources());
         }
