@@ -197,6 +197,11 @@ fn sources_read_with_the_rights_of_the_caller() -> Result<()> {
     );
     assert_ne!(maker.query_one("SHOW work_mem")?, "77MB");
     assert_eq!(server.query("SELECT count(*) FROM shop.delay")?, "1");
+    // A source that resolves is refused, and the session can resolve afterwards.
+    let nested = "SELECT k, (SELECT count(*) FROM foreshard.resolve('shop', 'customer', ARRAY[k], 'order')) FROM unnest($1::int[]) k";
+    maker.exec(&add("nested", "customer", "nested", nested, ""))?;
+    expect_code(maker.exec(&resolve("1", "customer", "nested")), "0A000");
+    assert_eq!(maker.query_one(all)?, "12");
     // A user's cancel is his, and no failure of the source; the session goes on.
     maker.exec(&add(
         "slow",

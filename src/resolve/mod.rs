@@ -13,7 +13,8 @@ pub mod report;
 mod spread;
 mod step;
 
-use crate::pg::report::{PgResult, PgSqlErrorCode, error, unknown};
+use crate::pg::local::Local;
+use crate::pg::report::{PgResult, PgSqlErrorCode, error, unknown, unsupported};
 use crate::pg::{guc, query, reading};
 use foreshard_core::resolve::{Answer, Chain, Frontier, Resolved, TooMuch};
 use network::Network;
@@ -29,6 +30,28 @@ struct Broken {
     message: String,
 }
 
+/// resolve() is under way in this session.
+static UNDER_WAY: Local<bool> = Local::new(false);
+
+struct UnderWay;
+
+impl UnderWay {
+    /// 0A000 for a source that resolves itself: time limits and reports are those of one question.
+    fn begin() -> PgResult<UnderWay> {
+        if UNDER_WAY.replace(true) {
+            return Err(unsupported("a data source cannot call resolve()")
+                .set_hint("Register the other source in the same graph, and resolve() will chain them."));
+        }
+        Ok(UnderWay)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.set(false);
+    }
+}
+
 /// A row of the result: input, output, attributes.
 pub type Derived = (String, String, Option<String>);
 
@@ -38,6 +61,7 @@ pub type Derived = (String, String, Option<String>);
 /// 42704 for what is not known and where no chain leads, 53400 beyond foreshard.resolve_max_rows, the SQLSTATE that
 /// all chains failed with if it is the question's fault, otherwise 08006 or 57P03.
 pub fn resolve(graph: &str, from: &str, input: Vec<String>, to: &str) -> PgResult<Vec<Derived>> {
+    let _under_way = UnderWay::begin()?;
     report::begin();
     let max_rows = guc::RESOLVE_MAX_ROWS.get().max(1) as usize;
     if input.len() > max_rows {

@@ -1,6 +1,7 @@
 //! What the last resolve() of this session asked; kept when it fails.
 
-use crate::pg::local::LocalBox;
+use crate::pg::local::{Local, LocalBox};
+use crate::pg::security;
 
 /// A question to a source at a place.
 #[derive(Clone, Debug)]
@@ -33,9 +34,12 @@ pub struct Line {
 const MAX_LINES: usize = 10_000;
 
 static LAST: LocalBox<Vec<Line>> = LocalBox::new();
+/// Whose questions they were: nobody else in the session is told.
+static WHOSE: Local<u32> = Local::new(0);
 
 /// Forgets the one before.
 pub fn begin() {
+    WHOSE.set(security::current_role().to_u32());
     LAST.with(Vec::new, Vec::clear);
 }
 
@@ -48,7 +52,10 @@ pub fn add(line: Line) {
     });
 }
 
-/// All lines.
+/// All lines, if they are the current user's.
 pub fn last() -> Vec<Line> {
+    if WHOSE.get() != security::current_role().to_u32() {
+        return Vec::new();
+    }
     LAST.with(Vec::new, |lines| lines.clone()).unwrap_or_default()
 }
