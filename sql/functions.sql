@@ -29,6 +29,17 @@ SELECT area, capacity, used, written, dropped, lost FROM foreshard.observation_a
 CREATE VIEW foreshard.stat_sampling AS
 SELECT statements_sampled, measuring_ms, too_deep, given_up FROM foreshard.observation_sampling();
 
+CREATE VIEW foreshard.stat_data_sources AS
+SELECT d.graph_name AS graph, d.source_name AS source, d.from_class, d.to_class,
+       CASE WHEN s.server_id = 0 THEN 'local' WHEN s.server_id > 0 THEN coalesce(f.srvname::text, 'dropped') END AS server,
+       d.cost_hint_ms, s.calls, s.keys, s.rows, s.failures, s.timeouts, s.refused,
+       s.call_ms, s.per_key_ms, s.rows_per_key, s.failure_rate, s.p95_ms,
+       s.state, s.kept_out_until, s.last_error, s.last_used_at
+FROM foreshard.data_source d
+LEFT JOIN foreshard.data_source_states() s USING (source_id)
+LEFT JOIN pg_catalog.pg_foreign_server f ON f.oid::bigint = s.server_id;
+
+COMMENT ON VIEW foreshard.stat_data_sources IS 'Data sources at the places where they were asked: what was learnt about latency, rows and failures, and whether they are kept out.';
 COMMENT ON VIEW foreshard.stat_foreshard IS 'Shared memory of the observation, all databases together: room, use, and what was dropped or lost.';
 COMMENT ON VIEW foreshard.stat_sampling IS 'What measuring itself took since the server started, all databases together.';
 
@@ -81,6 +92,12 @@ COMMENT ON FUNCTION foreshard.place_graph(text) IS 'Plans where a graph''s nodes
 COMMENT ON FUNCTION foreshard.move_node(text, text, text, bigint) IS 'Moves one node to a shard, in this transaction; returns the node''s new version.';
 COMMENT ON FUNCTION foreshard.move_nodes(text, jsonb) IS 'Files moves of nodes, {"node": "shard"}, which a worker makes in bounded transactions; returns how many.';
 COMMENT ON FUNCTION foreshard.cancel_node_moves(text) IS 'Forgets moves of a graph''s nodes that are still waiting; returns how many.';
+COMMENT ON FUNCTION foreshard.add_data_source(text, text, text, text, text, double precision, regclass, text, jsonb) IS 'Registers a query that derives keys of one class from keys of another, for resolve(); whoever resolves runs it with his own rights.';
+COMMENT ON FUNCTION foreshard.drop_data_source(text, text) IS 'Forgets a data source.';
+COMMENT ON FUNCTION foreshard.resolve(text, text, anyarray, text) IS 'Derives keys of one class from keys of another by the cheapest chain of data sources that works, with the caller''s rights: a row per input and output.';
+COMMENT ON FUNCTION foreshard.explain_resolve(text, text, anyarray, text) IS 'The chains that resolve() would consider, cheapest first, with what they are predicted to take; asks no source.';
+COMMENT ON FUNCTION foreshard.last_resolve() IS 'What the last resolve() of this session asked: a row per question, with source, shards, server, rows and time.';
+COMMENT ON FUNCTION foreshard.data_source_states() IS 'Internal: behind the view stat_data_sources.';
 COMMENT ON FUNCTION foreshard.note_access(text, text[]) IS 'Tells that these nodes were used together; returns how many shards they are on.';
 
 GRANT USAGE ON SCHEMA foreshard TO PUBLIC;
@@ -97,10 +114,11 @@ GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_s
 GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.placed_keys(regclass), foreshard.recommend_curves(),
     foreshard.explain_placement(regclass, "any"), foreshard.explain_placement_json(regclass, "any") TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,
-    foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
+    foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 
 SELECT foreshard.start_keeper();

@@ -9,6 +9,7 @@ mod mover;
 mod observe;
 mod pg;
 mod planner;
+mod resolve;
 mod worker;
 
 use pgrx::prelude::*;
@@ -19,7 +20,8 @@ extension_sql_file!("../sql/schema.sql", bootstrap);
 extension_sql_file!("../sql/views.sql", name = "views");
 extension_sql_file!("../sql/dependencies.sql", name = "dependencies", requires = ["views"]);
 extension_sql_file!("../sql/graphs.sql", name = "graphs", requires = ["dependencies"]);
-extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["graphs"]);
+extension_sql_file!("../sql/resolver.sql", name = "resolver", requires = ["graphs"]);
+extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["resolver"]);
 extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["comments"], finalize);
 
 /// Order matters: settings first, then what needs `shared_preload_libraries`.
@@ -30,6 +32,7 @@ pub extern "C-unwind" fn _PG_init() {
     if pg::is_preloading() {
         pg::shmem::register();
         pg::region::register();
+        pg::sources::register();
         observe::register();
         pg::mirror::register();
         pg::hooks::register(catalog::shadow::sources_under_way);

@@ -12,5 +12,6 @@ mod place;
 mod plan;
 mod predict;
 mod reshard;
+mod resolve;
 mod setup;
 mod undo;

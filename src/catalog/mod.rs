@@ -8,6 +8,7 @@ pub mod child;
 pub mod coaccess;
 pub mod colocation;
 pub mod copy;
+pub mod data_source;
 pub mod decision;
 pub mod definition;
 pub mod dependency;

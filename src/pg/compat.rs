@@ -34,6 +34,10 @@ mod raw {
             isnull: *const bool,
         ) -> u64;
         pub fn die(signal: i32);
+        pub fn SetLatch(latch: *mut pg_sys::Latch);
+        pub fn RegisterTimeout(id: u32, handler: unsafe extern "C-unwind" fn()) -> u32;
+        pub fn enable_timeout_after(id: u32, delay_ms: i32);
+        pub fn disable_timeout(id: u32, keep_indicator: bool);
         pub fn SignalHandlerForConfigReload(signal: i32);
     }
 }
@@ -190,6 +194,49 @@ pub fn owns_relation(relation: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     #[cfg(not(feature = "pg15"))]
     // SAFETY: catalog look-up by oid, errors for unknown ones.
     return unsafe { pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, role) };
+}
+
+/// Whether `role` may use a foreign server.
+pub fn may_use_server(server: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    let usage = pg_sys::ACL_USAGE as pg_sys::AclMode;
+    #[cfg(feature = "pg15")]
+    // SAFETY: catalog look-up by oid, errors for unknown ones.
+    let result = unsafe { pg_sys::pg_foreign_server_aclcheck(server, role, usage) };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: catalog look-up by oid, errors for unknown ones.
+    let result = unsafe { pg_sys::object_aclcheck(pg_sys::ForeignServerRelationId, server, role, usage) };
+    result == pg_sys::AclResult::ACLCHECK_OK
+}
+
+/// Any number from which PostgreSQL looks for a free one of an extension's time-outs (they begin at 12 or 13).
+const FIRST_FREE_TIMEOUT: u32 = 15;
+
+/// A time-out of our own; once per process.
+pub fn register_timeout(handler: unsafe extern "C-unwind" fn()) -> u32 {
+    // SAFETY: the handler is async-signal-safe; raises FATAL when all ten of them are taken.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::RegisterTimeout(FIRST_FREE_TIMEOUT, handler)) }
+}
+
+/// Lets a time-out of [`register_timeout`] go off.
+pub fn enable_timeout(id: u32, delay_ms: i32) {
+    // SAFETY: the id was registered; raises nothing but FATAL.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::enable_timeout_after(id, delay_ms)) }
+}
+
+/// Stops it.
+pub fn disable_timeout(id: u32) {
+    // SAFETY: as above.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::disable_timeout(id, false)) }
+}
+
+/// What PostgreSQL's own handler of a statement's time-out does, from a signal handler: asks the statement to end.
+pub fn cancel_own_statement() {
+    // SAFETY: flags that signal handlers set; SetLatch may be called from them.
+    unsafe {
+        pg_sys::InterruptPending = 1;
+        pg_sys::QueryCancelPending = 1;
+        raw::SetLatch(pg_sys::MyLatch);
+    }
 }
 
 /// Whether `role` owns database `database`.

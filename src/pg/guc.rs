@@ -276,6 +276,21 @@ settings! {
     /// When a node moves by itself.
     real GRAPH_MOVE_THRESHOLD = c"foreshard.graph_move_threshold", 9.0, 0.0, 1e9; Ctx::Sighup, NONE;
         c"In auto mode a node moves to the least loaded shard when its accesses exceed the mean of its shard by this many times; 0: never.";
+    /// Time of one question of resolve().
+    int RESOLVE_TIMEOUT = c"foreshard.resolve_timeout", 5000, 10, 3600000; Ctx::Suset, MS;
+        c"Time that resolve() gives a data source to answer at one place, connecting included; then it asks the replica, or takes another chain.";
+    /// Rows of resolve().
+    int RESOLVE_MAX_ROWS = c"foreshard.resolve_max_rows", 100000, 1, 10000000; Ctx::Userset, NONE;
+        c"Most inputs of resolve(), and most rows that a step of it may give.";
+    /// Length of a chain.
+    int RESOLVE_MAX_STEPS = c"foreshard.resolve_max_steps", 5, 1, 8; Ctx::Userset, NONE;
+        c"Most data sources that resolve() chains.";
+    /// When a source is left alone.
+    int RESOLVE_BREAKER_FAILURES = c"foreshard.resolve_breaker_failures", 3, 0, 1000; Ctx::Suset, NONE;
+        c"Failures in a row after which resolve() leaves a data source at a place alone for a while; 0: never.";
+    /// For how long.
+    int RESOLVE_BREAKER_PAUSE = c"foreshard.resolve_breaker_pause", 1000, 1, 3600000; Ctx::Suset, MS;
+        c"How long resolve() leaves a data source alone that failed; twice as long after every failed try, up to 32 times.";
     /// Developer option: the carrier waits on entering this phase.
     string HOLD_AT_PHASE = c"foreshard.hold_at_phase", None; Ctx::Sighup, NONE;
         c"Developer option: moves wait on entering this phase.";

@@ -172,6 +172,18 @@ pub fn is_superuser() -> bool {
     unsafe { pg_sys::superuser() }
 }
 
+/// Whether a role is a superuser.
+pub fn is_superuser_role(role: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog look-up by oid; false for a role that is gone.
+    unsafe { pg_sys::superuser_arg(role) }
+}
+
+/// The current effective user.
+pub fn current_role() -> pg_sys::Oid {
+    // SAFETY: no preconditions.
+    unsafe { pg_sys::GetUserId() }
+}
+
 /// The current effective user's name.
 pub fn current_user() -> PgResult<String> {
     Ok(spi::one::<String>("SELECT current_user::text", &[])?.unwrap_or_default())

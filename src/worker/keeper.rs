@@ -6,7 +6,7 @@ use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
 use crate::catalog::graph::{influence, moving};
-use crate::catalog::{act as acts, heat, moves, relation, session, slot_key};
+use crate::catalog::{act as acts, data_source, heat, moves, relation, session, slot_key};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -15,6 +15,7 @@ use crate::pg::route;
 use crate::pg::shmem::{self, State};
 use crate::planner;
 use crate::planner::divisions::{self, Division};
+use crate::resolve::memory;
 use foreshard_core::heat::is_due;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -79,6 +80,7 @@ struct Keeper {
     last_bucket_s: f64,
     last_plan_s: f64,
     last_expire_s: f64,
+    last_sources_s: f64,
     carriers: Vec<(i64, Handle)>,
     publisher: Publisher,
     reader: Reader,
@@ -97,6 +99,10 @@ impl Keeper {
             self.last_expire_s = now_s;
             report("history", in_background(expire));
             report("history", self.learner.forget_gone(&self.publisher));
+        }
+        if is_due(self.last_sources_s, now_s, f64::from(guc::BUCKET.get())) {
+            self.last_sources_s = now_s;
+            report("data sources", save_sources());
         }
         report("watching", self.watch(now_s));
         self.learner.read(&self.publisher, now_s);
@@ -188,6 +194,12 @@ fn report(what: &str, outcome: WorkResult<()>) {
     if let Err(error) = outcome {
         pgrx::log!("foreshard keeper: {what}: {}", error.line);
     }
+}
+
+/// Saves what was learnt of data sources.
+fn save_sources() -> WorkResult<()> {
+    let unsaved = memory::take_unsaved();
+    if unsaved.is_empty() { Ok(()) } else { in_background(|| data_source::save(&unsaved)) }
 }
 
 /// One round of forecasting and planning; in auto mode steps that may be taken now become moves.

@@ -23,6 +23,7 @@
 //! | [`latency`] | is the new copy slower than the old one? |
 //! | [`shared`] | how do many processes write samples without waiting for one another? |
 //! | [`frames`] | which of the nested calls spent it? |
+//! | [`resolve`] | which data sources lead from one class of resources to another, and which are sick? |
 //! | [`guests`] | which chosen keys live beside their slot, and what changes that? |
 //! | [`gaps`] | which event is sampled next? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
@@ -48,6 +49,7 @@ pub mod latency;
 pub mod phase;
 pub mod placement;
 pub mod profile;
+pub mod resolve;
 pub mod ring;
 pub mod shared;
 pub mod sim;

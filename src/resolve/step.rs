@@ -1,0 +1,338 @@
+//! One step of a chain: all places are asked at once, each with the keys that live there; a place that fails is
+//! replaced by the next of its replicas while the others go on.
+
+use super::memory::{self, Outcome};
+use super::network::{Candidate, Group, Network, place_name};
+use super::report::{self, Line};
+use super::spread::spread;
+use super::{Broken, too_much};
+use crate::catalog::data_source::{self, Rows, Source};
+use crate::pg::remote::{self, Asked, Command, Failure, Inquiry, Reply, Target};
+use crate::pg::{guc, query, reading};
+use foreshard_core::resolve::{Admission, Answer, TooMuch, array_literal};
+use std::time::{Duration, Instant};
+
+/// Questions to other servers that are under way at the same time.
+const MAX_UNDER_WAY: usize = 32;
+
+/// Where in which chain a step is.
+pub struct Place<'a> {
+    /// The sources.
+    pub network: &'a Network,
+    /// Which of them.
+    pub edge: usize,
+    /// Number of the chain, from 0.
+    pub chain: usize,
+    /// Number of the step, from 0.
+    pub step: usize,
+}
+
+/// The keys of a group, and how far asking for them is.
+struct Part<'a> {
+    group: &'a Group,
+    keys: usize,
+    literal: String,
+    /// The candidate that is asked, or will be.
+    at: usize,
+    state: State,
+    /// What candidates failed with.
+    failures: Vec<Failure>,
+}
+
+enum State {
+    Waits,
+    UnderWay { inquiry: Box<Inquiry>, begun: Instant },
+    Over,
+}
+
+struct Step<'a> {
+    place: &'a Place<'a>,
+    source: &'a Source,
+    statement: String,
+    limit_ms: i32,
+    max_rows: usize,
+    answers: Vec<Answer>,
+    /// A question to this server ran since the others were sent: their times say nothing.
+    disturbed: bool,
+}
+
+/// Asks a source for keys.
+///
+/// # Errors
+/// When one of its places and all replicas of it failed.
+pub fn ask(place: &Place<'_>, keys: &[&str], max_rows: usize) -> Result<Vec<Answer>, Broken> {
+    let (source, groups) = (&place.network.sources[place.edge], &place.network.groups[place.edge]);
+    let broken = |sqlstate: String, message: String| Broken { edge: place.edge, sqlstate, message };
+    let spread = spread(source, groups, keys).map_err(|(state, message)| broken(state, message))?;
+    let part = |(group, keys): (_, Vec<String>)| Part {
+        group,
+        keys: keys.len(),
+        literal: array_literal(keys.iter().map(String::as_str)),
+        at: 0,
+        state: State::Waits,
+        failures: Vec::new(),
+    };
+    let mut parts: Vec<Part<'_>> =
+        groups.iter().zip(spread).filter(|(_, keys)| !keys.is_empty()).map(part).collect();
+    let mut step = Step {
+        place,
+        source,
+        statement: data_source::asking(source, max_rows.saturating_add(1)),
+        limit_ms: guc::RESOLVE_TIMEOUT.get(),
+        max_rows,
+        answers: Vec::new(),
+        disturbed: false,
+    };
+    step.run(&mut parts).map_err(|(sqlstate, message)| broken(sqlstate, message))?;
+    Ok(step.answers)
+}
+
+impl Step<'_> {
+    fn run(&mut self, parts: &mut [Part<'_>]) -> Result<(), (String, String)> {
+        loop {
+            self.begin(parts)?;
+            let here = parts.iter_mut().find(|part| matches!(part.state, State::Waits) && part.is_here());
+            let mut moved = here.is_some();
+            if let Some(part) = here {
+                self.ask_here(part)?;
+            }
+            for part in parts.iter_mut() {
+                moved |= self.advance(part)?;
+            }
+            let under_way = || parts.iter().filter_map(Part::inquiry);
+            if under_way().next().is_none() && parts.iter().all(|part| matches!(part.state, State::Over)) {
+                return Ok(());
+            }
+            if !moved {
+                remote::wait(under_way());
+            }
+        }
+    }
+
+    /// Sends what can be sent to other servers. Candidates that are kept out are passed by.
+    fn begin(&mut self, parts: &mut [Part<'_>]) -> Result<(), (String, String)> {
+        let mut under_way = parts.iter().filter(|part| part.inquiry().is_some()).count();
+        for part in parts.iter_mut() {
+            while matches!(part.state, State::Waits) && under_way < MAX_UNDER_WAY {
+                let candidate = part.candidate().ok_or_else(|| part.given_up())?.clone();
+                if candidate.oid == Some(0) {
+                    break;
+                }
+                match self.admit(&candidate) {
+                    Err(failure) => self.failed(part, &candidate, None, failure, "kept out"),
+                    Ok(()) => match self.send(part, &candidate) {
+                        Ok((inquiry, begun)) => {
+                            part.state = State::UnderWay { inquiry: Box::new(inquiry), begun };
+                            under_way += 1;
+                        }
+                        Err(failure) => self.ended(part, &candidate, None, failure),
+                    },
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a candidate may be asked.
+    fn admit(&self, candidate: &Candidate) -> Result<(), Failure> {
+        let failure = |sqlstate: &str, message: String| {
+            Err(Failure { timed_out: false, sqlstate: sqlstate.to_owned(), message })
+        };
+        let Some(oid) = candidate.oid else {
+            return failure("42704", format!("server \"{}\" does not exist", candidate.name));
+        };
+        match memory::admit(self.place.network.place(self.source, oid)) {
+            Admission::KeptOut(_) => {
+                failure("57P03", format!("{} is kept out after failures", place_name(&candidate.name)))
+            }
+            Admission::Open | Admission::Probe => Ok(()),
+        }
+    }
+
+    fn send(&self, part: &Part<'_>, candidate: &Candidate) -> Result<(Inquiry, Instant), Failure> {
+        let begun = Instant::now();
+        let target = Target::of(&candidate.name).map_err(|(sqlstate, message)| Failure {
+            timed_out: false,
+            sqlstate,
+            message,
+        })?;
+        let opening = data_source::opening(self.limit_ms).map_err(|report| Failure {
+            timed_out: false,
+            sqlstate: "XX000".into(),
+            message: report.message().into(),
+        })?;
+        let query = Command::Query(
+            self.statement.clone(),
+            vec![(self.source.key_array.to_u32(), part.literal.clone())],
+        );
+        let commands = super::register::in_transaction(opening, vec![query]);
+        Ok((Inquiry::begin(target, commands, limit(self.limit_ms))?, begun))
+    }
+
+    /// Asks this server. Others go on meanwhile.
+    fn ask_here(&mut self, part: &mut Part<'_>) -> Result<(), (String, String)> {
+        let Some(candidate) = part.candidate().cloned() else { return Err(part.given_up()) };
+        if let Err(failure) = self.admit(&candidate) {
+            self.failed(part, &candidate, None, failure, "kept out");
+            return Ok(());
+        }
+        let begun = Instant::now();
+        self.disturbed = true;
+        let asked = reading::look(Some(self.limit_ms), || {
+            data_source::ask(&self.statement, query::parameter(self.source.key_array, &part.literal))
+        });
+        let ms = begun.elapsed().as_secs_f64() * 1e3;
+        match asked {
+            Ok(rows) => self.answered(part, &candidate, rows, (ms, true)),
+            Err(caught) => {
+                let failure = Failure {
+                    timed_out: caught.timed_out,
+                    sqlstate: caught.sqlstate,
+                    message: match caught.timed_out {
+                        true => {
+                            "the answer of this server took longer than foreshard.resolve_timeout".to_owned()
+                        }
+                        false => caught.message,
+                    },
+                };
+                self.ended(part, &candidate, Some(ms), failure);
+                Ok(())
+            }
+        }
+    }
+
+    /// Looks whether a question that is under way has ended; whether anything changed.
+    fn advance(&mut self, part: &mut Part<'_>) -> Result<bool, (String, String)> {
+        let State::UnderWay { inquiry, begun } = &mut part.state else { return Ok(false) };
+        let (asked, ms) = (inquiry.advance(), begun.elapsed().as_secs_f64() * 1e3);
+        let Some(candidate) = part.candidate().cloned() else { return Err(part.given_up()) };
+        match asked {
+            Asked::Waits => return Ok(false),
+            Asked::Answered(replies) => {
+                let exact = !self.disturbed;
+                self.answered(part, &candidate, rows_of(&replies), (ms, exact))?;
+            }
+            Asked::Failed(failure) => self.ended(part, &candidate, Some(ms), failure),
+        }
+        Ok(true)
+    }
+
+    fn answered(
+        &mut self,
+        part: &mut Part<'_>,
+        candidate: &Candidate,
+        rows: Rows,
+        (ms, exact): (f64, bool),
+    ) -> Result<(), (String, String)> {
+        part.state = State::Over;
+        let (count, keys) = (rows.len(), part.keys);
+        let place = self.place.network.place(self.source, candidate.oid.unwrap_or(0));
+        memory::note(place, &Outcome::Answered { keys, rows: count, ms: exact.then_some(ms) });
+        let told = |(key, output, attributes): (Option<String>, Option<String>, Option<String>)| {
+            Some(Answer { key: key?, output: output?, attributes })
+        };
+        self.answers.extend(rows.into_iter().filter_map(told));
+        self.tell(part, candidate, Some(count as i64), Some(ms), "answered", None);
+        if count > self.max_rows || self.answers.len() > self.max_rows {
+            return Err(("53400".to_owned(), too_much(TooMuch::Rows(self.max_rows)).message().to_owned()));
+        }
+        Ok(())
+    }
+
+    /// A question failed: the place learns of it, the next candidate has its turn.
+    fn ended(&self, part: &mut Part<'_>, candidate: &Candidate, ms: Option<f64>, failure: Failure) {
+        let outcome = if failure.timed_out {
+            Outcome::TimedOut
+        } else {
+            Outcome::Failed { sqlstate: failure.sqlstate.clone(), asked: ms.is_some() }
+        };
+        if let Some(oid) = candidate.oid {
+            memory::note(self.place.network.place(self.source, oid), &outcome);
+        }
+        let sick =
+            foreshard_core::resolve::health(&failure.sqlstate) == foreshard_core::resolve::Health::Sick;
+        let word = match (failure.timed_out, sick) {
+            (true, _) => "timeout",
+            (false, true) => "failed",
+            (false, false) => "refused",
+        };
+        self.failed(part, candidate, ms, failure, word);
+    }
+
+    fn failed(
+        &self,
+        part: &mut Part<'_>,
+        candidate: &Candidate,
+        ms: Option<f64>,
+        failure: Failure,
+        word: &'static str,
+    ) {
+        self.tell(part, candidate, None, ms, word, Some(failure.message.clone()));
+        part.failures.push(failure);
+        part.at += 1;
+        part.state = State::Waits;
+    }
+
+    fn tell(
+        &self,
+        part: &Part<'_>,
+        candidate: &Candidate,
+        rows: Option<i64>,
+        elapsed_ms: Option<f64>,
+        outcome: &'static str,
+        error: Option<String>,
+    ) {
+        let network = self.place.network;
+        report::add(Line {
+            chain: self.place.chain as i32 + 1,
+            step: self.place.step as i32 + 1,
+            source: self.source.name.clone(),
+            shards: part.group.shards.clone(),
+            server: candidate.name.clone(),
+            keys: part.keys as i64,
+            rows,
+            predicted_ms: network.predict(self.source, candidate, part.keys as f64).ms,
+            elapsed_ms,
+            outcome,
+            error,
+        });
+    }
+}
+
+impl Part<'_> {
+    fn candidate(&self) -> Option<&Candidate> {
+        self.group.candidates.get(self.at)
+    }
+
+    fn is_here(&self) -> bool {
+        self.candidate().is_some_and(|candidate| candidate.oid == Some(0))
+    }
+
+    fn inquiry(&self) -> Option<&Inquiry> {
+        match &self.state {
+            State::UnderWay { inquiry, .. } => Some(inquiry),
+            State::Waits | State::Over => None,
+        }
+    }
+
+    /// What a group failed with whose candidates have all failed.
+    fn given_up(&self) -> (String, String) {
+        let whose = match self.group.shards.as_slice() {
+            [shard] => format!("shard \"{shard}\": "),
+            _ => String::new(),
+        };
+        let messages: Vec<&str> = self.failures.iter().map(|failure| failure.message.as_str()).collect();
+        let sqlstate = self.failures.first().map_or("XX000", |failure| failure.sqlstate.as_str());
+        (sqlstate.to_owned(), format!("{whose}{}", messages.join("; ")))
+    }
+}
+
+fn limit(ms: i32) -> Duration {
+    Duration::from_millis(ms.max(1) as u64)
+}
+
+/// The rows of a question's answer, which stands between those to its opening and its end.
+fn rows_of(replies: &[Reply]) -> Rows {
+    let Some(reply) = replies.get(2) else { return Rows::new() };
+    (0..reply.rows()).map(|row| (reply.value(row, 0), reply.value(row, 1), reply.value(row, 2))).collect()
+}
