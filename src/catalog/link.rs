@@ -13,7 +13,7 @@ use std::collections::HashSet;
 /// that a role or database has as its default stops it.
 const SESSION: &str = "SET search_path = pg_catalog, pg_temp; SET synchronous_commit = on; SET statement_timeout = 0; \
     SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
-    SET default_transaction_isolation = 'read committed'; SET client_min_messages = warning; SET jit = off; \
+    SET default_transaction_isolation = 'read committed'; SET client_min_messages = error; SET jit = off; \
     SET datestyle = 'ISO'; SET intervalstyle = postgres; SET timezone = 'UTC'; SET extra_float_digits = 1; \
     SET bytea_output = hex; SET row_security = off";
 

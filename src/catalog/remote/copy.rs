@@ -209,17 +209,6 @@ impl Pair {
         Ok(())
     }
 
-    /// Whether nothing is logged that was not replayed.
-    pub fn is_caught_up(&self) -> PgResult<bool> {
-        match self.source.link(self.shape.owner)? {
-            None => Ok(!crate::catalog::copy::has_entries(self.log)?),
-            Some((link, remote)) => {
-                let query = format!("SELECT (NOT EXISTS (SELECT FROM {}))::text", remote.aid_there("log"));
-                Ok(link.one(&query)?.as_deref() == Some("true"))
-            }
-        }
-    }
-
     /// Blocks of the source.
     pub fn blocks(&self) -> PgResult<i64> {
         if let Some((link, remote)) = self.source.link(self.shape.owner)? {

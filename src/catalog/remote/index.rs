@@ -34,8 +34,12 @@ pub fn build_next(pair: &Pair, tablespace: &str) -> PgResult<bool> {
 }
 
 /// A copy on a node that has its indexes gets statistics, the rights of others, and, when there is to be a way back,
-/// its log; `lock_ms` bounds the wait for that. One that is here needs nothing.
+/// its log; `lock_ms` bounds the wait for that. A source on a node then gets what rows come back by.
 pub fn finish(pair: &Pair, lock_ms: Option<i32>) -> PgResult<()> {
+    if let (Some((link, remote)), Some(_)) = (pair.source.link(pair.shape.owner)?, lock_ms) {
+        make::inbox(&link, remote, &pair.shape)?;
+        make::inbox_here(remote, &pair.shape)?;
+    }
     let Some((link, remote)) = pair.copy.link(pair.shape.owner)? else { return Ok(()) };
     link.exec(&format!("ANALYZE {}", remote.table_there()))?;
     make::grant(&link, remote, &pair.shape)?;

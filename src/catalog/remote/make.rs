@@ -32,33 +32,38 @@ pub fn table(link: &Link, row: &RemoteRow, shape: &Shape, tablespace: &str) -> P
     let (table, parent) = (row.table_there(), row.aid_there("of"));
     let checks: String = shape.checks.iter().map(|check| format!(", {check}")).collect();
     let with = row.options.as_ref().map(|options| format!(" WITH ({options})")).unwrap_or_default();
-    let (inbox, state) = (row.aid_there("inbox"), row.aid_there("state"));
+    link.exec(&format!(
+        "BEGIN; CREATE TABLE {parent} ({}{checks}) PARTITION BY {}; \
+         CREATE TABLE {table} PARTITION OF {parent} {}{with} TABLESPACE {}; COMMENT ON TABLE {parent} IS {}; COMMIT",
+        shape.columns,
+        shape.by,
+        shape.bound,
+        quote_identifier(tablespace),
+        literal(&origin()?),
+    ))?;
+    inbox(link, row, shape)
+}
+
+/// Makes what rows come in by to a table that is there: its inbox, and its state.
+pub fn inbox(link: &Link, row: &RemoteRow, shape: &Shape) -> PgResult<()> {
+    let (table, inbox, state) = (row.table_there(), row.aid_there("inbox"), row.aid_there("state"));
     let columns = shape.names.join(", ");
     let values = list(&shape.names, |_, name| format!("NEW.{name}"));
     let matches =
         quoted(&row.key).iter().map(|k| format!("t.{k} = NEW.{k}")).collect::<Vec<_>>().join(" AND ");
-    // Whoever writes here touches the row of the state first: a transaction whose end nobody has seen yet is waited for.
     let body = format!(
         "BEGIN IF NEW.foreshard_present THEN INSERT INTO {table} ({columns}) VALUES ({values}); \
          ELSE DELETE FROM {table} t WHERE {matches}; END IF; RETURN NULL; END"
     );
     link.exec(&format!(
-        "BEGIN; \
-         CREATE TABLE {parent} ({}{checks}) PARTITION BY {}; \
-         CREATE TABLE {table} PARTITION OF {parent} {}{with} TABLESPACE {}; \
+        "BEGIN; DROP TABLE IF EXISTS {inbox}, {state}; DROP FUNCTION IF EXISTS {inbox}(); \
          CREATE TABLE {inbox} (foreshard_present boolean NOT NULL, {}); \
          CREATE TABLE {state} (blocks bigint NOT NULL); INSERT INTO {state} VALUES (0); \
          CREATE FUNCTION {inbox}() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS {}; \
          REVOKE ALL ON FUNCTION {inbox}() FROM PUBLIC; \
-         CREATE TRIGGER foreshard_inbox BEFORE INSERT ON {inbox} FOR EACH ROW EXECUTE FUNCTION {inbox}(); \
-         COMMENT ON TABLE {parent} IS {}; COMMIT",
-        shape.columns,
-        shape.by,
-        shape.bound,
-        quote_identifier(tablespace),
+         CREATE TRIGGER foreshard_inbox BEFORE INSERT ON {inbox} FOR EACH ROW EXECUTE FUNCTION {inbox}(); COMMIT",
         shape.loose_columns,
         literal(&body),
-        literal(&origin()?),
     ))
 }
 
@@ -191,21 +196,29 @@ fn foreign_table(
 
 /// The foreign table that is to be the partition, and those through which it is filled.
 pub fn shadow_here(row: &RemoteRow, shape: &Shape) -> PgResult<pg_sys::Oid> {
-    let aid = |what: &str| format!("foreshard_{what}_{}", row.remote_id);
     let batch = format!(", batch_size '{BATCH_ROWS}'");
     let checks: String = shape.checks.iter().map(|check| format!(", {check}")).collect();
     let columns = format!("{}{checks}", shape.columns);
     let name = format!("foreshard.remote_table_{}", row.remote_id);
     let main = foreign_table(row, &name, &columns, &row.name, shape.owner, row.table, &batch)?;
-    let inbox = format!("foreshard_present boolean, {}", shape.loose_columns);
-    foreign_table(row, &row.aid_here("inbox"), &inbox, &aid("inbox"), shape.owner, row.table, &batch)?;
-    let state = "blocks bigint";
-    foreign_table(row, &row.aid_here("state"), state, &aid("state"), shape.owner, row.table, "")?;
+    inbox_here(row, shape)?;
     spi::run(
         "UPDATE foreshard.remote_table SET partition = $2 WHERE remote_id = $1",
         &[row.remote_id.into(), main.into()],
     )?;
     Ok(main)
+}
+
+/// The foreign tables through which rows come in to a remote table.
+pub fn inbox_here(row: &RemoteRow, shape: &Shape) -> PgResult<()> {
+    drop_here(&[row.aid_here("inbox"), row.aid_here("state")])?;
+    let aid = |what: &str| format!("foreshard_{what}_{}", row.remote_id);
+    let batch = format!(", batch_size '{BATCH_ROWS}'");
+    let columns = format!("foreshard_present boolean, {}", shape.loose_columns);
+    foreign_table(row, &row.aid_here("inbox"), &columns, &aid("inbox"), shape.owner, row.table, &batch)?;
+    let state = "blocks bigint";
+    foreign_table(row, &row.aid_here("state"), state, &aid("state"), shape.owner, row.table, "")?;
+    Ok(())
 }
 
 /// The foreign tables through which the changes of a remote table are read.

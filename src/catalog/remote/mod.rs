@@ -15,9 +15,9 @@ pub mod swap;
 use super::definition::{self, IndexDefinition};
 use super::link::Link;
 use super::node::{self, NodeRow};
-use super::{name_of, preflight};
+use super::preflight;
 use crate::pg::report::{PgResult, internal, wrong_state};
-use crate::pg::{security, spi};
+use crate::pg::spi;
 use pgrx::spi::{quote_identifier, quote_literal};
 use pgrx::{JsonB, pg_sys};
 use serde_json::{Value, json};
@@ -357,11 +357,6 @@ pub(super) fn literal(text: &str) -> String {
 pub fn forget(remote_id: i64) -> PgResult<()> {
     spi::run("DELETE FROM foreshard.remote_table WHERE remote_id = $1", &[remote_id.into()])?;
     Ok(())
-}
-
-/// The owner of a partition, and its qualified name.
-pub fn who_and_what(partition: pg_sys::Oid) -> PgResult<(pg_sys::Oid, String)> {
-    Ok((security::relation_owner(partition)?, name_of(partition)?))
 }
 
 /// The node of a shard; None: this server.

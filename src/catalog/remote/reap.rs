@@ -99,6 +99,30 @@ pub fn behind_move(relations: &[RelationRow]) -> PgResult<Vec<(NodeRow, RemoteRo
     Ok(found)
 }
 
+/// The sources of a move that are on nodes.
+pub fn behind_sources(relations: &[RelationRow]) -> PgResult<Vec<RemoteRow>> {
+    let mut found = Vec::new();
+    for row in relations {
+        found.extend(behind(row.source)?);
+    }
+    Ok(found)
+}
+
+/// Gives the indexes of a partition that came home the names that they would have had, as far as those are free.
+pub fn name_indexes(partition: pg_sys::Oid) -> PgResult<()> {
+    let renames = spi::rows(
+        "SELECT format('ALTER INDEX %I.%I RENAME TO %I', n.nspname, i.relname, x.name) FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN pg_catalog.pg_index k ON k.indrelid = c.oid \
+         JOIN pg_catalog.pg_class i ON i.oid = k.indexrelid \
+         CROSS JOIN LATERAL (SELECT pg_catalog.regexp_replace(i.relname, '^shadow_[0-9]+_[0-9]+_', c.relname || '_') AS name) x \
+         WHERE c.oid = $1 AND c.relkind = 'r' AND i.relname ~ '^shadow_[0-9]+_[0-9]+_' AND octet_length(x.name) < 64 \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_class o WHERE o.relnamespace = n.oid AND o.relname = x.name)",
+        &[partition.into()],
+        |row| row.need::<String>(1),
+    )?;
+    renames.iter().try_for_each(|rename| spi::run(rename, &[]).map(drop))
+}
+
 /// Whether a foreign table is over a remote table.
 fn is_used(row: &RemoteRow) -> PgResult<bool> {
     shadow::exists(row.partition)

@@ -81,7 +81,7 @@ fn turn_round(move_id: i64, pair: &Pair, keep: bool) -> PgResult<()> {
         _ => (none, none),
     };
     spi::run(
-        "UPDATE foreshard.move_relation SET source = $3, shadow = $2, capture_log = $4, capture_trigger = $5 WHERE move_id = $1 AND source = $2",
+        "UPDATE foreshard.move_relation SET source = $3, shadow = $2, capture_log = coalesce($4, 0), capture_trigger = coalesce($5, 0) WHERE move_id = $1 AND source = $2",
         &[move_id.into(), pair.source.relation.into(), pair.copy.relation.into(), log.into(), trigger.into()],
     )?;
     if pair.log != none {
@@ -96,7 +96,7 @@ fn turn_round(move_id: i64, pair: &Pair, keep: bool) -> PgResult<()> {
 pub fn set_fingerprint(move_id: i64, pair: &Pair) -> PgResult<()> {
     let print = pair.fingerprint()?.ok_or_else(|| internal("no fingerprint"))?;
     spi::run(
-        "UPDATE foreshard.move_relation SET fingerprint = $3, capture_log = $4, capture_trigger = $5 WHERE move_id = $1 AND source = $2",
+        "UPDATE foreshard.move_relation SET fingerprint = $3, capture_log = coalesce($4, 0), capture_trigger = coalesce($5, 0) WHERE move_id = $1 AND source = $2",
         &[
             move_id.into(),
             pair.source.relation.into(),
@@ -163,12 +163,4 @@ pub fn set_blocks(move_id: i64, source: pg_sys::Oid, blocks: i64) -> PgResult<()
         &[move_id.into(), source.into(), blocks.into()],
     )?;
     Ok(())
-}
-
-/// What is touched by an exchange and not held by users, ascending.
-pub fn own(pairs: &[(Pair, Option<pg_sys::Oid>)]) -> Vec<pg_sys::Oid> {
-    let mut own: Vec<pg_sys::Oid> =
-        pairs.iter().flat_map(|(pair, twin)| std::iter::once(pair.copy.relation).chain(*twin)).collect();
-    own.sort_by_key(|oid| oid.to_u32());
-    own
 }

@@ -5,13 +5,14 @@
 use super::{Compared, Round, advance, compare, pairs, replay};
 use crate::catalog::link::Link;
 use crate::catalog::moves::{self, MoveRow};
-use crate::catalog::remote::{self, copy};
-use crate::catalog::{link, record_event, shadow, waiting};
+use crate::catalog::remote::{self, copy, reap};
+use crate::catalog::shadow::{self, RelationRow};
+use crate::catalog::{link, record_event, waiting};
 use crate::engine::{Engine, Foreign};
 use crate::mover::{Outcome, short_lock};
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::report::PgResult;
-use crate::pg::{guc, lock, spi};
+use crate::pg::{guc, invalidation, lock, spi};
 use foreshard_core::phase::Event;
 use pgrx::pg_sys;
 use serde_json::json;
@@ -167,18 +168,23 @@ fn locked(
         return Ok(Some(Stop::Blocked));
     }
     let begun = Instant::now();
+    let is_here = transaction(|| {
+        let there = reap::behind_sources(&shadow::relations(row.move_id)?)?;
+        Ok(there.is_empty())
+    })?;
     // Nobody writes any more: neither through this server nor, of a source on a node, there.
     transaction(|| hold_there(row, patience_ms))?;
     loop {
         match replay(row)? {
             Round::Changed => return Ok(Some(Stop::Leave(Event::SourceChanged))),
-            Round::Keys(0) => break,
+            // A log that is here is replayed as a whole; nobody adds to it.
+            Round::Keys(keys) if keys == 0 || is_here => break,
             Round::Keys(_) if begun.elapsed().as_millis() > patience_ms => return Ok(Some(Stop::Blocked)),
             Round::Keys(_) => {}
         }
     }
-    let left = || patience_ms.saturating_sub(begun.elapsed().as_millis());
-    if !snapshots_are_gone(row, left())? || left() == 0 {
+    let left = patience_ms.saturating_sub(begun.elapsed().as_millis());
+    if !snapshots_are_gone(row, left)? {
         return Ok(Some(Stop::Blocked));
     }
     transaction(|| exchange(row, attempt, direction, held, begun))
@@ -196,6 +202,16 @@ fn release_there(row: &MoveRow) -> PgResult<()> {
     shadow::relations(row.move_id)?.iter().try_for_each(|relation| copy::pair(relation)?.release_there())
 }
 
+/// Whether every source is what it was, and still fits its copy.
+fn fit(row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+    for relation in relations {
+        if !Foreign.fits(row, relation)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Everything under ACCESS EXCLUSIVE.
 fn exchange(
     row: &MoveRow,
@@ -206,18 +222,23 @@ fn exchange(
 ) -> PgResult<Option<Stop>> {
     let _ = lock::current_xid();
     spi::set_local("synchronous_commit", "on")?;
+    // Without the lock first: what was read once is read faster under it, and need not be read again unless somebody
+    // changed something.
+    let relations = shadow::relations(row.move_id)?;
+    invalidation::watch(shadow::defining(row.move_id, held)?);
+    let generation = invalidation::generation();
+    if !fit(row, &relations)? {
+        return Ok(Some(Stop::Leave(Event::SourceChanged)));
+    }
     if !short_lock::try_lock(held, lock::ACCESS_EXCLUSIVE, attempt)? {
         return Ok(Some(Stop::Blocked));
     }
     let exclusive = Instant::now();
-    let relations = shadow::relations(row.move_id)?;
     if !Foreign.hold_rest(row, &relations)? {
         return Ok(Some(Stop::Blocked));
     }
-    for relation in &relations {
-        if !Foreign.fits(row, relation)? {
-            return Ok(Some(Stop::Leave(Event::SourceChanged)));
-        }
+    if invalidation::generation() != generation && !fit(row, &relations)? {
+        return Ok(Some(Stop::Leave(Event::SourceChanged)));
     }
     let (what, shard, keep, event) = match direction {
         Direction::There => ("cutover", row.to_shard, Foreign.capabilities().watch, Event::Completed),

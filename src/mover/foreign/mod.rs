@@ -376,6 +376,9 @@ fn clean(row: &MoveRow, attempt: u32, then: Option<Event>) -> WorkResult<Outcome
             }
         }
         Foreign.drop_shadows(row)?;
+        for relation in &relations {
+            reap::name_indexes(relation.source)?;
+        }
         Ok(names)
     })?;
     for (node, remote) in dressed {
