@@ -76,7 +76,10 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
     }
     transaction(|| statistics::collect(&open(node)?, node))?;
     for orphan in transaction(|| reap::left_on(node))? {
-        transaction(|| reap::drop_orphan(node, &orphan))?;
+        // Who made it may have lost its user mapping, or its right to connect.
+        if transaction(|| reap::drop_orphan(node, &orphan, true)).is_err() {
+            transaction(|| reap::drop_orphan(node, &orphan, false))?;
+        }
     }
     Ok(())
 }

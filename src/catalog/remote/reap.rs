@@ -12,9 +12,11 @@ fn maker(row: &RemoteRow, node: &NodeRow) -> PgResult<Option<pg_sys::Oid>> {
     Ok(node::role(&row.owner_name)?.or(node.checked_as))
 }
 
-/// Drops one remote table that nobody needs from its node, and forgets it. Without a role to do it as, it stays.
-pub fn drop_orphan(node: &NodeRow, row: &RemoteRow) -> PgResult<()> {
-    let Some(role) = maker(row, node)? else { return Ok(()) };
+/// Drops one remote table that nobody needs from its node, and forgets it: as the role that made it, or as the one who
+/// added the node. Without a role to do it as, it stays.
+pub fn drop_orphan(node: &NodeRow, row: &RemoteRow, as_maker: bool) -> PgResult<()> {
+    let role = if as_maker { maker(row, node)? } else { node.checked_as };
+    let Some(role) = role else { return Ok(()) };
     make::remove(&row.link(role)?, row)?;
     forget(row.remote_id)?;
     crate::catalog::record_event(
@@ -131,7 +133,7 @@ fn is_used(row: &RemoteRow) -> PgResult<bool> {
 /// After a move: what is still used loses what helped to fill it and what logged its changes, the rest goes.
 pub fn clear(node: &NodeRow, row: &RemoteRow, lock_ms: i32) -> PgResult<()> {
     if !is_used(row)? {
-        return drop_orphan(node, row);
+        return drop_orphan(node, row, true);
     }
     let Some(role) = maker(row, node)? else { return Ok(()) };
     make::undress(&row.link(role)?, row, lock_ms)
@@ -139,5 +141,5 @@ pub fn clear(node: &NodeRow, row: &RemoteRow, lock_ms: i32) -> PgResult<()> {
 
 /// Drops a remote table that was registered for a move and never got its foreign table, or has lost it.
 pub fn drop_unused(node: &NodeRow, row: &RemoteRow) -> PgResult<()> {
-    if is_used(row)? { Ok(()) } else { drop_orphan(node, row) }
+    if is_used(row)? { Ok(()) } else { drop_orphan(node, row, true) }
 }
