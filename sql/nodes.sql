@@ -36,6 +36,8 @@ CREATE TABLE foreshard.remote_table (
     -- storage parameters and indexes that the parent does not have
     options     text,
     indexes     jsonb NOT NULL DEFAULT '[]',
+    -- there may be things there that helped to fill it or log its changes
+    dressed     boolean NOT NULL DEFAULT true,
     -- what the node said of it last
     collected_at timestamptz,
     rows        bigint,

@@ -76,6 +76,7 @@ impl World {
     /// What is on the nodes beside the tables that hold slots.
     fn assert_nothing_left(&mut self) -> Result<()> {
         self.here.wait_query("SELECT count(*) FROM foreshard.remote_tables WHERE orphan", "0")?;
+        self.here.wait_query("SELECT count(*) FROM foreshard.remote_table WHERE dressed", "0")?;
         self.here.assert_clean()?;
         let known = self.here.query("SELECT count(*) FROM foreshard.remote_table")?;
         let mut tables = 0;

@@ -44,6 +44,7 @@ impl Engine for Foreign {
 
     /// Registers what is to be made on a node, so that it is known before it is there.
     fn prepare(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<()> {
+        remote::set_dressed(partitions, true)?;
         let Some((node, _)) = remote::node_of_shard(row.to_shard)? else { return Ok(()) };
         for partition in partitions {
             let shape = remote::shape(*partition)?;

@@ -3,7 +3,7 @@
 
 use crate::catalog::link::Link;
 use crate::catalog::node::{self, NodeRow};
-use crate::catalog::remote::{reap, statistics};
+use crate::catalog::remote::{self, reap, statistics};
 use crate::catalog::session;
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
 use crate::pg::report::{PgResult, unknown};
@@ -75,6 +75,9 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
         return Ok(());
     }
     transaction(|| statistics::collect(&open(node)?, node))?;
+    for table in transaction(|| remote::dressed(&node.name))? {
+        transaction(|| reap::clear(node, &table, guc::MAX_LOCK_TIME.get()))?;
+    }
     for orphan in transaction(|| reap::left_on(node))? {
         // Who made it may have lost its user mapping, or its right to connect.
         if transaction(|| reap::drop_orphan(node, &orphan, true)).is_err() {

@@ -159,6 +159,28 @@ pub fn orphans(node: &str) -> PgResult<Vec<RemoteRow>> {
     )
 }
 
+/// Those of a node that are used, take part in no move, and may still have what a move needed of them.
+pub fn dressed(node: &str) -> PgResult<Vec<RemoteRow>> {
+    spi::rows(
+        &format!(
+            "{ROW} WHERE r.node_name = $1::name AND r.dressed AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) \
+               AND NOT EXISTS (SELECT FROM foreshard.move_relation m WHERE r.partition IN (m.source, m.shadow)) \
+               AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished) ORDER BY 1"
+        ),
+        &[node.into()],
+        row_of,
+    )
+}
+
+/// Notes whether there may be things on the node that a move needs of a table.
+pub fn set_dressed(partitions: &[pg_sys::Oid], dressed: bool) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.remote_table SET dressed = $2 WHERE partition = ANY ($1) AND dressed <> $2",
+        &[partitions.to_vec().into(), dressed.into()],
+    )?;
+    Ok(())
+}
+
 /// What a copy of a partition is made like.
 pub struct Shape {
     /// The partitioned table.

@@ -1,6 +1,6 @@
 //! What is left over: on nodes what no move and no table needs, and here what a move leaves behind.
 
-use super::{RemoteRow, behind, forget, make, orphans};
+use super::{RemoteRow, behind, forget, make, orphans, set_dressed};
 use crate::catalog::node::{self, NodeRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::pg::report::PgResult;
@@ -136,7 +136,8 @@ pub fn clear(node: &NodeRow, row: &RemoteRow, lock_ms: i32) -> PgResult<()> {
         return drop_orphan(node, row, true);
     }
     let Some(role) = maker(row, node)? else { return Ok(()) };
-    make::undress(&row.link(role)?, row, lock_ms)
+    make::undress(&row.link(role)?, row, lock_ms)?;
+    set_dressed(&[row.partition], false)
 }
 
 /// Drops a remote table that was registered for a move and never got its foreign table, or has lost it.
