@@ -26,10 +26,10 @@ CREATE TABLE foreshard.remote_table (
     remote_schema name NOT NULL,
     remote_name name NOT NULL,
     -- the managed table, and who owned it: whose user mapping made it
-    table_oid   oid NOT NULL,
+    table_oid   regclass NOT NULL,
     owner_name  name NOT NULL,
     -- the foreign table over it; 0: not made yet
-    partition   oid NOT NULL DEFAULT 0,
+    partition   regclass NOT NULL DEFAULT 0,
     -- the move it was made for
     move_id     bigint NOT NULL,
     key_columns name[] NOT NULL,

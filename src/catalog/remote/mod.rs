@@ -99,8 +99,8 @@ impl RemoteRow {
     }
 }
 
-const ROW: &str = "SELECT r.remote_id, r.node_name::text, n.server_name::text, r.remote_schema::text, r.remote_name::text, r.table_oid, \
-        r.owner_name::text, r.partition, r.key_columns::text[], r.options, r.indexes \
+const ROW: &str = "SELECT r.remote_id, r.node_name::text, n.server_name::text, r.remote_schema::text, r.remote_name::text, r.table_oid::oid, \
+        r.owner_name::text, r.partition::oid, r.key_columns::text[], r.options, r.indexes \
     FROM foreshard.remote_table r JOIN foreshard.node n USING (node_name)";
 
 fn row_of(row: &spi::Row) -> PgResult<RemoteRow> {
@@ -164,7 +164,7 @@ pub fn dressed(node: &str) -> PgResult<Vec<RemoteRow>> {
     spi::rows(
         &format!(
             "{ROW} WHERE r.node_name = $1::name AND r.dressed AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) \
-               AND NOT EXISTS (SELECT FROM foreshard.move_relation m WHERE r.partition IN (m.source, m.shadow)) \
+               AND NOT EXISTS (SELECT FROM foreshard.move_relation m WHERE r.partition::oid IN (m.source, m.shadow)) \
                AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished) ORDER BY 1"
         ),
         &[node.into()],
@@ -175,7 +175,7 @@ pub fn dressed(node: &str) -> PgResult<Vec<RemoteRow>> {
 /// Notes whether there may be things on the node that a move needs of a table.
 pub fn set_dressed(partitions: &[pg_sys::Oid], dressed: bool) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.remote_table SET dressed = $2 WHERE partition = ANY ($1) AND dressed <> $2",
+        "UPDATE foreshard.remote_table SET dressed = $2 WHERE partition::oid = ANY ($1) AND dressed <> $2",
         &[partitions.to_vec().into(), dressed.into()],
     )?;
     Ok(())
