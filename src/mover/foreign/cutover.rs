@@ -22,6 +22,8 @@ use std::time::Instant;
 const FRESH_S: f64 = 60.0;
 /// Round trips for which writers may wait beyond `foreshard.max_lock_time`.
 const ROUND_TRIPS: f64 = 20.0;
+/// Attempts that wait for every older snapshot, even for that of who waits for us.
+const STRICT_ATTEMPTS: u32 = 8;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 500;
 
@@ -80,18 +82,37 @@ fn ready(row: &MoveRow) -> WorkResult<Option<Outcome>> {
             Compared::Leave(event) => Outcome::Leave(event),
         }));
     }
-    if !snapshots_are_gone(row, SNAPSHOT_WAIT_MS)? {
+    if copies_are_here(row)? && !snapshots_are_gone(row, SNAPSHOT_WAIT_MS, &[])? {
         return Ok(Some(Outcome::Again(20)));
     }
     Ok(None)
 }
 
-/// Waits until no snapshot is left that may not see the last replay; names the holders when that takes too long.
-fn snapshots_are_gone(row: &MoveRow, patience_ms: u128) -> WorkResult<bool> {
+/// Whether the copies are on this server. Rows that come home carry ids of the carrier's transactions, which older
+/// snapshots do not see; a node takes a snapshot of its own when it is first asked, which is never an older one.
+fn copies_are_here(row: &MoveRow) -> WorkResult<bool> {
+    transaction(|| {
+        for relation in shadow::relations(row.move_id)? {
+            if remote::behind(relation.shadow)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// Waits until no snapshot is left that may not see the last replay; names the holders when that takes too long. Whoever
+/// waits for a lock on `held` with the first statement of a transaction takes another snapshot when it goes on, and does
+/// not count.
+fn snapshots_are_gone(row: &MoveRow, patience_ms: u128, held: &[pg_sys::Oid]) -> WorkResult<bool> {
     let begun = Instant::now();
     loop {
         let xid = transaction(|| moves::last_replay(row.move_id))?;
-        let older = xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default();
+        let mut older = xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default();
+        if !older.is_empty() && !held.is_empty() {
+            let fresh = transaction(|| waiting::beginners(held))?;
+            older.retain(|old| !fresh.contains(&crate::pg::compat::vxid_text(old)));
+        }
         if older.is_empty() {
             return Ok(true);
         }
@@ -184,7 +205,9 @@ fn locked(
         }
     }
     let left = patience_ms.saturating_sub(begun.elapsed().as_millis());
-    if !snapshots_are_gone(row, left)? {
+    // At first without exceptions.
+    let but_for = if attempt < STRICT_ATTEMPTS { &[] } else { held };
+    if copies_are_here(row)? && !snapshots_are_gone(row, left, but_for)? {
         return Ok(Some(Stop::Blocked));
     }
     transaction(|| exchange(row, attempt, direction, held, begun))
