@@ -45,9 +45,13 @@ COMMENT ON VIEW foreshard.stat_sampling IS 'What measuring itself took since the
 
 COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that change while their partition moves.';
 COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of every resharding request.';
-COMMENT ON FUNCTION foreshard.add_shard(text, text, double precision) IS 'Adds a shard: a tablespace with a capacity in cost units (ms of CPU) per second.';
+COMMENT ON FUNCTION foreshard.add_shard(text, text, double precision, text) IS 'Adds a shard: a tablespace, of this server or of a node, with a capacity in cost units (ms of CPU) per second.';
+COMMENT ON FUNCTION foreshard.add_node(text, text, text) IS 'Makes a foreign server of postgres_fdw a node, on which shards may be; checks it with the user mapping of the caller.';
+COMMENT ON FUNCTION foreshard.drop_node(text) IS 'Forgets a node that has no shards and no tables of ours any more.';
+COMMENT ON FUNCTION foreshard.drain_shard(text, boolean) IS 'Empties a shard: nothing is placed on it any more, and its slots move to others; returns how many moves were filed.';
+COMMENT ON FUNCTION foreshard.drop_shard(text) IS 'Forgets a shard that holds nothing.';
 COMMENT ON FUNCTION foreshard.start_keeper() IS 'Internal: asks for the keeper worker of this database.';
-COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[], boolean) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE, or online: at once with one slot, which is split in the background.';
+COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[], boolean, boolean) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE, or online: at once with one slot, which is split in the background.';
 COMMENT ON FUNCTION foreshard.undistribute(regclass) IS 'Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.';
 COMMENT ON FUNCTION foreshard.get_shard_location(regclass, "any") IS 'Name of the shard that holds a key.';
 COMMENT ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) IS 'A new bigint key that hashes to where the row should live: near the key given, within bounded load. Never given twice.';
@@ -117,7 +121,7 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_mon
 GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
-    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.hot_keys, foreshard.co_access,
+    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,
     foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 

@@ -3,12 +3,13 @@
 CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
-       pg_catalog.pg_total_relation_size(p.partition) AS bytes,
+       pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0) AS bytes,
        coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at, s.home_slot_id, s.isolated
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 JOIN foreshard.slot_partition p USING (slot_id)
 JOIN pg_catalog.pg_class c ON c.oid = p.partition
+LEFT JOIN foreshard.remote_table r ON r.partition = c.oid
 LEFT JOIN foreshard.move m ON m.slot_id = s.slot_id AND NOT m.finished;
 
 -- What the keeper cannot put right by itself, as the catalog is now. A slot that is being moved is left out.
@@ -57,8 +58,9 @@ LEFT JOIN (
     FROM foreshard.slot s
     LEFT JOIN foreshard.slot_heat t USING (slot_id)
     LEFT JOIN (
-        SELECT p.slot_id, sum(pg_catalog.pg_total_relation_size(p.partition)) AS bytes
-        FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition GROUP BY 1
+        SELECT p.slot_id, sum(pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0)) AS bytes
+        FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition
+        LEFT JOIN foreshard.remote_table r ON r.partition = c.oid GROUP BY 1
     ) b USING (slot_id)
     GROUP BY 1
 ) l USING (shard_id)

@@ -17,7 +17,8 @@ use pgrx::prelude::*;
 pgrx::pg_module_magic!(name, version);
 
 extension_sql_file!("../sql/schema.sql", bootstrap);
-extension_sql_file!("../sql/views.sql", name = "views");
+extension_sql_file!("../sql/nodes.sql", name = "nodes");
+extension_sql_file!("../sql/views.sql", name = "views", requires = ["nodes"]);
 extension_sql_file!("../sql/dependencies.sql", name = "dependencies", requires = ["views"]);
 extension_sql_file!("../sql/graphs.sql", name = "graphs", requires = ["dependencies"]);
 extension_sql_file!("../sql/resolver.sql", name = "resolver", requires = ["graphs"]);

@@ -5,7 +5,8 @@ mod online;
 use crate::catalog::colocation::SlotPlace;
 use crate::catalog::rebuild::{Leaf, Shape, lock_with_notice, rebuild};
 use crate::catalog::relation::{bytes_of_tree, column, kind};
-use crate::catalog::{birth, colocation, name_of, preflight, record_event};
+use crate::catalog::remote::against;
+use crate::catalog::{birth, colocation, moves, name_of, node, preflight, record_event};
 use crate::pg::report::{PgResult, bad_argument, busy, error, unknown, unsupported, wrong_state};
 use crate::pg::types::Regclass;
 use crate::pg::{partition, security, transaction};
@@ -33,6 +34,7 @@ fn distribute(
     colocate_with: default!(Option<Regclass>, "NULL"),
     shards: default!(Option<Vec<Option<String>>>, "NULL"),
     online: default!(bool, "false"),
+    remote: default!(bool, "false"),
 ) -> PgResult<i32> {
     let (Some(Regclass(table)), Some(key)) = (table, key) else {
         return Err(bad_argument("table and key must not be NULL"));
@@ -41,6 +43,9 @@ fn distribute(
         "tables can be distributed only in transactions of isolation level READ COMMITTED",
     )?;
     let shards = shard_names(shards)?;
+    if online && remote {
+        return Err(unsupported("online and remote cannot be given together"));
+    }
     if online {
         if colocate_with.is_some() {
             return Err(unsupported("online and colocate_with cannot be given together"));
@@ -60,12 +65,15 @@ fn distribute(
             .set_detail("A colocated table has the slots of its group."));
     }
     check_key(table, key, &name)?;
+    check_remote(table, &name, remote)?;
     lock_with_notice(&name, bytes_of_tree(table)?)?;
     require_same(table, &name)?;
     let key_type = check_key(table, key, &name)?;
+    check_remote(table, &name, remote)?;
 
     let as_owner = security::as_extension_owner()?;
     let slots = slots.unwrap_or(DEFAULT_SLOTS);
+    let joins = group.is_some();
     let (group_id, base) = match group {
         Some(group) if group.key_type != key_type => {
             return Err(bad_argument(format!(
@@ -78,9 +86,10 @@ fn distribute(
                 return Err(unsupported("the colocation group has keys with partitions of their own")
                     .set_hint("Bring them home first (foreshard.unisolate_key, foreshard.place_keys), and place them again afterwards."));
             }
+            require_here(group.group_id)?;
             (group.group_id, group.slot_count)
         }
-        None => (create_group(key_type, slots, shards.as_deref())?, slots),
+        None => (create_group(key_type, slots, only_local(shards.as_deref(), remote)?.as_deref())?, slots),
     };
     let placed = colocation::slots_of(group_id)?;
     drop(as_owner);
@@ -90,7 +99,8 @@ fn distribute(
         tablespace: slot.tablespace.clone(),
     };
     let leaves: Vec<Leaf> = placed.iter().map(leaf).collect();
-    let rebuilt = rebuild(table, &Shape::Hash { key, base: base as u32, leaves: &leaves })?;
+    let rebuilt =
+        rebuild(table, &Shape::Hash { key, base: base as u32, leaves: &leaves, own_unique: remote })?;
     let members: Vec<(i64, pg_sys::Oid)> =
         placed.iter().map(|slot| slot.slot_id).zip(rebuilt.leaves).collect();
     let as_owner = security::as_extension_owner()?;
@@ -106,7 +116,65 @@ fn distribute(
         None,
         json!({"table": name, "key": key, "slots": placed.len(), "rows": rebuilt.rows}),
     )?;
+    if remote && !joins {
+        send(group_id, slots, shards.as_deref())?;
+    }
     Ok(placed.len() as i32)
+}
+
+/// Files the moves of those slots whose place, with the shards of nodes counted in, is on a node.
+fn send(group_id: i32, slots: i32, shards: Option<&[String]>) -> PgResult<()> {
+    let sick = node::sick_shards()?;
+    let all: Vec<colocation::ShardRow> = colocation::shards()?
+        .into_iter()
+        .filter(|shard| !sick.contains(&shard.shard_id))
+        .filter(|shard| shards.map_or(!shard.draining, |names| names.contains(&shard.name)))
+        .collect();
+    let mut map = serde_json::Map::new();
+    for (slot, shard_id) in colocation::slots_of(group_id)?.iter().zip(places(group_id, slots, &all)?) {
+        let away = all.iter().find(|shard| shard.shard_id == shard_id && !shard.is_local());
+        if let Some(shard) = away {
+            map.insert(slot.slot_id.to_string(), serde_json::Value::String(shard.name.clone()));
+        }
+    }
+    if map.is_empty() {
+        return Ok(());
+    }
+    crate::pg::shmem::require_preloaded()?;
+    moves::file_map(&map, None, &security::current_user()?)?;
+    super::reshard::wake_keeper();
+    Ok(())
+}
+
+/// The names of shards of this server among those asked for: slots are made here and then move.
+fn only_local(shards: Option<&[String]>, remote: bool) -> PgResult<Option<Vec<String>>> {
+    let Some(names) = shards else { return Ok(None) };
+    if !remote {
+        return Ok(Some(names.to_vec()));
+    }
+    let all = colocation::shards()?;
+    let is_away = |name: &String| all.iter().any(|shard| &shard.name == name && !shard.is_local());
+    let local: Vec<String> = names.iter().filter(|name| !is_away(name)).cloned().collect();
+    // With shards of nodes only, slots begin wherever there is room.
+    Ok(if local.is_empty() { None } else { Some(local) })
+}
+
+/// Refuses tables that cannot have slots on nodes.
+fn check_remote(table: pg_sys::Oid, name: &str, remote: bool) -> PgResult<()> {
+    if !remote {
+        return Ok(());
+    }
+    refuse(&format!("table {name} cannot have slots on other servers"), against::against_layout(table)?)
+}
+
+/// Refuses a group that has slots on nodes: a table is rebuilt here.
+fn require_here(group_id: i32) -> PgResult<()> {
+    if !colocation::has_slots_away(group_id)? {
+        return Ok(());
+    }
+    Err(unsupported("the colocation group has slots on other servers").set_hint(
+        "Bring them home first with foreshard.move_slot(), or empty the shards with foreshard.drain_shard().",
+    ))
 }
 
 /// Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.
@@ -124,6 +192,7 @@ fn undistribute(table: Regclass) -> PgResult<()> {
         return Err(wrong_state(format!("table {name} is not managed by foreshard")));
     };
     require_still(managed.group_id)?;
+    require_here(managed.group_id)?;
     drop(as_owner);
     let check =
         || refuse(&format!("table {name} cannot be undistributed"), preflight::against_undistribute(table)?);

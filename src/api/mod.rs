@@ -7,6 +7,7 @@ mod explain;
 mod graph;
 mod influence;
 mod locate;
+mod node;
 mod observation;
 mod place;
 mod plan;

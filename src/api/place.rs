@@ -118,8 +118,11 @@ fn place_keys(
             .set_hint("The map has the form {\"<key>\": \"<shard>\"}; null brings a key home."));
     };
     file(table, json!({"place": map.len(), "whole": whole}), |placing| {
-        let shards: HashMap<String, (i32, bool)> =
-            colocation::shards()?.into_iter().map(|s| (s.name, (s.shard_id, s.draining))).collect();
+        let shards: HashMap<String, (i32, bool)> = colocation::shards()?
+            .into_iter()
+            .filter(colocation::ShardRow::is_local)
+            .map(|s| (s.name, (s.shard_id, s.draining)))
+            .collect();
         for (key, shard) in &map {
             let shard = match shard {
                 Value::Null => None,

@@ -1,7 +1,9 @@
 //! Shards, and the wake-up call of CREATE EXTENSION.
 
+use crate::catalog::colocation::LOCAL;
+use crate::catalog::link::Link;
 use crate::catalog::relation::usable_tablespace;
-use crate::catalog::{colocation, record_event};
+use crate::catalog::{colocation, node, record_event};
 use crate::pg::report::{PgResult, bad_argument, error, unknown, wrong_state};
 use crate::pg::shmem::{self, State};
 use crate::pg::{bgworker, security};
@@ -17,6 +19,7 @@ fn add_shard(
     shard_name: &str,
     tablespace: default!(&str, "'pg_default'"),
     capacity: default!(f64, 1000.0),
+    node: default!(&str, "'local'"),
 ) -> PgResult<i32> {
     if shard_name.is_empty() || shard_name.len() > 63 {
         return Err(bad_argument("shard name must have 1 to 63 bytes"));
@@ -25,10 +28,14 @@ fn add_shard(
         return Err(bad_argument("capacity must be positive")
             .set_detail("The unit is cost units (ms of CPU) per second."));
     }
-    match usable_tablespace(tablespace)? {
-        Some(true) => {}
-        Some(false) => return Err(bad_argument("tablespace \"pg_global\" cannot hold user data")),
-        None => return Err(unknown(format!("tablespace \"{tablespace}\" does not exist"))),
+    if node == LOCAL {
+        match usable_tablespace(tablespace)? {
+            Some(true) => {}
+            Some(false) => return Err(bad_argument("tablespace \"pg_global\" cannot hold user data")),
+            None => return Err(unknown(format!("tablespace \"{tablespace}\" does not exist"))),
+        }
+    } else {
+        remote_tablespace(node, tablespace)?;
     }
     let _owner = security::as_extension_owner()?;
     let shards = colocation::shards()?;
@@ -44,14 +51,31 @@ fn add_shard(
             format!("there can be at most {MAX_SHARDS} shards"),
         ));
     }
-    let shard_id = colocation::insert_shard(shard_name, tablespace, capacity)?;
+    let shard_id = colocation::insert_shard(shard_name, tablespace, capacity, node)?;
     record_event(
         "add_shard",
         None,
         None,
-        json!({"shard": shard_name, "tablespace": tablespace, "capacity": capacity}),
+        json!({"shard": shard_name, "tablespace": tablespace, "capacity": capacity, "node": node}),
     )?;
     Ok(shard_id)
+}
+
+/// Checks that a node has a tablespace, as the current user.
+fn remote_tablespace(node: &str, tablespace: &str) -> PgResult<()> {
+    let as_owner = security::as_extension_owner()?;
+    let found = node::node(node)?;
+    drop(as_owner);
+    let user = node::current_role()?;
+    node::check_server(&found.server, user)?;
+    match node::usable_tablespace(&Link::open(&found.server, user)?, tablespace)? {
+        Some(true) => Ok(()),
+        Some(false) => Err(error(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied for tablespace {tablespace} on node \"{node}\""),
+        )),
+        None => Err(unknown(format!("tablespace \"{tablespace}\" does not exist on node \"{node}\""))),
+    }
 }
 
 /// Asks, at commit, for a keeper in this database. CREATE EXTENSION calls it.

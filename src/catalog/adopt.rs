@@ -17,7 +17,7 @@ use pgrx::spi::quote_identifier;
 pub fn adopt(table: pg_sys::Oid, key: &str) -> PgResult<Rebuilt> {
     let definition = capture(table)?;
     let aside = step_aside(table, &definition)?;
-    dress(&definition, &aside, &Shape::Hash { key, base: 1, leaves: &[] })?;
+    dress(&definition, &aside, &Shape::Hash { key, base: 1, leaves: &[], own_unique: false })?;
     let parent = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[definition.name.as_str().into()])?
         .ok_or_else(|| internal("the new table is not there"))?;
     strip(table)?;

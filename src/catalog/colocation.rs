@@ -1,8 +1,9 @@
 //! Shards, colocation groups, managed tables and slots.
 
-use crate::pg::report::{PgResult, bad_argument, unknown};
+use crate::pg::report::{PgResult, bad_argument, unknown, unsupported};
 use crate::pg::spi;
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 
 /// A place for data.
 pub struct ShardRow {
@@ -14,12 +15,24 @@ pub struct ShardRow {
     pub capacity: f64,
     /// Being emptied.
     pub draining: bool,
+    /// Where it is.
+    pub node: String,
 }
+
+impl ShardRow {
+    /// It is on this server.
+    pub fn is_local(&self) -> bool {
+        self.node == LOCAL
+    }
+}
+
+/// The node that is this server.
+pub const LOCAL: &str = "local";
 
 /// All shards, by id.
 pub fn shards() -> PgResult<Vec<ShardRow>> {
     spi::rows(
-        "SELECT shard_id, shard_name::text, capacity, draining FROM foreshard.shard ORDER BY shard_id",
+        "SELECT shard_id, shard_name::text, capacity, draining, node_name::text FROM foreshard.shard ORDER BY shard_id",
         &[],
         |row| {
             Ok(ShardRow {
@@ -27,23 +40,27 @@ pub fn shards() -> PgResult<Vec<ShardRow>> {
                 name: row.need(2)?,
                 capacity: row.need(3)?,
                 draining: row.need(4)?,
+                node: row.need(5)?,
             })
         },
     )
 }
 
-/// The shards of these names, or all that are not draining.
+/// The shards of this server with these names, or all of them that are not draining.
 ///
 /// # Errors
-/// 42704 for an unknown name, 22023 when none is left.
+/// 42704 for an unknown name, 0A000 for one on another server, 22023 when none is left.
 pub fn shards_named(names: Option<&[String]>) -> PgResult<Vec<ShardRow>> {
     let all = shards()?;
     let chosen = match names {
-        None => all.into_iter().filter(|s| !s.draining).collect::<Vec<_>>(),
+        None => all.into_iter().filter(|s| !s.draining && s.is_local()).collect::<Vec<_>>(),
         Some(names) => {
             for name in names {
-                if !all.iter().any(|s| &s.name == name) {
+                let Some(shard) = all.iter().find(|s| &s.name == name) else {
                     return Err(unknown(format!("shard \"{name}\" does not exist")));
+                };
+                if !shard.is_local() {
+                    return Err(only_here(name, &shard.node));
                 }
             }
             all.into_iter().filter(|s| names.contains(&s.name)).collect()
@@ -56,11 +73,18 @@ pub fn shards_named(names: Option<&[String]>) -> PgResult<Vec<ShardRow>> {
     Ok(chosen)
 }
 
+/// 0A000: this is done on this server, and then slots move.
+pub fn only_here(shard: &str, node: &str) -> ErrorReport {
+    unsupported(format!("shard \"{shard}\" is on node \"{node}\""))
+        .set_detail("Tables are distributed, slots split and merged, and keys placed on shards of this server only.")
+        .set_hint("Name a shard of this server, and move whole slots to the node with foreshard.move_slot() afterwards.")
+}
+
 /// Adds a shard.
-pub fn insert_shard(name: &str, tablespace: &str, capacity: f64) -> PgResult<i32> {
+pub fn insert_shard(name: &str, tablespace: &str, capacity: f64, node: &str) -> PgResult<i32> {
     spi::one_mut::<i32>(
-        "INSERT INTO foreshard.shard (shard_name, tablespace_name, capacity) VALUES ($1::name, $2::name, $3) RETURNING shard_id",
-        &[name.into(), tablespace.into(), capacity.into()],
+        "INSERT INTO foreshard.shard (shard_name, tablespace_name, capacity, node_name) VALUES ($1::name, $2::name, $3, $4::name) RETURNING shard_id",
+        &[name.into(), tablespace.into(), capacity.into(), node.into()],
     )?
     .ok_or_else(|| crate::pg::report::internal("no shard id"))
 }
@@ -264,6 +288,12 @@ pub fn hold_still(group_id: i32) -> PgResult<bool> {
 /// Whether keys of the group have partitions of their own.
 pub fn has_chosen_keys(group_id: i32) -> PgResult<bool> {
     let sql = "SELECT EXISTS (SELECT FROM foreshard.slot JOIN foreshard.slot_partition USING (slot_id) WHERE group_id = $1 AND home_slot_id IS NOT NULL)";
+    Ok(spi::one::<bool>(sql, &[group_id.into()])?.unwrap_or(false))
+}
+
+/// Whether slots of the group are on nodes.
+pub fn has_slots_away(group_id: i32) -> PgResult<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) WHERE s.group_id = $1 AND h.node_name <> 'local')";
     Ok(spi::one::<bool>(sql, &[group_id.into()])?.unwrap_or(false))
 }
 

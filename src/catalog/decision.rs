@@ -30,13 +30,15 @@ pub struct SlotRow {
     pub observed: bool,
     /// Somebody undid a recommended move of it less than a day ago.
     pub undone: bool,
+    /// None of its tables has a unique index of its own, which foreign tables cannot be part of.
+    pub may_leave_server: bool,
 }
 
 /// Every slot with at least one partition.
 pub fn slots() -> PgResult<Vec<SlotRow>> {
     spi::rows(
         &format!(
-            "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition))::int8, \
+            "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0))::int8, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
                 extract(epoch FROM pg_catalog.clock_timestamp() - greatest(s.last_moved_at, \
                     (SELECT max(m.finished_at) FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.phase = 'failed')))::float8, \
@@ -44,9 +46,12 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
                 s.group_id, coalesce(max(h.heat), 0), \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared'), \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.undone_at > pg_catalog.now() - interval '1 day' AND {IS_UNDONE}), \
-                count(h.heat) > 0 \
+                count(h.heat) > 0, \
+                s.home_slot_id IS NULL AND NOT EXISTS (SELECT FROM foreshard.slot_partition x JOIN pg_catalog.pg_index i ON i.indrelid = x.table_oid AND i.indisunique \
+                        WHERE x.slot_id = s.slot_id) \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) \
          JOIN pg_catalog.pg_class c ON c.oid = p.partition LEFT JOIN foreshard.slot_heat h USING (slot_id) \
+         LEFT JOIN foreshard.remote_table r ON r.partition = c.oid \
          GROUP BY s.slot_id ORDER BY 1"
         ),
         &[],
@@ -63,6 +68,7 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
                 prepared: row.need(9)?,
                 undone: row.need(10)?,
                 observed: row.need(11)?,
+                may_leave_server: row.need(12)?,
             })
         },
     )

@@ -21,6 +21,13 @@ pub struct IndexDefinition {
     pub constraint_comment: Option<String>,
 }
 
+impl IndexDefinition {
+    /// It is a unique index, or one of a primary key or a unique constraint.
+    pub fn is_unique(&self) -> bool {
+        self.create.as_deref().is_none_or(|create| create.contains("UNIQUE"))
+    }
+}
+
 /// What must be made again after a table was rebuilt.
 pub struct Definition {
     /// Schema, quoted.
@@ -136,7 +143,8 @@ fn storage_options(args: &[Arg]) -> PgResult<Option<String>> {
     )
 }
 
-fn indexes(table: pg_sys::Oid) -> PgResult<Vec<IndexDefinition>> {
+/// The indexes of a table, those of a partitioned one included.
+pub fn indexes(table: pg_sys::Oid) -> PgResult<Vec<IndexDefinition>> {
     spi::rows(
         "SELECT pg_catalog.quote_ident(coalesce(k.conname, c.relname)), \
                 CASE WHEN k.oid IS NULL THEN CASE WHEN i.indisunique THEN 'CREATE UNIQUE INDEX' ELSE 'CREATE INDEX' END END, \

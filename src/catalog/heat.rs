@@ -60,9 +60,10 @@ const PRESENT: [&str; 9] = [
 ];
 
 /// The cumulative statistics of every partition.
-const COUNTERS: &str = "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, q.scans::int8, q.rows::int8, q.ins, q.upd, q.del, \
-                greatest(q.fetched - q.hit, 0)::int8 AS read, q.hit::int8 \
-         FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) CROSS JOIN LATERAL ( \
+const COUNTERS: &str = "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, (q.scans + coalesce(r.scans, 0))::int8 AS scans, (q.rows + coalesce(r.rows_read, 0))::int8 AS rows, \
+                q.ins + coalesce(r.inserted, 0) AS ins, q.upd + coalesce(r.updated, 0) AS upd, q.del + coalesce(r.deleted, 0) AS del, \
+                (greatest(q.fetched - q.hit, 0) + coalesce(r.blocks_read, 0))::int8 AS read, (q.hit + coalesce(r.blocks_hit, 0))::int8 AS hit \
+         FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) LEFT JOIN foreshard.remote_table r ON r.partition = p.partition::oid CROSS JOIN LATERAL ( \
              SELECT pg_catalog.pg_stat_get_numscans(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_numscans(i.indexrelid)), 0) AS scans, \
                     pg_catalog.pg_stat_get_tuples_returned(p.partition) + pg_catalog.pg_stat_get_tuples_fetched(p.partition) \
                       + coalesce(sum(pg_catalog.pg_stat_get_tuples_fetched(i.indexrelid)), 0) AS rows, \

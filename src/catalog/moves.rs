@@ -54,6 +54,8 @@ pub struct MoveRow {
     pub manual_weight: Option<f64>,
     /// Seconds since it was prepared; None: never.
     pub prepared_age_s: Option<f64>,
+    /// It is a move, and one of its shards is on another server.
+    pub is_foreign: bool,
 }
 
 impl MoveRow {
@@ -83,8 +85,9 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested OR EXISTS (SELECT FROM foreshard.move o WHERE o.partner_of = m.move_id AND o.cancel_requested), m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind IN ('split', 'place'), m.prepare, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of, m.kind = 'place' \
-         FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard WHERE m.move_id = $1",
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of, m.kind = 'place', \
+                m.kind = 'move' AND 'local' <> ANY (ARRAY[h.node_name, f.node_name]) \
+         FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard JOIN foreshard.shard f ON f.shard_id = m.from_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
             Ok(MoveRow {
@@ -108,6 +111,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 other_slot: row.get(18)?,
                 way_back_of: row.get(19)?,
                 is_place: row.need(20)?,
+                is_foreign: row.need(21)?,
             })
         },
     )?;
@@ -178,11 +182,11 @@ pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
         );
     };
     let target = spi::rows(
-        "SELECT shard_id, draining FROM foreshard.shard WHERE shard_name = $1::name",
+        "SELECT shard_id, draining, node_name <> 'local' FROM foreshard.shard WHERE shard_name = $1::name",
         &[shard.into()],
-        |row| Ok((row.need::<i32>(1)?, row.need::<bool>(2)?)),
+        |row| Ok((row.need::<i32>(1)?, row.need::<bool>(2)?, row.need::<bool>(3)?)),
     )?;
-    let Some((to_shard, draining)) = target.into_iter().next() else {
+    let Some((to_shard, draining, is_foreign)) = target.into_iter().next() else {
         return Err(
             unknown(format!("shard \"{shard}\" does not exist")).set_hint("See the view foreshard.shards.")
         );
@@ -196,6 +200,11 @@ pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
     if from_shard == to_shard {
         return Err(bad_argument(format!("slot {slot_id} is already on shard \"{from_name}\"")));
     }
+    if is_foreign {
+        super::remote::against::refuse_unique(slot_id)?;
+    }
+    super::node::require_up(to_shard)?;
+    super::node::require_up(from_shard)?;
     Ok(Assignment { slot_id, from_shard, to_shard })
 }
 

@@ -30,6 +30,8 @@ pub enum Shape<'a> {
         base: u32,
         /// One per slot.
         leaves: &'a [Leaf],
+        /// Unique indexes are the leaves' alone: the table has none, so that leaves may be on other servers.
+        own_unique: bool,
     },
     /// An ordinary table.
     Plain,
@@ -147,7 +149,7 @@ pub fn step_aside(table: pg_sys::Oid, definition: &Definition) -> PgResult<Strin
 fn create(definition: &Definition, aside: &str, shape: &Shape) -> PgResult<Vec<String>> {
     let like = format!("LIKE {aside} INCLUDING ALL EXCLUDING INDEXES EXCLUDING STATISTICS");
     let with = definition.storage_options.as_ref().map(|o| format!(" WITH ({o})")).unwrap_or_default();
-    let Shape::Hash { key, base, leaves } = shape else {
+    let Shape::Hash { key, base, leaves, .. } = shape else {
         run(&format!("CREATE TABLE {} ({like}){with}", definition.name))?;
         without_grants(oid_of(&definition.name)?)?;
         return Ok(Vec::new());
@@ -188,13 +190,18 @@ fn truncate(text: &str, bytes: usize) -> &str {
 fn build_indexes(definition: &Definition, leaves: &[String], shape: &Shape) -> PgResult<()> {
     let before = spi::one::<String>("SELECT pg_catalog.current_setting('default_tablespace')", &[])?;
     for index in &definition.indexes {
-        if let Shape::Hash { leaves: specs, .. } = shape {
+        let mut own = false;
+        if let Shape::Hash { leaves: specs, own_unique, .. } = shape {
+            own = *own_unique && index.is_unique();
             for (leaf, spec) in leaves.iter().zip(specs.iter()) {
                 spi::set_local("default_tablespace", &spec.tablespace)?;
                 run(&index_statement(index, leaf, None))?;
             }
         }
         spi::set_local("default_tablespace", "")?;
+        if own {
+            continue;
+        }
         run(&index_statement(index, &definition.name, Some(&index.name)))?;
         if let Some(text) = &index.comment {
             let schema = &definition.schema;

@@ -413,7 +413,7 @@ pub fn drop_all(move_id: i64) -> PgResult<()> {
 }
 
 /// After a swap the toast table carries the shadow's number in its name; give it back its own.
-fn restore_toast_name(source: pg_sys::Oid) -> PgResult<()> {
+pub(super) fn restore_toast_name(source: pg_sys::Oid) -> PgResult<()> {
     let toast = spi::rows(
         "SELECT t.oid, i.indexrelid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid \
          JOIN pg_catalog.pg_index i ON i.indrelid = t.oid WHERE c.oid = $1 AND t.relname <> 'pg_toast_' || $1::text AND i.indisvalid",

@@ -1,7 +1,7 @@
 //! Splits of slots: asking for one, what speaks against it, and what becomes of everything that is known
 //! of the slot.
 
-use super::{heat, moves, preflight, prepared, record_event};
+use super::{colocation, heat, moves, preflight, prepared, record_event};
 use crate::pg::report::{
     PgResult, PgSqlErrorCode, bad_argument, error, internal, unknown, unsupported, wrong_state,
 };
@@ -109,19 +109,20 @@ pub(super) fn slot(slot_id: i64) -> PgResult<Slot> {
 pub(super) fn target(name: Option<&str>, present: i32) -> PgResult<i32> {
     let Some(name) = name else { return Ok(present) };
     let found = spi::rows(
-        "SELECT shard_id, draining FROM foreshard.shard WHERE shard_name = $1::name",
+        "SELECT shard_id, draining, node_name::text FROM foreshard.shard WHERE shard_name = $1::name",
         &[name.into()],
-        |row| Ok((row.need::<i32>(1)?, row.need::<bool>(2)?)),
+        |row| Ok((row.need::<i32>(1)?, row.need::<bool>(2)?, row.need::<String>(3)?)),
     )?;
     match found.into_iter().next() {
+        Some((.., node)) if node != colocation::LOCAL => Err(colocation::only_here(name, &node)),
         None => {
             Err(unknown(format!("shard \"{name}\" does not exist"))
                 .set_hint("See the view foreshard.shards."))
         }
-        Some((shard_id, true)) if shard_id != present => {
+        Some((shard_id, true, _)) if shard_id != present => {
             Err(bad_argument(format!("shard \"{name}\" is being drained")))
         }
-        Some((shard_id, _)) => Ok(shard_id),
+        Some((shard_id, ..)) => Ok(shard_id),
     }
 }
 

@@ -1,13 +1,15 @@
 //! Engines: how the copies of a slot come to be and change places. One trait; `local` moves between
 //! tablespaces of this server, `split` replaces a slot by several, `place` gives keys of one partitions of their
-//! own. postgres_fdw and Citus follow behind the
+//! own, `foreign` moves to, from and between other servers by postgres_fdw. Citus follows behind the
 //! same trait.
 
+mod foreign;
 mod local;
 mod merge;
 mod place;
 mod split;
 
+pub use foreign::Foreign;
 pub use local::Local;
 pub use merge::Merge;
 pub use place::Place;
@@ -94,6 +96,9 @@ pub trait Engine {
 
 /// The engine of a move.
 pub fn of(row: &MoveRow) -> &'static dyn Engine {
+    if row.is_foreign {
+        return &Foreign;
+    }
     if row.is_place {
         return &Place;
     }

@@ -51,7 +51,7 @@ struct Picture {
 /// Shards that nodes may be placed on, those first, then the others.
 fn places() -> PgResult<(Vec<ShardRow>, usize)> {
     let (mut usable, other): (Vec<ShardRow>, Vec<ShardRow>) =
-        colocation::shards()?.into_iter().partition(|shard| !shard.draining);
+        colocation::shards()?.into_iter().partition(|shard| !shard.draining && shard.is_local());
     if usable.is_empty() {
         return Err(wrong_state("every shard is being emptied"));
     }

@@ -3,6 +3,7 @@
 
 pub mod canary;
 mod cutover;
+mod foreign;
 mod health;
 mod mirror;
 mod phases;
@@ -122,6 +123,7 @@ fn is_transient(failure: &Failure) -> bool {
     use PgSqlErrorCode as C;
     // A catalog row that somebody else changed first has no SQLSTATE of its own.
     failure.line.starts_with("tuple concurrently")
+        || foreign::is_away(failure)
         || matches!(
             failure.code,
             C::ERRCODE_LOCK_NOT_AVAILABLE

@@ -1,6 +1,6 @@
 //! The work of every phase but the cutover.
 
-use super::{Outcome, canary, cutover, health, mirror, prepared, short_lock};
+use super::{Outcome, canary, cutover, foreign, health, mirror, prepared, short_lock};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
@@ -25,6 +25,9 @@ const BLOCK_KIB: i32 = (pg_sys::BLCKSZ / 1024) as i32;
 
 /// Does one piece of the row's phase.
 pub fn perform(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    if row.is_foreign {
+        return foreign::perform(row, attempt);
+    }
     match row.phase {
         Phase::Preflight => preflight(engine, row, attempt),
         Phase::Capture => capture(engine, row, attempt),

@@ -255,6 +255,12 @@ settings! {
     /// How long a prepared split waits, seconds.
     int PREPARED_SPLIT_LIFETIME = c"foreshard.prepared_split_lifetime", 86400, 1, 2592000; Ctx::Sighup, S;
         c"How long a split that was built ahead is kept ready before it is discarded.";
+    /// Seconds between two health checks of a node.
+    int NODE_CHECK_INTERVAL = c"foreshard.node_check_interval", 10, 0, 86400; Ctx::Sighup, S;
+        c"Time between two health checks of a node, which also read its statistics; 0: none.";
+    /// Failed checks in a row that make a node sick.
+    int NODE_FAILURES = c"foreshard.node_failures", 3, 1, 1000; Ctx::Sighup, NONE;
+        c"Failed health checks in a row after which nothing is planned onto a node, until one succeeds.";
     /// Free space kept, percent.
     int MIN_FREE_DISK = c"foreshard.min_free_disk", 10, 0, 99; Ctx::Sighup, NONE;
         c"Per cent of the target file system that must stay free after a copy.";

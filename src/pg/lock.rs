@@ -125,3 +125,36 @@ pub fn try_session_lock(class: pg_sys::Oid, object: u32) -> bool {
         taken != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 }
+
+/// Keeps locks that the transaction has on relations until [`release_kept`], or until a transaction of this process
+/// aborts, or it ends: a transaction that ends in between does not let go of them.
+pub fn keep(relations: &[pg_sys::Oid], mode: i32) -> bool {
+    relations.iter().all(|relation| {
+        let tag = relation_tag(*relation);
+        // SAFETY: the tag is that of a relation of this database; dontWait never blocks; the session owns the lock.
+        let taken = unsafe { pg_sys::LockAcquire(&tag, mode, true, true) };
+        taken != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    })
+}
+
+/// Lets go of everything that [`keep`] holds. Outside a transaction.
+pub fn release_kept() {
+    // SAFETY: no transaction is under way, so the session's own locks of the ordinary kind are all there are.
+    unsafe {
+        if !pg_sys::IsTransactionState() {
+            pg_sys::LockReleaseAll(pg_sys::DEFAULT_LOCKMETHOD as u16, true);
+        }
+    }
+}
+
+fn relation_tag(relation: pg_sys::Oid) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
+        // SAFETY: set when the connection was made.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: relation.to_u32(),
+        locktag_field3: 0,
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_RELATION as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    }
+}

@@ -10,7 +10,8 @@ mod modes;
 mod trust;
 mod window;
 
-use crate::catalog::{colocation, decision, event, forecast_error, heat};
+use crate::catalog::colocation::ShardRow;
+use crate::catalog::{colocation, decision, event, forecast_error, heat, node};
 use crate::pg::guc::Mode;
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{bgworker, guc};
@@ -167,13 +168,32 @@ fn forecast_all(
     Ok((forecasts, curves, used))
 }
 
-fn segments(slots: &[decision::SlotRow], mut curves: BTreeMap<i64, Curve>, modes: &Modes) -> Vec<Segment> {
+/// Classes of slots: those that stay on this server, and those whose tables may be on others.
+const STAYS: u64 = 1;
+const MAY_LEAVE: u64 = 2;
+
+/// What the planner takes a shard for: one whose node is down takes nothing.
+fn place_of(shard: &ShardRow, sick: &[i32]) -> Shard {
+    let accepts = match (sick.contains(&shard.shard_id), shard.is_local()) {
+        (true, _) => 0,
+        (false, true) => ANY,
+        (false, false) => MAY_LEAVE,
+    };
+    Shard { id: shard.shard_id, capacity: shard.capacity, draining: shard.draining, accepts }
+}
+
+fn segments(
+    slots: &[decision::SlotRow],
+    mut curves: BTreeMap<i64, Curve>,
+    modes: &Modes,
+    sick: &[i32],
+) -> Vec<Segment> {
     let leads = curves.values().map(|c| c.mean.len()).max().unwrap_or(1);
     slots
         .iter()
         .map(|slot| {
             let curve = curves.remove(&slot.slot_id);
-            let hold = if slot.moving {
+            let hold = if slot.moving || sick.contains(&slot.shard_id) {
                 Hold::InFlight
             } else if modes.of(slot.group_id) == Mode::Off {
                 Hold::Off
@@ -193,7 +213,7 @@ fn segments(slots: &[decision::SlotRow], mut curves: BTreeMap<i64, Curve>, modes
                 futures: curve.futures,
                 hold,
                 hot_buckets: slot.hot_buckets.max(0) as u32,
-                class: ANY,
+                class: if slot.may_leave_server { MAY_LEAVE } else { STAYS },
             }
         })
         .collect()
@@ -234,12 +254,10 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     let slots = decision::slots()?;
     let shards = colocation::shards()?;
     let (forecasts, curves, lead_s) = forecast_all(horizon_s, &forecast)?;
-    let places: Vec<Shard> = shards
-        .iter()
-        .map(|s| Shard { id: s.shard_id, capacity: s.capacity, draining: s.draining, accepts: ANY })
-        .collect();
+    let sick = node::sick_shards()?;
+    let places: Vec<Shard> = shards.iter().map(|shard| place_of(shard, &sick)).collect();
     let (modes, links) = (Modes::read()?, links::links()?);
-    let (segments, options) = (segments(&slots, curves, &modes), plan_options(horizon_s));
+    let (segments, options) = (segments(&slots, curves, &modes, &sick), plan_options(horizon_s));
     let mut plan = plan_linked(&places, &segments, &links, &options).map_err(internal)?;
     let made_s = bgworker::now_s();
     let leads = segments.first().map_or(1, |segment| segment.curve.len());

@@ -2,7 +2,7 @@
 
 use crate::catalog::session;
 use crate::mover;
-use crate::pg::{bgworker, shmem};
+use crate::pg::{bgworker, lock, shmem};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -37,6 +37,8 @@ pub extern "C-unwind" fn foreshard_carrier_main(argument: pg_sys::Datum) {
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     let pid = bgworker::pid();
+    // Whoever is sent away between two transactions would keep them for good.
+    lock::release_kept();
     // Nobody is left to look after the reads of a copy; what is known of an old copy that is kept stays.
     mover::canary::close_routes(bgworker::extra());
     shmem::with_entry(bgworker::database(), |entry| {

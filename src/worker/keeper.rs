@@ -6,7 +6,7 @@ use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
 use crate::catalog::graph::{influence, moving};
-use crate::catalog::{act as acts, data_source, heat, moves, relation, session, slot_key};
+use crate::catalog::{act as acts, data_source, heat, moves, node, relation, session, slot_key};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -86,6 +86,7 @@ struct Keeper {
     reader: Reader,
     learner: Learner,
     graphs: Option<Handle>,
+    nodes: Option<Handle>,
 }
 
 impl Keeper {
@@ -95,6 +96,7 @@ impl Keeper {
         report("swapped moves", watch::look());
         report("moves", self.start_carriers());
         report("graphs", self.start_graphs());
+        report("nodes", self.start_nodes());
         if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
             self.last_expire_s = now_s;
             report("history", in_background(expire));
@@ -153,6 +155,23 @@ impl Keeper {
             name: "foreshard graph",
             kind: "foreshard graph",
             function: "foreshard_graph_main",
+            database: bgworker::database(),
+            extra: 0,
+        });
+        Ok(())
+    }
+
+    /// Starts the worker of health checks when one is due: a node that is cut off must not hold up the keeper.
+    fn start_nodes(&mut self) -> WorkResult<()> {
+        self.nodes.take_if(|handle| !handle.is_alive());
+        let interval = guc::NODE_CHECK_INTERVAL.get();
+        if self.nodes.is_some() || interval == 0 || !bgworker::transaction(|| node::is_check_due(interval))? {
+            return Ok(());
+        }
+        self.nodes = bgworker::start(&Spec {
+            name: "foreshard nodes",
+            kind: "foreshard nodes",
+            function: "foreshard_nodes_main",
             database: bgworker::database(),
             extra: 0,
         });

@@ -1,5 +1,5 @@
 //! Processes: launcher (one per cluster), keeper (one per database with the extension), carrier (one
-//! per move), and one for graphs while there is work.
+//! per move), one for graphs while there is work, and one that looks how the nodes are.
 
 pub mod carrier;
 mod costs;
@@ -9,6 +9,7 @@ mod key_load;
 pub mod launcher;
 mod learn;
 mod load;
+pub mod nodes;
 mod publish;
 mod triggers;
 mod watch;

@@ -45,6 +45,16 @@ pub fn create(server: &mut Server, rows: u64) -> Result<()> {
 impl Ledger {
     /// Starts clients on the tables as [`create`] left them.
     pub fn start(server: &Server, rows: u64, clients: u64) -> Ledger {
+        Ledger::start_kind(server, rows, clients, false)
+    }
+
+    /// As [`start`](Self::start), with single changes of one row only, none of its key: all that stays whole when one
+    /// of several servers crashes.
+    pub fn start_plain(server: &Server, rows: u64, clients: u64) -> Ledger {
+        Ledger::start_kind(server, rows, clients, true)
+    }
+
+    fn start_kind(server: &Server, rows: u64, clients: u64, plain: bool) -> Ledger {
         let stop = Arc::new(AtomicBool::new(false));
         let commits = Arc::new(AtomicU64::new(0));
         let mut shares = Vec::new();
@@ -59,6 +69,7 @@ impl Ledger {
                 random: Random::new(number + 17),
                 next: (1_000_000 / clients * clients + number) as i64,
                 stride: clients as i64,
+                plain,
             };
             let (stop, commits, own) = (Arc::clone(&stop), Arc::clone(&commits), Arc::clone(&share));
             threads.push(std::thread::spawn(move || {
@@ -154,6 +165,7 @@ struct Writer {
     random: Random,
     next: i64,
     stride: i64,
+    plain: bool,
 }
 
 /// A piece of work: its statements, whether it commits, and what it changes then.
@@ -267,7 +279,7 @@ impl Writer {
             changes: vec![change],
             commit: true,
         };
-        match self.random.below(12) {
+        match self.random.below(if self.plain { 8 } else { 12 }) {
             0..=4 => single((key, Some(old), Some(value))),
             5..=6 => single((self.fresh(), None, Some(value))),
             7 => single((key, Some(old), None)),

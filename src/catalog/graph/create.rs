@@ -5,7 +5,7 @@ use crate::catalog::colocation::ShardRow;
 use crate::catalog::name_of;
 use crate::pg::graph::keys::KeyKind;
 use crate::pg::graph::{announce_change, drop_with};
-use crate::pg::report::{PgResult, error, internal};
+use crate::pg::report::{PgResult, error, internal, unsupported};
 use crate::pg::spi;
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
@@ -258,10 +258,13 @@ fn hand_over(table: pg_sys::Oid, owner: &str) -> PgResult<()> {
 
 fn tablespace(shard_id: i32) -> PgResult<String> {
     let space = spi::one::<String>(
-        "SELECT pg_catalog.quote_ident(tablespace_name) FROM foreshard.shard WHERE shard_id = $1",
+        "SELECT pg_catalog.quote_ident(tablespace_name) FROM foreshard.shard WHERE shard_id = $1 AND node_name = 'local'",
         &[shard_id.into()],
     )?;
-    Ok(space.unwrap_or_else(|| "pg_default".to_owned()))
+    space.ok_or_else(|| {
+        unsupported(format!("shard {shard_id} is not on this server"))
+            .set_detail("Parts of a graph's closure are on shards of this server.")
+    })
 }
 
 /// Both indexes of a part.

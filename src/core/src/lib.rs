@@ -17,6 +17,7 @@
 //! | [`window`] | may a move begin at this time of day? |
 //! | [`calibration`] | did what was sure to pay really pay? |
 //! | [`graph`] | who reaches whom, how influential is a node, and who shall live together? |
+//! | [`breaker`] | is a node used, after these health checks? |
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`canary`] | how many reads may the new copy serve now? |
 //! | [`digest`] | are two copies of a table equal? |
@@ -35,6 +36,7 @@
 
 pub mod affinity;
 pub mod birth;
+pub mod breaker;
 pub mod calibration;
 pub mod canary;
 pub mod digest;

@@ -1,0 +1,360 @@
+//! Slots on other servers, by contrib postgres_fdw: what is refused and why, moves in every direction under writers,
+//! crashes of every side in every phase, nodes that are away.
+
+mod common;
+
+use common::ledger::{self, Ledger};
+use common::placed::expect_code;
+use common::{Server, options};
+use foreshard_test::{Cluster, ClusterOptions, Result};
+
+const ROWS: u64 = 4_000;
+
+/// The phases of a move to or from a node in which its carrier can be held.
+const PHASES: [&str; 8] =
+    ["preflight", "capture", "copy", "index", "catch_up", "verify", "cutover", "retire"];
+
+/// A server with two shards of its own and nodes n1, n2, which are two databases of another server.
+struct World {
+    here: Server,
+    there: Cluster,
+}
+
+impl World {
+    fn start(name: &str) -> Result<World> {
+        let there = Cluster::start(&ClusterOptions::new(&format!("{name}-there")).set("fsync", "off"))?;
+        let settings = options(name)
+            .set("foreshard.copy_chunk", "64kB")
+            .set("foreshard.node_check_interval", "1")
+            .set("foreshard.node_failures", "1")
+            .set("foreshard.max_lock_time", "200");
+        let mut here = Server::start(&settings)?;
+        there.connect("postgres")?.exec("CREATE DATABASE second")?;
+        here.query("CREATE EXTENSION postgres_fdw; CREATE EXTENSION dblink")?;
+        for (node, database) in [("n1", "postgres"), ("n2", "second")] {
+            here.query(&format!(
+                "CREATE SERVER s_{node} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{}', port '{}', dbname '{database}', \
+                     connect_timeout '2', tcp_user_timeout '2000', keepalives_idle '5'); \
+                 CREATE USER MAPPING FOR postgres SERVER s_{node} OPTIONS (user 'postgres')",
+                there.socket_dir().display(),
+                there.port()
+            ))?;
+        }
+        Ok(World { here, there })
+    }
+
+    fn with_nodes(name: &str) -> Result<World> {
+        let mut world = World::start(name)?;
+        for node in ["n1", "n2"] {
+            world.here.query(&format!(
+                "SELECT foreshard.add_node('{node}', 's_{node}'); SELECT foreshard.add_shard('on_{node}', node => '{node}')"
+            ))?;
+        }
+        Ok(world)
+    }
+
+    /// Both tables of the ledger, colocated, with unique indexes of their partitions only.
+    fn tables(&mut self, slots: u32) -> Result<()> {
+        ledger::create(&mut self.here, ROWS)?;
+        self.here.query(&format!(
+            "CREATE INDEX acc_v_idx ON acc (left(v, 20)); \
+             ALTER TABLE acc ADD CONSTRAINT v_there CHECK (v <> ''); \
+             SELECT foreshard.distribute('acc', 'id', {slots}, shards => '{{sa,sb}}', remote => true); \
+             SELECT foreshard.distribute('note', 'id', colocate_with => 'acc', remote => true)"
+        ))?;
+        Ok(())
+    }
+
+    fn move_to(&mut self, slot: &str, shard: &str) -> Result<String> {
+        self.here.query(&format!("SELECT foreshard.move_slot({slot}, '{shard}')"))
+    }
+
+    fn shard_of(&mut self, slot: &str) -> Result<String> {
+        self.here.query(&format!("SELECT DISTINCT shard FROM foreshard.slots WHERE slot_id = {slot}"))
+    }
+
+    /// What is on the nodes beside the tables that hold slots.
+    fn assert_nothing_left(&mut self) -> Result<()> {
+        self.here.wait_query("SELECT count(*) FROM foreshard.remote_tables WHERE orphan", "0")?;
+        self.here.wait_query("SELECT count(*) FROM foreshard.remote_table WHERE dressed", "0")?;
+        self.here.assert_clean()?;
+        let known = self.here.query("SELECT count(*) FROM foreshard.remote_table")?;
+        let mut tables = 0;
+        for database in ["postgres", "second"] {
+            let mut there = self.there.connect(database)?;
+            let of = "FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'f', 'S')";
+            let names = there.query_one(&format!("SELECT coalesce(string_agg(relname, ' '), '') {of}"))?;
+            let left = there.query_one(&format!(
+                "SELECT count(*) {of} AND relname ~ '^foreshard_(inbox|state|log|changes|rest)_'"
+            ))?;
+            assert_eq!(left, "0", "{names}");
+            let functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'foreshard\\_%' AND pronamespace = 'public'::regnamespace";
+            assert_eq!(there.query_one(functions)?, "0");
+            tables += there
+                .query_one(&format!("SELECT count(*) {of} AND relkind = 'r'"))?
+                .parse::<i64>()
+                .unwrap_or(-1);
+        }
+        assert_eq!(tables.to_string(), known, "tables on the nodes");
+        Ok(())
+    }
+}
+
+#[test]
+fn what_cannot_be_says_why() -> Result<()> {
+    let mut world = World::start("fdw-refuse")?;
+    let mut c = world.here.cluster.connect("postgres")?;
+    c.exec(
+        "CREATE FOREIGN DATA WRAPPER other; CREATE SERVER s_other FOREIGN DATA WRAPPER other; \
+         CREATE SERVER s_away FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '/nowhere', connect_timeout '2'); \
+         CREATE USER MAPPING FOR postgres SERVER s_away OPTIONS (user 'postgres'); \
+         CREATE SERVER s_unmapped FOREIGN DATA WRAPPER postgres_fdw",
+    )?;
+    for (server, schema, code) in [
+        ("nowhere", "public", "42704"),
+        ("s_other", "public", "0A000"),
+        ("s_unmapped", "public", "42704"),
+        ("s_away", "public", "08001"),
+        ("s_n1", "nowhere", "42704"),
+    ] {
+        let error =
+            expect_code(c.exec(&format!("SELECT foreshard.add_node('x', '{server}', '{schema}')")), code);
+        assert!(!error.message.contains("password"), "{error}");
+    }
+    expect_code(c.exec("SELECT foreshard.add_node('local', 's_n1')"), "22023");
+    c.exec("SELECT foreshard.add_node('n1', 's_n1')")?;
+    expect_code(c.exec("SELECT foreshard.add_node('n1', 's_n2')"), "42710");
+    expect_code(c.exec("SELECT foreshard.add_node('again', 's_n1')"), "42710");
+    let said = c.query_one("SELECT (state, round_trip_ms > 0, abs(clock_offset_ms) < 1000, remote_version >= 150000) FROM foreshard.nodes")?;
+    assert_eq!(said, "(up,t,t,t)");
+    expect_code(c.exec("SELECT foreshard.add_shard('s', node => 'nowhere')"), "42704");
+    expect_code(c.exec("SELECT foreshard.add_shard('s', 'nospace', node => 'n1')"), "42704");
+    c.exec("SELECT foreshard.add_shard('away', node => 'n1')")?;
+    let error = expect_code(c.exec("SELECT foreshard.drop_node('n1')"), "55006");
+    assert!(error.detail.as_deref().is_some_and(|d| d.contains("shard away")), "{error}");
+    c.exec("CREATE TABLE t (id bigint PRIMARY KEY); SELECT foreshard.distribute('t', 'id', 2)")?;
+    let slot = world.here.slots("t")?[0].clone();
+    let error = expect_code(c.exec(&format!("SELECT foreshard.move_slot({slot}, 'away')")), "0A000");
+    assert!(
+        error.hint.as_deref().is_some_and(|h| h.contains("Citus") && h.contains("remote => true")),
+        "{error}"
+    );
+    for call in [
+        format!("foreshard.split_slot({slot}, to_shard_b => 'away')"),
+        "foreshard.distribute('u', 'id', shards => '{away}')".to_string(),
+    ] {
+        c.exec("CREATE TABLE IF NOT EXISTS u (id bigint PRIMARY KEY)")?;
+        expect_code(c.exec(&format!("SELECT {call}")), "0A000");
+    }
+    c.exec("CREATE TABLE kid (id bigint PRIMARY KEY, u_id bigint REFERENCES u)")?;
+    for table in ["u", "kid"] {
+        let error = expect_code(
+            c.exec(&format!("SELECT foreshard.distribute('{table}', 'id', remote => true)")),
+            "0A000",
+        );
+        assert!(error.detail.as_deref().is_some_and(|d| d.contains("foreign_key")), "{error}");
+    }
+    // What speaks against a table is told by the move.
+    c.exec(
+        "CREATE TABLE v (id bigint PRIMARY KEY, w int); SELECT foreshard.distribute('v', 'id', 1, remote => true, shards => '{sa}'); \
+         CREATE ROLE reader LOGIN; GRANT SELECT ON v TO reader",
+    )?;
+    let slot = world.here.slots("v")?[0].clone();
+    let move_id = world.move_to(&slot, "away")?;
+    world.here.wait_end(&move_id, "failed")?;
+    let why = world
+        .here
+        .query(&format!("SELECT last_error FROM foreshard.progress_moves WHERE move_id = {move_id}"))?;
+    assert!(why.contains("no_user_mapping: reader"), "{why}");
+    c.exec("SELECT foreshard.drop_shard('away'); SELECT foreshard.drop_node('n1')")?;
+    world.assert_nothing_left()
+}
+
+#[test]
+fn slots_travel_under_writers() -> Result<()> {
+    let mut world = World::with_nodes("fdw-travel")?;
+    world.tables(2)?;
+    let ledger = Ledger::start_plain(&world.here, ROWS, 3);
+    let slots = world.here.slots("acc")?;
+    for (slot, shard) in [
+        (&slots[0], "on_n1"),
+        (&slots[1], "on_n2"),
+        (&slots[0], "on_n2"),
+        (&slots[1], "sa"),
+        (&slots[0], "sb"),
+    ] {
+        let move_id = world.move_to(slot, shard)?;
+        world.here.wait_end(&move_id, "done")?;
+        assert_eq!(world.shard_of(slot)?, shard);
+        ledger.work(60)?;
+        ledger.assert_equal(&mut world.here)?;
+        world.assert_nothing_left()?;
+        let held = world.here.query(&format!(
+            "SELECT detail->>'held_us', detail->>'writers_held_us', detail->>'attempts' FROM foreshard.history WHERE event = 'cutover' AND move_id = {move_id}"
+        ))?;
+        println!("to {shard}: held|writers|attempts {held}");
+    }
+    ledger.finish();
+    let names =
+        world.here.query("SELECT string_agg(partition::text, ' ' ORDER BY 1) FROM foreshard.slots")?;
+    assert_eq!(names.matches("acc_s").count(), 2, "{names}");
+    world.here.assert_settled()
+}
+
+#[test]
+fn a_slot_on_a_node_is_guarded_and_comes_back() -> Result<()> {
+    let mut world = World::with_nodes("fdw-back")?;
+    world.tables(2)?;
+    world.here.query("CREATE TABLE seen (id bigint, op text); \
+         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO public.seen VALUES (NEW.id, TG_OP); RETURN NULL; END'; \
+         CREATE TRIGGER see AFTER INSERT OR UPDATE ON acc FOR EACH ROW EXECUTE FUNCTION see()")?;
+    let slots = world.here.slots("acc")?;
+    let move_id = world.move_to(&slots[0], "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    // Triggers fire as before; the node refuses a row that belongs to another slot.
+    let mut c = world.here.cluster.connect("postgres")?;
+    let there = "SELECT id FROM acc WHERE tableoid = (SELECT partition FROM foreshard.remote_tables WHERE partition::text LIKE 'acc%') ORDER BY 1 LIMIT 1";
+    let id = c.query_one(there)?;
+    c.exec(&format!("UPDATE acc SET v = 'x' WHERE id = {id}"))?;
+    assert_eq!(c.query_one(&format!("SELECT count(*) FROM seen WHERE id = {id}"))?, "1");
+    let elsewhere = c.query_one("SELECT id FROM acc WHERE tableoid <> (SELECT partition FROM foreshard.remote_tables WHERE partition::text LIKE 'acc%') ORDER BY 1 LIMIT 1")?;
+    expect_code(c.exec(&format!("UPDATE acc SET id = -{elsewhere} - 1000000 + {elsewhere} WHERE id = {id} AND false; UPDATE acc SET id = {elsewhere} WHERE id = {id}")), "23514");
+    expect_code(c.exec(&format!("INSERT INTO acc VALUES ({id}, 'twice')")), "23505");
+    let plan =
+        c.query_one(&format!("EXPLAIN (VERBOSE, COSTS off, FORMAT json) SELECT * FROM acc WHERE id = {id}"))?;
+    assert!(
+        plan.contains("Foreign Scan") && plan.contains("Remote SQL") && plan.contains("WHERE ((id"),
+        "{plan}"
+    );
+    // Heat and size of a remote slot are known.
+    world.here.wait_query("SELECT bool_and(rows > 0 AND bytes > 0) FROM foreshard.remote_tables", "t")?;
+    world.here.wait_query(
+        &format!("SELECT bool_and(bytes > 0) FROM foreshard.slots WHERE slot_id = {}", slots[0]),
+        "t",
+    )?;
+    // The way back, in both directions, with what was written since.
+    world.here.set(&[("foreshard.rollback_window", "600")])?;
+    for (slot, to, back) in [(&slots[0], "sa", "on_n1"), (&slots[1], "on_n2", "")] {
+        let home = world.shard_of(slot)?;
+        let move_id = world.move_to(slot, to)?;
+        world
+            .here
+            .wait_query(&format!("SELECT phase FROM foreshard.move WHERE move_id = {move_id}"), "watch")?;
+        c.exec("INSERT INTO acc SELECT g, 'late' FROM generate_series(900001, 900200) g; UPDATE acc SET v = v || '!' WHERE id < 300; DELETE FROM acc WHERE id BETWEEN 400 AND 450")?;
+        let before = c.query_one("SELECT md5(string_agg(id || v, ',' ORDER BY id)) FROM acc")?;
+        world.here.query(&format!("SELECT foreshard.rollback_move({move_id})"))?;
+        world.here.wait_end(&move_id, "cancelled")?;
+        assert_eq!(world.shard_of(slot)?, if back.is_empty() { home } else { back.to_string() });
+        assert_eq!(c.query_one("SELECT md5(string_agg(id || v, ',' ORDER BY id)) FROM acc")?, before);
+        world.assert_nothing_left()?;
+        c.exec("DELETE FROM acc WHERE id > 900000")?;
+    }
+    world.here.set(&[("foreshard.rollback_window", "0")])?;
+    // TRUNCATE, on the node, is no loss: the copy begins anew.
+    world.here.hold(Some("cutover"))?;
+    let move_id = world.move_to(&slots[0], "sb")?;
+    world.here.wait_phase(&move_id, "cutover")?;
+    c.exec("TRUNCATE acc; INSERT INTO acc SELECT g, 'new' || g FROM generate_series(1, 500) g")?;
+    world.here.hold(None)?;
+    world.here.wait_end(&move_id, "done")?;
+    assert_eq!(c.query_one("SELECT count(*) FROM acc WHERE v LIKE 'new%'")?, "500");
+    assert_eq!(c.query_one("SELECT count(*) FROM acc")?, "500");
+    world.assert_nothing_left()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Carrier,
+    Here,
+    There,
+}
+
+#[test]
+fn crashes_of_every_side_in_every_phase() -> Result<()> {
+    let mut world = World::with_nodes("fdw-crash")?;
+    world.tables(2)?;
+    let ledger = Ledger::start_plain(&world.here, ROWS, 2);
+    let slots = world.here.slots("acc")?;
+    let all = std::env::var("FORESHARD_ROUNDS").is_ok();
+    let mut round = 0;
+    for phase in PHASES {
+        let victims = [Victim::There, Victim::Carrier, Victim::Here];
+        let chosen: Vec<Victim> =
+            if all { victims.to_vec() } else { vec![victims[round % 3], victims[(round + 1) % 3]] };
+        for victim in chosen {
+            let slot = &slots[0];
+            let to = ["on_n1", "sb", "on_n2", "on_n1", "sa"][round % 5];
+            let to = if world.shard_of(slot)? == to { "on_n2" } else { to };
+            println!("{victim:?} killed in {phase} of a move to {to}");
+            world.here.hold(Some(phase))?;
+            let move_id = world.move_to(slot, to)?;
+            let pid = world.here.wait_phase(&move_id, phase)?;
+            ledger.work(20)?;
+            match victim {
+                Victim::Carrier => world.here.cluster.kill9(pid)?,
+                Victim::Here => {
+                    world.here.cluster.kill9_postmaster()?;
+                    world.here.cluster.start_again()?;
+                }
+                Victim::There => world.there.kill9_postmaster()?,
+            }
+            world.here.hold(None)?;
+            if matches!(victim, Victim::There) {
+                std::thread::sleep(std::time::Duration::from_millis(150));
+                world.there.start_again()?;
+            }
+            world.here.wait_end(&move_id, "done")?;
+            ledger.work(20)?;
+            ledger.assert_equal(&mut world.here)?;
+            world.assert_nothing_left()?;
+            round += 1;
+        }
+    }
+    ledger.finish();
+    Ok(())
+}
+
+#[test]
+fn a_node_that_is_away() -> Result<()> {
+    let mut world = World::with_nodes("fdw-away")?;
+    world.tables(2)?;
+    let slots = world.here.slots("acc")?;
+    let move_id = world.move_to(&slots[0], "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    world.there.kill9_postmaster()?;
+    world.here.wait_query("SELECT string_agg(state, ' ') FROM foreshard.nodes", "down down")?;
+    let error = world.here.fails(&format!("SELECT foreshard.move_slot({}, 'on_n1')", slots[1]))?;
+    assert_eq!(error.sqlstate, "08006", "{error}");
+    assert!(error.hint.is_some(), "{error}");
+    // What is here goes on; what is there fails at once.
+    let mut c = world.here.cluster.connect("postgres")?;
+    let id = c
+        .query_one("SELECT id FROM ONLY acc_s1 LIMIT 1")
+        .or_else(|_| c.query_one("SELECT id FROM ONLY acc_s0 LIMIT 1"))?;
+    c.exec(&format!("UPDATE acc SET v = 'here' WHERE id = {id}"))?;
+    let begun = std::time::Instant::now();
+    let error = world.here.fails("SELECT count(*) FROM acc")?;
+    assert!(error.sqlstate.starts_with("08"), "{error}");
+    assert!(begun.elapsed().as_secs() < 2);
+    world.there.start_again()?;
+    world.here.wait_query("SELECT string_agg(state, ' ') FROM foreshard.nodes", "up up")?;
+    assert_eq!(c.query_one("SELECT count(*) FROM acc")?, ROWS.to_string());
+    // A cancelled move leaves nothing, even if the node was away when it was cancelled.
+    world.here.hold(Some("catch_up"))?;
+    let move_id = world.move_to(&slots[1], "on_n2")?;
+    world.here.wait_phase(&move_id, "catch_up")?;
+    world.there.kill9_postmaster()?;
+    world.here.query(&format!("SELECT foreshard.cancel_move({move_id})"))?;
+    world.here.hold(None)?;
+    world.here.wait_end(&move_id, "cancelled")?;
+    assert_ne!(world.here.query("SELECT count(*) FROM foreshard.remote_tables WHERE orphan")?, "0");
+    world.there.start_again()?;
+    world.assert_nothing_left()?;
+    // Emptied for maintenance.
+    assert_eq!(world.here.query("SELECT foreshard.drain_shard('on_n1')")?, "1");
+    world.here.wait_query("SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
+    assert_eq!(world.here.query("SELECT count(*) FROM foreshard.slots WHERE shard = 'on_n1'")?, "0");
+    assert_eq!(c.query_one("SELECT count(*) FROM acc")?, ROWS.to_string());
+    world.here.query("SELECT foreshard.drop_shard('on_n1')")?;
+    world.assert_nothing_left()
+}

@@ -1,0 +1,92 @@
+//! Nodes, and shards that are emptied.
+
+use super::reshard::wake_keeper;
+use crate::catalog::link::Link;
+use crate::catalog::{drain, node, record_event};
+use crate::pg::report::{PgResult, bad_argument, notice};
+use crate::pg::{security, shmem};
+use pgrx::prelude::*;
+use serde_json::json;
+
+/// A clock that is further off is told, ms.
+const CLOCK_OFF_MS: f64 = 1_000.0;
+
+/// Makes a foreign server of postgres_fdw a node, on which shards may be: checks it with the caller's user mapping and
+/// measures the round trip. `remote_schema` is where tables are made there.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn add_node(
+    node_name: Option<&str>,
+    server: Option<&str>,
+    remote_schema: default!(&str, "'public'"),
+) -> PgResult<()> {
+    let (Some(name), Some(server)) = (node_name, server) else {
+        return Err(bad_argument("node_name and server must not be NULL"));
+    };
+    node::check_name("node", name)?;
+    if name == crate::catalog::colocation::LOCAL {
+        return Err(bad_argument("node \"local\" is this server"));
+    }
+    let role = node::current_role()?;
+    node::check_server(server, role)?;
+    let looks = node::look_at(&Link::open(server, role)?, server, remote_schema)?;
+    if looks.clock_offset_ms.abs() > CLOCK_OFF_MS {
+        notice(&format!("the clock of server \"{server}\" is {:.0} ms ahead", looks.clock_offset_ms));
+    }
+    let lacking = node::lacking_timeouts(server)?;
+    if !lacking.is_empty() {
+        notice(&format!(
+            "server \"{server}\" does not set {}: statements may wait long for a node that is cut off",
+            lacking.join(", ")
+        ));
+    }
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    node::insert(name, server, remote_schema, &user, &looks)?;
+    record_event(
+        "add_node",
+        None,
+        None,
+        json!({"node": name, "server": server, "round_trip_ms": looks.round_trip_ms, "version": looks.version}),
+    )
+}
+
+/// Forgets a node that has no shards and no tables of ours any more.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn drop_node(node_name: Option<&str>) -> PgResult<()> {
+    let Some(name) = node_name else { return Err(bad_argument("node_name must not be NULL")) };
+    let _owner = security::as_extension_owner()?;
+    node::delete(name)?;
+    record_event("drop_node", None, None, json!({"node": name}))
+}
+
+/// Empties a shard: nothing is placed on it any more, and every slot that is there moves to the shard that has most
+/// room for it. Returns how many moves were filed. With `draining` false the shard takes data again.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn drain_shard(shard: Option<&str>, draining: default!(bool, "true")) -> PgResult<i64> {
+    let Some(shard) = shard else { return Err(bad_argument("shard must not be NULL")) };
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    drain::mark(shard, draining)?;
+    record_event("drain_shard", None, None, json!({"shard": shard, "draining": draining}))?;
+    let map = if draining { drain::plan(shard)? } else { serde_json::Map::new() };
+    if map.is_empty() {
+        return Ok(0);
+    }
+    shmem::require_preloaded()?;
+    let (_, filed) = crate::catalog::moves::file_map(&map, None, &user)?;
+    wake_keeper();
+    Ok(filed.len() as i64)
+}
+
+/// Forgets a shard that holds nothing and that no move knows.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn drop_shard(shard: Option<&str>) -> PgResult<()> {
+    let Some(shard) = shard else { return Err(bad_argument("shard must not be NULL")) };
+    let _owner = security::as_extension_owner()?;
+    drain::remove(shard)?;
+    record_event("drop_shard", None, None, json!({"shard": shard}))
+}

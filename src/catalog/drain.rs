@@ -1,0 +1,111 @@
+//! Shards that are emptied, and shards that go.
+
+use super::colocation;
+use crate::pg::report::{PgResult, busy, unknown, wrong_state};
+use crate::pg::spi;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+
+/// Says whether a shard is being emptied.
+///
+/// # Errors
+/// 42704 no such shard.
+pub fn mark(shard: &str, draining: bool) -> PgResult<()> {
+    let done = spi::run(
+        "UPDATE foreshard.shard SET draining = $2 WHERE shard_name = $1::name",
+        &[shard.into(), draining.into()],
+    )?;
+    if done == 0 {
+        return Err(
+            unknown(format!("shard \"{shard}\" does not exist")).set_hint("See the view foreshard.shards.")
+        );
+    }
+    Ok(())
+}
+
+/// A slot that has to go: (slot, load, whether its tables may be on other servers).
+struct Leaving {
+    slot_id: i64,
+    load: f64,
+    may_leave_server: bool,
+}
+
+/// A place for every slot of a shard that does not move yet, busiest first, each onto the shard that is least utilised
+/// with it; as `{"<slot>": "<shard>"}`. Chosen keys stay with [`super::place`].
+///
+/// # Errors
+/// 55000 a slot has nowhere to go.
+pub fn plan(shard: &str) -> PgResult<Map<String, Value>> {
+    let leaving = spi::rows(
+        "SELECT s.slot_id, coalesce(t.heat, 0), NOT EXISTS (SELECT FROM foreshard.slot_partition p \
+                JOIN pg_catalog.pg_index i ON i.indrelid = p.table_oid AND i.indisunique WHERE p.slot_id = s.slot_id) \
+         FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) LEFT JOIN foreshard.slot_heat t USING (slot_id) \
+         WHERE h.shard_name = $1::name AND s.home_slot_id IS NULL \
+           AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished) ORDER BY 2 DESC, 1",
+        &[shard.into()],
+        |row| Ok(Leaving { slot_id: row.need(1)?, load: row.need(2)?, may_leave_server: row.need(3)? }),
+    )?;
+    let sick = super::node::sick_shards()?;
+    let targets: Vec<colocation::ShardRow> = colocation::shards()?
+        .into_iter()
+        .filter(|s| !s.draining && s.name != shard && !sick.contains(&s.shard_id))
+        .collect();
+    // A slot without any load still takes room.
+    let mut loads: HashMap<i32, f64> = spi::rows(
+        "SELECT s.shard_id, sum(coalesce(t.heat, 0) + 1e-6) FROM foreshard.slot s LEFT JOIN foreshard.slot_heat t USING (slot_id) GROUP BY 1",
+        &[],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )?
+    .into_iter()
+    .collect();
+    let mut map = Map::new();
+    for slot in leaving {
+        let with = |target: &colocation::ShardRow| {
+            (loads.get(&target.shard_id).copied().unwrap_or(0.0) + slot.load) / target.capacity
+        };
+        let best = targets
+            .iter()
+            .filter(|target| target.is_local() || slot.may_leave_server)
+            .min_by(|a, b| with(a).total_cmp(&with(b)));
+        let Some(best) = best else {
+            return Err(wrong_state(format!("there is no other shard for slot {}", slot.slot_id))
+                .set_hint("Add one with foreshard.add_shard()."));
+        };
+        *loads.entry(best.shard_id).or_default() += slot.load + 1e-6;
+        map.insert(slot.slot_id.to_string(), Value::String(best.name.clone()));
+    }
+    Ok(map)
+}
+
+/// Removes a shard.
+///
+/// # Errors
+/// 42704 no such shard, 55006 it holds slots or is part of a move that is remembered.
+pub fn remove(shard: &str) -> PgResult<()> {
+    let used = spi::rows(
+        "SELECT (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id), \
+                (SELECT count(*) FROM foreshard.move m WHERE h.shard_id IN (m.from_shard, m.to_shard) AND NOT m.finished) \
+         FROM foreshard.shard h WHERE h.shard_name = $1::name",
+        &[shard.into()],
+        |row| Ok((row.need::<i64>(1)?, row.need::<i64>(2)?)),
+    )?;
+    match used.first() {
+        None => return Err(unknown(format!("shard \"{shard}\" does not exist"))),
+        Some((0, 0)) => {}
+        Some((slots, moves)) => {
+            return Err(busy(format!("shard \"{shard}\" is still used"))
+                .set_detail(format!("On it are {slots} slots, and {moves} moves from or to it."))
+                .set_hint("Empty it first: foreshard.drain_shard()."));
+        }
+    }
+    let of_shard = "(SELECT shard_id FROM foreshard.shard WHERE shard_name = $1::name)";
+    for statement in [
+        format!("DELETE FROM foreshard.move_part WHERE shard_id = {of_shard}"),
+        format!("DELETE FROM foreshard.move WHERE finished AND {of_shard} IN (from_shard, to_shard)"),
+        format!("UPDATE foreshard.slot SET born_shard = NULL WHERE born_shard = {of_shard}"),
+        "DELETE FROM foreshard.shard WHERE shard_name = $1::name".to_string(),
+    ] {
+        spi::run(&statement, &[shard.into()])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! Source and copy of one partition, either of which is on a node, and the statements between them.
+//!
+//! A copy on a node is written through its inbox, which deletes or inserts a row per row that comes in; together with
+//! the row of its state, so that two transactions of ours exclude each other there and a chunk whose commit was not
+//! heard of is not copied twice. A source on a node logs its changes there, in the transactions that make them.
+
+use super::make::quoted;
+use super::{RemoteRow, Shape, behind, shape};
+use crate::catalog::link::Link;
+use crate::catalog::name_of;
+use crate::catalog::shadow::RelationRow;
+use crate::pg::report::{PgResult, PgSqlErrorCode, error, internal};
+use crate::pg::{security, spi};
+use pgrx::pg_sys;
+
+/// A partition on one side.
+pub struct Side {
+    /// The table here: a heap, or a foreign table.
+    pub relation: pg_sys::Oid,
+    /// Its qualified name.
+    pub name: String,
+    /// What is behind it on a node.
+    pub remote: Option<RemoteRow>,
+}
+
+impl Side {
+    fn of(relation: pg_sys::Oid) -> PgResult<Side> {
+        Ok(Side { relation, name: name_of(relation)?, remote: behind(relation)? })
+    }
+
+    /// Connects to its node; None: it is here.
+    pub fn link(&self, role: pg_sys::Oid) -> PgResult<Option<(Link, &RemoteRow)>> {
+        let Some(remote) = &self.remote else { return Ok(None) };
+        Ok(Some((remote.link(role)?, remote)))
+    }
+}
+
+/// Source and copy.
+pub struct Pair {
+    /// What the slot has now.
+    pub source: Side,
+    /// What it is to have, or had.
+    pub copy: Side,
+    /// Log of a source that is here.
+    pub log: pg_sys::Oid,
+    /// Its capture trigger.
+    pub trigger: pg_sys::Oid,
+    /// What both are like.
+    pub shape: Shape,
+    /// Columns of the key, quoted.
+    pub keys: Vec<String>,
+}
+
+/// What one replay did.
+pub struct Replayed {
+    /// Keys that were made equal.
+    pub keys: i64,
+    /// Entries of the log on the node that may go once this is committed.
+    pub forget: Option<String>,
+    /// The source was emptied: the copy has to begin anew.
+    pub emptied: bool,
+}
+
+/// The pair of a relation of a move; its source must still be a partition.
+pub fn pair(row: &RelationRow) -> PgResult<Pair> {
+    let shape = shape(row.source)?;
+    Ok(Pair {
+        source: Side::of(row.source)?,
+        copy: Side::of(row.shadow)?,
+        log: row.log,
+        trigger: row.trigger,
+        keys: quoted(&shape.key),
+        shape,
+    })
+}
+
+impl Pair {
+    fn listed(&self, alias: &str) -> String {
+        self.shape.names.iter().map(|c| format!("{alias}.{c}")).collect::<Vec<_>>().join(", ")
+    }
+
+    fn matches(&self, a: &str, b: &str, numbered: bool) -> String {
+        let one = |(n, key): (usize, &String)| {
+            let left = if numbered { format!("{a}.k{}", n + 1) } else { format!("{a}.{key}") };
+            format!("{left} OPERATOR(pg_catalog.=) {b}.{key}")
+        };
+        self.keys.iter().enumerate().map(one).collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// Copies blocks [first, last) of the source, but for rows whose key is logged. None: the node says that this
+    /// was done already, and up to where; Some: the rows.
+    pub fn chunk(&self, first: i64, last: i64) -> PgResult<Result<u64, i64>> {
+        let _guard = security::as_restricted_owner(self.shape.owner);
+        if let Some(remote) = &self.copy.remote {
+            let state = remote.aid_here("state");
+            let step = format!("UPDATE {state} SET blocks = $2 WHERE blocks = $1");
+            if spi::run(&step, &[first.into(), last.into()])? == 0 {
+                let there = spi::one::<i64>(&format!("SELECT blocks FROM {state}"), &[])?;
+                return Ok(Err(there.ok_or_else(|| internal("the copy on the node has lost its state"))?));
+            }
+        }
+        let place = |column: &str| {
+            format!("{column} >= '({first},0)'::pg_catalog.tid AND {column} < '({last},0)'::pg_catalog.tid")
+        };
+        let from = match &self.source.remote {
+            Some(remote) => format!("{} s WHERE {}", remote.aid_here("rest"), place("s.foreshard_place")),
+            None => format!(
+                "ONLY {} s WHERE {} AND NOT EXISTS (SELECT FROM {} l WHERE {})",
+                self.source.name,
+                place("s.ctid"),
+                name_of(self.log)?,
+                self.matches("l", "s", true)
+            ),
+        };
+        self.insert(&from).map(Ok)
+    }
+
+    fn insert(&self, from: &str) -> PgResult<u64> {
+        let (columns, values) = (self.shape.names.join(", "), self.listed("s"));
+        spi::run(&format!("INSERT INTO {} ({columns}) SELECT {values} FROM {from}", self.copy.name), &[])
+    }
+
+    /// The logged keys with the state of their rows, at the snapshot.
+    fn changes(&self) -> PgResult<String> {
+        if let Some(remote) = &self.source.remote {
+            return Ok(remote.aid_here("changes"));
+        }
+        let numbered: Vec<String> = (1..=self.keys.len()).map(|n| format!("k{n}")).collect();
+        let columns = self.shape.names.iter().map(|name| match self.keys.iter().position(|k| k == name) {
+            Some(n) => format!("coalesce(s.{name}, l.k{}) AS {name}", n + 1),
+            None => format!("s.{name}"),
+        });
+        let first = self.keys.first().ok_or_else(|| internal("a table without a key"))?;
+        Ok(format!(
+            "(SELECT s.{first} IS NOT NULL AS foreshard_present, {} FROM (SELECT DISTINCT {} FROM {}) l LEFT JOIN ONLY {} s ON {})",
+            columns.collect::<Vec<_>>().join(", "),
+            numbered.join(", "),
+            name_of(self.log)?,
+            self.source.name,
+            self.matches("l", "s", true)
+        ))
+    }
+
+    /// Makes the copy equal to the source for every logged key (of a log on a node: for some), all by one snapshot:
+    /// the transaction is REPEATABLE READ. Deletes first, so that keys of other unique indexes may change places.
+    pub fn replay(&self) -> PgResult<Replayed> {
+        let guard = security::as_restricted_owner(self.shape.owner);
+        let changes = self.changes()?;
+        let mut forget = None;
+        if self.source.remote.is_some() {
+            let found = spi::rows(
+                &format!(
+                    "SELECT coalesce(bool_or(foreshard_all), false), \
+                            '{{' || pg_catalog.string_agg(pg_catalog.array_to_string(foreshard_ids, ','), ',') || '}}' FROM {changes}"
+                ),
+                &[],
+                |row| Ok((row.need::<bool>(1)?, row.get::<String>(2)?)),
+            )?;
+            match found.into_iter().next() {
+                Some((true, _)) => return Ok(Replayed { keys: 0, forget: None, emptied: true }),
+                Some((_, None)) | None => return Ok(Replayed { keys: 0, forget: None, emptied: false }),
+                Some((_, ids)) => forget = ids,
+            }
+        } else if !crate::catalog::copy::has_entries(self.log)? {
+            return Ok(Replayed { keys: 0, forget: None, emptied: false });
+        }
+        let columns = self.shape.names.join(", ");
+        let keys = match &self.copy.remote {
+            Some(remote) => {
+                spi::run(&format!("UPDATE {} SET blocks = blocks", remote.aid_here("state")), &[])?;
+                let inbox = remote.aid_here("inbox");
+                let key = self.keys.join(", ");
+                let gone = format!(
+                    "INSERT INTO {inbox} (foreshard_present, {key}) SELECT false, {key} FROM {changes} c"
+                );
+                spi::run(&gone, &[])?;
+                let rows = format!(
+                    "INSERT INTO {inbox} (foreshard_present, {columns}) SELECT true, {} FROM {changes} c WHERE c.foreshard_present",
+                    self.listed("c")
+                );
+                spi::run(&rows, &[])?;
+                spi::one::<i64>(&format!("SELECT count(*) FROM {changes} c"), &[])?.unwrap_or(0)
+            }
+            None => {
+                let matches = self.matches("c", "t", false);
+                spi::run(
+                    &format!("DELETE FROM {} t USING {changes} c WHERE {matches}", self.copy.name),
+                    &[],
+                )?;
+                self.insert(&format!("{changes} s WHERE s.foreshard_present"))?;
+                spi::one::<i64>(&format!("SELECT count(*) FROM {changes} c"), &[])?.unwrap_or(0)
+            }
+        };
+        if self.source.remote.is_none() {
+            spi::run(&format!("DELETE FROM {}", name_of(self.log)?), &[])?;
+        }
+        drop(guard);
+        Ok(Replayed { keys, forget, emptied: false })
+    }
+
+    /// Forgets entries of the log on the node, whose replay is committed.
+    pub fn forget(&self, ids: &str) -> PgResult<()> {
+        if let Some((link, remote)) = self.source.link(self.shape.owner)? {
+            link.exec(&format!(
+                "DELETE FROM {} WHERE id = ANY ('{ids}'::bigint[])",
+                remote.aid_there("log")
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Blocks of the source.
+    pub fn blocks(&self) -> PgResult<i64> {
+        if let Some((link, remote)) = self.source.link(self.shape.owner)? {
+            let size = link.one(&format!(
+                "SELECT (pg_relation_size({}) / current_setting('block_size')::int8)::text",
+                super::literal(&remote.table_there())
+            ))?;
+            return size
+                .and_then(|size| size.parse().ok())
+                .ok_or_else(|| internal("the table on the node is gone"));
+        }
+        let blocks = "SELECT pg_catalog.pg_relation_size($1::regclass) / pg_catalog.current_setting('block_size')::int8";
+        Ok(spi::one::<i64>(blocks, &[self.source.relation.into()])?.unwrap_or(0))
+    }
+
+    /// What must not change about the source while it moves; None: it is gone.
+    pub fn fingerprint(&self) -> PgResult<Option<String>> {
+        let here = crate::catalog::shadow::fingerprint(self.source.relation, self.trigger, self.log)?;
+        let portrait = self.shape.portrait();
+        Ok(here.map(|here| format!("{here} {portrait}")))
+    }
+
+    /// Ends what [`hold_there`](Self::hold_there) began.
+    pub fn release_there(&self) -> PgResult<()> {
+        for side in [&self.source, &self.copy] {
+            if let Some((link, _)) = side.link(self.shape.owner)? {
+                link.exec("COMMIT")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that nobody is writing a source on a node, not even a transaction that this server has given up:
+    /// takes a lock there that lasts as long as the link. A copy on a node: that none of our own transactions is
+    /// still under way there.
+    ///
+    /// # Errors
+    /// 55P03 somebody is.
+    pub fn hold_there(&self, wait_ms: i32) -> PgResult<Vec<Link>> {
+        let mut held = Vec::new();
+        if let Some((link, remote)) = self.source.link(self.shape.owner)? {
+            link.exec(&format!(
+                "BEGIN; SET LOCAL lock_timeout = {wait_ms}; LOCK TABLE {} IN SHARE MODE",
+                remote.table_there()
+            ))?;
+            held.push(link);
+        }
+        if let Some((link, remote)) = self.copy.link(self.shape.owner)? {
+            let free =
+                link.rows(&format!("SELECT blocks FROM {} FOR UPDATE NOWAIT", remote.aid_there("state")), 1)?;
+            if free.is_empty() {
+                return Err(error(
+                    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+                    "the copy is still being written",
+                ));
+            }
+        }
+        Ok(held)
+    }
+}

@@ -1,0 +1,281 @@
+//! The exchange. Writers of the table wait from the moment at which the rest of the log is replayed until the copies
+//! have changed places; readers for the last part of it. The rest is committed, on the node as well, before the
+//! exchange, which is a transaction of this server alone.
+
+use super::{Compared, Round, advance, compare, pairs, replay};
+use crate::catalog::link::Link;
+use crate::catalog::moves::{self, MoveRow};
+use crate::catalog::remote::{self, copy, reap};
+use crate::catalog::shadow::{self, RelationRow};
+use crate::catalog::{link, record_event, waiting};
+use crate::engine::{Engine, Foreign};
+use crate::mover::{Outcome, short_lock};
+use crate::pg::bgworker::{self, WorkResult, transaction};
+use crate::pg::report::PgResult;
+use crate::pg::{guc, invalidation, lock, spi};
+use foreshard_core::phase::Event;
+use pgrx::pg_sys;
+use serde_json::json;
+use std::time::Instant;
+
+/// A verification older than this is made again, s.
+const FRESH_S: f64 = 60.0;
+/// Round trips for which writers may wait beyond `foreshard.max_lock_time`.
+const ROUND_TRIPS: f64 = 20.0;
+/// Attempts that wait for every older snapshot, even for that of who waits for us.
+const STRICT_ATTEMPTS: u32 = 8;
+/// Longest wait for older snapshots before the log is looked at again, ms.
+const SNAPSHOT_WAIT_MS: u128 = 500;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    There,
+    Back,
+}
+
+/// One attempt at the cutover.
+pub fn attempt(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    if let Some(outcome) = ready(row)? {
+        return Ok(outcome);
+    }
+    switch(row, attempt, Direction::There)
+}
+
+/// After the swap: until the window has passed, a rollback is a swap back.
+pub fn watch(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    if row.rollback_requested || row.cancel_requested {
+        return match ready(row)? {
+            Some(Outcome::Leave(event)) => {
+                let lost = "there is no way back: the table was altered, or the copies differ";
+                transaction(|| moves::note(row.move_id, None, Some(lost), None))?;
+                Ok(Outcome::Leave(if event == Event::SourceChanged { event } else { Event::FatalError }))
+            }
+            Some(outcome) => Ok(outcome),
+            None => switch(row, attempt, Direction::Back),
+        };
+    }
+    let window_s = f64::from(guc::ROLLBACK_WINDOW.get());
+    if row.swapped_age_s.is_none_or(|age| age >= window_s) {
+        return Ok(Outcome::Leave(Event::Completed));
+    }
+    Ok(Outcome::Rest)
+}
+
+/// Catches up and verifies if need be; None: both copies are as good as equal, and that was verified.
+fn ready(row: &MoveRow) -> WorkResult<Option<Outcome>> {
+    match replay(row)? {
+        Round::Changed => return Ok(Some(Outcome::Leave(Event::SourceChanged))),
+        Round::Keys(keys) if keys > i64::from(guc::CUTOVER_MAX_KEYS.get()) => {
+            return Ok(Some(Outcome::Again(0)));
+        }
+        Round::Keys(_) => {}
+    }
+    // What was verified before the swap says nothing of what came since.
+    let stale = match row.swapped_age_s {
+        Some(swapped) => row.verified_age_s.is_none_or(|age| age >= swapped || age > FRESH_S),
+        None => row.verified_age_s.is_none_or(|age| age > FRESH_S),
+    };
+    if stale {
+        return Ok(Some(match compare(row)? {
+            Compared::Equal => Outcome::Again(0),
+            Compared::Different => Outcome::Leave(Event::Mismatch),
+            Compared::Leave(event) => Outcome::Leave(event),
+        }));
+    }
+    if copies_are_here(row)? && !snapshots_are_gone(row, SNAPSHOT_WAIT_MS, &[])? {
+        return Ok(Some(Outcome::Again(20)));
+    }
+    Ok(None)
+}
+
+/// Whether the copies are on this server. Rows that come home carry ids of the carrier's transactions, which older
+/// snapshots do not see; a node takes a snapshot of its own when it is first asked, which is never an older one.
+fn copies_are_here(row: &MoveRow) -> WorkResult<bool> {
+    transaction(|| {
+        for relation in shadow::relations(row.move_id)? {
+            if remote::behind(relation.shadow)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// Waits until no snapshot is left that may not see the last replay; names the holders when that takes too long. Whoever
+/// waits for a lock on `held` with the first statement of a transaction takes another snapshot when it goes on, and does
+/// not count.
+fn snapshots_are_gone(row: &MoveRow, patience_ms: u128, held: &[pg_sys::Oid]) -> WorkResult<bool> {
+    let begun = Instant::now();
+    loop {
+        let xid = transaction(|| moves::last_replay(row.move_id))?;
+        let mut older = xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default();
+        if !older.is_empty() && !held.is_empty() {
+            let fresh = transaction(|| waiting::beginners(held))?;
+            older.retain(|old| !fresh.contains(&crate::pg::compat::vxid_text(old)));
+        }
+        if older.is_empty() {
+            return Ok(true);
+        }
+        if begun.elapsed().as_millis() > patience_ms {
+            transaction(|| {
+                let who = waiting::oldest_snapshots()?;
+                moves::note(row.move_id, who.as_deref(), None, None)
+            })?;
+            return Ok(false);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// Why the copies have not changed places.
+enum Stop {
+    Blocked,
+    Leave(Event),
+}
+
+fn switch(row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outcome> {
+    let relations = transaction(|| shadow::relations(row.move_id))?;
+    let held = transaction(|| Foreign.held_first(row, &relations))?;
+    // Connections are made before anybody waits.
+    let patience_ms = transaction(|| patience_ms(row))?;
+    let stopped = locked(row, attempt, direction, &held, patience_ms);
+    lock::release_kept();
+    let let_go = transaction(|| release_there(row));
+    if let_go.is_err() {
+        // Closing the connection lets go as well.
+        link::distrust();
+    }
+    match stopped? {
+        None => {
+            let_go?;
+            Ok(Outcome::Advanced)
+        }
+        Some(Stop::Leave(event)) => Ok(Outcome::Leave(event)),
+        Some(Stop::Blocked) => {
+            short_lock::report_blocked(row.move_id, &held, attempt)?;
+            Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
+        }
+    }
+}
+
+/// How long writers may wait, by the round trips of the nodes in question.
+fn patience_ms(row: &MoveRow) -> PgResult<u128> {
+    let mut patience_ms = f64::from(guc::MAX_LOCK_TIME.get());
+    for shard in [row.from_shard, row.to_shard] {
+        if let Some((node, _)) = remote::node_of_shard(shard)? {
+            patience_ms += ROUND_TRIPS * node.round_trip_ms;
+        }
+    }
+    for pair in pairs(row)?.unwrap_or_default() {
+        let owner = pair.shape.owner;
+        let _both = (pair.source.link(owner)?.is_some(), pair.copy.link(owner)?.is_some());
+    }
+    Ok(patience_ms as u128)
+}
+
+/// Everything while writers wait; None: done.
+fn locked(
+    row: &MoveRow,
+    attempt: u32,
+    direction: Direction,
+    held: &[pg_sys::Oid],
+    patience_ms: u128,
+) -> WorkResult<Option<Stop>> {
+    let got = transaction(|| {
+        let got = short_lock::try_lock(held, lock::SHARE_ROW_EXCLUSIVE, attempt)?;
+        Ok(got && lock::keep(held, lock::SHARE_ROW_EXCLUSIVE))
+    })?;
+    if !got {
+        return Ok(Some(Stop::Blocked));
+    }
+    let begun = Instant::now();
+    let is_here = transaction(|| {
+        let there = reap::behind_sources(&shadow::relations(row.move_id)?)?;
+        Ok(there.is_empty())
+    })?;
+    // Nobody writes any more: neither through this server nor, of a source on a node, there.
+    transaction(|| hold_there(row, patience_ms))?;
+    loop {
+        match replay(row)? {
+            Round::Changed => return Ok(Some(Stop::Leave(Event::SourceChanged))),
+            // A log that is here is replayed as a whole; nobody adds to it.
+            Round::Keys(keys) if keys == 0 || is_here => break,
+            Round::Keys(_) if begun.elapsed().as_millis() > patience_ms => return Ok(Some(Stop::Blocked)),
+            Round::Keys(_) => {}
+        }
+    }
+    let left = patience_ms.saturating_sub(begun.elapsed().as_millis());
+    // At first without exceptions.
+    let but_for = if attempt < STRICT_ATTEMPTS { &[] } else { held };
+    if copies_are_here(row)? && !snapshots_are_gone(row, left, but_for)? {
+        return Ok(Some(Stop::Blocked));
+    }
+    transaction(|| exchange(row, attempt, direction, held, begun))
+}
+
+fn hold_there(row: &MoveRow, patience_ms: u128) -> PgResult<()> {
+    for pair in pairs(row)?.unwrap_or_default() {
+        let _links: Vec<Link> = pair.hold_there(patience_ms.clamp(1, 60_000) as i32)?;
+    }
+    Ok(())
+}
+
+/// Ends what [`hold_there`] began, on whichever side the tables are now.
+fn release_there(row: &MoveRow) -> PgResult<()> {
+    shadow::relations(row.move_id)?.iter().try_for_each(|relation| copy::pair(relation)?.release_there())
+}
+
+/// Whether every source is what it was, and still fits its copy.
+fn fit(row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+    for relation in relations {
+        if !Foreign.fits(row, relation)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Everything under ACCESS EXCLUSIVE.
+fn exchange(
+    row: &MoveRow,
+    attempt: u32,
+    direction: Direction,
+    held: &[pg_sys::Oid],
+    begun: Instant,
+) -> PgResult<Option<Stop>> {
+    let _ = lock::current_xid();
+    spi::set_local("synchronous_commit", "on")?;
+    // Without the lock first: what was read once is read faster under it, and need not be read again unless somebody
+    // changed something.
+    let relations = shadow::relations(row.move_id)?;
+    invalidation::watch(shadow::defining(row.move_id, held)?);
+    let generation = invalidation::generation();
+    if !fit(row, &relations)? {
+        return Ok(Some(Stop::Leave(Event::SourceChanged)));
+    }
+    if !short_lock::try_lock(held, lock::ACCESS_EXCLUSIVE, attempt)? {
+        return Ok(Some(Stop::Blocked));
+    }
+    let exclusive = Instant::now();
+    if !Foreign.hold_rest(row, &relations)? {
+        return Ok(Some(Stop::Blocked));
+    }
+    if invalidation::generation() != generation && !fit(row, &relations)? {
+        return Ok(Some(Stop::Leave(Event::SourceChanged)));
+    }
+    let (what, shard, keep, event) = match direction {
+        Direction::There => ("cutover", row.to_shard, Foreign.capabilities().watch, Event::Completed),
+        Direction::Back => ("rollback", row.from_shard, false, Event::RollbackRequested),
+    };
+    Foreign.swap(row, &relations, keep)?;
+    Foreign.place(row, shard)?;
+    let detail = json!({
+        "held_us": exclusive.elapsed().as_micros() as u64,
+        "writers_held_us": begun.elapsed().as_micros() as u64,
+        "attempts": attempt + 1,
+    });
+    record_event(what, Some(row.move_id), Some(row.slot_id), detail)?;
+    advance(row, event)?;
+    bgworker::show_activity(None);
+    Ok(None)
+}

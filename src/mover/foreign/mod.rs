@@ -1,0 +1,405 @@
+//! The phases of moves to, from and between nodes. The carrier alone writes the copy; users never wait for a node
+//! because of it but while the last changes are replayed, bounded as every lock.
+//!
+//! Where a commit on a node could come without the one here (or be heard of too late), nothing depends on it: a chunk
+//! is counted there in the transaction that copies it, a replay is by state, entries of a log on a node go only after
+//! what they led to is committed, and the exchange of the copies itself touches no node.
+
+mod cutover;
+
+use super::{Outcome, health, mirror, short_lock};
+use crate::catalog::copy as progress;
+use crate::catalog::moves::{self, MoveRow};
+use crate::catalog::remote::{self, copy, digest, make, reap, swap};
+use crate::catalog::{link, name_of, record_event, shadow};
+use crate::engine::{Engine, Foreign};
+use crate::pg::bgworker::{Failure, WorkResult, transaction, transaction_repeatable_read};
+use crate::pg::report::{PgResult, busy, internal, unsupported};
+use crate::pg::{bgworker, guc, lock, spi};
+use foreshard_core::phase::{Event, Phase};
+use pgrx::pg_sys;
+use std::time::Instant;
+
+/// Log entries that may be pending when catch-up hands over.
+const CAUGHT_UP_KEYS: i64 = 1_000;
+
+/// Does one piece of the row's phase; after an error no connection is trusted.
+pub fn perform(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    link::keep();
+    let done = step(row, attempt);
+    if done.is_err() {
+        link::distrust();
+        lock::release_kept();
+    }
+    done
+}
+
+fn step(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    match row.phase {
+        Phase::Preflight => preflight(row, attempt),
+        Phase::Capture => capture(row, attempt),
+        Phase::Copy => copy_chunk(row),
+        Phase::Index => index(row),
+        Phase::CatchUp => catch_up(row),
+        Phase::Verify => verify(row),
+        Phase::Cutover => cutover::attempt(row, attempt),
+        Phase::Watch => cutover::watch(row, attempt),
+        Phase::Retire | Phase::Revert | Phase::RevertFailed => clean(row, attempt, Some(Event::Completed)),
+        Phase::Mirror | Phase::Prepared | Phase::Canary => {
+            transaction(|| Err(internal(format!("a move to a node has no phase {}", row.phase))))
+        }
+        Phase::Done | Phase::Cancelled | Phase::Failed => Ok(Outcome::Again(0)),
+    }
+}
+
+/// Whether an error only says that a node does not answer: the move waits for it.
+pub fn is_away(failure: &Failure) -> bool {
+    use pgrx::prelude::PgSqlErrorCode as C;
+    matches!(
+        failure.code,
+        C::ERRCODE_CONNECTION_FAILURE
+            | C::ERRCODE_CONNECTION_EXCEPTION
+            | C::ERRCODE_CONNECTION_DOES_NOT_EXIST
+            | C::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION
+            | C::ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION
+            | C::ERRCODE_ADMIN_SHUTDOWN
+            | C::ERRCODE_CRASH_SHUTDOWN
+            | C::ERRCODE_CANNOT_CONNECT_NOW
+            | C::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION
+    )
+}
+
+fn advance(row: &MoveRow, event: Event) -> PgResult<Outcome> {
+    moves::advance(row, event, Foreign.capabilities())?;
+    Ok(Outcome::Advanced)
+}
+
+/// Checks, registers what will be made on a node, then makes every copy: in this order, each committed.
+fn preflight(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    let relations = transaction(|| shadow::relations(row.move_id))?;
+    let unmade = transaction(|| remote::unmade(row.move_id))?;
+    let to = transaction(|| remote::node_of_shard(row.to_shard))?;
+    let partitions = transaction(|| Foreign.partitions(row))?;
+    if relations.iter().any(|relation| relation.log != pg_sys::InvalidOid || !relation.fingerprint.is_empty())
+        || relations.iter().any(|relation| !partitions.contains(&relation.source))
+    {
+        return clean(row, attempt, None);
+    }
+    if relations.len() == partitions.len() && !partitions.is_empty() {
+        return transaction(|| advance(row, Event::Completed));
+    }
+    let Some(next) = partitions.iter().find(|p| relations.iter().all(|r| r.source != **p)) else {
+        return transaction(|| Err(unsupported("the slot has no partition any more")));
+    };
+    if relations.is_empty() && unmade.is_empty() {
+        transaction(|| {
+            let reasons = Foreign.preflight(row, &partitions)?;
+            if !reasons.is_empty() {
+                return Err(unsupported(format!("slot {} cannot be moved", row.slot_id))
+                    .set_detail(reasons.join("; "))
+                    .set_hint("Cure every reason named and move the slot again."));
+            }
+            Foreign.prepare(row, &partitions)
+        })?;
+        if to.is_some() {
+            return Ok(Outcome::Again(0));
+        }
+    }
+    transaction(|| make_copy(row, *next))?;
+    Ok(Outcome::Again(0))
+}
+
+/// Makes the copy of one partition, empty.
+fn make_copy(row: &MoveRow, source: pg_sys::Oid) -> PgResult<()> {
+    let shape = remote::shape(source)?;
+    let copy = match remote::node_of_shard(row.to_shard)? {
+        Some((_, tablespace)) => {
+            let unmade = remote::unmade(row.move_id)?;
+            let mine = unmade.into_iter().find(|remote| remote.table == shape.parent);
+            let mine = mine.ok_or_else(|| internal("the table on the node is not registered"))?;
+            make::table(&mine.link(shape.owner)?, &mine, &shape, &tablespace)?;
+            make::shadow_here(&mine, &shape)?
+        }
+        None => make::heap_here(row.move_id, source, &shape, &row.tablespace)?,
+    };
+    let twin = swap::twin(row.move_id, source, copy)?;
+    swap::begin(row.move_id, source, copy, twin)
+}
+
+/// Begins to log changes: of partitions that are here while no writer is under way.
+fn capture(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    let partitions = transaction(|| Foreign.partitions(row))?;
+    let done = transaction(|| {
+        let _ = lock::current_xid();
+        if !short_lock::try_lock(&partitions, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
+            return Ok(mirror::Attempt::Blocked);
+        }
+        if Foreign.partitions(row)? != partitions {
+            return Err(busy("the partitions of the slot changed"));
+        }
+        if !Foreign.install(row, &partitions)? {
+            return Ok(mirror::Attempt::Leave(Event::SourceChanged));
+        }
+        advance(row, Event::Completed)?;
+        Ok(mirror::Attempt::Done)
+    })?;
+    match done {
+        mirror::Attempt::Done => Ok(Outcome::Advanced),
+        mirror::Attempt::Leave(event) => Ok(Outcome::Leave(event)),
+        mirror::Attempt::Blocked => {
+            short_lock::report_blocked(row.move_id, &partitions, attempt)?;
+            Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
+        }
+    }
+}
+
+/// The pairs of a move, each with its twin. None: a source is not what it was when its changes began to be logged.
+fn pairs(row: &MoveRow) -> PgResult<Option<Vec<copy::Pair>>> {
+    let mut pairs = Vec::new();
+    for relation in shadow::relations(row.move_id)? {
+        if !shadow::exists(relation.source)? {
+            return Err(internal(format!(
+                "partition {} was dropped while it moved",
+                relation.source.to_u32()
+            )));
+        }
+        lock::lock_all(&[relation.source], lock::ACCESS_SHARE);
+        if !Foreign.fits(row, &relation)? {
+            return Ok(None);
+        }
+        pairs.push(copy::pair(&relation)?);
+    }
+    Ok(Some(pairs))
+}
+
+fn copy_chunk(row: &MoveRow) -> WorkResult<Outcome> {
+    let begun = Instant::now();
+    if let Some(pause_ms) = health::held_back(row)? {
+        return Ok(Outcome::Again(pause_ms));
+    }
+    let block_kib = pg_sys::BLCKSZ as i64 / 1024;
+    let chunk_blocks = (i64::from(guc::COPY_CHUNK.get()) / block_kib).max(1);
+    let mut copied = 0;
+    let outcome = transaction(|| {
+        let relations = shadow::relations(row.move_id)?;
+        let Some(relation) = relations.iter().find(|r| r.blocks_done < r.blocks_total) else {
+            return advance(row, Event::Completed);
+        };
+        let Some(pairs) = pairs(row)? else { return Ok(Outcome::Leave(Event::SourceChanged)) };
+        let pair = pairs.iter().find(|pair| pair.source.relation == relation.source);
+        let pair = pair.ok_or_else(|| internal("the move has lost a relation"))?;
+        spi::set_local("track_counts", "off")?;
+        let last = (relation.blocks_done + chunk_blocks).min(relation.blocks_total);
+        match pair.chunk(relation.blocks_done, last)? {
+            Ok(rows) => {
+                progress::set_progress(row.move_id, relation.source, last, rows)?;
+                copied = last - relation.blocks_done;
+            }
+            // An earlier transaction was committed there, though not here: the node counts.
+            Err(there) => progress::set_progress(row.move_id, relation.source, there, 0)?,
+        }
+        moves::waits_no_more(row.move_id)?;
+        Ok(Outcome::Again(0))
+    })?;
+    let rate_kib_s = i64::from(guc::COPY_RATE.get());
+    if rate_kib_s > 0 && copied > 0 {
+        let due_ms = copied * block_kib * 1000 / rate_kib_s;
+        return Ok(Outcome::Again((due_ms - begun.elapsed().as_millis() as i64).max(0)));
+    }
+    Ok(outcome)
+}
+
+fn index(row: &MoveRow) -> WorkResult<Outcome> {
+    if transaction(|| Ok(pairs(row)?.is_none()))? {
+        return Ok(Outcome::Leave(Event::SourceChanged));
+    }
+    transaction(|| {
+        if Foreign.build_next_index(row)? {
+            return Ok(Outcome::Again(0));
+        }
+        advance(row, Event::Completed)
+    })
+}
+
+/// What one round of replays came to.
+enum Round {
+    Keys(i64),
+    Changed,
+}
+
+/// Makes the copies equal for what is logged now: by one snapshot and in one transaction each; then forgets what was
+/// logged on a node.
+fn replay(row: &MoveRow) -> WorkResult<Round> {
+    let sources: Vec<pg_sys::Oid> =
+        transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))?;
+    let replayed = transaction_repeatable_read(&sources, || {
+        let Some(pairs) = pairs(row)? else { return Ok(None) };
+        spi::set_local("track_counts", "off")?;
+        let (mut keys, mut forget) = (0, Vec::new());
+        for pair in &pairs {
+            let replayed = pair.replay()?;
+            if replayed.emptied {
+                return Ok(None);
+            }
+            keys += replayed.keys;
+            forget.push(replayed.forget);
+        }
+        if keys > 0 {
+            moves::set_last_replay(row.move_id, keys)?;
+        }
+        Ok(Some((keys, forget)))
+    })?;
+    let Some((keys, forget)) = replayed else { return Ok(Round::Changed) };
+    if forget.iter().any(Option::is_some) {
+        transaction(|| {
+            for (relation, ids) in shadow::relations(row.move_id)?.iter().zip(&forget) {
+                if let Some(ids) = ids {
+                    copy::pair(relation)?.forget(ids)?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(Round::Keys(keys))
+}
+
+fn catch_up(row: &MoveRow) -> WorkResult<Outcome> {
+    if let Some(pause_ms) = health::held_back(row)? {
+        return Ok(Outcome::Again(pause_ms));
+    }
+    match replay(row)? {
+        Round::Changed => Ok(Outcome::Leave(Event::SourceChanged)),
+        Round::Keys(keys) if keys > CAUGHT_UP_KEYS => Ok(Outcome::Again(0)),
+        Round::Keys(_) => transaction(|| advance(row, Event::Completed)),
+    }
+}
+
+fn verify(row: &MoveRow) -> WorkResult<Outcome> {
+    let heaps = transaction(|| {
+        let mut heaps = Vec::new();
+        for relation in shadow::relations(row.move_id)? {
+            if remote::behind(relation.shadow)?.is_none() {
+                heaps.push(name_of(relation.shadow)?);
+            }
+        }
+        Ok(heaps)
+    })?;
+    for heap in heaps {
+        bgworker::command(&format!("VACUUM (TRUNCATE off, ANALYZE) {heap}"))?;
+    }
+    match compare(row)? {
+        Compared::Equal => transaction(|| advance(row, Event::Completed)),
+        Compared::Different => Ok(Outcome::Leave(Event::Mismatch)),
+        Compared::Leave(event) => Ok(Outcome::Leave(event)),
+    }
+}
+
+enum Compared {
+    Equal,
+    Different,
+    Leave(Event),
+}
+
+/// Compares every pair and notes what came of it.
+fn compare(row: &MoveRow) -> WorkResult<Compared> {
+    let begun = Instant::now();
+    let sources: Vec<pg_sys::Oid> =
+        transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))?;
+    let different = transaction_repeatable_read(&sources, || {
+        let Some(pairs) = pairs(row)? else { return Ok(Err(Event::SourceChanged)) };
+        spi::set_local("track_counts", "off")?;
+        let (mut rows, mut skipped) = (0, 0);
+        for pair in &pairs {
+            let found = digest::compare(pair)?;
+            if found.differing > 0 {
+                return Ok(Ok(Some(format!(
+                    "verification found {} differing key buckets ({} rows in the source, {} in the copy)",
+                    found.differing, found.rows, found.copy_rows
+                ))));
+            }
+            rows += found.rows;
+            skipped += found.skipped;
+        }
+        moves::set_verified(row.move_id)?;
+        let ms = begun.elapsed().as_millis() as u64;
+        let detail = serde_json::json!({"rows": rows, "skipped_keys": skipped, "ms": ms});
+        record_event("verified", Some(row.move_id), Some(row.slot_id), detail)?;
+        Ok(Ok(None))
+    })?;
+    match different {
+        Err(event) => Ok(Compared::Leave(event)),
+        Ok(None) => Ok(Compared::Equal),
+        Ok(Some(what)) => {
+            transaction(|| {
+                moves::note(row.move_id, None, Some(&what), None)?;
+                let detail = serde_json::json!({"detail": what});
+                record_event("mismatch", Some(row.move_id), Some(row.slot_id), detail)
+            })?;
+            Ok(Compared::Different)
+        }
+    }
+}
+
+/// Ends capture, drops the copies here, and what is on nodes as far as they answer: what does not is dropped when the
+/// node is back.
+fn clean(row: &MoveRow, attempt: u32, then: Option<Event>) -> WorkResult<Outcome> {
+    let relations = transaction(|| shadow::relations(row.move_id))?;
+    let captured: Vec<_> = transaction(|| {
+        let mut captured = Vec::new();
+        for relation in shadow::relations(row.move_id)? {
+            if shadow::trigger_exists(relation.trigger)? {
+                captured.push(relation);
+            }
+        }
+        Ok(captured)
+    })?;
+    if !captured.is_empty() {
+        let locked: Vec<pg_sys::Oid> = captured.iter().map(|relation| relation.source).collect();
+        let done = transaction(|| {
+            if !short_lock::try_lock(&locked, lock::ACCESS_EXCLUSIVE, attempt)? {
+                return Ok(false);
+            }
+            captured.iter().try_for_each(|relation| Foreign.remove_capture(relation))?;
+            Ok(true)
+        })?;
+        if !done {
+            short_lock::report_blocked(row.move_id, &locked, attempt)?;
+            return Ok(Outcome::Again(short_lock::backoff_ms(attempt)));
+        }
+    }
+    let dressed = transaction(|| reap::behind_move(&relations))?;
+    let analysed = transaction(|| {
+        let mut names = Vec::new();
+        for relation in &relations {
+            if row.phase == Phase::Retire && remote::behind(relation.source)?.is_some() {
+                names.push(name_of(relation.source)?);
+            }
+        }
+        Foreign.drop_shadows(row)?;
+        for relation in &relations {
+            reap::name_indexes(relation.source)?;
+        }
+        Ok(names)
+    })?;
+    for (node, remote) in dressed {
+        tell(row, transaction(|| reap::clear(&node, &remote, guc::MAX_LOCK_TIME.get())));
+    }
+    for (node, remote) in transaction(|| reap::of_move(row.move_id))? {
+        tell(row, transaction(|| reap::drop_unused(&node, &remote)));
+    }
+    for name in analysed {
+        tell(row, bgworker::command(&format!("ANALYZE {name}")));
+    }
+    match then {
+        Some(event) => transaction(|| advance(row, event)),
+        None => Ok(Outcome::Again(0)),
+    }
+}
+
+/// What could not be cleared away on a node is left to the health checks.
+fn tell(row: &MoveRow, done: WorkResult<()>) {
+    if let Err(failure) = done {
+        link::distrust();
+        pgrx::log!("foreshard: move {}: left on its node for now: {}", row.move_id, failure.line);
+    }
+}
