@@ -95,7 +95,7 @@ fn sessions_see_what_others_did_to_the_closure() -> Result<()> {
     // Indexes of somebody else's, and a publication of everything.
     server.query(
         "DO $$ DECLARE p regclass; BEGIN FOR p IN SELECT inhrelid FROM pg_inherits WHERE inhparent = 'foreshard.g_closure'::regclass LOOP \
-             EXECUTE format('CREATE INDEX ON %s (descendant, ancestor); CREATE INDEX ON %s USING brin (depth);', p, p); \\
+             EXECUTE format('CREATE INDEX ON %s (descendant, ancestor); CREATE INDEX ON %s USING brin (depth);', p, p); \
          END LOOP; END $$; CREATE PUBLICATION p FOR ALL TABLES; SELECT foreshard.move_node('g', '3', 'late'); DROP PUBLICATION p",
     )?;
     writer.exec("DELETE FROM e WHERE s = 1 AND t = 6")?;

@@ -48,3 +48,11 @@ SELECT * FROM foreshard.deps_descendants(4) ORDER BY depth;
 SELECT * FROM foreshard.check_graph('deps');
 SELECT foreshard.drop_graph('deps');
 DROP TABLE depends;
+
+SELECT foreshard.add_data_source('shop', 'purchases', 'customer', 'purchase',
+    'SELECT customer_id, customer_id * 1000 + no, total FROM public.purchase WHERE customer_id = ANY ($1)');
+SELECT foreshard.add_data_source('shop', 'size', 'purchase', 'size',
+    'SELECT k, CASE WHEN k % 1000 < 3 THEN ''small'' ELSE ''large'' END FROM unnest($1::bigint[]) k');
+SELECT * FROM foreshard.resolve('shop', 'customer', ARRAY[7], 'purchase') ORDER BY output;
+SELECT * FROM foreshard.resolve('shop', 'customer', ARRAY[7], 'size') ORDER BY output;
+SELECT step, source, server, keys, rows, outcome FROM foreshard.last_resolve();
