@@ -87,9 +87,6 @@ pub fn portrait(source: pg_sys::Oid) -> PgResult<String> {
 /// Makes staging table, copies, their twin and the log of one partition, all empty and members of the
 /// extension. Changes are not captured yet.
 pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()> {
-    let (identity, key) = identity_index(source)?.ok_or_else(|| {
-        wrong_state("the partition has lost its identity index").set_hint("Add a primary key to the table.")
-    })?;
     let parent = parent_of(source)?;
     let owner = security::relation_owner(source)?;
     let tag = format!("{move_id}_{}", source.to_u32());
@@ -99,7 +96,6 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
     let plain = columns(source, false)?;
     spi::run(&format!("CREATE TABLE foreshard.{staging_name} ({plain}) PARTITION BY {by}"), &[])?;
     let staging = adopt(&staging_name, source, owner)?;
-    let log = shadow::create_log(source, &key, &format!("capture_{tag}"))?;
     let mold = Mold::of(source)?;
     let mut made = Vec::with_capacity(parts.len());
     for part in parts {
@@ -121,27 +117,59 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
     let first = made.first().copied().ok_or_else(|| internal("a split without parts"))?;
     let twin = storage::create_heap_like(first, pg_sys::InvalidOid)?;
     shadow::adopt_shadow(twin, source, &format!("split_{tag}_twin"))?;
+    add_source(move_id, source, staging, Some(twin))?;
+    for (part, child) in parts.iter().zip(made) {
+        add_copy(move_id, source, part, child, "split")?;
+    }
+    Ok(())
+}
+
+/// Notes a partition that shall be copied into `shadow`, and makes its log.
+pub(super) fn add_source(
+    move_id: i64,
+    source: pg_sys::Oid,
+    shadow: pg_sys::Oid,
+    twin: Option<pg_sys::Oid>,
+) -> PgResult<()> {
+    let (identity, key) = identity_index(source)?.ok_or_else(|| {
+        wrong_state("the partition has lost its identity index").set_hint("Add a primary key to the table.")
+    })?;
+    let log = shadow::create_log(source, &key, &format!("capture_{move_id}_{}", source.to_u32()))?;
     spi::run(
         "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, portrait, twin, blocks_total) \
          VALUES ($1, $2, $3, $4, 0, $5, '', $6, $7, 0)",
         &[
             move_id.into(),
             source.into(),
-            staging.into(),
+            shadow.into(),
             log.into(),
             identity.into(),
             portrait(source)?.as_str().into(),
             twin.into(),
         ],
     )?;
-    for (part, child) in parts.iter().zip(made) {
-        spi::run(
-            "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
-            &[move_id.into(), source.into(), part.part.into(), child.into()],
-        )?;
-        let space = shadow::tablespace_oid(&part.tablespace)?;
-        shadow::create_indexes(move_id, source, child, space, &format!("split_{move_id}_{}", part.part))?;
-    }
+    Ok(())
+}
+
+/// Notes the copy of a part, and makes its indexes, empty, whose names begin with `label`.
+pub(super) fn add_copy(
+    move_id: i64,
+    source: pg_sys::Oid,
+    part: &Part,
+    copy: pg_sys::Oid,
+    label: &str,
+) -> PgResult<()> {
+    note_copy(move_id, source, part.part, copy)?;
+    let space = shadow::tablespace_oid(&part.tablespace)?;
+    shadow::create_indexes(move_id, source, copy, space, &format!("{label}_{move_id}_{}", part.part))
+}
+
+/// Notes that a copy is one of a source's.
+pub(super) fn note_copy(move_id: i64, source: pg_sys::Oid, part: i32, copy: pg_sys::Oid) -> PgResult<()> {
+    spi::run(
+        "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
+        &[move_id.into(), source.into(), part.into(), copy.into()],
+    )?;
     Ok(())
 }
 

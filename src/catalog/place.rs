@@ -4,7 +4,7 @@
 use super::split::{Part, parts};
 use super::{guest, heat, preflight, shadow, split, unit_cost};
 use crate::pg::partition::{self, Lifetime, Router};
-use crate::pg::report::{PgResult, busy, unsupported};
+use crate::pg::report::{self, PgResult, busy};
 use crate::pg::spi;
 use foreshard_core::guests::Guest;
 use pgrx::pg_sys;
@@ -101,18 +101,13 @@ pub fn reasons(slot_id: i64, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>
 }
 
 /// 0A000 with every reason.
-pub fn refuse(slot_id: i64, reasons: Vec<String>) -> PgResult<()> {
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    let hint = if reasons.iter().any(|reason| reason.starts_with("inbound_foreign_key")) {
+pub fn refuse(slot_id: i64, reasons: &[String]) -> PgResult<()> {
+    let hint = if split::is_referenced(reasons) {
         "Rows that are referenced cannot change their partition: drop the foreign key, place the keys, and add the key again (NOT VALID first, then VALIDATE); or move the whole slot with foreshard.move_slot()."
     } else {
         "Cure every reason named and try again, or move the whole slot with foreshard.move_slot()."
     };
-    Err(unsupported(format!("keys of slot {slot_id} cannot have partitions of their own"))
-        .set_detail(reasons.join("; "))
-        .set_hint(hint))
+    report::refuse(format!("keys of slot {slot_id} cannot have partitions of their own"), reasons, hint)
 }
 
 /// All partitions that a placement makes anew, ascending.

@@ -217,7 +217,7 @@ fn file_one(request_id: i64, home: &Home, change: &Relayout) -> PgResult<i64> {
             ],
         )?;
     }
-    place::refuse(home.slot_id, reasons(move_id, home.slot_id)?)?;
+    place::refuse(home.slot_id, &reasons(move_id, home.slot_id)?)?;
     Ok(move_id)
 }
 
