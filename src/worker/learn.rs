@@ -2,6 +2,7 @@
 //! Samples are read every tick, what follows from them is stored every bucket.
 
 use super::costs::Book;
+use super::gather::Gatherers;
 use super::key_load;
 use super::publish::Publisher;
 use super::triggers::Triggers;
@@ -67,6 +68,8 @@ pub struct Learner {
     groups: HashMap<i32, GroupKeys>,
     pairs: CoAccess,
     pairs_shown: bool,
+    /// Which keys are used together.
+    pub gatherers: Gatherers,
     edges: HashMap<DependencySample, u64>,
     lost: [(&'static str, u64); 4],
 }
@@ -80,6 +83,7 @@ impl Default for Learner {
             groups: HashMap::new(),
             pairs: CoAccess::new(coaccess::HALF_LIFE_S, MAX_PAIRS),
             pairs_shown: true,
+            gatherers: Gatherers::default(),
             edges: HashMap::new(),
             lost: [
                 ("trigger samples", 0),
@@ -100,15 +104,19 @@ impl Learner {
 
     /// Reads every sample since the last time.
     pub fn read(&mut self, publisher: &Publisher, now_s: f64) {
-        let Self { cursors, triggers, groups, pairs, edges, lost, .. } = self;
+        let Self { cursors, triggers, groups, pairs, edges, lost, gatherers, .. } = self;
         lost[0].1 += cursors.triggers(|sample| triggers.observe(sample));
         lost[1].1 += cursors.keys(|sample| {
-            if let Some(relation) = publisher.relation(sample.relation) {
+            let Some(relation) = publisher.relation(sample.relation) else { return };
+            if sample.window != 0 {
+                gatherers.note(relation.group_id, sample.window, sample.bytes);
+            } else {
                 let group = groups.entry(relation.group_id).or_insert_with(GroupKeys::new);
-                let KeySample { relation, weight, bytes, truncated, hash } = sample;
+                let KeySample { relation, weight, bytes, truncated, hash, .. } = sample;
                 group.keys.add(&SampledKey { relation, hash, truncated, bytes }, u64::from(weight), now_s);
             }
         });
+        gatherers.close_windows();
         lost[2].1 += cursors.transactions(|s| pairs.add(&s.slots, f64::from(s.weight), now_s));
         lost[3].1 += cursors.dependencies(|sample| {
             if edges.len() < MAX_EDGES || edges.contains_key(&sample) {
@@ -135,6 +143,7 @@ impl Learner {
     pub fn forget_gone(&mut self, publisher: &Publisher) -> WorkResult<()> {
         let groups: HashSet<i32> = publisher.relations().iter().map(|r| r.group_id).collect();
         self.groups.retain(|group, _| groups.contains(group));
+        self.gatherers.retain(&groups);
         self.costs.retain(publisher);
         let (triggers, costs) = (&self.triggers, &mut self.costs);
         let gone = in_background(|| {

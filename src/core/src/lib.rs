@@ -24,6 +24,7 @@
 //! | [`shared`] | how do many processes write samples without waiting for one another? |
 //! | [`frames`] | which of the nested calls spent it? |
 //! | [`guests`] | which chosen keys live beside their slot, and what changes that? |
+//! | [`gather`] | which keys should be chosen, because they are used together? |
 //! | [`gaps`] | which event is sampled next? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
 //!
@@ -41,6 +42,7 @@ pub mod division;
 pub mod forecast;
 pub mod frames;
 pub mod gaps;
+pub mod gather;
 pub mod graph;
 pub mod guests;
 pub mod heat;

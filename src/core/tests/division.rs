@@ -5,7 +5,7 @@ use foreshard_core::division::{Candidate, GAP, Keys, NotDivided, Thresholds, Ver
 const KEYS: Keys = Keys { sampled: 500, top_share: 0.02, second_share: 0.5, front_share: Some(0.1) };
 
 fn slot(present: f64, curve: &[f64]) -> Candidate<'_> {
-    Candidate { present, curve, group_mean: 0.1, keys: Some(KEYS), free: true, divisible: true }
+    Candidate { present, curve, group_mean: 0.1, keys: Some(KEYS), free: true, divisible: true, isolable: false }
 }
 
 #[test]
