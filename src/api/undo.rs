@@ -2,14 +2,16 @@
 
 use super::reshard::{require_slot_owner, wake_keeper};
 use crate::catalog::act::{self, Act};
-use crate::catalog::{moves, record_event};
+use crate::catalog::wish::Placing;
+use crate::catalog::{merge, moves, record_event, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, busy, unknown, wrong_state};
 use crate::pg::{security, shmem};
 use pgrx::prelude::*;
 use serde_json::{Map, Value, json};
 
-/// Moves back what was moved upon a recommendation: a move under way is cancelled, one whose old copy is still kept
-/// swaps back, one that is over is followed by a move back. For a day the slot is then left to persons. Returns the
+/// Takes back what was done upon a recommendation: a move under way is cancelled, one whose old copy is still kept
+/// swaps back, one that is over is followed by a move back; halves are merged, merged slots split, and keys go where
+/// they were. For a day the slot is then left to persons. Returns the
 /// id of the move that brings the slot back.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
@@ -34,6 +36,33 @@ fn undo_recommendation(recommendation_id: Option<i64>) -> PgResult<i64> {
         json!({"recommendation_id": recommendation_id, "undone_move": act.move_id, "requested_by": user});
     record_event("undo", Some(undoing), Some(act.slot_id), detail)?;
     wake_keeper();
+    Ok(undoing)
+}
+
+/// Brings back what was changed otherwise than by a move: keys go where they were, halves become one again, and one
+/// two. The move that does.
+fn undo_change(recommendation_id: i64, act: &Act, user: &str) -> PgResult<i64> {
+    let Act { move_id, slot_id, other_slot, former, .. } = act;
+    let undoing = match (act.kind.as_str(), other_slot, former) {
+        ("split", Some(_), _) if wayback::request(*move_id)? => *move_id,
+        ("split", Some(other), _) => merge::file(*slot_id, *other, None, user)?,
+        ("merge", ..) => split::file(*slot_id, &[None, None], user, false)?,
+        ("place", _, Some(Value::Object(former))) => {
+            let tables = moves::tables_of_slot(*slot_id)?;
+            let (table, _) = tables.first().ok_or_else(|| wrong_state("the slot has no table any more"))?;
+            let mut placing = Placing::of(*table)?;
+            placing.restore(former)?;
+            let filed = placing.file(user, json!({"undo": recommendation_id}))?;
+            filed.first().copied().ok_or_else(|| {
+                wrong_state(format!("recommendation {recommendation_id} cannot be undone"))
+                    .set_detail("Its keys are where they were before.")
+            })?
+        }
+        _ => return Err(wrong_state(format!("recommendation {recommendation_id} cannot be undone"))),
+    };
+    if undoing != *move_id {
+        act::set_reason(undoing, &format!("recommendation {recommendation_id} was undone"))?;
+    }
     Ok(undoing)
 }
 
@@ -64,6 +93,9 @@ fn undo(recommendation_id: i64, act: &Act, user: &str) -> PgResult<i64> {
             "Its move {move_id} ended as {}: slot {slot_id} stayed where it was.",
             act.phase
         ));
+    }
+    if act.kind != "move" {
+        return undo_change(recommendation_id, act, user);
     }
     if act.split_since {
         return nothing_to_undo(format!(

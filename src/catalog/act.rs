@@ -2,6 +2,17 @@
 
 use crate::pg::report::PgResult;
 use crate::pg::spi;
+use pgrx::JsonB;
+
+/// Remembers of changes that were just filed upon which of the present recommendations that was.
+pub fn link(moves: &[i64], action: &str) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move m SET recommendation_id = r.recommendation_id, reason = r.reason FROM foreshard.recommendation r \
+         WHERE m.move_id = ANY ($1) AND r.slot_id = m.slot_id AND r.action = $2",
+        &[moves.to_vec().into(), action.into()],
+    )?;
+    Ok(())
+}
 
 /// Writes down, for moves that nobody asked for, upon which recommendation each was filed.
 pub fn record_auto(moves: &[i64]) -> PgResult<()> {
@@ -21,8 +32,14 @@ pub fn record_auto(moves: &[i64]) -> PgResult<()> {
 pub struct Act {
     /// The move.
     pub move_id: i64,
+    /// move, split, merge or place.
+    pub kind: String,
     /// Its slot.
     pub slot_id: i64,
+    /// Of a split or merge: the other slot.
+    pub other_slot: Option<i64>,
+    /// Of a placement of keys: where they were.
+    pub former: Option<serde_json::Value>,
     /// Name of its phase.
     pub phase: String,
     /// It has ended.
@@ -44,7 +61,9 @@ pub fn of(recommendation_id: i64) -> PgResult<Option<Act>> {
     let found = spi::rows(
         "SELECT m.move_id, m.slot_id, m.phase, m.finished, f.shard_name::text, t.shard_name::text, n.shard_name::text, m.undone_at IS NOT NULL, \
                 EXISTS (SELECT FROM foreshard.move x WHERE x.slot_id = m.slot_id AND x.move_id > m.move_id AND x.kind = 'split' \
-                        AND x.swapped_at IS NOT NULL) \
+                        AND x.swapped_at IS NOT NULL), m.kind, \
+                coalesce(m.other_slot, (SELECT p.slot_id FROM foreshard.move_part p WHERE p.move_id = m.move_id AND m.kind = 'split' AND p.part = 1)), \
+                m.former \
          FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard f ON f.shard_id = m.from_shard \
          JOIN foreshard.shard t ON t.shard_id = m.to_shard JOIN foreshard.shard n ON n.shard_id = s.shard_id \
          WHERE m.recommendation_id = $1 ORDER BY 1 DESC LIMIT 1",
@@ -60,6 +79,9 @@ pub fn of(recommendation_id: i64) -> PgResult<Option<Act>> {
                 now_on: row.need(7)?,
                 undone: row.need(8)?,
                 split_since: row.need(9)?,
+                kind: row.need(10)?,
+                other_slot: row.get(11)?,
+                former: row.get::<JsonB>(12)?.map(|former| former.0),
             })
         },
     )?;

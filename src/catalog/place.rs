@@ -2,7 +2,7 @@
 //! everything that is known of it.
 
 use super::split::{Part, parts};
-use super::{guest, heat, preflight, shadow, split, unit_cost};
+use super::{guest, heat, moves, preflight, shadow, split, unit_cost};
 use crate::pg::partition::{self, Lifetime, Router};
 use crate::pg::report::{self, PgResult, busy};
 use crate::pg::spi;
@@ -59,6 +59,15 @@ fn guests(table: pg_sys::Oid) -> PgResult<HashMap<u32, (i64, i32, bool)>> {
         |row| Ok((row.need::<pg_sys::Oid>(1)?.to_u32(), (row.need(2)?, row.need(3)?, row.need(4)?))),
     )?;
     Ok(found.into_iter().collect())
+}
+
+/// The key of an isolated slot, and a table of its.
+pub fn isolated_key(slot_id: i64) -> PgResult<Option<(pg_sys::Oid, String)>> {
+    let found = moves::tables_of_slot(slot_id)?;
+    let Some((table, _)) = found.into_iter().next() else { return Ok(None) };
+    let guests = layout(table)?.into_values().flat_map(|home| home.guests);
+    let own = guests.into_iter().find(|guest| guest.slot == Some(slot_id));
+    Ok(own.and_then(|guest| guest.keys.into_iter().next()).map(|key| (table, key)))
 }
 
 /// Why a slot cannot be split: keys of it, or it itself, are chosen.

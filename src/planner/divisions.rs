@@ -1,11 +1,14 @@
 //! Which slots to divide, to build the halves of ahead, or to merge.
 
 use crate::catalog::decision::{SlotRow, bytes_of};
-use crate::catalog::{division, merge, slot_key, split};
+use crate::catalog::wish::{Placing, text_key};
+use crate::catalog::{act, division, hot_key, merge, place, shadow, slot_key, split};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
-use foreshard_core::division::{Candidate, NotDivided, Thresholds, Verdict, judge, may_merge};
+use foreshard_core::division::{Candidate, Keys, NotDivided, Thresholds, Verdict, judge, may_merge};
 use foreshard_core::placement::{Hold, Segment, Shard};
+use pgrx::pg_sys;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 
 /// What shall become of a slot.
@@ -25,6 +28,24 @@ pub enum Action {
         /// The one that goes.
         other: i64,
     },
+    /// Its busiest key gets a place by itself, from lead `at` on; the slot is too hot at lead `over`.
+    Isolate {
+        /// When to begin, leads.
+        at: usize,
+        /// When it will be too hot, leads.
+        over: usize,
+        /// A table of its.
+        table: pg_sys::Oid,
+        /// The key.
+        key: String,
+    },
+    /// It is a key by itself, and goes home.
+    Home {
+        /// A table of its.
+        table: pg_sys::Oid,
+        /// The key.
+        key: String,
+    },
     /// It is too hot, and stays as it is.
     Not(NotDivided),
 }
@@ -36,7 +57,17 @@ impl Action {
             Self::Split => "split",
             Self::Prepare { .. } => "prepare",
             Self::Merge { .. } => "merge",
+            Self::Isolate { .. } => "isolate",
+            Self::Home { .. } => "home",
             Self::Not(_) => "none",
+        }
+    }
+
+    /// The key that it is about, and its table.
+    const fn key(&self) -> Option<(pg_sys::Oid, &String)> {
+        match self {
+            Self::Isolate { table, key, .. } | Self::Home { table, key } => Some((*table, key)),
+            _ => None,
         }
     }
 
@@ -88,7 +119,7 @@ pub fn decide(slots: &[SlotRow], segments: &[Segment], places: &[Shard]) -> PgRe
     if active < 2 || mean * active as f64 <= foreshard_core::placement::PlanOptions::default().min_load {
         return Ok(Vec::new());
     }
-    let (shapes, keys) = (division::shapes()?, slot_key::all()?);
+    let (shapes, keys, busiest) = (division::shapes()?, slot_key::all()?, hot_key::busiest()?);
     let known: Vec<Known> = segments
         .iter()
         .filter(|segment| segment.hold != Hold::InsufficientHistory)
@@ -100,14 +131,15 @@ pub fn decide(slots: &[SlotRow], segments: &[Segment], places: &[Shard]) -> PgRe
         })
         .collect();
     let thresholds = Thresholds::new(guc::SPLIT_THRESHOLD.get(), guc::MERGE_THRESHOLD.get());
-    let mut found = splits(&known, &keys, &cluster, &thresholds);
+    let mut found = splits(&known, (&keys, &busiest), &cluster, &thresholds);
     found.extend(merges(&known, &thresholds));
+    found.extend(ways_home(&known, &thresholds)?);
     Ok(found)
 }
 
 fn splits(
     known: &[Known],
-    keys: &HashMap<i64, foreshard_core::division::Keys>,
+    (keys, busiest): (&HashMap<i64, Keys>, &HashMap<i64, (pg_sys::Oid, String)>),
     cluster: &[f64],
     thresholds: &Thresholds,
 ) -> Vec<Division> {
@@ -130,11 +162,17 @@ fn splits(
             keys: keys.get(&one.slot.slot_id).copied(),
             free: one.hold == Hold::Free || prepared,
             divisible: one.shape.divisible,
+            isolable: one.shape.isolable && busiest.contains_key(&one.slot.slot_id) && !prepared,
         };
         let action = match judge(&candidate, cluster, thresholds) {
             Verdict::Leave => continue,
             // One hot reading may pass by itself.
             Verdict::Split if one.slot.hot_buckets < guc::HOT_BUCKETS.get() => continue,
+            Verdict::Isolate { over: 0, .. } if one.slot.hot_buckets < guc::HOT_BUCKETS.get() => continue,
+            Verdict::Isolate { at, over } => match busiest.get(&one.slot.slot_id) {
+                Some((table, key)) => Action::Isolate { at, over, table: *table, key: key.clone() },
+                None => continue,
+            },
             Verdict::Split => Action::Split,
             Verdict::Prepare { .. } | Verdict::Not(_) if prepared => continue,
             Verdict::Prepare { at, over } => Action::Prepare { at, over },
@@ -177,17 +215,44 @@ fn merges(known: &[Known], thresholds: &Thresholds) -> Vec<Division> {
     found
 }
 
+/// Isolated keys that are and will be cold together with the slot that they belong to.
+fn ways_home(known: &[Known], thresholds: &Thresholds) -> PgResult<Vec<Division>> {
+    let free = |one: &&Known| one.hold == Hold::Free;
+    let homes: HashMap<i64, &Known> = known.iter().filter(free).map(|one| (one.slot.slot_id, one)).collect();
+    let mut found = Vec::new();
+    for one in known.iter().filter(free) {
+        let home = one.shape.isolated_of.and_then(|home| homes.get(&home));
+        let Some(home) = home else { continue };
+        if !may_merge([one.present, home.present], [&one.curve, &home.curve], thresholds) {
+            continue;
+        }
+        let Some((table, key)) = place::isolated_key(one.slot.slot_id)? else { continue };
+        let reason = format!(
+            "its isolated key and slot {} stay below {} % of a mean shard's fair load together",
+            home.slot.slot_id,
+            (thresholds.merge * 100.0).round()
+        );
+        found.push(Division { slot_id: home.slot.slot_id, action: Action::Home { table, key }, reason });
+    }
+    Ok(found)
+}
+
 /// Stores them as recommendations; a lead is `lead_s` long.
 pub fn store(divisions: &[Division], slots: &[SlotRow], lead_s: i32) -> PgResult<()> {
     let after_s = |lead: usize| f64::from(lead_s) * lead as f64;
+    let keys: Vec<Option<(pg_sys::Oid, Value)>> =
+        divisions.iter().map(|one| one.action.key().map(|(table, key)| (table, json!([key])))).collect();
     let rows: Vec<division::Row> = divisions
         .iter()
-        .filter_map(|one| {
+        .zip(&keys)
+        .filter_map(|(one, keys)| {
             let slot = slots.iter().find(|slot| slot.slot_id == one.slot_id)?;
             let (start_s, over_s) = match one.action {
-                Action::Prepare { at, over } => (Some(after_s(at)), Some(after_s(over))),
+                Action::Prepare { at, over } | Action::Isolate { at, over, .. } => {
+                    (Some(after_s(at)), Some(after_s(over)))
+                }
                 Action::Split => (Some(0.0), Some(0.0)),
-                Action::Merge { .. } => (Some(0.0), None),
+                Action::Merge { .. } | Action::Home { .. } => (Some(0.0), None),
                 Action::Not(_) => (None, None),
             };
             Some(division::Row {
@@ -199,6 +264,8 @@ pub fn store(divisions: &[Division], slots: &[SlotRow], lead_s: i32) -> PgResult
                 refusal: one.action.refusal(),
                 start_s,
                 over_s,
+                keys: keys.as_ref().map(|(table, keys)| (*table, keys)),
+                benefit: None,
             })
         })
         .collect();
@@ -208,13 +275,13 @@ pub fn store(divisions: &[Division], slots: &[SlotRow], lead_s: i32) -> PgResult
 /// What may be done now without anybody being asked, the most urgent first.
 pub fn due(divisions: &[Division]) -> Vec<Division> {
     let urgency = |one: &Division| match one.action {
-        Action::Split => 0,
+        Action::Split | Action::Isolate { .. } => 0,
         Action::Prepare { .. } => 1,
-        Action::Merge { .. } | Action::Not(_) => 2,
+        Action::Merge { .. } | Action::Home { .. } | Action::Not(_) => 2,
     };
     let now = |one: &&Division| match one.action {
-        Action::Split | Action::Merge { .. } => true,
-        Action::Prepare { at, .. } => at == 0,
+        Action::Split | Action::Merge { .. } | Action::Home { .. } => true,
+        Action::Prepare { at, .. } | Action::Isolate { at, .. } => at == 0,
         Action::Not(_) => false,
     };
     let mut due: Vec<Division> = divisions.iter().filter(now).cloned().collect();
@@ -225,20 +292,35 @@ pub fn due(divisions: &[Division]) -> Vec<Division> {
 /// Files one; false: something speaks against it, or it is no change.
 pub fn file(one: &Division) -> PgResult<bool> {
     let user = "foreshard";
-    match one.action {
+    let filed = match &one.action {
         Action::Split | Action::Prepare { .. } => {
             if !split::reasons(one.slot_id)?.is_empty() {
                 return Ok(false);
             }
-            split::file(one.slot_id, &[None, None], user, one.action != Action::Split)?;
+            vec![split::file(one.slot_id, &[None, None], user, one.action != Action::Split)?]
         }
         Action::Merge { other } => {
-            if !merge::reasons(one.slot_id, other)?.is_empty() {
+            if !merge::reasons(one.slot_id, *other)?.is_empty() {
                 return Ok(false);
             }
-            merge::file(one.slot_id, other, None, user)?;
+            vec![merge::file(one.slot_id, *other, None, user)?]
+        }
+        Action::Isolate { table, key, .. } => {
+            if !place::reasons(one.slot_id, &shadow::partitions_of_slot(one.slot_id)?)?.is_empty() {
+                return Ok(false);
+            }
+            let mut placing = Placing::of(*table)?;
+            placing.isolate(text_key(key)?, None)?;
+            placing.file(user, json!({"isolate": 1}))?
+        }
+        Action::Home { table, key } => {
+            let mut placing = Placing::of(*table)?;
+            placing.unisolate(text_key(key)?)?;
+            placing.file(user, json!({"unisolate": 1}))?
         }
         Action::Not(_) => return Ok(false),
-    }
-    Ok(true)
+    };
+    act::link(&filed, one.action.as_str())?;
+    act::record_auto(&filed)?;
+    Ok(!filed.is_empty())
 }

@@ -4,6 +4,7 @@
 mod curves;
 pub mod divisions;
 mod explain;
+pub mod gatherings;
 mod links;
 mod models;
 mod modes;

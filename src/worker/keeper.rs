@@ -13,8 +13,7 @@ use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use crate::pg::shmem::{self, State};
-use crate::planner::divisions::{self, Division};
-use crate::planner::{self};
+use crate::planner::{self, Decision, divisions, gatherings};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -113,10 +112,7 @@ impl Keeper {
         }
         if now_s - self.last_plan_s >= f64::from(guc::PLAN_INTERVAL.get()) - 0.05 {
             self.last_plan_s = now_s;
-            match bgworker::transaction(plan) {
-                Ok(due) => report("planning", act(&due)),
-                Err(error) => report("planning", Err(error)),
-            }
+            report("planning", self.plan(now_s));
         }
     }
 
@@ -147,6 +143,30 @@ impl Keeper {
             extra: 0,
         });
         Ok(())
+    }
+
+    /// One round of forecasting and planning. In auto mode what may be done now is filed: moves first, then divisions of
+    /// slots, then placements of keys.
+    fn plan(&mut self, now_s: f64) -> WorkResult<()> {
+        let Some(decision) = bgworker::transaction(decide)? else { return Ok(()) };
+        let gatherers = &mut self.learner.gatherers;
+        // What fails here takes nothing else along.
+        let gathered = bgworker::transaction(|| {
+            let gathered = gatherers.plan(&decision, now_s)?;
+            gatherings::store(&gathered)?;
+            Ok(gathered)
+        });
+        let moving = decision.slots.iter().any(|s| s.moving && !s.prepared);
+        if moving || bgworker::transaction(|| take(&decision))? {
+            return gathered.map(drop);
+        }
+        for division in divisions::due(&decision.permitted_divisions()) {
+            if bgworker::transaction(|| divisions::file(&division))? {
+                return gathered.map(drop);
+            }
+        }
+        let gathered = gathered?;
+        bgworker::transaction(|| gatherings::file(&gathered, &decision).map(drop))
     }
 
     fn start_carriers(&mut self) -> WorkResult<()> {
@@ -186,36 +206,24 @@ fn report(what: &str, outcome: WorkResult<()>) {
     }
 }
 
-/// One round of forecasting and planning; in auto mode steps that may be taken now become moves.
-fn plan() -> PgResult<Vec<Division>> {
+/// What there is to decide about; None: nothing.
+fn decide() -> PgResult<Option<Decision>> {
     planner::settle()?;
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     if decision.slots.is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     decision.store()?;
-    let moving = decision.slots.iter().any(|s| s.moving && !s.prepared);
-    if moving {
-        return Ok(Vec::new());
-    }
-    let (map, confidence) = decision.takeable();
-    if let (false, Some(confidence)) = (map.is_empty(), confidence) {
-        let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
-        acts::record_auto(&filed)?;
-        return Ok(Vec::new());
-    }
-    Ok(divisions::due(&decision.permitted_divisions()))
+    Ok(Some(decision))
 }
 
-/// Files the first division that nothing speaks against, in a transaction of its own: one that fails does not take
-/// the plan along.
-fn act(due: &[Division]) -> WorkResult<()> {
-    for division in due {
-        if bgworker::transaction(|| divisions::file(division))? {
-            return Ok(());
-        }
-    }
-    Ok(())
+/// Files the moves that may be made now; false: none.
+fn take(decision: &Decision) -> PgResult<bool> {
+    let (map, confidence) = decision.takeable();
+    let (false, Some(confidence)) = (map.is_empty(), confidence) else { return Ok(false) };
+    let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
+    acts::record_auto(&filed)?;
+    Ok(true)
 }
 
 fn expire() -> PgResult<()> {

@@ -3,7 +3,7 @@
 
 use super::costs::Book;
 use super::gather::Gatherers;
-use super::key_load;
+use super::key_load::{self, Front};
 use super::publish::Publisher;
 use super::triggers::Triggers;
 use crate::catalog::{coaccess, dependency, hot_key, slot_key, statistics};
@@ -45,13 +45,14 @@ struct GroupKeys {
     max_keys: i32,
     /// The table shows some.
     shown: bool,
+    front: Front,
 }
 
 impl GroupKeys {
     fn new() -> Self {
         let (half_life_s, max_keys) = (guc::HEAT_HALF_LIFE.get(), guc::MAX_HOT_KEYS.get());
         let keys = HotKeys::new(f64::from(half_life_s), max_keys.max(1) as usize);
-        Self { keys, half_life_s, max_keys, shown: true }
+        Self { keys, half_life_s, max_keys, shown: true, front: Front::default() }
     }
 
     fn is_as_set(&self) -> bool {
@@ -109,14 +110,15 @@ impl Learner {
         lost[1].1 += cursors.keys(|sample| {
             let Some(relation) = publisher.relation(sample.relation) else { return };
             if sample.window != 0 {
-                gatherers.note(relation.group_id, sample.window, sample.bytes);
+                gatherers.note(relation.group_id, sample);
             } else {
                 let group = groups.entry(relation.group_id).or_insert_with(GroupKeys::new);
+                group.front.note(relation.key_type, &sample.bytes);
                 let KeySample { relation, weight, bytes, truncated, hash, .. } = sample;
                 group.keys.add(&SampledKey { relation, hash, truncated, bytes }, u64::from(weight), now_s);
             }
         });
-        gatherers.close_windows();
+        gatherers.close_windows(now_s);
         lost[2].1 += cursors.transactions(|s| pairs.add(&s.slots, f64::from(s.weight), now_s));
         lost[3].1 += cursors.dependencies(|sample| {
             if edges.len() < MAX_EDGES || edges.contains_key(&sample) {
@@ -163,10 +165,12 @@ impl Learner {
             let hot = known.get(..TOP_KEYS).unwrap_or(&known);
             // Nothing to show, and nothing shown: no need to say so again.
             if !hot.is_empty() || group.shown {
-                let rows = || rows_of(hot, publisher, f64::from(group.half_life_s));
+                let half_life_s = f64::from(group.half_life_s);
+                let line = group.front.line(half_life_s, now_s);
+                let rows = || rows_of(hot, publisher, half_life_s);
                 let stored = in_background(|| {
                     hot_key::store(*group_id, &rows()?)?;
-                    slot_key::store(*group_id, &key_load::of(&known, publisher)?)
+                    slot_key::store(*group_id, &key_load::of(&known, line, publisher)?)
                 });
                 group.shown = !hot.is_empty() || stored.is_err();
                 outcome = outcome.and(stored);
