@@ -13,9 +13,8 @@ use super::shadow::{self, RelationRow};
 use super::split::{Part, against_split};
 use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::spi;
-use crate::pg::{security, sequence, storage};
+use crate::pg::{names, security, sequence, storage};
 use pgrx::pg_sys;
-use pgrx::spi::quote_identifier;
 
 /// The copies of one partition, by part.
 pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
@@ -258,6 +257,24 @@ pub(super) const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privil
 /// table, enabled).
 type Enabled = Vec<(pg_sys::Oid, String)>;
 
+fn enabled(source: pg_sys::Oid) -> PgResult<Enabled> {
+    spi::rows(
+        "SELECT t.tgparentid, t.tgenabled::text FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_trigger p ON p.oid = t.tgparentid \
+         WHERE t.tgrelid = $1 AND t.tgenabled <> p.tgenabled",
+        &[source.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
+/// Runs the statements of an exchange for nothing: they are planned then.
+pub fn rehearse() -> PgResult<()> {
+    let none = pg_sys::InvalidOid;
+    enabled(none)?;
+    statements(CARRIED, none)?;
+    index_names(0, none)?;
+    take_over(0, none, &[])
+}
+
 /// The copies of one partition (or of several of one table) become partitions of its table, in its place; it is
 /// dropped. Everything is
 /// locked, the mirror has made every copy equal, and verification has proven that each holds exactly the rows
@@ -267,18 +284,9 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
     let Some(row) = rows.first() else { return Ok(()) };
     let source = row.source;
     let (parent, owner) = (parent_of(source)?, security::relation_owner(source)?);
-    let enabled: Enabled = spi::rows(
-        "SELECT t.tgparentid, t.tgenabled::text FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_trigger p ON p.oid = t.tgparentid \
-         WHERE t.tgrelid = $1 AND t.tgenabled <> p.tgenabled",
-        &[source.into()],
-        |row| Ok((row.need(1)?, row.need(2)?)),
-    )?;
+    let enabled = enabled(source)?;
     let carried = statements(CARRIED, source)?;
-    let schema = spi::one::<String>(
-        "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
-        &[source.into()],
-    )?
-    .unwrap_or_default();
+    let schema = names::schema(source);
     let children = children(move_id, source)?;
     let staging = name_of(row.shadow)?;
     for child in children.iter().copied() {
@@ -289,13 +297,11 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
         // It is no longer ours.
         spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {name}"), &[])?;
         run_all(&carried, &name)?;
-        spi::run(&format!("ALTER TABLE {name} SET SCHEMA {schema}"), &[])?;
+        names::set_schema(child, schema);
     }
     take_over(move_id, source, &children)?;
     // In its transaction nothing else may be lost with it: whatever depends on it stops us.
-    let leaf =
-        spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[source.into()])?
-            .unwrap_or_default();
+    let leaf = names::plain(source)?;
     let index_names = index_names(move_id, source)?;
     for row in rows {
         spi::run(&format!("DROP TABLE {}", name_of(row.source)?), &[])?;
@@ -308,7 +314,7 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
     for (child, part) in children.into_iter().zip(parts) {
         let label = format!("s{}_{}", part.modulus, part.remainder);
         let name = sequence::free_name(parent, None, &label, child)?;
-        spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(child)?, quote_identifier(&name)), &[])?;
+        names::rename(child, &name, false);
         name_indexes(child, &leaf, &index_names)?;
         attach(parent, owner, child, twin, &part.hash_bound())?;
         for (of, state) in &enabled {
@@ -380,7 +386,7 @@ pub(super) fn name_indexes(
     for (_, index, old) in names.iter().filter(|(heap, _, _)| *heap == child) {
         let (columns, label) = tail_of(old, leaf);
         let name = sequence::free_name(child, columns, label, child)?;
-        spi::run(&format!("ALTER INDEX {} RENAME TO {}", name_of(*index)?, quote_identifier(&name)), &[])?;
+        names::rename(*index, &name, true);
     }
     Ok(())
 }

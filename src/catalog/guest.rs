@@ -11,9 +11,9 @@ use super::name_of;
 use super::shadow::{self, RelationRow};
 use super::split::Part;
 use crate::pg::report::{PgResult, internal, wrong_state};
-use crate::pg::{security, sequence, spi, storage};
+use crate::pg::{names, security, sequence, spi, storage};
 use pgrx::pg_sys;
-use pgrx::spi::{quote_identifier, quote_literal};
+use pgrx::spi::quote_literal;
 
 /// The partitions of one table that a placement makes anew.
 pub struct Family {
@@ -125,7 +125,7 @@ struct Carried {
     statements: Vec<mold::Statement>,
     /// Triggers by name and whether they are enabled.
     triggers: Vec<(String, String)>,
-    schema: String,
+    schema: pg_sys::Oid,
     /// Name of the slot's own partition.
     leaf: String,
     index_names: Vec<(pg_sys::Oid, pg_sys::Oid, String)>,
@@ -138,15 +138,7 @@ impl Carried {
             &[lead.into()],
             |row| Ok((row.need(1)?, row.need(2)?)),
         )?;
-        let named = spi::rows(
-            "SELECT pg_catalog.quote_ident(n.nspname), c.relname::text FROM pg_catalog.pg_class c \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
-            &[lead.into()],
-            |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?)),
-        )?;
-        let Some((schema, leaf)) = named.into_iter().next() else {
-            return Err(wrong_state("the partition is gone"));
-        };
+        let (schema, leaf) = (names::schema(lead), names::plain(lead)?);
         let statements = statements(CARRIED, lead)?;
         Ok(Carried { statements, triggers, schema, leaf, index_names: child::index_names(move_id, lead)? })
     }
@@ -156,7 +148,7 @@ impl Carried {
         // It is no longer ours.
         spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {}", name_of(table)?), &[])?;
         run_all(&self.statements, &name_of(table)?)?;
-        spi::run(&format!("ALTER TABLE {} SET SCHEMA {}", name_of(table)?, self.schema), &[])?;
+        names::set_schema(table, self.schema);
         Ok(())
     }
 
@@ -172,11 +164,6 @@ impl Carried {
         storage::forget_cached(table);
         Ok(())
     }
-}
-
-fn rename(table: pg_sys::Oid, name: &str) -> PgResult<()> {
-    spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(table)?, quote_identifier(name)), &[])?;
-    Ok(())
 }
 
 /// The copies of one table's partitions take their place; those are dropped. Everything is locked, the mirror
@@ -237,7 +224,7 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
                 sequence::free_name(branch, None, label, branch)?
             }
         };
-        rename(copy, &name)?;
+        names::rename(copy, &name, false);
         child::name_indexes(copy, &carried.leaf, &carried.index_names)?;
         attach(parent, owner, copy, twin, &bound)?;
         carried.enable_triggers(copy)?;
@@ -248,9 +235,7 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
 /// Drops the table between, when there is one; the name for the only partition of the slot.
 fn remove_branch(branch: Option<pg_sys::Oid>, leaf: &str) -> PgResult<String> {
     let Some(branch) = branch else { return Ok(leaf.to_string()) };
-    let name =
-        spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[branch.into()])?
-            .ok_or_else(|| internal("the table between is gone"))?;
+    let name = names::plain(branch)?;
     spi::run(&format!("DROP TABLE {}", name_of(branch)?), &[])?;
     Ok(name)
 }
@@ -265,7 +250,7 @@ fn become_branch(
     carried: &Carried,
 ) -> PgResult<()> {
     let owner = security::relation_owner(staging)?;
-    rename(staging, &carried.leaf)?;
+    names::rename(staging, &carried.leaf, false);
     let attach = format!(
         "ALTER TABLE {} ATTACH PARTITION {} {}",
         name_of(family.table)?,

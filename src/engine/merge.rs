@@ -80,6 +80,10 @@ impl Engine for Merge {
         split::set_rows(row.move_id, rows)
     }
 
+    fn rehearse(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
+        SPLIT.rehearse(row, relations)
+    }
+
     fn held_first(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
         SPLIT.held_first(row, relations)
     }

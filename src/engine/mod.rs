@@ -68,6 +68,10 @@ pub trait Engine {
     fn verified(&self, _row: &MoveRow, _rows: &[u64]) -> PgResult<()> {
         Ok(())
     }
+    /// Runs, without any effect, what the exchange will run under its locks, so that it is planned by then.
+    fn rehearse(&self, _row: &MoveRow, _relations: &[RelationRow]) -> PgResult<()> {
+        Ok(())
+    }
     /// The relations that users hold, in the order in which they lock them: nobody may be at them while the
     /// copies change places.
     fn held_first(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {

@@ -98,6 +98,10 @@ impl Engine for Place {
         SPLIT.verified(row, rows)
     }
 
+    fn rehearse(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
+        SPLIT.rehearse(row, relations)
+    }
+
     fn held_first(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
         let mut held = place::parents_of(row.move_id)?;
         held.extend(relations.iter().map(|r| r.source));
