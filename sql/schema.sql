@@ -228,9 +228,9 @@ CREATE TABLE foreshard.slot_keys (
     -- of the accesses: that of the busiest key, and that of the half which a split would give another slot
     top_share   float8 NOT NULL,
     second_share float8 NOT NULL,
+    observed_at timestamptz NOT NULL,
     -- of the accesses: that of keys beyond all that were seen a while ago; NULL: keys without such an order
-    front_share float8,
-    observed_at timestamptz NOT NULL
+    front_share float8
 );
 
 -- pairs of slots that transactions touch together, replaced at every reading

@@ -150,7 +150,7 @@ impl Scene {
             shard: number(home.shard_id),
             load: rows.iter().map(|row| row.heat).sum(),
             bytes: rows.iter().map(|row| row.bytes.max(0) as u64).sum(),
-            free: rows.iter().all(|row| free(&row)),
+            free: rows.iter().all(free),
         });
         let mut chosen = Vec::new();
         for guest in &home.guests {
@@ -219,22 +219,23 @@ const UNPLACEABLE: (&str, &str) = (
 
 /// Stores them as recommendations.
 pub fn store(gathered: &[Gathered]) -> PgResult<()> {
-    let row = |one| {
-        let Gathered { slot_id, shard_id, bytes, reason, against, table, map, benefit, .. } = one;
-        division::Row {
-            action: if against.is_empty() { "place" } else { "none" },
-            slot_id: *slot_id,
-            shard_id: *shard_id,
-            bytes: *bytes,
-            reason: Some(reason),
-            refusal: (!against.is_empty()).then_some(UNPLACEABLE),
-            start_s: Some(0.0),
-            over_s: None,
-            keys: Some((*table, map)),
-            benefit: Some(*benefit),
-        }
-    };
     division::store(&gathered.iter().map(row).collect::<Vec<_>>())
+}
+
+fn row(one: &Gathered) -> division::Row<'_> {
+    let fine = one.against.is_empty();
+    division::Row {
+        action: if fine { "place" } else { "none" },
+        slot_id: one.slot_id,
+        shard_id: one.shard_id,
+        bytes: one.bytes,
+        reason: Some(&one.reason),
+        refusal: (!fine).then_some(UNPLACEABLE),
+        start_s: Some(0.0),
+        over_s: None,
+        keys: Some((one.table, &one.map)),
+        benefit: Some(one.benefit),
+    }
 }
 
 /// Files those of one group whose tables leave that to foreshard; false: none.

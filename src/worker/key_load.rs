@@ -32,7 +32,8 @@ impl Front {
     /// What was the greatest key a while ago; None: nobody had looked yet, or keys have no order.
     pub fn line(&mut self, half_life_s: f64, now_s: f64) -> Option<i64> {
         let until_s = now_s - half_life_s * FRONT_HALF_LIVES;
-        self.lines.extend(self.most.map(|most| (now_s, most)));
+        let is_due = self.lines.back().is_none_or(|(at_s, _)| now_s - at_s >= half_life_s / 8.0);
+        self.lines.extend(self.most.filter(|_| is_due).map(|most| (now_s, most)));
         while self.lines.get(1).is_some_and(|(at_s, _)| *at_s <= until_s) {
             self.lines.pop_front();
         }
