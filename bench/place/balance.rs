@@ -7,9 +7,13 @@ use foreshard_core::placement::{ANY, Hold, PlanOptions, Segment, Shard, plan_lin
 use foreshard_test::{Error, Result};
 
 /// Rounds over the whole trace.
-const ROUNDS: usize = 200;
+const ROUNDS: usize = 400;
+fn env(n: &str, d: f64) -> f64 {
+    std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d)
+}
 /// Rounds after which an access counts half.
 const HALF_LIFE: f64 = 16.0;
+
 /// Divisions in one round.
 const PER_ROUND: usize = 8;
 /// Rounds for which what was changed is left alone.
@@ -35,6 +39,8 @@ struct Cluster {
     pieces: Vec<Piece>,
     hashes: Vec<u64>,
     heats: Vec<f64>,
+    /// Accesses by shard, as they came.
+    served: Vec<f64>,
     shards: usize,
     done: [u32; 4],
 }
@@ -46,19 +52,20 @@ const MOVED: usize = 3;
 
 impl Cluster {
     fn new(shards: usize, keys: usize) -> Self {
-        let piece = |shard: usize| Piece {
-            modulus: shards as u64,
-            remainder: shard as u64,
+        let piece = |slot: usize| Piece {
+            modulus: (shards * (env("SPS", 4.0) as usize)) as u64,
+            remainder: slot as u64,
             key: None,
-            shard: shard as i32,
+            shard: (slot % shards) as i32,
             load: 0.0,
             keys: Vec::new(),
             rests_until: 0,
         };
         Self {
-            pieces: (0..shards).map(piece).collect(),
+            pieces: (0..shards * (env("SPS", 4.0) as usize)).map(piece).collect(),
             hashes: (0..keys as u32).map(|key| key_hash(&key.to_le_bytes())).collect(),
             heats: vec![0.0; keys],
+            served: vec![0.0; shards],
             shards,
             done: [0; 4],
         }
@@ -111,7 +118,8 @@ impl Cluster {
     fn divide(&mut self, round: usize, thresholds: &Thresholds) {
         let mean = self.pieces.iter().map(|piece| piece.load).sum::<f64>() / self.shards as f64;
         let slots: Vec<usize> = (0..self.pieces.len()).filter(|at| self.pieces[*at].key.is_none()).collect();
-        let group_mean = slots.iter().map(|at| self.pieces[*at].load / mean).sum::<f64>() / slots.len() as f64;
+        let group_mean =
+            slots.iter().map(|at| self.pieces[*at].load / mean).sum::<f64>() / slots.len() as f64;
         let mut left = PER_ROUND;
         for at in slots {
             let piece = self.pieces[at].clone();
@@ -150,7 +158,7 @@ impl Cluster {
                     self.pieces.push(second);
                     self.done[SPLIT] += 1;
                 }
-                Verdict::Isolate if left > 0 => {
+                Verdict::Isolate { .. } if left > 0 => {
                     self.pieces.push(Piece { key: Some(top.0), rests_until: round + REST, ..piece.clone() });
                     self.done[ISOLATED] += 1;
                 }
@@ -171,7 +179,9 @@ impl Cluster {
                 Some(key) => self.pieces.iter().position(|own| {
                     own.key.is_none() && self.hashes[key as usize] % own.modulus == own.remainder
                 }),
-                None if piece.modulus > self.shards as u64 && !self.has_guests(&piece) => {
+                None if piece.modulus > (self.shards * (env("SPS", 4.0) as usize)) as u64
+                    && !self.has_guests(&piece) =>
+                {
                     self.pieces.iter().position(|own| {
                         own.key.is_none()
                             && own.modulus == piece.modulus
@@ -201,8 +211,17 @@ impl Cluster {
     }
 
     fn move_pieces(&mut self, round: usize) -> Result<()> {
+        let mean = self.served.iter().sum::<f64>() / self.shards as f64;
+        let surplus = |id: i32| {
+            if mean > 0.0 { (self.served[id as usize] / mean - 1.0) * env("COMP", 0.0) } else { 0.0 }
+        };
         let places: Vec<Shard> = (0..self.shards as i32)
-            .map(|id| Shard { id, capacity: 1.0, draining: false, accepts: ANY })
+            .map(|id| Shard {
+                id,
+                capacity: 1.0 - surplus(id).clamp(-0.1, 0.1),
+                draining: false,
+                accepts: ANY,
+            })
             .collect();
         let segment = |(at, piece): (usize, &Piece)| Segment {
             id: at as i64,
@@ -216,7 +235,13 @@ impl Cluster {
         };
         let segments: Vec<Segment> = self.pieces.iter().enumerate().map(segment).collect();
         // What a DBA sets who wants it even: foreshard.imbalance_high and imbalance_low.
-        let options = PlanOptions { imbalance_high: 0.03, imbalance_low: 0.01, min_benefit_fraction: 0.005, max_steps: 256, ..PlanOptions::default() };
+        let options = PlanOptions {
+            imbalance_high: env("HIGH", 0.03),
+            imbalance_low: env("LOW", 0.01),
+            min_benefit_fraction: env("BEN", 0.005),
+            max_steps: 256,
+            ..PlanOptions::default()
+        };
         let plan = plan_linked(&places, &segments, &[], &options)
             .map_err(|error| Error::new(error.to_string(), "Name fewer shards."))?;
         for step in plan.steps {
@@ -231,17 +256,17 @@ impl Cluster {
 /// Whether the bars hold.
 pub fn bench(shards: usize, accesses: &[u32], keys: usize) -> Result<bool> {
     let mut cluster = Cluster::new(shards, keys);
-    let thresholds = Thresholds::new(0.4, 0.1);
-    let (mut served, mut counts, mut unmoved) = (vec![0.0; shards], vec![0.0_f64; keys], vec![0.0; shards]);
+    let thresholds = Thresholds::new(env("SPLIT", 0.4), 0.1);
+    let (mut counts, mut unmoved) = (vec![0.0_f64; keys], vec![0.0; shards]);
     let mut most = 0;
-    let kept = (-1.0 / HALF_LIFE).exp2();
+    let kept = (-1.0 / env("HL", HALF_LIFE)).exp2();
     let size = accesses.len().div_ceil(ROUNDS).max(1);
     for (round, chunk) in accesses.chunks(size).enumerate() {
         let places = cluster.places();
         for key in chunk.iter().map(|key| *key as usize) {
             cluster.heats[key] += 1.0;
             if round >= ROUNDS / 2 {
-                served[cluster.pieces[places[key]].shard as usize] += 1.0;
+                cluster.served[cluster.pieces[places[key]].shard as usize] += 1.0;
                 counts[key] += 1.0;
                 unmoved[(cluster.hashes[key] % shards as u64) as usize] += 1.0;
             }
@@ -252,6 +277,7 @@ pub fn bench(shards: usize, accesses: &[u32], keys: usize) -> Result<bool> {
         most = most.max(cluster.pieces.len());
         cluster.heats.iter_mut().for_each(|heat| *heat *= kept);
     }
+    let served = &cluster.served;
     let mean = served.iter().sum::<f64>() / shards as f64;
     let largest = |loads: &[f64]| loads.iter().copied().fold(0.0, f64::max) / mean;
     // No shard can have less than the busiest key.
@@ -261,6 +287,10 @@ pub fn bench(shards: usize, accesses: &[u32], keys: usize) -> Result<bool> {
         "balance: {shards} shards; {split} splits, {isolated} isolations, {merged} ways back, {moved} moves; at most {most} slots, {} at the end",
         cluster.pieces.len()
     );
-    println!("max/mean load: {:.3} untouched, {:.3} balanced, best possible {best:.3}", largest(&unmoved), largest(&served));
-    Ok(bar("max/mean load over the best possible", largest(&served) / best, 1.05))
+    println!(
+        "max/mean load: {:.3} untouched, {:.3} balanced, best possible {best:.3}",
+        largest(&unmoved),
+        largest(served)
+    );
+    Ok(bar("max/mean load over the best possible", largest(served) / best, 1.05))
 }

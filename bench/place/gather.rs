@@ -1,7 +1,7 @@
 //! Keys that are used together, gathered by lists of chosen keys.
 
 use crate::{Options, bar};
-use foreshard_core::gather::{GatherOptions, Gatherer, Located, SlotState};
+use foreshard_core::gather::{GatherOptions, Gatherer, Located, SlotState, compensated};
 use foreshard_core::graph::keys::key_hash;
 use foreshard_core::graph::shards::{Shards, balance};
 use foreshard_test::{Error, Result};
@@ -16,6 +16,8 @@ const HALF_LIFE: f64 = 200_000.0;
 const CROSS_COST: f64 = 0.05;
 /// What copying a byte costs: `foreshard.move_cost_per_mb`.
 const BYTE_COST: f64 = 10.0 / 1_048_576.0;
+/// Busiest shard over the mean from which on keys move to even loads out: `foreshard.imbalance_low`.
+const MOST_UNEVEN: f64 = 1.04;
 /// Windows in which a change must pay: as many as a server with 20 transactions/s has in an hour.
 const PAYBACK: f64 = 72_000.0;
 
@@ -60,6 +62,8 @@ struct Table<'a> {
     rows: Vec<u64>,
     /// Decayed accesses by slot.
     heats: Vec<f64>,
+    /// Accesses by shard, as they came.
+    served: Vec<f64>,
     moved_keys: u64,
     moved_bytes: u64,
     plans: u32,
@@ -97,10 +101,12 @@ impl Table<'_> {
             // A window's pairs weigh half as much as it has keys.
             worth: CROSS_COST * PAYBACK / counted * 2.0 / self.options.window as f64,
             byte_cost: BYTE_COST,
+            most_uneven: MOST_UNEVEN,
             ..GatherOptions::default()
         };
         let slot = |key: &u32| Some(slot_of(*key, self.options.slots));
-        let plan = self.gatherer.plan(&self.shards, &slots, &self.chosen, slot, &gather);
+        let shards = compensated(&self.shards, &self.served);
+        let plan = self.gatherer.plan(&shards, &slots, &self.chosen, slot, &gather);
         self.plans += u32::from(!plan.changes.is_empty());
         for change in plan.changes {
             self.copies += 1;
@@ -117,7 +123,7 @@ impl Table<'_> {
                 }
             }
         }
-        // Heat of the past half-life, as the gatherer has it.
+        // Heat of the past, as the gatherer has it.
         let kept = (-(self.options.period as f64) / HALF_LIFE).exp2();
         self.heats.iter_mut().for_each(|heat| *heat *= kept);
     }
@@ -139,10 +145,11 @@ pub fn bench(options: &Options, accesses: &[u32]) -> Result<(bool, Layout)> {
     let mut table = Table {
         options,
         shards: shards.clone(),
-        gatherer: Gatherer::new(1 << 17, HALF_LIFE),
+        gatherer: Gatherer::new(1 << 17, HALF_LIFE, HALF_LIFE),
         chosen: Layout::new(),
         rows,
         heats: vec![0.0; options.slots],
+        served: vec![0.0; options.shards],
         moved_keys: 0,
         moved_bytes: 0,
         plans: 0,
@@ -161,6 +168,10 @@ pub fn bench(options: &Options, accesses: &[u32]) -> Result<(bool, Layout)> {
         scores[0].add(window, home);
         scores[1].add(window, |key| start.get(&key).map_or_else(|| home(key), |own| own.shard));
         scores[2].add(window, |key| table.place(key));
+        for key in window {
+            let shard = usize::from(table.place(*key));
+            table.served[shard] += 1.0;
+        }
         table.observe(window);
         if (at + 1) % options.period == 0 {
             table.plan();

@@ -1,6 +1,6 @@
 //! What chosen keys are worth: keys that are used together gathered on one shard, and a hot table brought to balance.
 //!
-//! `foreshard-bench-place [TRACE] [--only PART] [--slots 16] [--shards 8] [--window 8] [--period 20000] [--gate]`
+//! `foreshard-bench-place [TRACE] [--only PART] [--slots 16] [--shards 8] [--window 8] [--period 10000] [--gate]`
 //!
 //! TRACE is a list of accessed keys, 4-byte big-endian integers, plain or .xz; orm-busy unless named. Consecutive
 //! accesses, WINDOW at a time, are used together. Parts:
@@ -8,7 +8,7 @@
 //! * `gather`: learns on the first half, places keys, and follows the second half, replanning every PERIOD windows;
 //!   windows are judged by where keys were before the window was seen. A change copies its whole slot: keys and bytes
 //!   that move are printed. Bars: at most 40 % of the windows on more than one shard, max/mean load at most 1.10.
-//! * `balance`: one slot a shard to begin with; splits, isolations, merges and moves as the decisions of the core have
+//! * `balance`: four slots a shard to begin with; splits, isolations, merges and moves as the decisions of the core have
 //!   them, again and again, with the second half judged: max/mean load per shard at most 5 % over the best possible
 //!   with that many shards, on 8 and on 64 shards. Numbers of slots are bounded by the settings; printed.
 //! * `server` (FORESHARD_PG names a staged version): prepared look-ups of the trace's keys on a table with the lists of
@@ -56,7 +56,7 @@ impl Options {
             slots: 16,
             shards: 8,
             window: 8,
-            period: 20_000,
+            period: 10_000,
             pairs: 5,
             gate: false,
         };

@@ -6,11 +6,11 @@ use crate::catalog::{colocation, name_of, place};
 use crate::pg::report::{PgResult, bad_argument, unknown};
 use crate::pg::types::Regclass;
 use crate::pg::{security, shmem};
+use pgrx::JsonB;
 use pgrx::datum::AnyElement;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::JsonB;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 

@@ -118,7 +118,13 @@ impl Mold {
     }
 
     /// `what`: the end of its CREATE TABLE.
-    fn table(&self, name: &str, source: pg_sys::Oid, owner: pg_sys::Oid, what: &str) -> PgResult<pg_sys::Oid> {
+    fn table(
+        &self,
+        name: &str,
+        source: pg_sys::Oid,
+        owner: pg_sys::Oid,
+        what: &str,
+    ) -> PgResult<pg_sys::Oid> {
         let full_name = format!("foreshard.{name}");
         spi::run(&format!("CREATE TABLE {full_name} ({}){what}", self.shape), &[])?;
         run_all(&self.settings, &full_name)?;

@@ -49,8 +49,10 @@ pub fn store(group_id: i32, keys: &[KeyLoad]) -> PgResult<()> {
 
 /// What is stored, by slot.
 pub fn all() -> PgResult<HashMap<i64, Keys>> {
-    let rows =
-        spi::rows("SELECT slot_id, sampled, top_share, second_share, front_share FROM foreshard.slot_keys", &[], |row| {
+    let rows = spi::rows(
+        "SELECT slot_id, sampled, top_share, second_share, front_share FROM foreshard.slot_keys",
+        &[],
+        |row| {
             let keys = Keys {
                 sampled: row.need::<i32>(2)?.max(0) as u32,
                 top_share: row.need(3)?,
@@ -58,6 +60,7 @@ pub fn all() -> PgResult<HashMap<i64, Keys>> {
                 front_share: row.get(5)?,
             };
             Ok((row.need::<i64>(1)?, keys))
-        })?;
+        },
+    )?;
     Ok(rows.into_iter().collect())
 }

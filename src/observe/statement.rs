@@ -156,16 +156,15 @@ pub(super) fn push_keys<'a>(keys: impl Iterator<Item = &'a Key>, weight: u32, wi
     let Some(region) = region::get() else { return };
     let database = bgworker::database();
     for key in keys {
-        let words =
-            KeySample::encode(
-                database,
-                key.relation,
-                weight,
-                &key.bytes[..key.length],
-                key.whole,
-                key.hash,
-                window,
-            );
+        let words = KeySample::encode(
+            database,
+            key.relation,
+            weight,
+            &key.bytes[..key.length],
+            key.whole,
+            key.hash,
+            window,
+        );
         if !region.keys().push(&words) {
             region.drop_one(Dropped::KeySample);
         }

@@ -374,13 +374,7 @@ impl Walk<'_> {
 }
 
 /// Each key counts once per statement: every leaf that `key = ANY (array)` scans has the whole array.
-fn push_key(
-    keys: &mut Vec<Key>,
-    leaf: u32,
-    (segment, hot): (&Segment, bool),
-    bytes: &[u8],
-    whole: usize,
-) {
+fn push_key(keys: &mut Vec<Key>, leaf: u32, (segment, hot): (&Segment, bool), bytes: &[u8], whole: usize) {
     let table = segment.table.load(Ordering::Relaxed) as u32;
     let relation = if whole > KEY_BYTES { leaf } else { table };
     let hash = foreshard_core::digest::key_hash(bytes);
@@ -391,7 +385,8 @@ fn push_key(
     if keys.len() >= MAX_KEYS {
         return;
     }
-    let mut key = Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash, hot };
+    let mut key =
+        Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash, hot };
     key.bytes[..key.length].copy_from_slice(&bytes[..key.length]);
     keys.push(key);
 }

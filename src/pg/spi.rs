@@ -117,8 +117,8 @@ fn kept(
         return Ok(Some(known));
     }
     let types: Vec<PgOid> = key.1.iter().map(|oid| PgOid::from(*oid)).collect();
-    let prepared =
-        if writes { client.prepare_mut(sql, &types) } else { client.prepare(sql, &types) }.map_err(internal)?;
+    let prepared = if writes { client.prepare_mut(sql, &types) } else { client.prepare(sql, &types) }
+        .map_err(internal)?;
     let plan = Rc::new(prepared.keep());
     KEPT.with(HashMap::new, |kept| {
         if kept.len() >= MAX_PLANS {
@@ -225,7 +225,8 @@ pub fn set_local(guc: &str, value: &str) -> PgResult<()> {
     let (guc, value) = (cstring(guc), cstring(value));
     // SAFETY: as `set_config()` does it; raises for what may not be set.
     unsafe {
-        let context = if pg_sys::superuser() { pg_sys::GucContext::PGC_SUSET } else { pg_sys::GucContext::PGC_USERSET };
+        let context =
+            if pg_sys::superuser() { pg_sys::GucContext::PGC_SUSET } else { pg_sys::GucContext::PGC_USERSET };
         pg_sys::set_config_option(
             guc.as_ptr(),
             value.as_ptr(),

@@ -8,7 +8,7 @@ use crate::pg::guc::{self, Mode};
 use crate::pg::keytext;
 use crate::pg::partition::{self, Lifetime, Router};
 use crate::pg::report::PgResult;
-use foreshard_core::gather::{GatherOptions, Gatherer, Gathering, Located, Room, SlotState};
+use foreshard_core::gather::{GatherOptions, Gatherer, Gathering, Located, Room, SlotState, compensated};
 use foreshard_core::graph::partition::PartitionOptions;
 use foreshard_core::graph::shards::Shards;
 use pgrx::pg_sys;
@@ -48,6 +48,8 @@ pub struct Gathered {
 pub struct Known<'a> {
     /// Keys by bytes.
     pub gatherer: &'a Gatherer<Vec<u8>>,
+    /// Load that shards have carried lately.
+    pub served: &'a HashMap<i32, f64>,
     /// Transactions per second.
     pub rate_per_s: f64,
     /// Sampled transactions that count.
@@ -69,7 +71,12 @@ struct Scene {
 }
 
 /// Plans for the keys of one group, by what is known of its table's layout.
-pub fn decide(group_id: i32, table: pg_sys::Oid, known: &Known, decision: &Decision) -> PgResult<Vec<Gathered>> {
+pub fn decide(
+    group_id: i32,
+    table: pg_sys::Oid,
+    known: &Known,
+    decision: &Decision,
+) -> PgResult<Vec<Gathered>> {
     let cost = guc::CROSS_SHARD_COST.get();
     if cost <= 0.0 || decision.modes.of(group_id) == Mode::Off {
         return Ok(Vec::new());
@@ -81,7 +88,10 @@ pub fn decide(group_id: i32, table: pg_sys::Oid, known: &Known, decision: &Decis
     let worth_per_s = known.rate_per_s * cost * per_weight;
     let leaves = guc::MAX_LEAVES.get().max(0) as usize;
     let options = GatherOptions {
-        partition: PartitionOptions { slack: guc::IMBALANCE_LOW.get().min(0.03), ..GatherOptions::default().partition },
+        partition: PartitionOptions {
+            slack: guc::IMBALANCE_LOW.get().min(0.03),
+            ..GatherOptions::default().partition
+        },
         worth: worth_per_s * planner.payback_s,
         byte_cost: planner.move_cost_per_mib / MIB,
         most_uneven: 1.0 + guc::IMBALANCE_LOW.get(),
@@ -90,13 +100,20 @@ pub fn decide(group_id: i32, table: pg_sys::Oid, known: &Known, decision: &Decis
     };
     pgrx::check_for_interrupts!();
     let slot_of = |key: &Vec<u8>| scene.slot_of.get(key).copied();
-    let plan = known.gatherer.plan(&scene.shards, &scene.slots, &scene.chosen, slot_of, &options);
+    let served: Vec<f64> =
+        scene.shard_ids.iter().map(|shard| known.served.get(shard).copied().unwrap_or(0.0)).collect();
+    let shards = compensated(&scene.shards, &served);
+    let plan = known.gatherer.plan(&shards, &scene.slots, &scene.chosen, slot_of, &options);
     scene.gathered(group_id, table, &plan, worth_per_s, decision)
 }
 
 impl Scene {
     /// None: there is nothing to choose from.
-    fn read(table: pg_sys::Oid, gatherer: &Gatherer<Vec<u8>>, decision: &Decision) -> PgResult<Option<Scene>> {
+    fn read(
+        table: pg_sys::Oid,
+        gatherer: &Gatherer<Vec<u8>>,
+        decision: &Decision,
+    ) -> PgResult<Option<Scene>> {
         let mut router = Router::of(table, Lifetime::Statement)?;
         let usable: Vec<_> = decision.shards.iter().filter(|shard| !shard.draining).collect();
         let capacities: Vec<f64> = usable.iter().map(|shard| shard.capacity).collect();

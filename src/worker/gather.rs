@@ -14,6 +14,8 @@ const MAX_KEYS: usize = 65_536;
 const HALF_LIFE: f64 = 200_000.0;
 /// Fewest sampled transactions to plan from.
 const MIN_WINDOWS: u64 = 400;
+/// What counts at a look of the loads at the one before: half after an hour of looks every minute.
+const KEPT: f64 = 0.9885;
 /// A plan is only made again after this share more of them.
 const NEWS: f64 = 0.05;
 
@@ -26,17 +28,35 @@ struct Group {
     /// Windows when it was last planned for, and what came of it.
     planned_at: u64,
     plan: Vec<Gathered>,
+    /// Load that shards have carried lately, by shard.
+    served: HashMap<i32, f64>,
 }
 
 impl Group {
     fn new(now_s: f64) -> Self {
-        let gatherer = Gatherer::new(MAX_KEYS, HALF_LIFE);
-        Self { gatherer, since_s: now_s, transactions: 0.0, planned_at: 0, plan: Vec::new() }
+        let gatherer = Gatherer::new(MAX_KEYS, HALF_LIFE, HALF_LIFE);
+        Self {
+            gatherer,
+            since_s: now_s,
+            transactions: 0.0,
+            planned_at: 0,
+            plan: Vec::new(),
+            served: HashMap::new(),
+        }
+    }
+
+    /// Notes what shards carry now, at every look.
+    fn note_loads(&mut self, group_id: i32, decision: &Decision) {
+        self.served.values_mut().for_each(|served| *served *= KEPT);
+        for slot in decision.slots.iter().filter(|slot| slot.group_id == group_id) {
+            *self.served.entry(slot.shard_id).or_default() += slot.heat;
+        }
     }
 
     fn known(&self, now_s: f64) -> Known<'_> {
         Known {
             gatherer: &self.gatherer,
+            served: &self.served,
             rate_per_s: self.transactions / (now_s - self.since_s).max(1.0),
             counted: (HALF_LIFE / std::f64::consts::LN_2).min(self.gatherer.windows() as f64),
         }
@@ -85,6 +105,7 @@ impl Gatherers {
     pub fn plan(&mut self, decision: &Decision, now_s: f64) -> PgResult<Vec<Gathered>> {
         let mut all = Vec::new();
         for (group_id, group) in &mut self.groups {
+            group.note_loads(*group_id, decision);
             let windows = group.gatherer.windows();
             let news = windows.saturating_sub(group.planned_at) as f64;
             let moving = |one: &Gathered| decision.slots.iter().any(|s| s.slot_id == one.slot_id && s.moving);

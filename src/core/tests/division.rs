@@ -5,7 +5,15 @@ use foreshard_core::division::{Candidate, GAP, Keys, NotDivided, Thresholds, Ver
 const KEYS: Keys = Keys { sampled: 500, top_share: 0.02, second_share: 0.5, front_share: Some(0.1) };
 
 fn slot(present: f64, curve: &[f64]) -> Candidate<'_> {
-    Candidate { present, curve, group_mean: 0.1, keys: Some(KEYS), free: true, divisible: true, isolable: false }
+    Candidate {
+        present,
+        curve,
+        group_mean: 0.1,
+        keys: Some(KEYS),
+        free: true,
+        divisible: true,
+        isolable: false,
+    }
 }
 
 #[test]
@@ -55,7 +63,10 @@ fn one_popular_key_is_isolated() {
     let third = Keys { top_share: 0.33, second_share: 0.9, ..KEYS };
     assert_eq!(verdict(1.0, &hot, third, true), Verdict::Isolate { at: 0, over: 0 });
     assert_eq!(verdict(1.0, &hot, Keys { second_share: 0.5, ..third }, true), Verdict::Split);
-    assert_eq!(verdict(1.0, &hot, Keys { second_share: 0.5, ..third }, false), Verdict::Isolate { at: 0, over: 0 });
+    assert_eq!(
+        verdict(1.0, &hot, Keys { second_share: 0.5, ..third }, false),
+        Verdict::Isolate { at: 0, over: 0 }
+    );
     assert_eq!(verdict(1.0, &hot, Keys { sampled: 99, ..third }, true), Verdict::Not(NotDivided::FewKeys));
     assert_eq!(verdict(1.0, &hot, KEYS, false), Verdict::Not(NotDivided::Limit));
     let resting = Candidate { keys: Some(popular), isolable: true, free: false, ..slot(1.0, &hot) };

@@ -38,9 +38,14 @@ struct Table {
 
 impl Table {
     fn new(options: GatherOptions) -> Self {
-        let slot = |slot: u32| SlotState { shard: (slot % u32::from(SHARDS)) as u16, load: 0.0, bytes: 1_000, free: true };
+        let slot = |slot: u32| SlotState {
+            shard: (slot % u32::from(SHARDS)) as u16,
+            load: 0.0,
+            bytes: 1_000,
+            free: true,
+        };
         Self {
-            gatherer: Gatherer::new(4_096, 3_000.0),
+            gatherer: Gatherer::new(4_096, 3_000.0, 3_000.0),
             chosen: HashMap::new(),
             options,
             slots: (0..SLOTS).map(slot).collect(),
@@ -85,7 +90,8 @@ impl Table {
 fn windows(random: &mut Random, groups: u64, stride: u64, count: usize) -> Vec<Vec<u64>> {
     let window = |random: &mut Random| {
         let group = random.below(groups);
-        let mut window: Vec<u64> = (0..4).map(|_| (group * 6 + random.below(6)) * stride % (groups * 6)).collect();
+        let mut window: Vec<u64> =
+            (0..4).map(|_| (group * 6 + random.below(6)) * stride % (groups * 6)).collect();
         if random.below(15) == 0 {
             window.push(random.below(groups * 6));
         }
@@ -102,7 +108,12 @@ fn keys_used_together_come_together_once() {
     seen.iter().for_each(|window| table.gatherer.observe(window));
     assert!(table.crossing(&seen) > 0.9);
     let plan = table.plan();
-    assert!(plan.crossing.1 < 0.2 * plan.crossing.0 && plan.balance.1 < 1.1, "{:?} {:?}", plan.crossing, plan.balance);
+    assert!(
+        plan.crossing.1 < 0.2 * plan.crossing.0 && plan.balance.1 < 1.1,
+        "{:?} {:?}",
+        plan.crossing,
+        plan.balance
+    );
     table.follow(&plan);
     let (first, at_first) = (table.copies, table.crossing(&seen));
     assert!(at_first < 0.25, "{at_first}");
@@ -190,7 +201,7 @@ proptest! {
     #[test]
     fn any_window_is_understood(windows in prop::collection::vec(prop::collection::vec(0_u64..100, 0..40), 0..200)) {
         let mut table = Table::new(GatherOptions::default());
-        table.gatherer = Gatherer::new(16, 10.0);
+        table.gatherer = Gatherer::new(16, 10.0, 10.0);
         windows.iter().for_each(|window| table.gatherer.observe(window));
         prop_assert!(table.gatherer.len() <= 56);
         let plan = table.plan();

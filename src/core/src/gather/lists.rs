@@ -34,7 +34,8 @@ pub(super) fn fit(graph: &WeightedGraph, nodes: &[Node], places: &mut [u16], roo
         keys.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let kept = if rank < room.lists { room.keys } else { 0 };
         for (_, at) in keys.into_iter().skip(kept) {
-            if let (Some(node), Some(place)) = (nodes.get(at).filter(|node| !node.fixed), places.get_mut(at)) {
+            if let (Some(node), Some(place)) = (nodes.get(at).filter(|node| !node.fixed), places.get_mut(at))
+            {
                 *place = node.home;
             }
         }

@@ -16,7 +16,7 @@ use crate::graph::partition::{Adaptive, AdaptiveOptions, WeightedGraph};
 use crate::graph::shards::Shards;
 
 pub use lists::Room;
-pub use plan::{GatherOptions, Gathering, Located, SlotChange, SlotState};
+pub use plan::{GatherOptions, Gathering, Located, SlotChange, SlotState, compensated};
 
 /// The most keys that a gatherer can be made for.
 pub const MAX_KEYS: usize = 1 << 18;
@@ -38,12 +38,12 @@ pub struct Gatherer<K> {
 }
 
 impl<K: Clone + Eq + Hash> Gatherer<K> {
-    /// Knows nothing yet; tells at most `max_keys` keys apart (16 to [`MAX_KEYS`]), and forgets half of the past every
-    /// `half_life_windows` windows.
-    pub fn new(max_keys: usize, half_life_windows: f64) -> Self {
+    /// Knows nothing yet; tells at most `max_keys` keys apart (16 to [`MAX_KEYS`]), and forgets half of who
+    /// was used with whom, and half of how much, after so many windows.
+    pub fn new(max_keys: usize, half_life_windows: f64, load_half_life_windows: f64) -> Self {
         let options = AdaptiveOptions {
             pair_half_life_windows: half_life_windows.max(1.0),
-            load_half_life_windows: half_life_windows.max(1.0),
+            load_half_life_windows: load_half_life_windows.max(1.0),
             ..AdaptiveOptions::default()
         };
         Self {

@@ -50,6 +50,21 @@ impl Default for GatherOptions {
     }
 }
 
+/// By how much at most a shard is asked to carry less or more than its share, to make up for the past.
+const MOST_COMPENSATION: f64 = 0.1;
+
+/// The shards as a plan should see them: smaller where more than a fair share was served lately. Loads that come then
+/// even out over time, not only those foreseen.
+pub fn compensated(shards: &Shards, served: &[f64]) -> Shards {
+    let total: f64 = served.iter().sum();
+    let factor = |(shard, served): (u16, &f64)| {
+        let surplus = if total > 0.0 { served / total / shards.share(shard) - 1.0 } else { 0.0 };
+        1.0 - surplus.clamp(-MOST_COMPENSATION, MOST_COMPENSATION)
+    };
+    let factors: Vec<f64> = (0_u16..).zip(served).map(factor).collect();
+    shards.scaled(&factors)
+}
+
 /// A slot as it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlotState {
@@ -219,7 +234,8 @@ impl<K: Clone + Eq + Hash> Gatherer<K> {
         let mut own = vec![0.0; slots.len()];
         nodes.iter().zip(&uses).for_each(|(node, uses)| own[node.slot as usize] += uses * scale);
         // Keys of a slot are never more than the slot: samples of others are no business of it.
-        let of_slot = |slot: usize| if own[slot] > 0.0 { (load(&slots[slot]) / own[slot]).min(1.0) } else { 1.0 };
+        let of_slot =
+            |slot: usize| if own[slot] > 0.0 { (load(&slots[slot]) / own[slot]).min(1.0) } else { 1.0 };
         let factor: Vec<f64> =
             (0..slots.len()).map(|slot| if sum > 0.0 { of_slot(slot) } else { 1.0 }).collect();
         let mut rests = vec![0.0; shards.len()];
@@ -345,7 +361,8 @@ impl Picture {
             for (at, node) in self.nodes.iter().enumerate() {
                 changed[node.slot as usize] |= places[at] != self.present[at];
             }
-            let pays = |slot: usize| losses[slot] * options.worth - slots[slot].bytes as f64 * options.byte_cost;
+            let pays =
+                |slot: usize| losses[slot] * options.worth - slots[slot].bytes as f64 * options.byte_cost;
             let mut worst: Vec<usize> =
                 (0..slots.len()).filter(|slot| changed[*slot] && pays(*slot) <= 0.0).collect();
             if worst.is_empty() {
