@@ -3,9 +3,10 @@
 
 use super::split::{Part, parts};
 use super::{guest, heat, moves, preflight, shadow, split, unit_cost};
+use crate::pg::graph::fresh_snapshot;
 use crate::pg::partition::{self, Lifetime, Router};
 use crate::pg::report::{self, PgResult, busy};
-use crate::pg::spi;
+use crate::pg::{lock, names, spi};
 use foreshard_core::guests::Guest;
 use pgrx::pg_sys;
 use std::collections::{BTreeSet, HashMap};
@@ -20,16 +21,34 @@ pub struct Home {
     pub guests: Vec<Guest>,
 }
 
-/// The slots of a managed table by hash partition, each with its chosen keys, in the text forms of the session.
-pub fn layout(table: pg_sys::Oid) -> PgResult<HashMap<u32, Home>> {
-    let rows = spi::rows(
+/// How often the partitions of a table are looked up again because some went away meanwhile.
+const LOOKS: u32 = 8;
+
+/// (Hash partition, slot, shard, whether it is a table between) of every slot, as of now.
+fn partitions_of(table: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, i64, i32, bool)>> {
+    let _fresh = fresh_snapshot();
+    spi::rows(
         "SELECT coalesce(p.branch, p.partition)::oid, s.slot_id, s.shard_id, p.branch IS NOT NULL FROM foreshard.slot_partition p \
          JOIN foreshard.slot s USING (slot_id) WHERE p.table_oid = $1 AND s.home_slot_id IS NULL",
         &[table.into()],
-        |row| {
-            Ok((row.need::<pg_sys::Oid>(1)?, row.need::<i64>(2)?, row.need::<i32>(3)?, row.need::<bool>(4)?))
-        },
-    )?;
+        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?, row.need(4)?)),
+    )
+}
+
+/// The slots of a managed table by hash partition, each with its chosen keys, in the text forms of the session.
+pub fn layout(table: pg_sys::Oid) -> PgResult<HashMap<u32, Home>> {
+    let mut rows = partitions_of(table)?;
+    for _ in 0..LOOKS {
+        let between: Vec<pg_sys::Oid> = rows.iter().filter(|row| row.3).map(|row| row.0).collect();
+        lock::lock_all(&between, lock::ACCESS_SHARE);
+        if between.iter().all(|table| names::plain(*table).is_ok()) {
+            break;
+        }
+        // A cutover came first.
+        rows = partitions_of(table)?;
+    }
+    // What is locked has the lists that a look at the catalog from now on tells.
+    let _fresh = fresh_snapshot();
     let known = guests(table)?;
     let mut homes = HashMap::new();
     for (partition, slot_id, shard_id, divided) in rows {
