@@ -8,9 +8,8 @@ use foreshard_test::{Error, Result};
 
 /// Rounds over the whole trace.
 const ROUNDS: usize = 400;
-fn env(n: &str, d: f64) -> f64 {
-    std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d)
-}
+/// Slots to begin with, of every shard.
+const SLOTS_PER_SHARD: usize = 4;
 /// Rounds after which an access counts half.
 const HALF_LIFE: f64 = 16.0;
 
@@ -53,7 +52,7 @@ const MOVED: usize = 3;
 impl Cluster {
     fn new(shards: usize, keys: usize) -> Self {
         let piece = |slot: usize| Piece {
-            modulus: (shards * (env("SPS", 4.0) as usize)) as u64,
+            modulus: (shards * SLOTS_PER_SHARD) as u64,
             remainder: slot as u64,
             key: None,
             shard: (slot % shards) as i32,
@@ -62,7 +61,7 @@ impl Cluster {
             rests_until: 0,
         };
         Self {
-            pieces: (0..shards * (env("SPS", 4.0) as usize)).map(piece).collect(),
+            pieces: (0..shards * SLOTS_PER_SHARD).map(piece).collect(),
             hashes: (0..keys as u32).map(|key| key_hash(&key.to_le_bytes())).collect(),
             heats: vec![0.0; keys],
             served: vec![0.0; shards],
@@ -179,7 +178,7 @@ impl Cluster {
                 Some(key) => self.pieces.iter().position(|own| {
                     own.key.is_none() && self.hashes[key as usize] % own.modulus == own.remainder
                 }),
-                None if piece.modulus > (self.shards * (env("SPS", 4.0) as usize)) as u64
+                None if piece.modulus > (self.shards * SLOTS_PER_SHARD) as u64
                     && !self.has_guests(&piece) =>
                 {
                     self.pieces.iter().position(|own| {
@@ -213,7 +212,7 @@ impl Cluster {
     fn move_pieces(&mut self, round: usize) -> Result<()> {
         let mean = self.served.iter().sum::<f64>() / self.shards as f64;
         let surplus = |id: i32| {
-            if mean > 0.0 { (self.served[id as usize] / mean - 1.0) * env("COMP", 0.0) } else { 0.0 }
+            if mean > 0.0 { self.served[id as usize] / mean - 1.0 } else { 0.0 }
         };
         let places: Vec<Shard> = (0..self.shards as i32)
             .map(|id| Shard {
@@ -236,9 +235,9 @@ impl Cluster {
         let segments: Vec<Segment> = self.pieces.iter().enumerate().map(segment).collect();
         // What a DBA sets who wants it even: foreshard.imbalance_high and imbalance_low.
         let options = PlanOptions {
-            imbalance_high: env("HIGH", 0.03),
-            imbalance_low: env("LOW", 0.01),
-            min_benefit_fraction: env("BEN", 0.005),
+            imbalance_high: 0.03,
+            imbalance_low: 0.01,
+            min_benefit_fraction: 0.005,
             max_steps: 256,
             ..PlanOptions::default()
         };
@@ -256,10 +255,10 @@ impl Cluster {
 /// Whether the bars hold.
 pub fn bench(shards: usize, accesses: &[u32], keys: usize) -> Result<bool> {
     let mut cluster = Cluster::new(shards, keys);
-    let thresholds = Thresholds::new(env("SPLIT", 0.4), 0.1);
+    let thresholds = Thresholds::new(0.4, 0.1);
     let (mut counts, mut unmoved) = (vec![0.0_f64; keys], vec![0.0; shards]);
     let mut most = 0;
-    let kept = (-1.0 / env("HL", HALF_LIFE)).exp2();
+    let kept = (-1.0 / HALF_LIFE).exp2();
     let size = accesses.len().div_ceil(ROUNDS).max(1);
     for (round, chunk) in accesses.chunks(size).enumerate() {
         let places = cluster.places();

@@ -116,7 +116,8 @@ fn splits_and_merges_cannot_cycle() {
             let (a, b) = ([load * share], [load * (1.0 - share)]);
             match divided_at {
                 None => {
-                    let candidate = Candidate { keys: Some(keys), isolable: true, ..slot(load, &[load]) };
+                    let curve = [load];
+                    let candidate = Candidate { keys: Some(keys), isolable: true, ..slot(load, &curve) };
                     let verdict = judge(&candidate, &[load], &thresholds);
                     if matches!(verdict, Verdict::Split | Verdict::Isolate { over: 0, .. }) {
                         if let Some(merged) = merged_at {
