@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-split chaos docs install check clean-run
+.PHONY: help demo psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split chaos docs install check clean-run
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-sim: ## what foresight is worth on a simulated cluster; TRACE=folder of CS
 
 bench-graph: ## closures, influence and placement of a graph; EDGES=edge list, plain or .xz
 	@scripts/bench-pure.sh graph $(or $(EDGES),data/graphs/debian_bookworm.edges.xz) $(ARGS)
+
+bench-place: ## keys that are used together, gathered, and a hot table balanced; TRACE=key trace ARGS="--only gather"
+	@scripts/bench-place.sh $(or $(TRACE),demo/data/orm-busy.trace.xz) $(ARGS)
 
 bench-split: ## a split, cold and prepared, its way back and a merge, against doing it by hand; ARGS="--rows 200000 --tables 4 --window 0"
 	@scripts/bench-split.sh $(ARGS)

@@ -35,7 +35,7 @@ COMMENT ON VIEW foreshard.shards IS 'Every shard: slots, bytes, load, utilizatio
 COMMENT ON VIEW foreshard.heat_map IS 'Rates and heat of every slot; NULL means unknown.';
 COMMENT ON VIEW foreshard.forecasts IS 'Forecast load of every slot with its interval, and how good its forecasts were lately; NULL means unknown.';
 COMMENT ON VIEW foreshard.forecast_errors IS 'How good forecasts were lately, per slot and lead: mean absolute error, the same over that of a naive forecast (mase), share of the loads that were in the interval (coverage).';
-COMMENT ON VIEW foreshard.recommendations IS 'Moves, splits and merges that foreshard recommends, and why hot slots are left alone.';
+COMMENT ON VIEW foreshard.recommendations IS 'Moves, splits, merges and placements of keys that foreshard recommends, and why hot slots are left alone; keys are NULL for those who may not read them.';
 COMMENT ON VIEW foreshard.calibration IS 'Of steps recommended with about one confidence, how many paid; and whether the auto mode may act on what is only foreseen.';
 COMMENT ON VIEW foreshard.progress_moves IS 'Moves, splits and placements of keys with phase, progress and what they wait for.';
 COMMENT ON VIEW foreshard.history IS 'What happened, in order.';

@@ -228,7 +228,9 @@ CREATE TABLE foreshard.slot_keys (
     -- of the accesses: that of the busiest key, and that of the half which a split would give another slot
     top_share   float8 NOT NULL,
     second_share float8 NOT NULL,
-    observed_at timestamptz NOT NULL
+    observed_at timestamptz NOT NULL,
+    -- of the accesses: that of keys beyond all that were seen a while ago; NULL: keys without such an order
+    front_share float8
 );
 
 -- pairs of slots that transactions touch together, replaced at every reading
@@ -303,7 +305,7 @@ CREATE TABLE foreshard.forecast_error (
 CREATE TABLE foreshard.recommendation (
     recommendation_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     made_at     timestamptz NOT NULL,
-    action      text NOT NULL CHECK (action IN ('move', 'split', 'prepare', 'merge', 'none')),
+    action      text NOT NULL CHECK (action IN ('move', 'split', 'prepare', 'merge', 'isolate', 'place', 'home', 'none')),
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     from_shard  int REFERENCES foreshard.shard ON DELETE CASCADE,
     to_shard    int REFERENCES foreshard.shard ON DELETE CASCADE,
@@ -322,7 +324,10 @@ CREATE TABLE foreshard.recommendation (
     -- when to begin, when the overload begins without it, and why then
     start_at    timestamptz,
     overload_at timestamptz,
-    timing      text
+    timing      text,
+    -- of keys: the map to give place_keys() or isolate_keys(), and the table they are named of
+    keys        jsonb,
+    table_oid   regclass
 );
 
 -- what was recommended with a confidence, to be judged by the loads that came when its time is over, whether
@@ -381,8 +386,10 @@ CREATE TABLE foreshard.move (
     from_shard  int NOT NULL REFERENCES foreshard.shard,
     -- of a split: where the part goes that keeps the slot's id
     to_shard    int NOT NULL REFERENCES foreshard.shard,
-    -- of a placement of keys: the slots of chosen keys that are made anew together with their home
+    -- of a placement of keys: the slots of chosen keys that are made anew together with their home, and where keys were
+    -- before: null at home, a shard's number, or that in brackets for a key by itself
     guests      bigint[] NOT NULL DEFAULT '{}',
+    former      jsonb,
     phase       text NOT NULL DEFAULT 'preflight',
     finished    boolean NOT NULL DEFAULT false,
     cancel_requested boolean NOT NULL DEFAULT false,

@@ -99,10 +99,14 @@ LEFT JOIN (
 CREATE VIEW foreshard.recommendations AS
 SELECT r.recommendation_id, r.made_at, r.action, r.slot_id, a.shard_name AS from_shard, b.shard_name AS to_shard,
        r.confidence, r.benefit, r.bytes, r.imbalance_before, r.imbalance_after, r.reason, r.refusal, r.advice,
-       r.foreseen, r.start_at, r.overload_at, r.timing
+       r.foreseen, r.start_at, r.overload_at, r.timing, r.table_oid AS "table",
+       CASE WHEN v.may_see THEN r.keys END AS keys
 FROM foreshard.recommendation r
 LEFT JOIN foreshard.shard a ON a.shard_id = r.from_shard
-LEFT JOIN foreshard.shard b ON b.shard_id = r.to_shard;
+LEFT JOIN foreshard.shard b ON b.shard_id = r.to_shard
+LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = r.table_oid
+CROSS JOIN LATERAL (SELECT pg_catalog.has_column_privilege(p.partrelid, p.partattrs[0], 'SELECT')
+                           AND NOT pg_catalog.row_security_active(p.partrelid) AS may_see) v;
 
 -- Of the steps recommended with about one confidence, the share that paid; a group's trust stands on its newest.
 CREATE VIEW foreshard.calibration AS

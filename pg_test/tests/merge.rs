@@ -344,6 +344,28 @@ fn divided_by_load() -> Result<()> {
     server.wait_query(&said, "none few_keys_sampled")?;
     keys(&mut server, 1, 0.9, 0.9)?;
     server.wait_query(&said, "none popular_key")?;
+    // Once the key can be told, it is isolated; and brought back.
+    server.query(&format!(
+        "INSERT INTO foreshard.hot_key SELECT s.group_id, 1, 't', {slot}, (SELECT min(t.id) FROM t JOIN foreshard.slots p ON p.partition = t.tableoid AND p.slot_id = {slot}), \
+             false, 100, 90, 110, 100, now() FROM foreshard.slot s WHERE s.slot_id = {slot}"
+    ))?;
+    let ahead = format!(
+        "SELECT action, start_at < now() + interval '2 h', overload_at > now() + interval '1 h', jsonb_array_length(keys) FROM foreshard.recommendations WHERE slot_id = {slot} AND action <> 'move'"
+    );
+    server.wait_query(&ahead, "isolate|t|t|1")?;
+    assert_eq!(server.query("SELECT count(*) FROM foreshard.move")?, "0", "advice only");
+    server.set(&[("foreshard.mode", "auto")])?;
+    server.wait_query("SELECT count(*) FROM foreshard.placed_keys('t') WHERE isolated", "1")?;
+    server.set(&[("foreshard.mode", "advise")])?;
+    server.wait_moves()?;
+    let upon = server.query(
+        "SELECT m.recommendation_id FROM foreshard.history h JOIN foreshard.move m USING (move_id) \
+         WHERE h.event = 'auto' AND m.kind = 'place' AND (h.detail ->> 'recommendation_id')::int8 = m.recommendation_id",
+    )?;
+    server.query(&format!("SELECT foreshard.undo_recommendation({upon})"))?;
+    server.wait_query("SELECT count(*) FROM foreshard.placed_keys('t')", "0")?;
+    server.wait_moves()?;
+    server.query("DELETE FROM foreshard.hot_key; UPDATE foreshard.move SET undone_at = NULL; DELETE FROM foreshard.move")?;
     keys(&mut server, 500, 0.1, 0.95)?;
     server.wait_query(&said, "none unbalanced_cut")?;
     keys(&mut server, 500, 0.1, 0.5)?;

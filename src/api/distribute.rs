@@ -7,7 +7,7 @@ use crate::catalog::rebuild::{Leaf, Shape, lock_with_notice, rebuild};
 use crate::catalog::relation::{bytes_of_tree, column, kind};
 use crate::catalog::remote::against;
 use crate::catalog::{birth, colocation, moves, name_of, node, preflight, record_event};
-use crate::pg::report::{PgResult, bad_argument, busy, error, unknown, unsupported, wrong_state};
+use crate::pg::report::{PgResult, bad_argument, busy, error, refuse, unknown, unsupported, wrong_state};
 use crate::pg::types::Regclass;
 use crate::pg::{partition, security, transaction};
 use foreshard_core::ring::{ShardWeight, place_slots};
@@ -164,7 +164,8 @@ fn check_remote(table: pg_sys::Oid, name: &str, remote: bool) -> PgResult<()> {
     if !remote {
         return Ok(());
     }
-    refuse(&format!("table {name} cannot have slots on other servers"), against::against_layout(table)?)
+    let reasons = against::against_layout(table)?;
+    refuse(format!("table {name} cannot have slots on other servers"), &reasons, EACH_LINE)
 }
 
 /// Refuses a group that has slots on nodes: a table is rebuilt here.
@@ -194,8 +195,10 @@ fn undistribute(table: Regclass) -> PgResult<()> {
     require_still(managed.group_id)?;
     require_here(managed.group_id)?;
     drop(as_owner);
-    let check =
-        || refuse(&format!("table {name} cannot be undistributed"), preflight::against_undistribute(table)?);
+    let check = || {
+        let reasons = preflight::against_undistribute(table)?;
+        refuse(format!("table {name} cannot be undistributed"), &reasons, EACH_LINE)
+    };
     check()?;
     lock_with_notice(&name, bytes_of_tree(table)?)?;
     require_same(table, &name)?;
@@ -258,7 +261,7 @@ fn check_key(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<pg_sys::Oid>
     let (attnum, key_type) = key_column(table, key, name)?;
     let mut reasons = preflight::against_rebuild(table)?;
     reasons.extend(preflight::against_key(table, attnum)?);
-    refuse(&format!("table {name} cannot be distributed by \"{key}\""), reasons)?;
+    refuse(format!("table {name} cannot be distributed by \"{key}\""), &reasons, EACH_LINE)?;
     Ok(key_type)
 }
 
@@ -283,14 +286,8 @@ fn key_column(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<(i16, pg_sy
     Ok((attnum, key_type))
 }
 
-fn refuse(what: &str, reasons: Vec<String>) -> PgResult<()> {
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    Err(unsupported(what.to_string())
-        .set_detail(reasons.join("\n"))
-        .set_hint("Each line names one reason; remove or change what it names and try again."))
-}
+/// What to do about reasons against a whole table.
+const EACH_LINE: &str = "Each line names one reason; remove or change what it names and try again.";
 
 /// Creates a group with its slots.
 fn create_group(key_type: pg_sys::Oid, slots: i32, shards: Option<&[String]>) -> PgResult<i32> {

@@ -1,16 +1,16 @@
 //! Chosen keys: partitions of their own, beside the slot that they hash to.
 
 use super::reshard::{require_slot_owner, wake_keeper};
-use crate::catalog::wish::{Key, Placing};
+use crate::catalog::wish::{Key, Placing, text_key};
 use crate::catalog::{colocation, name_of, place};
-use crate::pg::report::{PgResult, bad_argument, internal, unknown};
+use crate::pg::report::{PgResult, bad_argument, unknown};
 use crate::pg::types::Regclass;
 use crate::pg::{security, shmem};
+use pgrx::JsonB;
 use pgrx::datum::AnyElement;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::{IntoDatum, JsonB};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -21,12 +21,6 @@ fn table_of(table: Option<Regclass>) -> PgResult<Regclass> {
 fn key_of(key: Option<AnyElement>) -> PgResult<Key> {
     let key = key.ok_or_else(|| bad_argument("key must not be NULL"))?;
     Ok((key.datum(), key.oid()))
-}
-
-/// A text, of which the key's type makes a key.
-fn text_key(text: &str) -> PgResult<Key> {
-    let datum = text.into_datum().ok_or_else(|| internal("a text without a value"))?;
-    Ok((datum, pg_sys::TEXTOID))
 }
 
 /// Files what `wish` says of a table, all of whose group must belong to the current user; the moves.

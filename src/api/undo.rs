@@ -3,6 +3,7 @@
 use super::reshard::{require_slot_owner, wake_keeper};
 use crate::catalog::act::{self, Act};
 use crate::catalog::split::{self, Part};
+use crate::catalog::wish::Placing;
 use crate::catalog::{merge, moves, record_event, wayback};
 use crate::pg::report::{PgResult, bad_argument, busy, internal, unknown, unsupported, wrong_state};
 use crate::pg::{security, shmem};
@@ -10,8 +11,8 @@ use pgrx::prelude::*;
 use serde_json::{Map, Value, json};
 
 /// Takes back what was done upon a recommendation: a move under way is cancelled, one whose old copy is still kept
-/// swaps back, one that is over is followed by a move back; a split by a merge and a merge by a split. For a day the slot
-/// is then left to persons. Returns the id of the move that brings the slot back.
+/// swaps back, one that is over is followed by a move back; a split by a merge and a merge by a split, and keys go where
+/// they were. For a day the slot is then left to persons. Returns the id of the move that brings the slot back.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn undo_recommendation(recommendation_id: Option<i64>) -> PgResult<i64> {
@@ -75,12 +76,13 @@ fn undo(recommendation_id: i64, act: &Act, user: &str) -> PgResult<i64> {
             kind => format!("What {kind} {move_id} made of slot {slot_id} has been changed since."),
         });
     }
-    if now_on != to {
+    // Keys are brought back from wherever they are.
+    if act.kind != "place" && now_on != to {
         return nothing_to_undo(format!(
             "Slot {slot_id} has been moved since, from shard \"{to}\" to \"{now_on}\"."
         ));
     }
-    let undoing = file_back(act, user)?;
+    let undoing = file_back(recommendation_id, act, user)?;
     act::set_reason(undoing, &format!("recommendation {recommendation_id} was undone"))?;
     Ok(undoing)
 }
@@ -96,8 +98,8 @@ fn stop(act: &Act) -> PgResult<Option<i64>> {
     }
 }
 
-/// Files the move, merge or split that makes undone what has ended; its id.
-fn file_back(act: &Act, user: &str) -> PgResult<i64> {
+/// Files the move, merge, split or placement that makes undone what has ended; its id.
+fn file_back(recommendation_id: i64, act: &Act, user: &str) -> PgResult<i64> {
     match act.kind.as_str() {
         "move" => {
             let mut map = Map::new();
@@ -112,7 +114,24 @@ fn file_back(act: &Act, user: &str) -> PgResult<i64> {
             _ => Err(unsupported("only splits into two can be undone")),
         },
         "merge" => split::file(act.slot_id, &[Some(&act.from), act.other_from.as_deref()], user, false),
-        kind => Err(unsupported(format!("move {} is a {kind}, which has no way back", act.move_id))
-            .set_hint("See foreshard.unisolate_key() and foreshard.place_keys().")),
+        "place" => place_back(recommendation_id, act, user),
+        kind => Err(unsupported(format!("move {} is a {kind}, which has no way back", act.move_id))),
     }
+}
+
+/// Files the placement that brings keys where they were; its move.
+fn place_back(recommendation_id: i64, act: &Act, user: &str) -> PgResult<i64> {
+    let Some(Value::Object(former)) = &act.former else {
+        return Err(unsupported(format!("where the keys of placement {} were is not known", act.move_id))
+            .set_hint("See foreshard.unisolate_key() and foreshard.place_keys()."));
+    };
+    let tables = moves::tables_of_slot(act.slot_id)?;
+    let (table, _) = tables.first().ok_or_else(|| wrong_state("the slot has no table any more"))?;
+    let mut placing = Placing::of(*table)?;
+    placing.restore(former)?;
+    let filed = placing.file(user, json!({"undo": recommendation_id}))?;
+    filed.first().copied().ok_or_else(|| {
+        wrong_state(format!("recommendation {recommendation_id} cannot be undone"))
+            .set_detail("Its keys are where they were before.")
+    })
 }

@@ -2,6 +2,7 @@
 
 use crate::pg::report::PgResult;
 use crate::pg::spi;
+use pgrx::JsonB;
 
 /// Writes down, for moves that nobody asked for, upon which recommendation each was filed.
 pub fn record_auto(moves: &[i64]) -> PgResult<()> {
@@ -17,16 +18,18 @@ pub fn record_auto(moves: &[i64]) -> PgResult<()> {
     Ok(())
 }
 
-/// Remembers of a split or merge that nobody asked for upon which recommendation it was filed, and writes it down. A
+/// Remembers of changes that nobody asked for, just filed, upon which recommendation each was, and writes it down. A
 /// split that was prepared upon one and goes on upon another belongs to the first.
-pub fn attach(move_id: i64, slot_id: i64, action: &str) -> PgResult<()> {
+pub fn attach(moves: &[i64], action: &str) -> PgResult<()> {
     spi::run(
         "UPDATE foreshard.move m SET recommendation_id = r.recommendation_id, reason = r.reason \
-         FROM (SELECT recommendation_id, reason FROM foreshard.recommendation WHERE slot_id = $2 AND action = $3 ORDER BY 1 DESC LIMIT 1) r \
-         WHERE m.move_id = $1 AND m.recommendation_id IS NULL",
-        &[move_id.into(), slot_id.into(), action.into()],
+         FROM (SELECT n.move_id, max(q.recommendation_id) AS newest FROM foreshard.move n JOIN foreshard.recommendation q \
+                   ON q.slot_id IN (n.slot_id, n.other_slot) AND q.action = $2 \
+               WHERE n.move_id = ANY ($1) AND n.recommendation_id IS NULL GROUP BY 1) f \
+         JOIN foreshard.recommendation r ON r.recommendation_id = f.newest WHERE m.move_id = f.move_id",
+        &[moves.to_vec().into(), action.into()],
     )?;
-    record_auto(&[move_id])
+    record_auto(moves)
 }
 
 /// Whether a move `m` is undone, or about to be: somebody asked for it, and what was to undo it has not been given up. A
@@ -42,6 +45,8 @@ pub struct Act {
     pub slot_id: i64,
     /// `move`, `split`, `merge` or `place`.
     pub kind: String,
+    /// Of a placement of keys: where they were.
+    pub former: Option<serde_json::Value>,
     /// Name of its phase.
     pub phase: String,
     /// It has ended.
@@ -54,7 +59,8 @@ pub struct Act {
     pub now_on: String,
     /// It was undone already.
     pub undone: bool,
-    /// What it made is no longer as it made it: of a move, the slot was divided or merged.
+    /// What it made is no longer as it made it: of a move, the slot was divided or merged. False of
+    /// placements: their keys are brought back from wherever they are.
     pub changed_since: bool,
     /// Of a merge: name of the shard that the other slot came from.
     pub other_from: Option<String>,
@@ -68,9 +74,9 @@ pub fn of(recommendation_id: i64) -> PgResult<Option<Act>> {
                     CASE WHEN m.kind = 'move' \
                          THEN EXISTS (SELECT FROM foreshard.move x WHERE x.slot_id = m.slot_id AND x.move_id > m.move_id AND x.kind <> 'move' \
                                       AND x.swapped_at IS NOT NULL) \
-                         ELSE EXISTS (SELECT FROM foreshard.move_part p LEFT JOIN foreshard.slot q ON q.slot_id = p.slot_id \
+                         WHEN m.kind <> 'place' THEN EXISTS (SELECT FROM foreshard.move_part p LEFT JOIN foreshard.slot q ON q.slot_id = p.slot_id \
                                           AND (q.modulus, q.remainder, q.shard_id) = (p.modulus, p.remainder, p.shard_id) \
-                                      WHERE p.move_id = m.move_id AND q.slot_id IS NULL) END, o.shard_name::text \
+                                      WHERE p.move_id = m.move_id AND q.slot_id IS NULL) ELSE false END, o.shard_name::text, m.former \
              FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard f ON f.shard_id = m.from_shard \
              JOIN foreshard.shard t ON t.shard_id = m.to_shard JOIN foreshard.shard n ON n.shard_id = s.shard_id \
              LEFT JOIN foreshard.shard o ON o.shard_id = m.other_shard \
@@ -90,6 +96,7 @@ pub fn of(recommendation_id: i64) -> PgResult<Option<Act>> {
                 undone: row.need(9)?,
                 changed_since: row.need(10)?,
                 other_from: row.get(11)?,
+                former: row.get::<JsonB>(12)?.map(|former| former.0),
             })
         },
     )?;

@@ -21,7 +21,7 @@ pub fn attach(
     bound: &str,
 ) -> PgResult<()> {
     let statement = format!("ALTER TABLE {} ATTACH PARTITION {} {bound}", name_of(parent)?, name_of(child)?);
-    let before = indexes(child)?;
+    let before = storage::indexes(child);
     storage::swap_storage(child, twin)?;
     let guard = security::as_restricted_owner(owner);
     // The planner must not look into an index that has more than the heap it is shown; until the guard goes.
@@ -32,13 +32,8 @@ pub fn attach(
     drop(guard);
     storage::swap_storage(child, twin)?;
     // An index that ATTACH had to make would be empty.
-    if indexes(child)? != before {
+    if storage::indexes(child) != before {
         return Err(internal(format!("the indexes of {} do not fit those of its table", name_of(child)?)));
     }
     Ok(())
-}
-
-fn indexes(table: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
-    let sql = "SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = $1 ORDER BY indexrelid";
-    spi::rows(sql, &[table.into()], |row| row.need(1))
 }

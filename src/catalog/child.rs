@@ -14,9 +14,8 @@ use super::split::{Part, against_split};
 use super::wayback;
 use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::spi;
-use crate::pg::{security, sequence, storage};
+use crate::pg::{names, security, sequence, storage};
 use pgrx::pg_sys;
-use pgrx::spi::quote_identifier;
 
 /// The copies of one partition, by part.
 pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
@@ -88,9 +87,6 @@ pub fn portrait(source: pg_sys::Oid) -> PgResult<String> {
 /// Makes staging table, copies, their twin and the log of one partition, all empty and members of the
 /// extension. Changes are not captured yet.
 pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()> {
-    let (identity, key) = identity_index(source)?.ok_or_else(|| {
-        wrong_state("the partition has lost its identity index").set_hint("Add a primary key to the table.")
-    })?;
     let parent = parent_of(source)?;
     let owner = security::relation_owner(source)?;
     let tag = format!("{move_id}_{}", source.to_u32());
@@ -100,7 +96,6 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
     let plain = columns(source, false)?;
     spi::run(&format!("CREATE TABLE foreshard.{staging_name} ({plain}) PARTITION BY {by}"), &[])?;
     let staging = adopt(&staging_name, source, owner)?;
-    let log = shadow::create_log(source, &key, &format!("capture_{tag}"))?;
     let mold = Mold::of(source)?;
     let mut made = Vec::with_capacity(parts.len());
     for part in parts {
@@ -122,27 +117,59 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
     let first = made.first().copied().ok_or_else(|| internal("a split without parts"))?;
     let twin = storage::create_heap_like(first, pg_sys::InvalidOid)?;
     shadow::adopt_shadow(twin, source, &format!("split_{tag}_twin"))?;
+    add_source(move_id, source, staging, Some(twin))?;
+    for (part, child) in parts.iter().zip(made) {
+        add_copy(move_id, source, part, child, "split")?;
+    }
+    Ok(())
+}
+
+/// Notes a partition that shall be copied into `shadow`, and makes its log.
+pub(super) fn add_source(
+    move_id: i64,
+    source: pg_sys::Oid,
+    shadow: pg_sys::Oid,
+    twin: Option<pg_sys::Oid>,
+) -> PgResult<()> {
+    let (identity, key) = identity_index(source)?.ok_or_else(|| {
+        wrong_state("the partition has lost its identity index").set_hint("Add a primary key to the table.")
+    })?;
+    let log = shadow::create_log(source, &key, &format!("capture_{move_id}_{}", source.to_u32()))?;
     spi::run(
         "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, portrait, twin, blocks_total) \
          VALUES ($1, $2, $3, $4, 0, $5, '', $6, $7, 0)",
         &[
             move_id.into(),
             source.into(),
-            staging.into(),
+            shadow.into(),
             log.into(),
             identity.into(),
             portrait(source)?.as_str().into(),
             twin.into(),
         ],
     )?;
-    for (part, child) in parts.iter().zip(made) {
-        spi::run(
-            "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
-            &[move_id.into(), source.into(), part.part.into(), child.into()],
-        )?;
-        let space = shadow::tablespace_oid(&part.tablespace)?;
-        shadow::create_indexes(move_id, source, child, space, &format!("split_{move_id}_{}", part.part))?;
-    }
+    Ok(())
+}
+
+/// Notes the copy of a part, and makes its indexes, empty, whose names begin with `label`.
+pub(super) fn add_copy(
+    move_id: i64,
+    source: pg_sys::Oid,
+    part: &Part,
+    copy: pg_sys::Oid,
+    label: &str,
+) -> PgResult<()> {
+    note_copy(move_id, source, part.part, copy)?;
+    let space = shadow::tablespace_oid(&part.tablespace)?;
+    shadow::create_indexes(move_id, source, copy, space, &format!("{label}_{move_id}_{}", part.part))
+}
+
+/// Notes that a copy is one of a source's.
+pub(super) fn note_copy(move_id: i64, source: pg_sys::Oid, part: i32, copy: pg_sys::Oid) -> PgResult<()> {
+    spi::run(
+        "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
+        &[move_id.into(), source.into(), part.into(), copy.into()],
+    )?;
     Ok(())
 }
 
@@ -231,6 +258,24 @@ pub(super) const CARRIED: &str = "WITH acl AS (SELECT a.privilege_type AS privil
 /// table, enabled).
 type Enabled = Vec<(pg_sys::Oid, String)>;
 
+fn enabled(source: pg_sys::Oid) -> PgResult<Enabled> {
+    spi::rows(
+        "SELECT t.tgparentid, t.tgenabled::text FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_trigger p ON p.oid = t.tgparentid \
+         WHERE t.tgrelid = $1 AND t.tgenabled <> p.tgenabled",
+        &[source.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
+/// Runs the statements of an exchange for nothing: they are planned then.
+pub fn rehearse() -> PgResult<()> {
+    let none = pg_sys::InvalidOid;
+    enabled(none)?;
+    statements(CARRIED, none)?;
+    index_names(0, none)?;
+    take_over(0, none, &[])
+}
+
 /// The copies of one partition (or of several of one table) become partitions of its table, in its place; it is
 /// dropped. Everything is
 /// locked, the mirror has made every copy equal, and verification has proven that each holds exactly the rows
@@ -240,18 +285,9 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
     let Some(row) = rows.first() else { return Ok(()) };
     let source = row.source;
     let (parent, owner) = (parent_of(source)?, security::relation_owner(source)?);
-    let enabled: Enabled = spi::rows(
-        "SELECT t.tgparentid, t.tgenabled::text FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_trigger p ON p.oid = t.tgparentid \
-         WHERE t.tgrelid = $1 AND t.tgenabled <> p.tgenabled",
-        &[source.into()],
-        |row| Ok((row.need(1)?, row.need(2)?)),
-    )?;
+    let enabled = enabled(source)?;
     let carried = statements(CARRIED, source)?;
-    let schema = spi::one::<String>(
-        "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
-        &[source.into()],
-    )?
-    .unwrap_or_default();
+    let schema = names::schema(source);
     let children = children(move_id, source)?;
     let staging = name_of(row.shadow)?;
     for child in children.iter().copied() {
@@ -262,13 +298,11 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
         // It is no longer ours.
         spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {name}"), &[])?;
         run_all(&carried, &name)?;
-        spi::run(&format!("ALTER TABLE {name} SET SCHEMA {schema}"), &[])?;
+        names::set_schema(child, schema);
     }
     take_over(move_id, source, &children)?;
     // In its transaction nothing else may be lost with it: whatever depends on it stops us.
-    let leaf =
-        spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[source.into()])?
-            .unwrap_or_default();
+    let leaf = names::plain(source)?;
     let index_names = index_names(move_id, source)?;
     for row in rows {
         spi::run(&format!("DROP TABLE {}", name_of(row.source)?), &[])?;
@@ -281,7 +315,7 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
     for (child, part) in children.into_iter().zip(parts) {
         let label = format!("s{}_{}", part.modulus, part.remainder);
         let name = sequence::free_name(parent, None, &label, child)?;
-        spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(child)?, quote_identifier(&name)), &[])?;
+        names::rename(child, &name, false);
         name_indexes(child, &leaf, &index_names)?;
         attach(parent, owner, child, twin, &part.hash_bound())?;
         for (of, state) in &enabled {
@@ -353,7 +387,7 @@ pub(super) fn name_indexes(
     for (_, index, old) in names.iter().filter(|(heap, _, _)| *heap == child) {
         let (columns, label) = tail_of(old, leaf);
         let name = sequence::free_name(child, columns, label, child)?;
-        spi::run(&format!("ALTER INDEX {} RENAME TO {}", name_of(*index)?, quote_identifier(&name)), &[])?;
+        names::rename(*index, &name, true);
     }
     Ok(())
 }

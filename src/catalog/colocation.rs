@@ -305,3 +305,12 @@ fn group_is_moving(group_id: i32) -> PgResult<bool> {
     )?
     .unwrap_or(false))
 }
+
+/// Managed tables of a group, by oid.
+pub fn tables_of_group(group_id: i32) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "SELECT table_oid::oid FROM foreshard.managed_table WHERE group_id = $1 ORDER BY 1",
+        &[group_id.into()],
+        |row| row.need(1),
+    )
+}

@@ -237,7 +237,7 @@ pub type Rows = Vec<(Option<String>, Option<String>, Option<String>)>;
 pub fn ask(statement: &str, keys: spi::Arg<'_>) -> PgResult<Rows> {
     // The forms of values are the same everywhere.
     for (setting, value) in FORMS {
-        spi::set_local_reading(setting, value)?;
+        spi::set_local(setting, value)?;
     }
     spi::rows(statement, &[keys], |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)))
 }

@@ -1,8 +1,12 @@
 //! Rows of what shall become of slots that are too hot, or too cold.
 
+use super::colocation;
 use super::split::{MAX_MODULUS, MAX_SLOTS};
+use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
+use pgrx::{JsonB, pg_sys};
+use serde_json::Value;
 use std::collections::HashMap;
 
 /// How a slot lies in its group.
@@ -19,6 +23,10 @@ pub struct Shape {
     pub is_prepared: bool,
     /// It may be split once more: no keys of it are chosen.
     pub divisible: bool,
+    /// It is a slot of this server that keys can be chosen from, and its tables have room for another list.
+    pub isolable: bool,
+    /// It is the list of one key; the slot that the key belongs to.
+    pub isolated_of: Option<i64>,
 }
 
 /// Every slot's, by id.
@@ -26,10 +34,16 @@ pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
     let rows = spi::rows(
         "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, s.modulus > g.slot_count AND NOT l.chosen, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared' AND m.kind = 'split'), \
-                s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2 AND NOT l.chosen \
-         FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id) \
+                s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2 AND NOT l.chosen, \
+                s.home_slot_id IS NULL AND h.node_name = $4 AND count(*) OVER (PARTITION BY s.group_id) < $3, CASE WHEN s.isolated THEN s.home_slot_id END \
+         FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id) JOIN foreshard.shard h USING (shard_id) \
          CROSS JOIN LATERAL (SELECT s.home_slot_id IS NOT NULL OR EXISTS (SELECT FROM foreshard.slot o WHERE o.home_slot_id = s.slot_id) AS chosen) l",
-        &[i64::from(MAX_MODULUS).into(), MAX_SLOTS.into()],
+        &[
+            i64::from(MAX_MODULUS).into(),
+            MAX_SLOTS.into(),
+            i64::from(guc::MAX_LEAVES.get()).into(),
+            colocation::LOCAL.into(),
+        ],
         |row| {
             let shape = Shape {
                 group_id: row.need(2)?,
@@ -38,6 +52,8 @@ pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
                 was_split: row.need(5)?,
                 is_prepared: row.need(6)?,
                 divisible: row.need(7)?,
+                isolable: row.need(8)?,
+                isolated_of: row.get(9)?,
             };
             Ok((row.need::<i64>(1)?, shape))
         },
@@ -65,7 +81,7 @@ pub fn standing(slot_id: i64) -> PgResult<Option<Standing>> {
 
 /// One recommendation about a slot as a whole.
 pub struct Row<'a> {
-    /// split, prepare, merge or none.
+    /// split, prepare, merge, isolate, place, home or none.
     pub action: &'a str,
     /// Slot.
     pub slot_id: i64,
@@ -81,15 +97,19 @@ pub struct Row<'a> {
     pub start_s: Option<f64>,
     /// When it will be too hot, s from now.
     pub over_s: Option<f64>,
+    /// Of keys: the table, and where they should be.
+    pub keys: Option<(pg_sys::Oid, &'a Value)>,
+    /// What it is worth.
+    pub benefit: Option<f64>,
 }
 
 /// Adds recommendations.
 pub fn store(rows: &[Row]) -> PgResult<()> {
     for row in rows {
         spi::run(
-            "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, reason, refusal, advice, foreseen, start_at, overload_at) \
+            "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, reason, refusal, advice, foreseen, start_at, overload_at, keys, table_oid, benefit) \
              VALUES (pg_catalog.now(), $1, $2, $3, $4, $5, $6, $7, $8 > 0, \
-                 pg_catalog.now() + pg_catalog.make_interval(secs => $9), pg_catalog.now() + pg_catalog.make_interval(secs => $8))",
+                 pg_catalog.now() + pg_catalog.make_interval(secs => $9), pg_catalog.now() + pg_catalog.make_interval(secs => $8), $10, $11::oid::regclass, $12)",
             &[
                 row.action.into(),
                 row.slot_id.into(),
@@ -100,6 +120,9 @@ pub fn store(rows: &[Row]) -> PgResult<()> {
                 row.refusal.map(|r| r.1).into(),
                 row.over_s.into(),
                 row.start_s.into(),
+                row.keys.map(|(_, keys)| JsonB(keys.clone())).into(),
+                row.keys.map(|(table, _)| table).into(),
+                row.benefit.into(),
             ],
         )?;
     }

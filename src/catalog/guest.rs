@@ -6,16 +6,15 @@
 
 use super::attach::attach;
 use super::child::{self, CARRIED};
-use super::mold::{self, CHECKS, SETTINGS, adopt, copy_defaults, run_all, statements};
+use super::mold::{self, Mold, copy_defaults, run_all, statements};
 use super::name_of;
-use super::preflight::identity_index;
 use super::shadow::{self, RelationRow};
 use super::split::{Part, against_split, parts};
 use super::whole;
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal, wrong_state};
-use crate::pg::{security, sequence, spi, storage};
-use pgrx::spi::{quote_identifier, quote_literal};
+use crate::pg::{names, security, sequence, spi, storage};
+use pgrx::spi::quote_literal;
 use pgrx::{IntoDatum, pg_sys};
 
 /// The partitions of one table that a placement makes anew.
@@ -156,106 +155,36 @@ fn list_bound(part: &Part) -> String {
     }
 }
 
-/// Statements that add those CHECK constraints of `source` that are its table's.
-const INHERITED_CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
-     FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' AND coninhcount > 0 ORDER BY conname";
-
-/// A table of ours made like a partition, empty, `what` being the end of its CREATE TABLE.
-fn table_like(
-    source: pg_sys::Oid,
-    owner: pg_sys::Oid,
-    name: &str,
-    what: &str,
-    checks: &str,
-) -> PgResult<pg_sys::Oid> {
-    let shape = mold::columns(source, true)?;
-    let (settings, checks) = (statements(SETTINGS, source)?, statements(checks, source)?);
-    let full_name = format!("foreshard.{name}");
-    spi::run(&format!("CREATE TABLE {full_name} ({shape}) {what}"), &[])?;
-    run_all(&settings, &full_name)?;
-    let table = adopt(name, source, owner)?;
-    // What an expression of the owner's computes while it is looked at, it computes as the owner.
-    let _guard = security::as_restricted_owner(owner);
-    run_all(&checks, &full_name)?;
-    Ok(table)
-}
-
 /// Makes staging table, copies, their twin and the logs of one table's partitions, all empty and members of
 /// the extension. Changes are not captured yet.
 pub fn create(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<()> {
     let lead = family.lead;
     let owner = security::relation_owner(lead)?;
     let tag = format!("{move_id}_{}", lead.to_u32());
-    let by = format!("PARTITION BY LIST ({})", key_column(family.table)?);
-    let staging = table_like(lead, owner, &format!("place_{tag}"), &by, INHERITED_CHECKS)?;
-    let options = storage_options(lead)?;
+    let by = format!("LIST ({})", key_column(family.table)?);
+    let mold = Mold::of(lead)?;
+    let staging_name = format!("place_{tag}");
+    let staging = mold.make_partitioned(&staging_name, lead, owner, &by)?;
     let mut made = Vec::with_capacity(parts.len());
     for part in parts {
         let name = format!("place_{tag}_{}", part.part);
-        let what = format!("{options} TABLESPACE {}", quote_identifier(&part.tablespace));
-        let copy = table_like(lead, owner, &name, &what, CHECKS)?;
-        copy_defaults(lead, copy)?;
+        let copy = mold.make(&name, lead, owner, &part.tablespace)?;
         let _guard = security::as_restricted_owner(owner);
         let bound = list_bound(part);
-        spi::run(
-            &format!("ALTER TABLE foreshard.place_{tag} ATTACH PARTITION foreshard.{name} {bound}"),
-            &[],
-        )?;
+        let attach =
+            format!("ALTER TABLE foreshard.{staging_name} ATTACH PARTITION foreshard.{name} {bound}");
+        spi::run(&attach, &[])?;
         made.push(copy);
     }
     let first = made.first().copied().ok_or_else(|| internal("a placement without parts"))?;
     let twin = storage::create_heap_like(first, pg_sys::InvalidOid)?;
     shadow::adopt_shadow(twin, lead, &format!("place_{tag}_twin"))?;
     for source in &family.sources {
-        add_source(move_id, *source, staging, (*source == lead).then_some(twin))?;
+        child::add_source(move_id, *source, staging, (*source == lead).then_some(twin))?;
     }
     for (part, copy) in parts.iter().zip(made) {
-        spi::run(
-            "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
-            &[move_id.into(), lead.into(), part.part.into(), copy.into()],
-        )?;
-        let space = shadow::tablespace_oid(&part.tablespace)?;
-        shadow::create_indexes(move_id, lead, copy, space, &format!("place_{move_id}_{}", part.part))?;
+        child::add_copy(move_id, lead, part, copy, "place")?;
     }
-    Ok(())
-}
-
-/// The storage options of a partition as CREATE TABLE has them.
-fn storage_options(source: pg_sys::Oid) -> PgResult<String> {
-    let options = spi::one::<String>(
-        "SELECT pg_catalog.string_agg(o.prefix || pg_catalog.quote_ident(o.option_name) || '=' || pg_catalog.quote_literal(o.option_value), ', ') \
-         FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid, \
-              LATERAL (SELECT '' AS prefix, * FROM pg_catalog.pg_options_to_table(c.reloptions) \
-                       UNION ALL SELECT 'toast.', * FROM pg_catalog.pg_options_to_table(t.reloptions)) o WHERE c.oid = $1",
-        &[source.into()],
-    )?;
-    Ok(options.map(|options| format!("WITH ({options})")).unwrap_or_default())
-}
-
-/// A partition that shall be copied, with its log.
-fn add_source(
-    move_id: i64,
-    source: pg_sys::Oid,
-    staging: pg_sys::Oid,
-    twin: Option<pg_sys::Oid>,
-) -> PgResult<()> {
-    let (identity, key) = identity_index(source)?.ok_or_else(|| {
-        wrong_state("the partition has lost its identity index").set_hint("Add a primary key to the table.")
-    })?;
-    let log = shadow::create_log(source, &key, &format!("capture_{move_id}_{}", source.to_u32()))?;
-    spi::run(
-        "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, portrait, twin, blocks_total) \
-         VALUES ($1, $2, $3, $4, 0, $5, '', $6, $7, 0)",
-        &[
-            move_id.into(),
-            source.into(),
-            staging.into(),
-            log.into(),
-            identity.into(),
-            child::portrait(source)?.as_str().into(),
-            twin.into(),
-        ],
-    )?;
     Ok(())
 }
 
@@ -264,7 +193,7 @@ struct Carried {
     statements: Vec<mold::Statement>,
     /// Triggers by name and whether they are enabled.
     triggers: Vec<(String, String)>,
-    schema: String,
+    schema: pg_sys::Oid,
     /// Name of the slot's own partition.
     leaf: String,
     index_names: Vec<(pg_sys::Oid, pg_sys::Oid, String)>,
@@ -278,15 +207,7 @@ impl Carried {
             &[lead.into()],
             |row| Ok((row.need(1)?, row.need(2)?)),
         )?;
-        let named = spi::rows(
-            "SELECT pg_catalog.quote_ident(n.nspname), c.relname::text FROM pg_catalog.pg_class c \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
-            &[lead.into()],
-            |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?)),
-        )?;
-        let Some((schema, leaf)) = named.into_iter().next() else {
-            return Err(wrong_state("the partition is gone"));
-        };
+        let (schema, leaf) = (names::schema(lead), names::plain(lead)?);
         let statements = statements(CARRIED, leaving.unwrap_or(lead))?;
         Ok(Carried { statements, triggers, schema, leaf, index_names: child::index_names(move_id, lead)? })
     }
@@ -296,7 +217,7 @@ impl Carried {
         // It is no longer ours.
         spi::run(&format!("ALTER EXTENSION foreshard DROP TABLE {}", name_of(table)?), &[])?;
         run_all(&self.statements, &name_of(table)?)?;
-        spi::run(&format!("ALTER TABLE {} SET SCHEMA {}", name_of(table)?, self.schema), &[])?;
+        names::set_schema(table, self.schema);
         Ok(())
     }
 
@@ -312,11 +233,6 @@ impl Carried {
         storage::forget_cached(table);
         Ok(())
     }
-}
-
-fn rename(table: pg_sys::Oid, name: &str) -> PgResult<()> {
-    spi::run(&format!("ALTER TABLE {} RENAME TO {}", name_of(table)?, quote_identifier(name)), &[])?;
-    Ok(())
 }
 
 /// The copies of one table's partitions take their place; those are dropped. Everything is locked, the mirror
@@ -381,7 +297,7 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
                 sequence::free_name(branch, None, label, branch)?
             }
         };
-        rename(copy, &name)?;
+        names::rename(copy, &name, false);
         child::name_indexes(copy, &carried.leaf, &carried.index_names)?;
         attach(parent, owner, copy, twin, &bound)?;
         carried.enable_triggers(copy)?;
@@ -412,9 +328,7 @@ fn remove_branch(branch: Option<pg_sys::Oid>, leaf: &str) -> PgResult<String> {
         return Err(wrong_state(format!("{} has partitions that foreshard does not know", name_of(branch)?))
             .set_hint("Detach them and try again."));
     }
-    let name =
-        spi::one::<String>("SELECT relname::text FROM pg_catalog.pg_class WHERE oid = $1", &[branch.into()])?
-            .ok_or_else(|| internal("the table between is gone"))?;
+    let name = names::plain(branch)?;
     spi::run(&format!("DROP TABLE {}", name_of(branch)?), &[])?;
     Ok(name)
 }
@@ -429,7 +343,7 @@ fn become_branch(
     carried: &Carried,
 ) -> PgResult<()> {
     let owner = security::relation_owner(staging)?;
-    rename(staging, &carried.leaf)?;
+    names::rename(staging, &carried.leaf, false);
     let attach = format!(
         "ALTER TABLE {} ATTACH PARTITION {} {}",
         name_of(family.table)?,

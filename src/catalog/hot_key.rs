@@ -3,6 +3,7 @@
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
 use pgrx::pg_sys::Oid;
+use std::collections::HashMap;
 
 /// A hot key.
 pub struct HotKey {
@@ -53,4 +54,15 @@ pub fn store(group_id: i32, keys: &[HotKey]) -> PgResult<()> {
         ],
     )?;
     Ok(())
+}
+
+/// The busiest key of every slot that can be told, with a table it was seen in.
+pub fn busiest() -> PgResult<HashMap<i64, (Oid, String)>> {
+    let rows = spi::rows(
+        "SELECT DISTINCT ON (k.slot_id) k.slot_id, k.table_oid::oid, k.key FROM foreshard.hot_key k \
+         JOIN foreshard.managed_table m USING (table_oid) WHERE NOT k.truncated AND k.key IS NOT NULL ORDER BY k.slot_id, k.access_score DESC, k.key_hash",
+        &[],
+        |row| Ok((row.need::<i64>(1)?, (row.need(2)?, row.need(3)?))),
+    )?;
+    Ok(rows.into_iter().collect())
 }

@@ -2,7 +2,7 @@
 
 use super::split::{Slot, slot, target};
 use super::{forecast_error, heat, moves, preflight, record_event, shadow, split, whole};
-use crate::pg::report::{PgResult, bad_argument, internal, unsupported};
+use crate::pg::report::{self, PgResult, bad_argument, internal};
 use crate::pg::spi;
 use pgrx::JsonB;
 use serde_json::json;
@@ -24,7 +24,7 @@ pub fn file(slot_a: i64, slot_b: i64, to_shard: Option<&str>, user: &str) -> PgR
             return Err(moves::already_moving(slot_id));
         }
     }
-    refuse(kept, reasons(kept, gone)?)?;
+    refuse(kept, &reasons(kept, gone)?)?;
     let asked = json!({"merge": [slot_a, slot_b], "shard": to_shard});
     let request_id = spi::one_mut::<i64>(
         "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
@@ -99,13 +99,9 @@ fn require_halves((slot_a, a): (i64, &Slot), (slot_b, b): (i64, &Slot)) -> PgRes
 }
 
 /// 0A000 with every reason.
-pub fn refuse(slot_id: i64, reasons: Vec<String>) -> PgResult<()> {
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    Err(unsupported(format!("slot {slot_id} cannot be merged"))
-        .set_detail(reasons.join("; "))
-        .set_hint("Cure every reason named and merge the slots again; until then they may stay two."))
+pub fn refuse(slot_id: i64, reasons: &[String]) -> PgResult<()> {
+    let hint = "Cure every reason named and merge the slots again; until then they may stay two.";
+    report::refuse(format!("slot {slot_id} cannot be merged"), reasons, hint)
 }
 
 /// Everything that speaks against merging two slots, of all their tables.

@@ -49,18 +49,13 @@ pub mod wayback;
 pub mod whole;
 pub mod wish;
 
-use crate::pg::report::{PgResult, internal};
-use crate::pg::spi;
+use crate::pg::report::PgResult;
+use crate::pg::{names, spi};
 use pgrx::{JsonB, pg_sys};
 
-/// A relation's schema-qualified, quoted name; with the pinned search_path always qualified.
+/// A relation's schema-qualified, quoted name.
 pub fn name_of(relation: pg_sys::Oid) -> PgResult<String> {
-    spi::one::<String>(
-        "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) \
-         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
-        &[relation.into()],
-    )?
-    .ok_or_else(|| internal(format!("relation {} does not exist", relation.to_u32())))
+    names::qualified(relation)
 }
 
 /// Appends to the history.

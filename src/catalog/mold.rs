@@ -38,7 +38,7 @@ pub(super) fn columns(source: pg_sys::Oid, whole: bool) -> PgResult<String> {
 
 /// Statements that give a new table the column settings of `source`; the version that some servers keep of a
 /// column among its options is the server's own business.
-pub(super) const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
+const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.attnum AS n, 1 AS o, format('DROP COLUMN \"foreshard dropped %s\"', a.attnum) AS change \
          FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND a.attisdropped \
      UNION ALL SELECT a.attnum, 2, format('ALTER COLUMN %I SET STORAGE %s', a.attname, \
              CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END) \
@@ -51,8 +51,12 @@ pub(super) const SETTINGS: &str = "SELECT 'ALTER TABLE', change FROM (SELECT a.a
          WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND option NOT LIKE 'pg\\_attver=%' GROUP BY a.attnum, a.attname) q ORDER BY n, o";
 
 /// Statements that add the CHECK constraints of `source`.
-pub(super) const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
+const CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
      FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' ORDER BY conname";
+
+/// Statements that add those CHECK constraints of `source` that are its table's.
+const INHERITED_CHECKS: &str = "SELECT 'ALTER TABLE', format('ADD CONSTRAINT %I %s', conname, pg_catalog.pg_get_constraintdef(oid)) \
+     FROM pg_catalog.pg_constraint WHERE conrelid = $1 AND contype = 'c' AND coninhcount > 0 ORDER BY conname";
 
 /// How the copies of a partition are made.
 pub(super) struct Mold {
@@ -89,16 +93,43 @@ impl Mold {
         owner: pg_sys::Oid,
         tablespace: &str,
     ) -> PgResult<pg_sys::Oid> {
-        let full_name = format!("foreshard.{name}");
-        let (shape, with, space) = (&self.shape, &self.with, quote_identifier(tablespace));
-        spi::run(&format!("CREATE TABLE {full_name} ({shape}){with} TABLESPACE {space}"), &[])?;
-        run_all(&self.settings, &full_name)?;
-        let child = adopt(name, source, owner)?;
+        let what = format!("{} TABLESPACE {}", self.with, quote_identifier(tablespace));
+        let child = self.table(name, source, owner, &what)?;
         copy_defaults(source, child)?;
         // What an expression of the owner's computes while it is looked at, it computes as the owner.
         let _guard = security::as_restricted_owner(owner);
-        run_all(&self.checks, &full_name)?;
+        run_all(&self.checks, &format!("foreshard.{name}"))?;
         Ok(child)
+    }
+
+    /// A partitioned table of that shape, likewise, with what its partitions inherit; without defaults: what is copied
+    /// through it must take none.
+    pub(super) fn make_partitioned(
+        &self,
+        name: &str,
+        source: pg_sys::Oid,
+        owner: pg_sys::Oid,
+        by: &str,
+    ) -> PgResult<pg_sys::Oid> {
+        let table = self.table(name, source, owner, &format!(" PARTITION BY {by}"))?;
+        let checks = statements(INHERITED_CHECKS, source)?;
+        let _guard = security::as_restricted_owner(owner);
+        run_all(&checks, &format!("foreshard.{name}"))?;
+        Ok(table)
+    }
+
+    /// `what`: the end of its CREATE TABLE.
+    fn table(
+        &self,
+        name: &str,
+        source: pg_sys::Oid,
+        owner: pg_sys::Oid,
+        what: &str,
+    ) -> PgResult<pg_sys::Oid> {
+        let full_name = format!("foreshard.{name}");
+        spi::run(&format!("CREATE TABLE {full_name} ({}){what}", self.shape), &[])?;
+        run_all(&self.settings, &full_name)?;
+        adopt(name, source, owner)
     }
 }
 

@@ -2,10 +2,11 @@
 //! everything that is known of it.
 
 use super::split::{Part, parts};
-use super::{guest, heat, preflight, shadow, split, unit_cost};
+use super::{guest, heat, moves, preflight, shadow, split, unit_cost};
+use crate::pg::graph::fresh_snapshot;
 use crate::pg::partition::{self, Lifetime, Router};
-use crate::pg::report::{PgResult, busy, unsupported};
-use crate::pg::spi;
+use crate::pg::report::{self, PgResult, busy};
+use crate::pg::{lock, names, spi};
 use foreshard_core::guests::Guest;
 use pgrx::pg_sys;
 use std::collections::{BTreeSet, HashMap};
@@ -22,16 +23,34 @@ pub struct Home {
     pub lists: Option<Router>,
 }
 
-/// The slots of a managed table by hash partition, each with its chosen keys, in the text forms of the session.
-pub fn layout(table: pg_sys::Oid) -> PgResult<HashMap<u32, Home>> {
-    let rows = spi::rows(
+/// How often the partitions of a table are looked up again because some went away meanwhile.
+const LOOKS: u32 = 8;
+
+/// (Hash partition, slot, shard, whether it is a table between) of every slot, as of now.
+fn partitions_of(table: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, i64, i32, bool)>> {
+    let _fresh = fresh_snapshot();
+    spi::rows(
         "SELECT coalesce(p.branch, p.partition)::oid, s.slot_id, s.shard_id, p.branch IS NOT NULL FROM foreshard.slot_partition p \
          JOIN foreshard.slot s USING (slot_id) WHERE p.table_oid = $1 AND s.home_slot_id IS NULL",
         &[table.into()],
-        |row| {
-            Ok((row.need::<pg_sys::Oid>(1)?, row.need::<i64>(2)?, row.need::<i32>(3)?, row.need::<bool>(4)?))
-        },
-    )?;
+        |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?, row.need(4)?)),
+    )
+}
+
+/// The slots of a managed table by hash partition, each with its chosen keys, in the text forms of the session.
+pub fn layout(table: pg_sys::Oid) -> PgResult<HashMap<u32, Home>> {
+    let mut rows = partitions_of(table)?;
+    for _ in 0..LOOKS {
+        let between: Vec<pg_sys::Oid> = rows.iter().filter(|row| row.3).map(|row| row.0).collect();
+        lock::lock_all(&between, lock::ACCESS_SHARE);
+        if between.iter().all(|table| names::plain(*table).is_ok()) {
+            break;
+        }
+        // A cutover came first.
+        rows = partitions_of(table)?;
+    }
+    // What is locked has the lists that a look at the catalog from now on tells.
+    let _fresh = fresh_snapshot();
     let known = guests(table)?;
     let mut homes = HashMap::new();
     for (partition, slot_id, shard_id, divided) in rows {
@@ -63,6 +82,15 @@ fn guests(table: pg_sys::Oid) -> PgResult<HashMap<u32, (i64, i32, bool)>> {
         |row| Ok((row.need::<pg_sys::Oid>(1)?.to_u32(), (row.need(2)?, row.need(3)?, row.need(4)?))),
     )?;
     Ok(found.into_iter().collect())
+}
+
+/// The key of an isolated slot, and a table of its.
+pub fn isolated_key(slot_id: i64) -> PgResult<Option<(pg_sys::Oid, String)>> {
+    let found = moves::tables_of_slot(slot_id)?;
+    let Some((table, _)) = found.into_iter().next() else { return Ok(None) };
+    let guests = layout(table)?.into_values().flat_map(|home| home.guests);
+    let own = guests.into_iter().find(|guest| guest.slot == Some(slot_id));
+    Ok(own.and_then(|guest| guest.keys.into_iter().next()).map(|key| (table, key)))
 }
 
 /// Why a slot cannot be split: keys of it, or it itself, are chosen.
@@ -107,18 +135,13 @@ pub fn reasons(slot_id: i64, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>
 }
 
 /// 0A000 with every reason.
-pub fn refuse(slot_id: i64, reasons: Vec<String>) -> PgResult<()> {
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    let hint = if reasons.iter().any(|reason| reason.starts_with("inbound_foreign_key")) {
+pub fn refuse(slot_id: i64, reasons: &[String]) -> PgResult<()> {
+    let hint = if split::is_referenced(reasons) {
         "Rows that are referenced cannot change their partition: drop the foreign key, place the keys, and add the key again (NOT VALID first, then VALIDATE); or move the whole slot with foreshard.move_slot()."
     } else {
         "Cure every reason named and try again, or move the whole slot with foreshard.move_slot()."
     };
-    Err(unsupported(format!("keys of slot {slot_id} cannot have partitions of their own"))
-        .set_detail(reasons.join("; "))
-        .set_hint(hint))
+    report::refuse(format!("keys of slot {slot_id} cannot have partitions of their own"), reasons, hint)
 }
 
 /// All partitions that a placement makes anew, ascending.

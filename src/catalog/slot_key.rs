@@ -13,6 +13,9 @@ pub struct KeyLoad {
     pub hash: u64,
     /// Accesses per second.
     pub accesses_per_s: f64,
+    /// It is beyond all keys that were seen a while ago; None: keys of its type have no such order, or nothing had been
+    /// seen yet.
+    pub is_new: Option<bool>,
 }
 
 /// How long what was sampled of a slot counts, days: a slot that is hot once a week is judged by its last peak.
@@ -29,14 +32,16 @@ pub fn store(group_id: i32, keys: &[KeyLoad], now_s: f64, half_life_s: f64) -> P
     }
     // A hash has 64 bits without a sign.
     spi::run(
-        "INSERT INTO foreshard.slot_keys AS k (slot_id, sampled, accesses_per_s, top_share, second_share, observed_at) \
+        "INSERT INTO foreshard.slot_keys AS k (slot_id, sampled, accesses_per_s, top_share, second_share, front_share, observed_at) \
          SELECT s.slot_id, count(*)::int4, sum(q.a), max(q.a) / sum(q.a), \
              coalesce(sum(q.a) FILTER (WHERE pg_catalog.mod(q.h::numeric + CASE WHEN q.h < 0 THEN 18446744073709551616 ELSE 0 END, s.modulus::numeric * 2) \
-                 <> s.remainder), 0) / sum(q.a), pg_catalog.to_timestamp($5) \
-         FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) AS q (slot_id, h, a) \
+                 <> s.remainder), 0) / sum(q.a), \
+             coalesce(sum(q.a) FILTER (WHERE q.new), CASE WHEN pg_catalog.bool_and(q.new IS NOT NULL) THEN 0 END) / sum(q.a), pg_catalog.to_timestamp($5) \
+         FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($9)) AS q (slot_id, h, a, new) \
          JOIN foreshard.slot s ON s.slot_id = q.slot_id WHERE s.group_id = $1 GROUP BY 1 HAVING sum(q.a) > 0 \
          ON CONFLICT (slot_id) DO UPDATE SET sampled = excluded.sampled, accesses_per_s = excluded.accesses_per_s, \
-             top_share = excluded.top_share, second_share = excluded.second_share, observed_at = excluded.observed_at \
+             top_share = excluded.top_share, second_share = excluded.second_share, front_share = coalesce(excluded.front_share, k.front_share), \
+             observed_at = excluded.observed_at \
          WHERE k.observed_at < excluded.observed_at - pg_catalog.make_interval(days => $8) OR k.observed_at > excluded.observed_at \
             OR (excluded.accesses_per_s > 1.01 * k.accesses_per_s \
                     * pg_catalog.power(0.5, least(200, extract(epoch FROM excluded.observed_at - k.observed_at)::float8 / $6)) \
@@ -50,6 +55,7 @@ pub fn store(group_id: i32, keys: &[KeyLoad], now_s: f64, half_life_s: f64) -> P
             half_life_s.max(1.0).into(),
             (MIN_KEYS as i32).into(),
             KEPT_DAYS.into(),
+            keys.iter().map(|key| key.is_new).collect::<Vec<_>>().into(),
         ],
     )?;
     Ok(())
@@ -58,7 +64,7 @@ pub fn store(group_id: i32, keys: &[KeyLoad], now_s: f64, half_life_s: f64) -> P
 /// What is stored and still counts, by slot.
 pub fn all() -> PgResult<HashMap<i64, Keys>> {
     let rows = spi::rows(
-        "SELECT slot_id, sampled, top_share, second_share FROM foreshard.slot_keys \
+        "SELECT slot_id, sampled, top_share, second_share, front_share FROM foreshard.slot_keys \
          WHERE observed_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(days => $1)",
         &[KEPT_DAYS.into()],
         |row| {
@@ -66,7 +72,7 @@ pub fn all() -> PgResult<HashMap<i64, Keys>> {
                 sampled: row.need::<i32>(2)?.max(0) as u32,
                 top_share: row.need(3)?,
                 second_share: row.need(4)?,
-                front_share: None,
+                front_share: row.get(5)?,
             };
             Ok((row.need::<i64>(1)?, keys))
         },

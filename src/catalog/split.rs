@@ -3,7 +3,7 @@
 
 use super::{colocation, heat, moves, preflight, prepared, record_event};
 use crate::pg::report::{
-    PgResult, PgSqlErrorCode, bad_argument, error, internal, unknown, unsupported, wrong_state,
+    self, PgResult, PgSqlErrorCode, bad_argument, error, internal, unknown, wrong_state,
 };
 use crate::pg::spi;
 use pgrx::{JsonB, pg_sys};
@@ -161,7 +161,7 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -
     if prepare {
         prepared::require_room()?;
     }
-    refuse(slot_id, reasons(slot_id)?)?;
+    refuse(slot_id, &reasons(slot_id)?)?;
     let mut asked = json!({"split": slot_id, "shards": targets});
     if prepare {
         asked["prepare"] = true.into();
@@ -200,16 +200,18 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -
 }
 
 /// 0A000 with every reason.
-pub fn refuse(slot_id: i64, reasons: Vec<String>) -> PgResult<()> {
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    let hint = if reasons.iter().any(|reason| reason.starts_with("inbound_foreign_key")) {
+pub fn refuse(slot_id: i64, reasons: &[String]) -> PgResult<()> {
+    let hint = if is_referenced(reasons) {
         "Rows that are referenced cannot change their partition: drop the foreign key, split the slot, and add the key again (NOT VALID first, then VALIDATE)."
     } else {
         "Cure every reason named and split the slot again, or move the whole slot with foreshard.move_slot()."
     };
-    Err(unsupported(format!("slot {slot_id} cannot be split")).set_detail(reasons.join("; ")).set_hint(hint))
+    report::refuse(format!("slot {slot_id} cannot be split"), reasons, hint)
+}
+
+/// Whether one of the reasons is a foreign key to the table.
+pub(super) fn is_referenced(reasons: &[String]) -> bool {
+    reasons.iter().any(|reason| reason.starts_with("inbound_foreign_key"))
 }
 
 /// Everything that speaks against splitting a slot, of all its tables.

@@ -31,10 +31,7 @@ pub fn create(move_id: i64, source: pg_sys::Oid, parts: &[Part]) -> PgResult<()>
         &[source.into(), old.into()],
     )?;
     storage::forget_cached(old);
-    spi::run(
-        "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
-        &[move_id.into(), source.into(), OLD.into(), old.into()],
-    )?;
+    child::note_copy(move_id, source, OLD, old)?;
     let space = shadow::tablespace_oid(&first.tablespace)?;
     shadow::create_indexes(move_id, source, old, space, &format!("split_{move_id}_old"))?;
     for part in parts {

@@ -1,12 +1,11 @@
 //! The copy of a merge: one table, made like the first of the partitions that it takes the place of. It needs no
 //! staging table, since every row of theirs goes into it.
 
-use super::child::{parent_of, portrait};
+use super::child::{self, parent_of};
 use super::mold::Mold;
-use super::preflight::identity_index;
 use super::shadow;
 use super::split::Part;
-use crate::pg::report::{PgResult, internal, wrong_state};
+use crate::pg::report::{PgResult, internal};
 use crate::pg::{security, spi, storage};
 use pgrx::pg_sys;
 
@@ -33,31 +32,12 @@ pub fn create(move_id: i64, sources: &[pg_sys::Oid], part: &Part) -> PgResult<()
     let twin = storage::create_heap_like(copy, pg_sys::InvalidOid)?;
     shadow::adopt_shadow(twin, first, &format!("split_{tag}_twin"))?;
     for source in sources {
-        let (identity, key) = identity_index(*source)?.ok_or_else(|| {
-            wrong_state("the partition has lost its identity index")
-                .set_hint("Add a primary key to the table.")
-        })?;
-        let log = shadow::create_log(*source, &key, &format!("capture_{move_id}_{}", source.to_u32()))?;
-        spi::run(
-            "INSERT INTO foreshard.move_relation (move_id, source, shadow, capture_log, capture_trigger, identity_index, fingerprint, portrait, twin, blocks_total) \
-             VALUES ($1, $2, $3, $4, 0, $5, '', $6, $7, 0)",
-            &[
-                move_id.into(),
-                (*source).into(),
-                copy.into(),
-                log.into(),
-                identity.into(),
-                portrait(*source)?.as_str().into(),
-                twin.into(),
-            ],
-        )?;
-        spi::run(
-            "INSERT INTO foreshard.move_child (move_id, source, part, child) VALUES ($1, $2, $3, $4)",
-            &[move_id.into(), (*source).into(), part.part.into(), copy.into()],
-        )?;
+        child::add_source(move_id, *source, copy, Some(twin))?;
+        if *source != first {
+            child::note_copy(move_id, *source, part.part, copy)?;
+        }
     }
-    let space = shadow::tablespace_oid(&part.tablespace)?;
-    shadow::create_indexes(move_id, first, copy, space, &format!("split_{move_id}_0"))?;
+    child::add_copy(move_id, first, part, copy, "split")?;
     // Every index is a partition of the table's, so the table's tells which of the others' is the same.
     spi::run(
         "INSERT INTO foreshard.move_index (move_id, source, source_index, shadow_index, heap) \

@@ -6,16 +6,22 @@ use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, internal, wrong_state};
 use crate::pg::{guc, security, spi};
 use foreshard_core::guests::{Guest, Relayout, Wish, relayout};
-use pgrx::{JsonB, pg_sys};
-use serde_json::json;
+use pgrx::{IntoDatum, JsonB, pg_sys};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Most keys one partition may list: PostgreSQL compares every two of a list while it is attached, under the
 /// cutover's locks.
-const MAX_LIST: usize = 4096;
+pub const MAX_LIST: usize = 4096;
 
 /// A value with its type.
 pub type Key = (pg_sys::Datum, pg_sys::Oid);
+
+/// A text, of which the key's type makes a key.
+pub fn text_key(text: &str) -> PgResult<Key> {
+    let datum = text.into_datum().ok_or_else(|| internal("a text without a value"))?;
+    Ok((datum, pg_sys::TEXTOID))
+}
 
 /// A managed table with its slots, for wishes.
 pub struct Placing {
@@ -145,6 +151,29 @@ impl Placing {
         }
     }
 
+    /// Keys shall be where they were before a placement, as its `former` says; those whose shard takes nothing any more
+    /// where their slot is.
+    ///
+    /// # Errors
+    /// 55000 for keys that belong to no slot of the table any more.
+    pub fn restore(&mut self, former: &serde_json::Map<String, Value>) -> PgResult<()> {
+        let takes = |shard: &colocation::ShardRow| shard.is_local() && !shard.draining;
+        let usable: HashSet<i32> =
+            colocation::shards()?.iter().filter(|shard| takes(shard)).map(|shard| shard.shard_id).collect();
+        let shard =
+            |place: &Value| i32::try_from(place.as_i64()?).ok().filter(|shard| usable.contains(shard));
+        for (text, place) in former {
+            let (partition, text) = self.find(text_key(text)?)?;
+            let home = self.homes.get(&partition).map_or(0, |home| home.shard_id);
+            let wish = match place {
+                Value::Array(alone) => Wish::Alone(alone.first().and_then(shard).unwrap_or(home)),
+                place => shard(place).map_or(Wish::Home, Wish::On),
+            };
+            self.wish(partition, text, wish);
+        }
+        Ok(())
+    }
+
     /// Files a placement for every slot whose layout changes; their moves, by slot.
     ///
     /// # Errors
@@ -152,9 +181,13 @@ impl Placing {
     /// cannot be divided so.
     pub fn file(self, user: &str, mut asked: serde_json::Value) -> PgResult<Vec<i64>> {
         let mut changes: Vec<(&Home, Relayout)> = Vec::new();
+        let mut former: HashMap<i64, Value> = HashMap::new();
         for (partition, wishes) in &self.wishes {
             let Some(home) = self.homes.get(partition) else { continue };
-            changes.extend(relayout(home.shard_id, &home.guests, wishes).map(|change| (home, change)));
+            if let Some(change) = relayout(home.shard_id, &home.guests, wishes) {
+                former.insert(home.slot_id, places_of(home, wishes.keys()));
+                changes.push((home, change));
+            }
         }
         if changes.is_empty() {
             return Ok(Vec::new());
@@ -167,7 +200,10 @@ impl Placing {
             &[user.into(), JsonB(asked.clone()).into()],
         )?
         .ok_or_else(|| internal("no request id"))?;
-        let filed = changes.into_iter().map(|(home, change)| file_one(request_id, home, &change));
+        let filed = changes.into_iter().map(|(home, change)| {
+            let former = former.remove(&home.slot_id).unwrap_or_default();
+            file_one(request_id, home, &change, former)
+        });
         let filed = filed.collect::<PgResult<Vec<i64>>>()?;
         let detail =
             json!({"request_id": request_id, "requested_by": user, "assignment": asked, "moves": filed});
@@ -202,14 +238,30 @@ impl Placing {
     }
 }
 
+/// Where some keys of a slot are, as `move.former` has it.
+fn places_of<'a>(home: &Home, keys: impl Iterator<Item = &'a String>) -> Value {
+    let place = |key: &String| match home.guests.iter().find(|guest| guest.keys.contains(key)) {
+        None => Value::Null,
+        Some(guest) if guest.isolated => json!([guest.shard]),
+        Some(guest) => json!(guest.shard),
+    };
+    keys.map(|key| (key.clone(), place(key))).collect()
+}
+
 /// Files the placement of one slot.
-fn file_one(request_id: i64, home: &Home, change: &Relayout) -> PgResult<i64> {
+fn file_one(request_id: i64, home: &Home, change: &Relayout, former: Value) -> PgResult<i64> {
     // Another session may file a move of the slot or of one of its chosen keys meanwhile.
     let move_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard, guests) \
-         SELECT $1, 'place', s.slot_id, s.shard_id, s.shard_id, $3 FROM foreshard.slot s WHERE s.slot_id = $2 AND s.shard_id = $4 \
+        "INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard, guests, former) \
+         SELECT $1, 'place', s.slot_id, s.shard_id, s.shard_id, $3, $5 FROM foreshard.slot s WHERE s.slot_id = $2 AND s.shard_id = $4 \
          ON CONFLICT (slot_id) WHERE NOT finished DO NOTHING RETURNING move_id",
-        &[request_id.into(), home.slot_id.into(), change.taken.clone().into(), home.shard_id.into()],
+        &[
+            request_id.into(),
+            home.slot_id.into(),
+            change.taken.clone().into(),
+            home.shard_id.into(),
+            JsonB(former).into(),
+        ],
     )?
     .ok_or_else(|| moves::already_moving(home.slot_id))?;
     let busy = spi::one::<i64>(
@@ -239,7 +291,7 @@ fn file_one(request_id: i64, home: &Home, change: &Relayout) -> PgResult<i64> {
             ],
         )?;
     }
-    place::refuse(home.slot_id, reasons(move_id, home.slot_id)?)?;
+    place::refuse(home.slot_id, &reasons(move_id, home.slot_id)?)?;
     Ok(move_id)
 }
 

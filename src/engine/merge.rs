@@ -1,12 +1,12 @@
 //! Merges: one copy of the partitions of two slots, which in the end takes their place. The same as a split but for
 //! who is copied into whom; docs/decisions/0015 has the reasons.
 
-use super::{Digests, Engine, Local, Split};
+use super::{Digests, Engine, Local, Split, skip_logged};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{child, merge, relation, split, whole};
 use crate::pg::digest::{self, Key};
-use crate::pg::report::{PgResult, internal, unsupported};
+use crate::pg::report::{PgResult, internal};
 use crate::pg::{disk, guc, lock};
 use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
@@ -19,9 +19,6 @@ pub struct Merge {
     /// It waits, ready, until the cutover is asked for.
     pub prepare: bool,
 }
-
-/// Most keys that a comparison leaves out because they changed while it began.
-const MAX_SKIPPED_KEYS: usize = 200_000;
 
 /// What locks and fits is the same for both.
 const SPLIT: Split = Split { prepare: false };
@@ -70,11 +67,7 @@ impl Engine for Merge {
         if sources.first().is_none_or(|first| first.source != relation.source) {
             return Ok(Vec::new());
         }
-        let mut skip = skip.clone();
-        for other in &sources {
-            let logged = digest::logged_keys(other.log, other.key.len(), MAX_SKIPPED_KEYS)?;
-            skip.extend(logged.ok_or_else(|| unsupported("too many keys changed during the comparison"))?);
-        }
+        let skip = skip_logged(skip, &sources)?;
         let mut source = TableDigest::new();
         for each in &sources {
             source.merge(&digest::digest(each.source, &Key { columns: &each.key, skip: &skip }, stored)?);
@@ -85,6 +78,10 @@ impl Engine for Merge {
 
     fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {
         split::set_rows(row.move_id, rows)
+    }
+
+    fn rehearse(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
+        SPLIT.rehearse(row, relations)
     }
 
     fn held_first(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {

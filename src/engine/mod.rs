@@ -17,12 +17,16 @@ pub use split::Split;
 
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::pg::report::PgResult;
+use crate::pg::digest;
+use crate::pg::report::{PgResult, busy};
 use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
 use serde_json::Value;
 use std::collections::HashSet;
+
+/// Most keys that a comparison leaves out because they changed while it began.
+pub const MAX_SKIPPED_KEYS: usize = 200_000;
 
 /// Digests of rows that must be equal.
 pub struct Digests {
@@ -66,6 +70,10 @@ pub trait Engine {
     fn verified(&self, _row: &MoveRow, _rows: &[u64]) -> PgResult<()> {
         Ok(())
     }
+    /// Runs, without any effect, what the exchange will run under its locks, so that it is planned by then.
+    fn rehearse(&self, _row: &MoveRow, _relations: &[RelationRow]) -> PgResult<()> {
+        Ok(())
+    }
     /// The relations that users hold, in the order in which they lock them: nobody may be at them while the
     /// copies change places.
     fn held_first(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
@@ -92,6 +100,20 @@ pub trait Engine {
     fn settle(&self, _row: &MoveRow) -> PgResult<()> {
         Ok(())
     }
+}
+
+/// What a comparison of several sources with their copies leaves out: `skip`, and every key that the log of one of them
+/// has.
+///
+/// # Errors
+/// 55006 when those are too many.
+fn skip_logged(skip: &HashSet<Vec<u8>>, sources: &[&RelationRow]) -> PgResult<HashSet<Vec<u8>>> {
+    let mut all = skip.clone();
+    for source in sources {
+        let logged = digest::logged_keys(source.log, source.key.len(), MAX_SKIPPED_KEYS)?;
+        all.extend(logged.ok_or_else(|| busy("too many keys changed while the copies were compared"))?);
+    }
+    Ok(all)
 }
 
 /// The engine of a move.

@@ -1,22 +1,19 @@
 //! Placements of chosen keys: the partitions of a slot become a DEFAULT partition and lists of keys, or one
 //! partition again. A split but for the parts and for what is exchanged: docs/decisions/0014 has the reasons.
 
-use super::{Digests, Engine, Split};
+use super::{Digests, Engine, Split, skip_logged};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::RelationRow;
 use crate::catalog::{child, guest, place, relation, split, wish};
 use crate::pg::digest::{self, Key};
 use crate::pg::partition::{Lifetime, Router};
-use crate::pg::report::{PgResult, busy, internal};
+use crate::pg::report::{PgResult, internal};
 use crate::pg::{disk, guc, lock};
 use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
 use serde_json::{Value, json};
 use std::collections::HashSet;
-
-/// Keys that a comparison may leave out.
-const MAX_SKIPPED_KEYS: usize = 200_000;
 
 /// What locks and fits is the same for both.
 const SPLIT: Split = Split { prepare: false };
@@ -35,7 +32,7 @@ impl Engine for Place {
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
         place::wait_turn(row.move_id)?;
-        place::refuse(row.slot_id, wish::reasons(row.move_id, row.slot_id)?)?;
+        place::refuse(row.slot_id, &wish::reasons(row.move_id, row.slot_id)?)?;
         let bytes = partitions.iter().try_fold(0, |sum, p| Ok(sum + relation::bytes(*p)?))?;
         let parts = split::parts(row.move_id)?;
         let spaces: HashSet<&str> = parts.iter().map(|part| part.tablespace.as_str()).collect();
@@ -78,11 +75,7 @@ impl Engine for Place {
             return Ok(split::parts(row.move_id)?.iter().map(|_| none()).collect());
         }
         let siblings = place::siblings(row.move_id, relation.shadow)?;
-        let mut skip = skip.clone();
-        for sibling in siblings.iter().filter(|sibling| sibling.source != relation.source) {
-            let logged = digest::logged_keys(sibling.log, sibling.key.len(), MAX_SKIPPED_KEYS)?;
-            skip.extend(logged.ok_or_else(|| busy("too many keys changed while the copies were compared"))?);
-        }
+        let skip = skip_logged(skip, &siblings.iter().collect::<Vec<_>>())?;
         let key = Key { columns: &relation.key, skip: &skip };
         let mut router = Router::of_any(relation.shadow, Lifetime::Statement)?;
         let attribute = child::key_attribute(relation)?;
@@ -103,6 +96,10 @@ impl Engine for Place {
 
     fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {
         SPLIT.verified(row, rows)
+    }
+
+    fn rehearse(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
+        SPLIT.rehearse(row, relations)
     }
 
     fn held_first(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {

@@ -100,6 +100,16 @@ impl Engine for Split {
         split::set_rows(row.move_id, rows)
     }
 
+    fn rehearse(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
+        child::rehearse()?;
+        // What is read of the copies is read again under the lock, from warm caches.
+        for relation in relations {
+            child::children(row.move_id, relation.source)?;
+            wayback::touched(row.move_id, relation.source)?;
+        }
+        Ok(())
+    }
+
     fn held_first(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
         let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
         let (mut held, _) = child::around(&sources)?;

@@ -197,6 +197,9 @@ fn swap_locked(
     if !(fit(engine, row, relations)? && look_unchanged(relations)?) {
         return Ok(Swap::Leave(Event::SourceChanged));
     }
+    // Under the lock every statement counts: those that come for each table are planned once, most of them before.
+    let _plans = spi::KeptPlans::begin()?;
+    engine.rehearse(row, relations)?;
     // What users hold first: who commits holds it and then asks for the shadow, to mirror.
     if !short_lock::try_lock(first, lock::ACCESS_EXCLUSIVE, attempt)? {
         return Ok(Swap::Blocked);

@@ -5,9 +5,9 @@ use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{merge, split};
-use crate::engine::{Digests, Engine};
+use crate::engine::{Digests, Engine, MAX_SKIPPED_KEYS};
 use crate::pg::bgworker::{WorkResult, transaction};
-use crate::pg::report::{PgResult, busy, error, unsupported};
+use crate::pg::report::{PgResult, busy, error, refuse};
 use crate::pg::route::MoveRoutes;
 use crate::pg::{bgworker, digest, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
@@ -18,8 +18,6 @@ use std::time::Instant;
 
 /// Log entries that may be pending when catch-up hands over to verification.
 const CAUGHT_UP_KEYS: i64 = 2_000;
-/// Keys a verification may leave out because they changed while it began.
-const MAX_SKIPPED_KEYS: usize = 200_000;
 /// A PostgreSQL block, as all packaged servers are built.
 const BLOCK_KIB: i32 = (pg_sys::BLCKSZ / 1024) as i32;
 
@@ -56,13 +54,12 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
         let partitions = engine.partitions(row)?;
         let reasons = engine.preflight(row, &partitions)?;
         if row.is_merge() {
-            merge::refuse(row.slot_id, reasons)?;
+            merge::refuse(row.slot_id, &reasons)?;
         } else if row.is_split {
-            split::refuse(row.slot_id, reasons)?;
-        } else if !reasons.is_empty() {
-            return Err(unsupported(format!("slot {} cannot be moved", row.slot_id))
-                .set_detail(reasons.join("; "))
-                .set_hint("Cure every reason named (a table without a key needs a primary key) and move the slot again."));
+            split::refuse(row.slot_id, &reasons)?;
+        } else {
+            let hint = "Cure every reason named (a table without a key needs a primary key) and move the slot again.";
+            refuse(format!("slot {} cannot be moved", row.slot_id), &reasons, hint)?;
         }
         engine.prepare(row, &partitions)?;
         moves::advance(row, Event::Completed, engine.capabilities())?;

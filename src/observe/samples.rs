@@ -40,6 +40,8 @@ pub struct KeySample {
     pub truncated: bool,
     /// Hash of the whole key (xxh3 of the payload), so that long keys stay apart.
     pub hash: u64,
+    /// The sampled transaction that used it, the same for all of its keys; 0: it was sampled because its slot is hot.
+    pub window: u64,
 }
 
 /// The slots a sampled transaction touched.
@@ -101,13 +103,15 @@ impl KeySample {
         key: &[u8],
         whole: usize,
         hash: u64,
+        window: u64,
     ) -> [u64; KEY_WORDS] {
         let mut words = [0; KEY_WORDS];
         let kept = &key[..key.len().min(KEY_BYTES)];
         words[0] = u64::from(database) << 32 | u64::from(relation);
         words[1] = u64::from(weight) << 32 | u64::from(whole > kept.len()) << 16 | kept.len() as u64;
         words[2] = hash;
-        for (word, chunk) in words[3..].iter_mut().zip(kept.chunks(8)) {
+        words[3] = window;
+        for (word, chunk) in words[4..].iter_mut().zip(kept.chunks(8)) {
             let mut bytes = [0; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);
             *word = u64::from_le_bytes(bytes);
@@ -121,13 +125,14 @@ impl KeySample {
             return None;
         }
         let length = ((words[1] & 0xffff) as usize).min(KEY_BYTES);
-        let bytes: Vec<u8> = words[3..].iter().flat_map(|w| w.to_le_bytes()).take(length).collect();
+        let bytes: Vec<u8> = words[4..].iter().flat_map(|w| w.to_le_bytes()).take(length).collect();
         Some(Self {
             relation: words[0] as u32,
             weight: (words[1] >> 32) as u32,
             bytes,
             truncated: words[1] >> 16 & 1 != 0,
             hash: words[2],
+            window: words[3],
         })
     }
 }

@@ -8,7 +8,7 @@ use super::budget::Budget;
 use super::{statement, trigger};
 use crate::pg::executor::{Draw, Sensor};
 use crate::pg::local::{Local, LocalBox};
-use crate::pg::plan::{Instrument, Named, Report};
+use crate::pg::plan::{Instrument, Key, Named, Report};
 use crate::pg::region::{self, Dropped};
 use crate::pg::trigger::Measured;
 use crate::pg::usage::End;
@@ -35,7 +35,8 @@ pub static SENSOR: Sensor = Sensor {
     part_ends,
     statement_ends,
     wants_keys,
-    keys: |keys| statement::push_keys(keys, interval(guc::KEY_SAMPLE_INTERVAL.get())),
+    wants_window,
+    keys: |keys| statement::push_keys(keys.iter(), interval(guc::KEY_SAMPLE_INTERVAL.get()), 0),
     wants_trigger,
     trigger_starts,
     trigger_ends,
@@ -56,6 +57,9 @@ pub(super) struct Tracked {
 #[derive(Default)]
 pub(super) struct Transaction {
     pub slots: Vec<i64>,
+    pub keys: Vec<Key>,
+    /// How many were sampled by this session.
+    pub number: u32,
 }
 
 pub(super) struct State {
@@ -73,7 +77,11 @@ impl State {
         Self {
             frames: Frames::default(),
             tracked: Vec::with_capacity(MAX_TRACKED),
-            transaction: Transaction { slots: Vec::with_capacity(super::samples::MAX_SEGMENTS) },
+            transaction: Transaction {
+                slots: Vec::with_capacity(super::samples::MAX_SEGMENTS),
+                keys: Vec::with_capacity(statement::MAX_WINDOW),
+                number: 0,
+            },
             budget: Budget::default(),
             edges: statement::RecentEdges::default(),
             gaps: Gaps::new(seed),
@@ -257,7 +265,7 @@ fn part_ends(query: usize, address: usize) {
     });
 }
 
-fn statement_ends(query: usize, report: &Report, since_ns: u64) {
+fn statement_ends(query: usize, report: &Report, hot_keys: bool, since_ns: u64) {
     let Some(region) = region::get() else { return };
     with(|state| {
         let Some(at) = state.tracked.iter().position(|t| t.query == query) else { return };
@@ -268,17 +276,29 @@ fn statement_ends(query: usize, report: &Report, since_ns: u64) {
         let slots = GLANCE.transaction_sampled.get().then_some(&mut state.transaction.slots);
         let costs = tracked.draw.typical.then_some(&tracked.spent);
         statement::attribute(region, costs, report, slots);
+        if GLANCE.transaction_sampled.get() {
+            statement::collect(&mut state.transaction.keys, &report.keys);
+        }
         let took_ns = usage::elapsed_ns().saturating_sub(since_ns);
         state.budget.spend(took_ns);
         region.count_sampling(1, state.budget.take_unreported_ns());
         state.budget.adjust();
     });
-    statement::push_keys(&report.keys, interval(guc::KEY_SAMPLE_INTERVAL.get()));
+    if hot_keys {
+        let hot = report.keys.iter().filter(|key| key.hot);
+        statement::push_keys(hot, interval(guc::KEY_SAMPLE_INTERVAL.get()), 0);
+    }
 }
 
 #[inline]
 fn wants_keys() -> bool {
     region::get().is_some_and(|r| r.any_hot()) && due(&GLANCE.key_gap, guc::KEY_SAMPLE_INTERVAL.get())
+}
+
+/// Whether the keys of the measured statement are wanted because its transaction is sampled: which keys are used
+/// together matters once there is load.
+fn wants_window() -> bool {
+    GLANCE.transaction_sampled.get() && region::get().is_some_and(|r| r.any_hot())
 }
 
 #[inline]
@@ -347,8 +367,12 @@ fn transaction_ends(committed: bool) {
         let Some(region) = region::get() else { return };
         if sampled && committed {
             statement::push_transaction(region, &state.transaction.slots, weight);
+            let Transaction { keys, number, .. } = &mut state.transaction;
+            *number = number.wrapping_add(1).max(1);
+            statement::push_keys(keys.iter(), weight, (bgworker::pid() as u64) << 32 | u64::from(*number));
         }
         state.transaction.slots.clear();
+        state.transaction.keys.clear();
         state.frames.clear();
         if !state.tracked.is_empty() {
             state.tracked.clear();

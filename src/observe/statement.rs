@@ -138,13 +138,33 @@ fn record_built_in(region: &Region, calls: &BuiltInCalls) {
     }
 }
 
-/// Hands keys on, each for `weight` accesses.
-pub(super) fn push_keys(keys: &[Key], weight: u32) {
+/// Keys of one transaction that are remembered.
+pub(super) const MAX_WINDOW: usize = 16;
+
+/// Adds the keys of a statement to those of its transaction; long ones cannot be told again.
+pub(super) fn collect(window: &mut Vec<Key>, keys: &[Key]) {
+    for key in keys.iter().filter(|key| key.whole <= key.length) {
+        let known = window.iter().any(|own| own.hash == key.hash && own.relation == key.relation);
+        if !known && window.len() < MAX_WINDOW {
+            window.push(*key);
+        }
+    }
+}
+
+/// Hands keys on, each for `weight` accesses; `window`: the sampled transaction that used them, 0 for keys of hot slots.
+pub(super) fn push_keys<'a>(keys: impl Iterator<Item = &'a Key>, weight: u32, window: u64) {
     let Some(region) = region::get() else { return };
     let database = bgworker::database();
     for key in keys {
-        let words =
-            KeySample::encode(database, key.relation, weight, &key.bytes[..key.length], key.whole, key.hash);
+        let words = KeySample::encode(
+            database,
+            key.relation,
+            weight,
+            &key.bytes[..key.length],
+            key.whole,
+            key.hash,
+            window,
+        );
         if !region.keys().push(&words) {
             region.drop_one(Dropped::KeySample);
         }

@@ -275,7 +275,8 @@ fn failure(report: &pg_sys::panic::ErrorReportWithLevel) -> Failure {
     let mut line = report.message().to_string();
     for (label, part) in [("detail", report.detail()), ("hint", report.hint())] {
         if let Some(text) = part {
-            line.push_str(&format!(" ({label}: {text})"));
+            // A detail has a line per reason.
+            line.push_str(&format!(" ({label}: {})", text.replace('\n', "; ")));
         }
     }
     Failure { code: report.sql_error_code(), line }

@@ -28,9 +28,11 @@ pub struct Sensor {
     /// That part has ended.
     pub part_ends: fn(query: usize, address: usize),
     /// A measured statement ends; work of ours began at `since_ns`.
-    pub statement_ends: fn(query: usize, report: &plan::Report, since_ns: u64),
+    pub statement_ends: fn(query: usize, report: &plan::Report, hot_keys: bool, since_ns: u64),
     /// A statement ends while some slot is hot: are its keys wanted?
     pub wants_keys: fn() -> bool,
+    /// A measured statement ends: are the keys of its transaction wanted?
+    pub wants_window: fn() -> bool,
     /// Keys of hot slots.
     pub keys: fn(&[plan::Key]),
     /// A trigger call begins: should it be measured? The argument says how often its trigger was measured
@@ -241,7 +243,8 @@ unsafe extern "C-unwind" fn end(query: *mut pg_sys::QueryDesc) {
             if (sensor.measures)(query as usize) {
                 quietly(sensor, || {
                     let since_ns = usage::elapsed_ns();
-                    (sensor.statement_ends)(query as usize, &plan::report(query, keys), since_ns);
+                    let report = plan::report(query, keys || (sensor.wants_window)());
+                    (sensor.statement_ends)(query as usize, &report, keys, since_ns);
                 });
             } else if keys {
                 quietly(sensor, || (sensor.keys)(&plan::keys(query)));

@@ -61,6 +61,18 @@ pub fn place(
     Ok(router.leaf(Some((value, type_oid)))?.map(|leaf| (leaf, hash)))
 }
 
+/// The text of a whole key as lists of chosen keys have it, and the partition of the router's own table that it belongs
+/// to; None for bytes that are no value of the type.
+pub fn listed(
+    router: &mut Router,
+    type_oid: pg_sys::Oid,
+    bytes: &[u8],
+) -> PgResult<Option<(String, pg_sys::Oid)>> {
+    let Some(value) = value(&shape_of(type_oid), bytes, false)? else { return Ok(None) };
+    let text = router.text(router.value((value, type_oid)))?;
+    Ok(router.locate(Some((value, type_oid))).map(|number| (text, router.partition(number))))
+}
+
 /// A value of the type again.
 fn value(shape: &Shape, bytes: &[u8], truncated: bool) -> PgResult<Option<pg_sys::Datum>> {
     if shape.by_value {

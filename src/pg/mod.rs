@@ -17,6 +17,7 @@ pub mod keytext;
 pub mod local;
 pub mod lock;
 pub mod mirror;
+pub mod names;
 pub mod partition;
 pub mod plan;
 pub mod query;

@@ -72,6 +72,8 @@ pub struct Key {
     pub whole: usize,
     /// Hash of the whole key.
     pub hash: u64,
+    /// Its slot is hot.
+    pub hot: bool,
 }
 
 /// A finished statement.
@@ -81,7 +83,7 @@ pub struct Report {
     pub touches: Vec<Touch>,
     /// Built-in triggers it fired on managed tables.
     pub built_in: Vec<BuiltInCalls>,
-    /// Keys on hot slots.
+    /// Keys on hot slots; of a measured statement on any.
     pub keys: Vec<Key>,
     /// This process is a parallel worker; its leader reports everything but CPU time.
     pub worker: bool,
@@ -144,7 +146,7 @@ struct Walk<'a> {
     counts: bool,
 }
 
-/// What a measured statement touched; `keys`: also the keys on hot slots.
+/// What a measured statement touched; `keys`: also the keys.
 ///
 /// # Safety
 /// `query` must have run and not been ended yet.
@@ -265,7 +267,7 @@ impl Walk<'_> {
         unsafe {
             let form = &*(*used.index).rd_index;
             let leaf = super::route::source_of(used.heap());
-            let Some(segment) = self.region.segment(leaf).filter(|s| s.activity().hot) else { return };
+            let Some((segment, hot)) = self.giving_keys(leaf) else { return };
             let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
             for key in used.lasting_keys() {
                 let column = key.sk_attno - 1;
@@ -274,11 +276,19 @@ impl Walk<'_> {
                     && *form.indkey.values.as_ptr().add(column as usize) == wanted;
                 if is_key && self.report.keys.len() < MAX_KEYS {
                     keydatum::from_scan_key(used.index, key, |bytes, whole| {
-                        push_key(&mut self.report.keys, leaf, segment, bytes, whole);
+                        push_key(&mut self.report.keys, leaf, (segment, hot), bytes, whole);
                     });
                 }
             }
         }
+    }
+
+    /// A leaf whose keys are wanted, and whether it is hot.
+    fn giving_keys(&self, leaf: u32) -> Option<(&'static Segment, bool)> {
+        let segment = self.region.segment(leaf)?;
+        let activity = segment.activity();
+        (activity.hot || (self.counts && activity.leaf && activity.observed))
+            .then_some((segment, activity.hot))
     }
 
     /// # Safety
@@ -344,7 +354,7 @@ impl Walk<'_> {
     unsafe fn inserted_key(&mut self, state: *mut pg_sys::ModifyTableState, leaf: u32) {
         // SAFETY: the target list holds TargetEntry nodes in the order of the target's attributes.
         unsafe {
-            let Some(region_leaf) = self.region.segment(leaf).filter(|s| s.activity().hot) else { return };
+            let Some((region_leaf, hot)) = self.giving_keys(leaf) else { return };
             let target = (*(*(*state).resultRelInfo).ri_RelationDesc).rd_id.to_u32();
             let segment = self.region.segment(target).unwrap_or(region_leaf);
             let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
@@ -355,7 +365,7 @@ impl Walk<'_> {
             for entry in pointers::<pg_sys::TargetEntry>((*(*source).plan).targetlist) {
                 if (*entry).resno == wanted {
                     keydatum::from_expression((*entry).expr, (*self.query).params, |bytes, whole| {
-                        push_key(&mut self.report.keys, leaf, segment, bytes, whole);
+                        push_key(&mut self.report.keys, leaf, (segment, hot), bytes, whole);
                     });
                 }
             }
@@ -364,14 +374,19 @@ impl Walk<'_> {
 }
 
 /// Each key counts once per statement: every leaf that `key = ANY (array)` scans has the whole array.
-fn push_key(keys: &mut Vec<Key>, leaf: u32, segment: &Segment, bytes: &[u8], whole: usize) {
+fn push_key(keys: &mut Vec<Key>, leaf: u32, (segment, hot): (&Segment, bool), bytes: &[u8], whole: usize) {
     let table = segment.table.load(Ordering::Relaxed) as u32;
     let relation = if whole > KEY_BYTES { leaf } else { table };
     let hash = foreshard_core::digest::key_hash(bytes);
-    if keys.len() >= MAX_KEYS || keys.iter().any(|k| k.hash == hash && k.relation == relation) {
+    if let Some(known) = keys.iter_mut().find(|k| k.hash == hash && k.relation == relation) {
+        known.hot |= hot;
         return;
     }
-    let mut key = Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash };
+    if keys.len() >= MAX_KEYS {
+        return;
+    }
+    let mut key =
+        Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash, hot };
     key.bytes[..key.length].copy_from_slice(&bytes[..key.length]);
     keys.push(key);
 }

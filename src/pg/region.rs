@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// Words of a trigger sample.
 pub const TRIGGER_WORDS: usize = 18;
 /// Words of a key sample.
-pub const KEY_WORDS: usize = 10;
+pub const KEY_WORDS: usize = 11;
 /// Words of a transaction sample.
 pub const TRANSACTION_WORDS: usize = 34;
 /// Words of a dependency sample.

@@ -31,6 +31,14 @@ pub fn unsupported(message: impl Into<String>) -> ErrorReport {
     error(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED, message)
 }
 
+/// 0A000 with every reason why `what` (a whole sentence) is so; nothing without a reason.
+pub fn refuse(what: impl Into<String>, reasons: &[String], hint: &str) -> PgResult<()> {
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(unsupported(what).set_detail(reasons.join("\n")).set_hint(hint))
+}
+
 /// 55006: somebody else works on it.
 pub fn busy(message: impl Into<String>) -> ErrorReport {
     error(PgSqlErrorCode::ERRCODE_OBJECT_IN_USE, message)

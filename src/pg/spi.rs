@@ -1,12 +1,13 @@
 //! SPI in three shapes: run, one value, rows. Statements are the callers' (catalog, mover), values
 //! travel as parameters.
 
-use super::local::LocalBox;
+use super::local::{Local, LocalBox};
 use super::report::{PgResult, cstring, internal};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::SpiHeapTupleData;
+use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiHeapTupleData, SpiTupleTable};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// A parameter of a statement.
 pub type Arg<'a> = DatumWithOid<'a>;
@@ -21,7 +22,7 @@ fn refuse_on_standby() {
 pub fn run(sql: &str, args: &[Arg]) -> PgResult<u64> {
     refuse_on_standby();
     Spi::connect_mut(|client| {
-        let done = client.update(sql, None, args).map_err(internal)?;
+        let done = write(client, sql, None, args)?;
         let _ = done;
         // SAFETY: SPI_processed is set by the statement that just ran in this backend.
         Ok(unsafe { pg_sys::SPI_processed })
@@ -78,10 +79,88 @@ pub fn run_kept(sql: &str, args: &[Arg]) -> PgResult<u64> {
     }
 }
 
+/// Statements whose plans a session keeps while it is told to.
+type Kept = HashMap<(String, Vec<pg_sys::Oid>), Rc<OwnedPreparedStatement>>;
+static KEPT: LocalBox<Kept> = LocalBox::new();
+static KEEPING: Local<bool> = Local::new(false);
+
+/// While it lives, statements with parameters are planned once per session, whatever the parameters.
+pub struct KeptPlans(());
+
+impl KeptPlans {
+    /// From now on, in this transaction.
+    pub fn begin() -> PgResult<KeptPlans> {
+        set_local("plan_cache_mode", "force_generic_plan")?;
+        KEEPING.set(true);
+        Ok(KeptPlans(()))
+    }
+}
+
+impl Drop for KeptPlans {
+    fn drop(&mut self) {
+        KEEPING.set(false);
+    }
+}
+
+/// The kept plan of a statement, if it is to be kept.
+fn kept(
+    client: &SpiClient<'_>,
+    sql: &str,
+    args: &[Arg],
+    writes: bool,
+) -> PgResult<Option<Rc<OwnedPreparedStatement>>> {
+    if !KEEPING.get() || args.is_empty() {
+        return Ok(None);
+    }
+    let key = (sql.to_owned(), args.iter().map(Arg::oid).collect::<Vec<pg_sys::Oid>>());
+    if let Some(known) = KEPT.with(HashMap::new, |kept| kept.get(&key).cloned()).flatten() {
+        return Ok(Some(known));
+    }
+    let types: Vec<PgOid> = key.1.iter().map(|oid| PgOid::from(*oid)).collect();
+    let prepared = if writes { client.prepare_mut(sql, &types) } else { client.prepare(sql, &types) }
+        .map_err(internal)?;
+    let plan = Rc::new(prepared.keep());
+    KEPT.with(HashMap::new, |kept| {
+        if kept.len() >= MAX_PLANS {
+            kept.clear();
+        }
+        kept.insert(key, plan.clone());
+    });
+    Ok(Some(plan))
+}
+
+/// Runs a statement that reads.
+fn read<'conn>(
+    client: &SpiClient<'conn>,
+    sql: &str,
+    limit: Option<i64>,
+    args: &[Arg],
+) -> PgResult<SpiTupleTable<'conn>> {
+    match kept(client, sql, args, false)? {
+        Some(plan) => client.select(&*plan, limit, args),
+        None => client.select(sql, limit, args),
+    }
+    .map_err(internal)
+}
+
+/// Runs a statement that may write.
+fn write<'conn>(
+    client: &mut SpiClient<'conn>,
+    sql: &str,
+    limit: Option<i64>,
+    args: &[Arg],
+) -> PgResult<SpiTupleTable<'conn>> {
+    match kept(client, sql, args, true)? {
+        Some(plan) => client.update(&*plan, limit, args),
+        None => client.update(sql, limit, args),
+    }
+    .map_err(internal)
+}
+
 /// First column of the first row; None when there is no row or the value is NULL.
 pub fn one<T: FromDatum + IntoDatum>(sql: &str, args: &[Arg]) -> PgResult<Option<T>> {
     Spi::connect(|client| {
-        let rows = client.select(sql, Some(1), args).map_err(internal)?;
+        let rows = read(client, sql, Some(1), args)?;
         match rows.into_iter().next() {
             Some(row) => row.get::<T>(1).map_err(internal),
             None => Ok(None),
@@ -93,7 +172,7 @@ pub fn one<T: FromDatum + IntoDatum>(sql: &str, args: &[Arg]) -> PgResult<Option
 pub fn one_mut<T: FromDatum + IntoDatum>(sql: &str, args: &[Arg]) -> PgResult<Option<T>> {
     refuse_on_standby();
     Spi::connect_mut(|client| {
-        let rows = client.update(sql, Some(1), args).map_err(internal)?;
+        let rows = write(client, sql, Some(1), args)?;
         match rows.into_iter().next() {
             Some(row) => row.get::<T>(1).map_err(internal),
             None => Ok(None),
@@ -104,7 +183,7 @@ pub fn one_mut<T: FromDatum + IntoDatum>(sql: &str, args: &[Arg]) -> PgResult<Op
 /// Maps every row of a read-only statement.
 pub fn rows<R>(sql: &str, args: &[Arg], map: impl Fn(&Row) -> PgResult<R>) -> PgResult<Vec<R>> {
     Spi::connect(|client| {
-        let table = client.select(sql, None, args).map_err(internal)?;
+        let table = read(client, sql, None, args)?;
         let mut out = Vec::with_capacity(table.len());
         for row in table {
             out.push(map(&Row(row))?);
@@ -117,7 +196,7 @@ pub fn rows<R>(sql: &str, args: &[Arg], map: impl Fn(&Row) -> PgResult<R>) -> Pg
 pub fn rows_mut<R>(sql: &str, args: &[Arg], map: impl Fn(&Row) -> PgResult<R>) -> PgResult<Vec<R>> {
     refuse_on_standby();
     Spi::connect_mut(|client| {
-        let table = client.update(sql, None, args).map_err(internal)?;
+        let table = write(client, sql, None, args)?;
         let mut out = Vec::with_capacity(table.len());
         for row in table {
             out.push(map(&Row(row))?);
@@ -143,12 +222,21 @@ impl Row<'_> {
 
 /// Runs `work` with `guc = value` for the rest of the transaction.
 pub fn set_local(guc: &str, value: &str) -> PgResult<()> {
-    let _ = one_mut::<String>("SELECT pg_catalog.set_config($1, $2, true)", &[guc.into(), value.into()])?;
-    Ok(())
-}
-
-/// As [`set_local`], where nothing may be written.
-pub fn set_local_reading(guc: &str, value: &str) -> PgResult<()> {
-    let _ = one::<String>("SELECT pg_catalog.set_config($1, $2, true)", &[guc.into(), value.into()])?;
+    let (guc, value) = (cstring(guc), cstring(value));
+    // SAFETY: as `set_config()` does it; raises for what may not be set.
+    unsafe {
+        let context =
+            if pg_sys::superuser() { pg_sys::GucContext::PGC_SUSET } else { pg_sys::GucContext::PGC_USERSET };
+        pg_sys::set_config_option(
+            guc.as_ptr(),
+            value.as_ptr(),
+            context,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
+    }
     Ok(())
 }

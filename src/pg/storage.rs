@@ -140,6 +140,20 @@ pub fn forget_cached(relation: pg_sys::Oid) {
     }
 }
 
+/// The indexes of a table that the caller has locked, ascending.
+pub fn indexes(table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: the table is locked and open while the list of its indexes, a copy, is read.
+    unsafe {
+        let relation = pg_sys::table_open(table, pg_sys::NoLock as i32);
+        let list = pg_sys::RelationGetIndexList(relation);
+        let length = if list.is_null() { 0 } else { (*list).length.max(0) as usize };
+        let indexes = (0..length).map(|at| (*(*list).elements.add(at)).oid_value).collect();
+        pg_sys::list_free(list);
+        pg_sys::table_close(relation, pg_sys::NoLock as i32);
+        indexes
+    }
+}
+
 /// Drops a capture trigger; the caller holds ACCESS EXCLUSIVE on its table.
 pub fn drop_trigger(trigger: pg_sys::Oid) {
     drop_object(address(pg_sys::TriggerRelationId, trigger));

@@ -2,11 +2,14 @@
 
 use super::modes::Modes;
 use crate::catalog::decision::{SlotRow, bytes_of};
-use crate::catalog::{act, division, merge, prepared, slot_key, split};
+use crate::catalog::wish::{Placing, text_key};
+use crate::catalog::{act, division, hot_key, merge, place, prepared, shadow, slot_key, split};
 use crate::pg::guc::{self, Mode};
 use crate::pg::report::PgResult;
-use foreshard_core::division::{Candidate, NotDivided, Thresholds, Verdict, judge, may_merge};
+use foreshard_core::division::{Candidate, Keys, NotDivided, Thresholds, Verdict, judge, may_merge};
 use foreshard_core::placement::{Hold, Segment, Shard};
+use pgrx::pg_sys;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 
 /// What shall become of a slot.
@@ -26,6 +29,24 @@ pub enum Action {
         /// The one that goes.
         other: i64,
     },
+    /// Its busiest key gets a place by itself, from lead `at` on; the slot is too hot at lead `over`.
+    Isolate {
+        /// When to begin, leads.
+        at: usize,
+        /// When it will be too hot, leads.
+        over: usize,
+        /// A table of its.
+        table: pg_sys::Oid,
+        /// The key.
+        key: String,
+    },
+    /// It is a key by itself, and goes home.
+    Home {
+        /// A table of its.
+        table: pg_sys::Oid,
+        /// The key.
+        key: String,
+    },
     /// It is too hot, and stays as it is.
     Not(NotDivided),
 }
@@ -37,7 +58,17 @@ impl Action {
             Self::Split => "split",
             Self::Prepare { .. } => "prepare",
             Self::Merge { .. } => "merge",
+            Self::Isolate { .. } => "isolate",
+            Self::Home { .. } => "home",
             Self::Not(_) => "none",
+        }
+    }
+
+    /// The key that it is about, and its table.
+    const fn key(&self) -> Option<(pg_sys::Oid, &String)> {
+        match self {
+            Self::Isolate { table, key, .. } | Self::Home { table, key } => Some((*table, key)),
+            _ => None,
         }
     }
 
@@ -99,7 +130,7 @@ pub fn decide(
     if active < 2 || mean * active as f64 <= foreshard_core::placement::PlanOptions::default().min_load {
         return Ok(Vec::new());
     }
-    let (shapes, keys) = (division::shapes()?, slot_key::all()?);
+    let (shapes, keys, busiest) = (division::shapes()?, slot_key::all()?, hot_key::busiest()?);
     let known: Vec<Known> = segments
         .iter()
         .filter(|segment| !is_unknown(segment))
@@ -116,8 +147,9 @@ pub fn decide(
     for (_, load) in cluster.iter_mut().enumerate().filter(|(lead, _)| closed(*lead)) {
         *load = f64::MAX;
     }
-    let mut found = splits(&known, &keys, &cluster, &thresholds);
+    let mut found = splits(&known, (&keys, &busiest), &cluster, &thresholds);
     found.extend(merges(&known, &thresholds));
+    found.extend(ways_home(&known, &thresholds)?);
     Ok(found)
 }
 
@@ -128,7 +160,7 @@ fn is_unknown(segment: &Segment) -> bool {
 
 fn splits(
     known: &[Known],
-    keys: &HashMap<i64, foreshard_core::division::Keys>,
+    (keys, busiest): (&HashMap<i64, Keys>, &HashMap<i64, (pg_sys::Oid, String)>),
     cluster: &[f64],
     thresholds: &Thresholds,
 ) -> Vec<Division> {
@@ -151,11 +183,17 @@ fn splits(
             keys: keys.get(&one.slot.slot_id).copied(),
             free: one.hold == Hold::Free || prepared,
             divisible: one.shape.divisible,
+            isolable: one.shape.isolable && busiest.contains_key(&one.slot.slot_id) && !prepared,
         };
         let action = match judge(&candidate, cluster, thresholds) {
             Verdict::Leave => continue,
             // One hot reading may pass by itself.
             Verdict::Split if one.slot.hot_buckets < guc::HOT_BUCKETS.get() => continue,
+            Verdict::Isolate { over: 0, .. } if one.slot.hot_buckets < guc::HOT_BUCKETS.get() => continue,
+            Verdict::Isolate { at, over } => match busiest.get(&one.slot.slot_id) {
+                Some((table, key)) => Action::Isolate { at, over, table: *table, key: key.clone() },
+                None => continue,
+            },
             Verdict::Split => Action::Split,
             Verdict::Prepare { .. } | Verdict::Not(_) if prepared => continue,
             Verdict::Prepare { at, over } => Action::Prepare { at, over },
@@ -198,21 +236,48 @@ fn merges(known: &[Known], thresholds: &Thresholds) -> Vec<Division> {
     found
 }
 
+/// Isolated keys that are and will be cold together with the slot that they belong to.
+fn ways_home(known: &[Known], thresholds: &Thresholds) -> PgResult<Vec<Division>> {
+    let free = |one: &&Known| one.hold == Hold::Free;
+    let homes: HashMap<i64, &Known> = known.iter().filter(free).map(|one| (one.slot.slot_id, one)).collect();
+    let mut found = Vec::new();
+    for one in known.iter().filter(free) {
+        let home = one.shape.isolated_of.and_then(|home| homes.get(&home));
+        let Some(home) = home else { continue };
+        if !may_merge([one.present, home.present], [&one.curve, &home.curve], thresholds) {
+            continue;
+        }
+        let Some((table, key)) = place::isolated_key(one.slot.slot_id)? else { continue };
+        let reason = format!(
+            "its isolated key and slot {} stay below {} % of a mean shard's fair load together",
+            home.slot.slot_id,
+            (thresholds.merge * 100.0).round()
+        );
+        found.push(Division { slot_id: home.slot.slot_id, action: Action::Home { table, key }, reason });
+    }
+    Ok(found)
+}
+
 /// What is said of one division: why it is not taken now, and when it may begin, s from now.
 pub type Said = (Option<(&'static str, &'static str)>, Option<f64>);
 
 /// Stores them as recommendations, with what is said of each; a lead is `lead_s` long.
 pub fn store(divisions: &[Division], said: &[Said], slots: &[SlotRow], lead_s: i32) -> PgResult<()> {
     let after_s = |lead: usize| f64::from(lead_s) * lead as f64;
+    let keys: Vec<Option<(pg_sys::Oid, Value)>> =
+        divisions.iter().map(|one| one.action.key().map(|(table, key)| (table, json!([key])))).collect();
     let rows: Vec<division::Row> = divisions
         .iter()
         .zip(said)
-        .filter_map(|(one, (refusal, opens_s))| {
+        .zip(&keys)
+        .filter_map(|((one, (refusal, opens_s)), keys)| {
             let slot = slots.iter().find(|slot| slot.slot_id == one.slot_id)?;
             let (start_s, over_s) = match one.action {
-                Action::Prepare { at, over } => (Some(after_s(at)), Some(after_s(over))),
+                Action::Prepare { at, over } | Action::Isolate { at, over, .. } => {
+                    (Some(after_s(at)), Some(after_s(over)))
+                }
                 Action::Split => (Some(0.0), Some(0.0)),
-                Action::Merge { .. } => (Some(0.0), None),
+                Action::Merge { .. } | Action::Home { .. } => (Some(0.0), None),
                 Action::Not(_) => (None, None),
             };
             Some(division::Row {
@@ -224,6 +289,8 @@ pub fn store(divisions: &[Division], said: &[Said], slots: &[SlotRow], lead_s: i
                 refusal: *refusal,
                 start_s: start_s.map(|start_s| opens_s.map_or(start_s, |opens_s| start_s.max(opens_s))),
                 over_s,
+                keys: keys.as_ref().map(|(table, keys)| (*table, keys)),
+                benefit: None,
             })
         })
         .collect();
@@ -233,13 +300,13 @@ pub fn store(divisions: &[Division], said: &[Said], slots: &[SlotRow], lead_s: i
 /// What may be done now without anybody being asked, the most urgent first.
 pub fn due(divisions: &[Division]) -> Vec<Division> {
     let urgency = |one: &Division| match one.action {
-        Action::Split => 0,
+        Action::Split | Action::Isolate { .. } => 0,
         Action::Prepare { .. } => 1,
-        Action::Merge { .. } | Action::Not(_) => 2,
+        Action::Merge { .. } | Action::Home { .. } | Action::Not(_) => 2,
     };
     let now = |one: &&Division| match one.action {
-        Action::Split | Action::Merge { .. } => true,
-        Action::Prepare { at, .. } => at == 0,
+        Action::Split | Action::Merge { .. } | Action::Home { .. } => true,
+        Action::Prepare { at, .. } | Action::Isolate { at, .. } => at == 0,
         Action::Not(_) => false,
     };
     let mut due: Vec<Division> = divisions.iter().filter(now).cloned().collect();
@@ -256,7 +323,7 @@ pub fn file(one: &Division) -> PgResult<bool> {
     let Some(standing) = standing.filter(|own| modes.of(own.group_id) == Mode::Auto) else {
         return Ok(false);
     };
-    let move_id = match one.action {
+    let filed = match &one.action {
         Action::Split | Action::Prepare { .. } => {
             let prepare = one.action != Action::Split;
             if standing.draining
@@ -265,17 +332,35 @@ pub fn file(one: &Division) -> PgResult<bool> {
             {
                 return Ok(false);
             }
-            split::file(one.slot_id, &[None, None], user, prepare)?
+            vec![split::file(one.slot_id, &[None, None], user, prepare)?]
         }
         Action::Merge { other } => {
-            let Some(shard) = merge::shard_for(one.slot_id, other)? else { return Ok(false) };
-            if !merge::reasons(one.slot_id, other)?.is_empty() {
+            let Some(shard) = merge::shard_for(one.slot_id, *other)? else { return Ok(false) };
+            if !merge::reasons(one.slot_id, *other)?.is_empty() {
                 return Ok(false);
             }
-            merge::file(one.slot_id, other, Some(&shard), user)?
+            vec![merge::file(one.slot_id, *other, Some(&shard), user)?]
+        }
+        Action::Isolate { table, key, .. } => {
+            if standing.draining
+                || !place::reasons(one.slot_id, &shadow::partitions_of_slot(one.slot_id)?)?.is_empty()
+            {
+                return Ok(false);
+            }
+            let mut placing = Placing::of(*table)?;
+            placing.isolate(text_key(key)?, None)?;
+            placing.file(user, json!({"isolate": 1}))?
+        }
+        Action::Home { table, key } => {
+            if standing.draining {
+                return Ok(false);
+            }
+            let mut placing = Placing::of(*table)?;
+            placing.unisolate(text_key(key)?)?;
+            placing.file(user, json!({"unisolate": 1}))?
         }
         Action::Not(_) => return Ok(false),
     };
-    act::attach(move_id, one.slot_id, one.action.as_str())?;
-    Ok(true)
+    act::attach(&filed, one.action.as_str())?;
+    Ok(!filed.is_empty())
 }

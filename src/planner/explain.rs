@@ -69,7 +69,7 @@ struct Considered {
 /// What is to become of the slot.
 #[derive(Serialize)]
 struct Verdict {
-    /// `split`, `prepare`, `merge`, `move` or `stay`.
+    /// `split`, `prepare`, `merge`, `isolate`, `home`, `move` or `stay`.
     action: &'static str,
     to: Option<String>,
     confidence: Option<f64>,
@@ -202,8 +202,10 @@ impl Decision {
     fn division_verdict(&self, one: &Division) -> Verdict {
         let (refusal, opens_s) = self.said_of(one);
         let start_s = match one.action {
-            Action::Prepare { at, .. } => Some(f64::from(self.lead_s) * at as f64),
-            Action::Split | Action::Merge { .. } => Some(0.0),
+            Action::Prepare { at, .. } | Action::Isolate { at, .. } => {
+                Some(f64::from(self.lead_s) * at as f64)
+            }
+            Action::Split | Action::Merge { .. } | Action::Home { .. } => Some(0.0),
             Action::Not(_) => None,
         };
         Verdict {
@@ -356,6 +358,12 @@ impl Explanation {
             }
             (_, "merge") => {
                 format!("It should become one with another slot (start {start}): {}.", verdict.reason)
+            }
+            (_, "isolate") => {
+                format!("Its busiest key should get a place by itself (start {start}): {}.", verdict.reason)
+            }
+            (_, "home") => {
+                format!("A key that is isolated of it should come home (start {start}): {}.", verdict.reason)
             }
             _ => format!("It stays: {}.", verdict.reason),
         };

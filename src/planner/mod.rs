@@ -4,6 +4,7 @@
 mod curves;
 pub mod divisions;
 mod explain;
+pub mod gatherings;
 mod links;
 mod models;
 mod modes;
@@ -428,32 +429,41 @@ impl Decision {
             _ => None,
         };
         let drains = self.drains(slot.shard_id);
-        let opens_s = self.opening.opens_in_s.filter(|opens_s| *opens_s > 0.0);
-        let closed = self.opening.leads.first() == Some(&false);
         let refusal = match one.action {
             Action::Not(_) => one.action.refusal(),
             _ if slot.undone || other.is_some_and(|other| other.undone) => Some(decision::UNDONE),
             Action::Merge { .. } if drains && other.is_some_and(|other| self.drains(other.shard_id)) => {
                 Some(decision::DRAINING)
             }
-            Action::Split | Action::Prepare { .. } if drains => Some(decision::DRAINING),
-            // Halves are built in a lead that is open anyway, if there is one before they are needed.
-            Action::Prepare { at, .. } if at > 0 => return (None, None),
-            _ if closed && !self.is_urgent(one, slot) => {
-                return (Some(decision::OUTSIDE_WINDOW), opens_s);
-            }
+            Action::Merge { .. } => None,
+            _ if drains => Some(decision::DRAINING),
+            // Copies are made in a lead that is open anyway, if there is one before they are needed.
+            Action::Prepare { at, .. } | Action::Isolate { at, .. } if at > 0 => return (None, None),
             _ => None,
         };
-        (refusal, None)
+        match refusal {
+            None if !self.is_urgent(one, slot) => self.said_of_hours(),
+            refusal => (refusal, None),
+        }
     }
 
-    /// Whether a slot is to be split on a shard in distress, and half of it would help elsewhere.
+    /// What is said of everything that has to wait for the hours that are left for moves.
+    fn said_of_hours(&self) -> divisions::Said {
+        if self.opening.leads.first() == Some(&false) {
+            (Some(decision::OUTSIDE_WINDOW), self.opening.opens_in_s.filter(|opens_s| *opens_s > 0.0))
+        } else {
+            (None, None)
+        }
+    }
+
+    /// Whether a slot is to be divided on a shard in distress, and half of it would help elsewhere.
     fn is_urgent(&self, one: &Division, slot: &decision::SlotRow) -> bool {
         let others = self.places.iter().filter(|shard| shard.id != slot.shard_id && !shard.draining);
         let least = others.map(|shard| self.used(shard.id, slot.heat / 2.0)).reduce(f64::min);
         let drains = self.drains(slot.shard_id);
         let present = |to_after: f64| Present { from: self.used(slot.shard_id, 0.0), to_after, drains };
-        one.action == Action::Split && least.is_some_and(|least| relieves_distress(present(least)))
+        let divides = matches!(one.action, Action::Split | Action::Isolate { over: 0, .. });
+        divides && least.is_some_and(|least| relieves_distress(present(least)))
     }
 
     /// Stores forecasts and recommendations, and notes the steps whose outcome will be looked at.

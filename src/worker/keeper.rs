@@ -13,8 +13,8 @@ use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use crate::pg::shmem::{self, State};
-use crate::planner;
-use crate::planner::divisions::{self, Division};
+use crate::planner::gatherings::{self, Gathered};
+use crate::planner::{self, Decision, divisions};
 use crate::resolve::memory;
 use foreshard_core::heat::is_due;
 use pgrx::pg_sys;
@@ -125,10 +125,7 @@ impl Keeper {
             for (what, work) in planner::BOOKS {
                 report(what, bgworker::transaction(work));
             }
-            match bgworker::transaction(plan) {
-                Ok(due) => act(&due),
-                Err(error) => report("planning", Err(error)),
-            }
+            report("planning", self.plan(now_s));
         }
     }
 
@@ -178,6 +175,23 @@ impl Keeper {
         Ok(())
     }
 
+    /// One round of forecasting and planning. In auto mode what may be done now is filed: moves first, then divisions of
+    /// slots, then placements of keys. What fails takes nothing else along.
+    fn plan(&mut self, now_s: f64) -> WorkResult<()> {
+        let Some((decision, moving)) = bgworker::transaction(decide)? else { return Ok(()) };
+        let gatherers = &mut self.learner.gatherers;
+        let gathered = bgworker::transaction(|| {
+            let gathered = gatherers.plan(&decision, now_s)?;
+            gatherings::store(&gathered, &decision)?;
+            Ok(gathered)
+        });
+        if moving || divide(&decision) {
+            return gathered.map(drop);
+        }
+        place(&gathered?, &decision);
+        Ok(())
+    }
+
     fn start_carriers(&mut self) -> WorkResult<()> {
         let room = guc::MAX_CONCURRENT_MOVES.get() as usize;
         if self.carriers.len() >= room {
@@ -221,39 +235,51 @@ fn save_sources() -> WorkResult<()> {
     if unsaved.is_empty() { Ok(()) } else { in_background(|| data_source::save(&unsaved)) }
 }
 
-/// One round of forecasting and planning; in auto mode steps that may be taken now become moves.
-fn plan() -> PgResult<Vec<Division>> {
+/// What there is to decide about, and whether moves are under way; in auto mode those that may be made now are filed.
+/// None: nothing.
+fn decide() -> PgResult<Option<(Decision, bool)>> {
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     if decision.slots.is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     decision.store()?;
-    let moving = decision.slots.iter().any(|s| s.moving && !s.prepared);
-    if moving {
-        return Ok(Vec::new());
-    }
+    let moving = decision.slots.iter().any(|s| s.moving && !s.prepared) || take(&decision)?;
+    Ok(Some((decision, moving)))
+}
+
+/// Files the moves that may be made now; false: none.
+fn take(decision: &Decision) -> PgResult<bool> {
     let (map, confidence) = decision.takeable();
-    if let (false, Some(confidence)) = (map.is_empty(), confidence) {
-        let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
-        acts::record_auto(&filed)?;
-        return Ok(Vec::new());
-    }
-    Ok(divisions::due(&decision.permitted_divisions()))
+    let (false, Some(confidence)) = (map.is_empty(), confidence) else { return Ok(false) };
+    let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
+    acts::record_auto(&filed)?;
+    Ok(true)
 }
 
 /// Files the first division that nothing speaks against, in a transaction of its own: one that fails takes along neither
-/// the plan nor those behind it.
-fn act(due: &[Division]) {
-    for division in due {
-        match bgworker::transaction(|| divisions::file(division)) {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => {
-                let (action, slot_id) = (division.action.as_str(), division.slot_id);
-                pgrx::log!("foreshard keeper: {action} of slot {slot_id}: {}", error.line);
-            }
+/// the plan nor those behind it. False: none was filed.
+fn divide(decision: &Decision) -> bool {
+    divisions::due(&decision.permitted_divisions()).iter().any(|division| {
+        let (action, slot_id) = (division.action.as_str(), division.slot_id);
+        is_filed(&format!("{action} of slot {slot_id}"), || divisions::file(division))
+    })
+}
+
+/// The same of the placements of keys, of one group at a time.
+fn place(gathered: &[Gathered], decision: &Decision) {
+    for group in gathered.chunk_by(|a, b| a.group_id == b.group_id) {
+        if is_filed("placement of keys", || gatherings::file(group, decision)) {
+            return;
         }
     }
+}
+
+/// Whether something was filed, in a transaction of its own; who reads the log is told what failed.
+fn is_filed(what: &str, file: impl FnOnce() -> PgResult<bool>) -> bool {
+    bgworker::transaction(file).unwrap_or_else(|error| {
+        pgrx::log!("foreshard keeper: {what}: {}", error.line);
+        false
+    })
 }
 
 fn expire() -> PgResult<()> {

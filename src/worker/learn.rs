@@ -2,7 +2,8 @@
 //! Samples are read every tick, what follows from them is stored every bucket.
 
 use super::costs::Book;
-use super::key_load;
+use super::gather::Gatherers;
+use super::key_load::{self, Front};
 use super::publish::Publisher;
 use super::triggers::Triggers;
 use crate::catalog::{coaccess, dependency, hot_key, slot_key, statistics};
@@ -44,13 +45,14 @@ struct GroupKeys {
     max_keys: i32,
     /// The table shows some.
     shown: bool,
+    front: Front,
 }
 
 impl GroupKeys {
     fn new() -> Self {
         let (half_life_s, max_keys) = (guc::HEAT_HALF_LIFE.get(), guc::MAX_HOT_KEYS.get());
         let keys = HotKeys::new(f64::from(half_life_s), max_keys.max(1) as usize);
-        Self { keys, half_life_s, max_keys, shown: true }
+        Self { keys, half_life_s, max_keys, shown: true, front: Front::default() }
     }
 
     fn is_as_set(&self) -> bool {
@@ -67,6 +69,8 @@ pub struct Learner {
     groups: HashMap<i32, GroupKeys>,
     pairs: CoAccess,
     pairs_shown: bool,
+    /// Which keys are used together.
+    pub gatherers: Gatherers,
     edges: HashMap<DependencySample, u64>,
     lost: [(&'static str, u64); 4],
 }
@@ -80,6 +84,7 @@ impl Default for Learner {
             groups: HashMap::new(),
             pairs: CoAccess::new(coaccess::HALF_LIFE_S, MAX_PAIRS),
             pairs_shown: true,
+            gatherers: Gatherers::default(),
             edges: HashMap::new(),
             lost: [
                 ("trigger samples", 0),
@@ -100,15 +105,20 @@ impl Learner {
 
     /// Reads every sample since the last time.
     pub fn read(&mut self, publisher: &Publisher, now_s: f64) {
-        let Self { cursors, triggers, groups, pairs, edges, lost, .. } = self;
+        let Self { cursors, triggers, groups, pairs, edges, lost, gatherers, .. } = self;
         lost[0].1 += cursors.triggers(|sample| triggers.observe(sample));
         lost[1].1 += cursors.keys(|sample| {
-            if let Some(relation) = publisher.relation(sample.relation) {
+            let Some(relation) = publisher.relation(sample.relation) else { return };
+            if sample.window != 0 {
+                gatherers.note(relation.group_id, sample);
+            } else {
                 let group = groups.entry(relation.group_id).or_insert_with(GroupKeys::new);
-                let KeySample { relation, weight, bytes, truncated, hash } = sample;
+                group.front.note(relation.key_type, &sample.bytes);
+                let KeySample { relation, weight, bytes, truncated, hash, .. } = sample;
                 group.keys.add(&SampledKey { relation, hash, truncated, bytes }, u64::from(weight), now_s);
             }
         });
+        gatherers.close_windows(now_s);
         lost[2].1 += cursors.transactions(|s| pairs.add(&s.slots, f64::from(s.weight), now_s));
         lost[3].1 += cursors.dependencies(|sample| {
             if edges.len() < MAX_EDGES || edges.contains_key(&sample) {
@@ -135,6 +145,7 @@ impl Learner {
     pub fn forget_gone(&mut self, publisher: &Publisher) -> WorkResult<()> {
         let groups: HashSet<i32> = publisher.relations().iter().map(|r| r.group_id).collect();
         self.groups.retain(|group, _| groups.contains(group));
+        self.gatherers.retain(&groups);
         self.costs.retain(publisher);
         let (triggers, costs) = (&self.triggers, &mut self.costs);
         let gone = in_background(|| {
@@ -155,10 +166,11 @@ impl Learner {
             // Nothing to show, and nothing shown: no need to say so again.
             if !hot.is_empty() || group.shown {
                 let half_life_s = f64::from(group.half_life_s);
+                let line = group.front.line(half_life_s, now_s);
                 let rows = || rows_of(hot, publisher, half_life_s);
                 let stored = in_background(|| {
                     hot_key::store(*group_id, &rows()?)?;
-                    slot_key::store(*group_id, &key_load::of(&known, publisher)?, now_s, half_life_s)
+                    slot_key::store(*group_id, &key_load::of(&known, line, publisher)?, now_s, half_life_s)
                 });
                 group.shown = !hot.is_empty() || stored.is_err();
                 outcome = outcome.and(stored);

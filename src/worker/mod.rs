@@ -3,6 +3,7 @@
 
 pub mod carrier;
 mod costs;
+mod gather;
 pub mod graph;
 pub mod keeper;
 mod key_load;

@@ -2,11 +2,11 @@
 //! many as were asked for, in the background.
 
 use super::super::reshard::{require_slot_owner, wake_keeper};
-use super::{check_key, check_slots, places, refuse, require_plain, require_same};
+use super::{EACH_LINE, check_key, check_slots, places, require_plain, require_same};
 use crate::catalog::relation::kind;
 use crate::catalog::{adopt, birth, colocation, name_of, preflight, record_event, split};
 use crate::mover::short_lock;
-use crate::pg::report::{PgResult, internal, notice, wrong_state};
+use crate::pg::report::{PgResult, internal, notice, refuse, wrong_state};
 use crate::pg::{lock, partition, security, shmem, spi};
 use pgrx::pg_sys;
 use serde_json::json;
@@ -71,7 +71,8 @@ pub fn distribute(table: pg_sys::Oid, key: &str, slots: i32, shards: Option<&[St
 /// What speaks against it; the key's type.
 fn check(table: pg_sys::Oid, key: &str, name: &str) -> PgResult<pg_sys::Oid> {
     let key_type = check_key(table, key, name)?;
-    refuse(&format!("table {name} cannot be distributed online"), preflight::against_adoption(table)?)?;
+    let reasons = preflight::against_adoption(table)?;
+    refuse(format!("table {name} cannot be distributed online"), &reasons, EACH_LINE)?;
     Ok(key_type)
 }
 

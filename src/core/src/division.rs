@@ -131,6 +131,13 @@ pub enum Verdict {
         /// When it will be too hot, in leads.
         over: usize,
     },
+    /// Give its busiest key a place by itself, from this lead on: it is (`over` is 0) or will be too hot.
+    Isolate {
+        /// When to begin, in leads: the valley before.
+        at: usize,
+        /// When it will be too hot, in leads.
+        over: usize,
+    },
     /// It is or will be too hot, and a split would not help.
     Not(NotDivided),
 }
@@ -150,6 +157,8 @@ pub struct Candidate<'a> {
     pub free: bool,
     /// It may be divided once more.
     pub divisible: bool,
+    /// Its busiest key may have a place by itself.
+    pub isolable: bool,
 }
 
 /// What to do about a slot; `cluster` is the load of everything per lead, whose valley is the time to build.
@@ -158,15 +167,27 @@ pub fn judge(slot: &Candidate, cluster: &[f64], thresholds: &Thresholds) -> Verd
     let over = if hot(slot.present) { Some(0) } else { slot.curve.iter().position(|load| hot(*load)) };
     let Some(over) = over else { return Verdict::Leave };
     let peak = slot.curve.iter().copied().filter(|load| load.is_finite()).fold(slot.present, f64::max);
-    if let Some(why) = against(slot, peak) {
-        return Verdict::Not(why);
-    }
-    if over == 0 {
-        return Verdict::Split;
-    }
     let load = |lead: usize| cluster.get(lead).copied().unwrap_or(f64::MAX);
     let at = (0..over).min_by(|a, b| load(*a).total_cmp(&load(*b)).then(a.cmp(b))).unwrap_or(0);
-    Verdict::Prepare { at, over }
+    if slot.free && slot.isolable && slot.keys.is_some_and(|keys| has_popular_key(&keys, slot.divisible)) {
+        return Verdict::Isolate { at, over };
+    }
+    match against(slot, peak) {
+        Some(why) => Verdict::Not(why),
+        None if over == 0 => Verdict::Split,
+        None => Verdict::Prepare { at, over },
+    }
+}
+
+/// Whether the busiest key is what makes the load: most of it; or that much of it that no cut is balanced, or none is
+/// possible.
+fn has_popular_key(keys: &Keys, divisible: bool) -> bool {
+    let cut = divisible && is_balanced(keys);
+    keys.top_share >= POPULAR || (keys.top_share >= BALANCED && keys.sampled >= MIN_KEYS && !cut)
+}
+
+fn is_balanced(keys: &Keys) -> bool {
+    (BALANCED..=1.0 - BALANCED).contains(&keys.second_share)
 }
 
 /// Why a cut would not help.
@@ -184,7 +205,7 @@ fn against(slot: &Candidate, peak: f64) -> Option<NotDivided> {
     if keys.sampled < MIN_KEYS {
         return Some(NotDivided::FewKeys);
     }
-    if !(BALANCED..=1.0 - BALANCED).contains(&keys.second_share) {
+    if !is_balanced(&keys) {
         return Some(NotDivided::UnbalancedCut);
     }
     if keys.front_share.is_some_and(|share| share >= FRONT) {
@@ -196,7 +217,7 @@ fn against(slot: &Candidate, peak: f64) -> Option<NotDivided> {
     None
 }
 
-/// Whether two halves should become one: neither their load now nor that forecast is above the lower threshold at any
+/// Whether two halves, or an isolated key and its slot, should become one: neither their load now nor that forecast is above the lower threshold at any
 /// lead, both together. Without a forecast nothing is merged.
 pub fn may_merge(present: [f64; 2], curves: [&[f64]; 2], thresholds: &Thresholds) -> bool {
     let [a, b] = curves;

@@ -26,6 +26,7 @@
 //! | [`frames`] | which of the nested calls spent it? |
 //! | [`resolve`] | which data sources lead from one class of resources to another, and which are sick? |
 //! | [`guests`] | which chosen keys live beside their slot, and what changes that? |
+//! | [`gather`] | which keys should be chosen, because they are used together? |
 //! | [`gaps`] | which event is sampled next? |
 //! | [`sim`] | does all of that converge on a cluster, without thrashing? |
 //!
@@ -44,6 +45,7 @@ pub mod division;
 pub mod forecast;
 pub mod frames;
 pub mod gaps;
+pub mod gather;
 pub mod graph;
 pub mod guests;
 pub mod heat;

@@ -5,7 +5,15 @@ use foreshard_core::division::{Candidate, GAP, Keys, NotDivided, Thresholds, Ver
 const KEYS: Keys = Keys { sampled: 500, top_share: 0.02, second_share: 0.5, front_share: Some(0.1) };
 
 fn slot(present: f64, curve: &[f64]) -> Candidate<'_> {
-    Candidate { present, curve, group_mean: 0.1, keys: Some(KEYS), free: true, divisible: true }
+    Candidate {
+        present,
+        curve,
+        group_mean: 0.1,
+        keys: Some(KEYS),
+        free: true,
+        divisible: true,
+        isolable: false,
+    }
 }
 
 #[test]
@@ -37,6 +45,32 @@ fn what_a_split_would_not_cure_has_its_reason() {
     assert_eq!(verdict(Candidate { group_mean: 0.9, ..hot }), Verdict::Not(NotDivided::UniformLoad));
     assert_eq!(verdict(Candidate { divisible: false, ..hot }), Verdict::Not(NotDivided::Limit));
     assert_eq!(verdict(Candidate { free: false, ..hot }), Verdict::Not(NotDivided::Resting));
+}
+
+#[test]
+fn one_popular_key_is_isolated() {
+    let thresholds = Thresholds::new(0.8, 0.2);
+    let (hot, late) = ([1.0; 4], [0.3, 0.2, 0.3, 1.0]);
+    let verdict = |present: f64, curve: &[f64], keys: Keys, divisible: bool| {
+        let candidate = Candidate { keys: Some(keys), isolable: true, divisible, ..slot(present, curve) };
+        judge(&candidate, &[3.0, 1.0, 2.0, 4.0], &thresholds)
+    };
+    let popular = Keys { sampled: 3, top_share: 0.6, second_share: 0.9, ..KEYS };
+    assert_eq!(verdict(1.0, &hot, popular, true), Verdict::Isolate { at: 0, over: 0 });
+    assert_eq!(verdict(0.3, &late, popular, true), Verdict::Isolate { at: 1, over: 3 });
+    assert_eq!(verdict(0.3, &[0.3; 4], popular, true), Verdict::Leave);
+    // A third of the load is enough when no cut helps.
+    let third = Keys { top_share: 0.33, second_share: 0.9, ..KEYS };
+    assert_eq!(verdict(1.0, &hot, third, true), Verdict::Isolate { at: 0, over: 0 });
+    assert_eq!(verdict(1.0, &hot, Keys { second_share: 0.5, ..third }, true), Verdict::Split);
+    assert_eq!(
+        verdict(1.0, &hot, Keys { second_share: 0.5, ..third }, false),
+        Verdict::Isolate { at: 0, over: 0 }
+    );
+    assert_eq!(verdict(1.0, &hot, Keys { sampled: 99, ..third }, true), Verdict::Not(NotDivided::FewKeys));
+    assert_eq!(verdict(1.0, &hot, KEYS, false), Verdict::Not(NotDivided::Limit));
+    let resting = Candidate { keys: Some(popular), isolable: true, free: false, ..slot(1.0, &hot) };
+    assert_eq!(judge(&resting, &hot, &thresholds), Verdict::Not(NotDivided::Resting));
 }
 
 #[test]
@@ -72,6 +106,8 @@ fn splits_and_merges_cannot_cycle() {
         assert!(thresholds.merge * GAP <= thresholds.split, "{thresholds:?}");
         let level = random.unit() * 2.0;
         let wobble = random.unit();
+        // Every second one is isolations and ways home.
+        let keys = if random.unit() < 0.5 { KEYS } else { Keys { top_share: 0.7, ..KEYS } };
         let mut divided_at: Option<f64> = None;
         let mut merged_at: Option<f64> = None;
         for _ in 0..50 {
@@ -80,7 +116,10 @@ fn splits_and_merges_cannot_cycle() {
             let (a, b) = ([load * share], [load * (1.0 - share)]);
             match divided_at {
                 None => {
-                    if judge(&slot(load, &[load]), &[load], &thresholds) == Verdict::Split {
+                    let curve = [load];
+                    let candidate = Candidate { keys: Some(keys), isolable: true, ..slot(load, &curve) };
+                    let verdict = judge(&candidate, &[load], &thresholds);
+                    if matches!(verdict, Verdict::Split | Verdict::Isolate { over: 0, .. }) {
                         if let Some(merged) = merged_at {
                             assert!(load >= merged * GAP * (1.0 - 1e-9), "{merged} was merged, {load} split");
                         }

@@ -14,7 +14,7 @@ use crate::catalog::remote::{self, copy, digest, make, reap, swap};
 use crate::catalog::{link, name_of, record_event, shadow};
 use crate::engine::{Engine, Foreign};
 use crate::pg::bgworker::{Failure, WorkResult, transaction, transaction_repeatable_read};
-use crate::pg::report::{PgResult, busy, internal, unsupported};
+use crate::pg::report::{PgResult, busy, internal, refuse, unsupported};
 use crate::pg::{bgworker, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
 use pgrx::pg_sys;
@@ -94,11 +94,8 @@ fn preflight(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     if relations.is_empty() && unmade.is_empty() {
         transaction(|| {
             let reasons = Foreign.preflight(row, &partitions)?;
-            if !reasons.is_empty() {
-                return Err(unsupported(format!("slot {} cannot be moved", row.slot_id))
-                    .set_detail(reasons.join("; "))
-                    .set_hint("Cure every reason named and move the slot again."));
-            }
+            let hint = "Cure every reason named and move the slot again.";
+            refuse(format!("slot {} cannot be moved", row.slot_id), &reasons, hint)?;
             Foreign.prepare(row, &partitions)
         })?;
         if to.is_some() {

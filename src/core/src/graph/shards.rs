@@ -85,6 +85,11 @@ impl Shards {
         Ok(Self { shares: capacities.iter().map(share).collect(), allowed: Vec::new() })
     }
 
+    /// One shard for everything.
+    pub fn one() -> Self {
+        Self { shares: vec![1.0], allowed: Vec::new() }
+    }
+
     /// Lets nodes of this type live only on these shards.
     ///
     /// # Errors

@@ -346,8 +346,37 @@ impl Adaptive {
         self.shards.scaled(&factors)
     }
 
-    /// What was learnt as a graph, and the node behind each of its numbers.
-    fn graph(&self) -> (WeightedGraph, Vec<u32>) {
+    /// Forgets all but the `most` nodes with the most accesses and numbers those anew, in the order of their old
+    /// numbers, which are returned.
+    pub fn compact(&mut self, most: usize) -> Vec<u32> {
+        let mut kept: Vec<u32> = (0..self.nodes.len() as u32).collect();
+        let heat = |node: &u32| self.nodes[*node as usize].heat;
+        kept.sort_by(|a, b| heat(b).total_cmp(&heat(a)).then(a.cmp(b)));
+        kept.truncate(most);
+        kept.sort_unstable();
+        let mut number_of = vec![u32::MAX; self.nodes.len()];
+        (0_u32..).zip(&kept).for_each(|(new, old)| number_of[*old as usize] = new);
+        let mut nodes = Vec::with_capacity(kept.len());
+        for old in &kept {
+            let mut known = self.nodes[*old as usize].clone();
+            known.partners.retain_mut(|partner| {
+                partner.node = number_of[partner.node as usize];
+                partner.node != u32::MAX
+            });
+            nodes.push(known);
+        }
+        self.nodes = nodes;
+        self.pending.clear();
+        self.heats.fill(0.0);
+        for node in 0..self.nodes.len() as u32 {
+            let (shard, heat) = (self.shard_of(node), self.nodes[node as usize].heat);
+            self.heats[usize::from(shard)] += heat;
+        }
+        kept
+    }
+
+    /// What was learnt as a graph (loads are accesses), and the node behind each of its numbers.
+    pub fn graph(&self) -> (WeightedGraph, Vec<u32>) {
         let mut numbers = Vec::new();
         let mut number_of = vec![u32::MAX; self.nodes.len()];
         for (node, known) in self.nodes.iter().enumerate() {
