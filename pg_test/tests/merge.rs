@@ -354,7 +354,15 @@ fn divided_by_load() -> Result<()> {
     );
     server.wait_query(&ahead, "isolate|t|t|1")?;
     assert_eq!(server.query("SELECT count(*) FROM foreshard.move")?, "0", "advice only");
-    server.set(&[("foreshard.mode", "auto")])?;
+    // Not in hours that are not left for moves.
+    let later = server.query("SELECT to_char(now() AT TIME ZONE 'UTC' + interval '2 h', 'HH24:MI-') || to_char(now() AT TIME ZONE 'UTC' + interval '3 h', 'HH24:MI UTC')")?;
+    server.set(&[("foreshard.mode", "auto"), ("foreshard.move_window", &later)])?;
+    let waits = format!(
+        "SELECT refusal IS NOT DISTINCT FROM 'outside_window' OR start_at > now() + interval '1 h' FROM foreshard.recommendations WHERE slot_id = {slot} AND action = 'isolate'"
+    );
+    server.wait_query(&waits, "t")?;
+    assert_eq!(server.query("SELECT count(*) FROM foreshard.move")?, "0", "outside of the hours");
+    server.set(&[("foreshard.move_window", "")])?;
     server.wait_query("SELECT count(*) FROM foreshard.placed_keys('t') WHERE isolated", "1")?;
     server.set(&[("foreshard.mode", "advise")])?;
     server.wait_moves()?;

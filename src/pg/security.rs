@@ -120,20 +120,7 @@ pub fn as_restricted_owner(owner: pg_sys::Oid) -> UserGuard {
 
 /// The owner of a relation.
 pub fn relation_owner(relation: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
-    // SAFETY: a look-up by oid; what is found is read before it is released.
-    let owner = unsafe {
-        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
-        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(relation));
-        if tuple.is_null() {
-            None
-        } else {
-            let form: *const pg_sys::FormData_pg_class = pg_sys::GETSTRUCT(tuple).cast();
-            let owner = (*form).relowner;
-            pg_sys::ReleaseSysCache(tuple);
-            Some(owner)
-        }
-    };
-    owner.ok_or_else(|| {
+    owner_of(relation).ok_or_else(|| {
         error(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
             format!("relation {} does not exist", relation.to_u32()),

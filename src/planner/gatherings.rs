@@ -170,7 +170,8 @@ impl Scene {
             shard: number(home.shard_id),
             load: rows.iter().map(|row| row.heat).sum(),
             bytes: rows.iter().map(|row| row.bytes.max(0) as u64).sum(),
-            free: rows.iter().all(free),
+            // Nothing comes home to a shard that is being emptied.
+            free: self.shard_ids.contains(&home.shard_id) && rows.iter().all(free),
         });
         let mut chosen = Vec::new();
         for guest in &home.guests {
