@@ -5,7 +5,7 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::expect_code;
-use common::{Server, options};
+use common::{Server, in_turn, options};
 use foreshard_test::{Cluster, ClusterOptions, Result};
 
 const ROWS: u64 = 4_000;
@@ -292,7 +292,7 @@ fn crashes_of_every_side_in_every_phase() -> Result<()> {
     let slots = world.here.slots("acc")?;
     let all = std::env::var("FORESHARD_ROUNDS").is_ok();
     let mut round = 0;
-    for phase in PHASES {
+    for (_, phase) in in_turn(&PHASES) {
         let victims = [Victim::There, Victim::Carrier, Victim::Here];
         let chosen: Vec<Victim> =
             if all { victims.to_vec() } else { vec![victims[round % 3], victims[(round + 1) % 3]] };
@@ -304,7 +304,10 @@ fn crashes_of_every_side_in_every_phase() -> Result<()> {
             println!("{victim:?} killed in {phase} of a move to {to}");
             world.here.hold(Some(phase))?;
             let move_id = world.move_to(slot, to)?;
-            let pid = world.here.wait_phase(&move_id, phase)?;
+            let pid = {
+                let _pause = (from_node && *phase == "retire").then(|| ledger.pause());
+                world.here.wait_phase(&move_id, phase)?
+            };
             ledger.work(20)?;
             match victim {
                 Victim::Carrier => world.here.cluster.kill9(pid)?,

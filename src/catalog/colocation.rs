@@ -260,7 +260,7 @@ pub fn set_slot_count(group_id: i32, slots: i32) -> PgResult<()> {
 pub fn shard_of_storage(table: pg_sys::Oid) -> PgResult<Option<i32>> {
     spi::one::<i32>(
         "SELECT min(h.shard_id) FROM foreshard.shard h JOIN pg_catalog.pg_tablespace t ON t.spcname = h.tablespace_name \
-         WHERE t.oid = (SELECT coalesce(nullif(c.reltablespace, 0), d.dattablespace) FROM pg_catalog.pg_class c, pg_catalog.pg_database d \
+         WHERE h.node_name = 'local' AND t.oid = (SELECT coalesce(nullif(c.reltablespace, 0), d.dattablespace) FROM pg_catalog.pg_class c, pg_catalog.pg_database d \
                         WHERE c.oid = $1 AND d.datname = current_database())",
         &[table.into()],
     )
