@@ -302,6 +302,8 @@ fn crashes_of_every_side_in_every_phase() -> Result<()> {
             let to = if world.shard_of(slot)? == to { "on_n2" } else { to };
             let from_node = world.shard_of(slot)?.starts_with("on_");
             println!("{victim:?} killed in {phase} of a move to {to}");
+            // Until a health check says that it is back, a node gets nothing.
+            world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
             world.here.hold(Some(phase))?;
             let move_id = world.move_to(slot, to)?;
             let pid = {
