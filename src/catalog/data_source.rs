@@ -2,8 +2,8 @@
 
 use crate::pg::report::{PgResult, PgSqlErrorCode, error, internal, unknown};
 use crate::pg::sources::{Counters, Entry, Place};
-use crate::pg::spi;
 use crate::pg::types::Regclass;
+use crate::pg::{security, spi};
 use foreshard_core::resolve::{Breaker, Learnt};
 use pgrx::pg_sys;
 use pgrx::spi::quote_literal;
@@ -188,6 +188,35 @@ pub fn edges_of(graph: &str) -> PgResult<Option<pg_sys::Oid>> {
         "SELECT edge_table::oid FROM foreshard.graph WHERE graph_name = $1::name",
         &[graph.into()],
     )
+}
+
+/// Keeps sources from being added until the end of the transaction. Whoever adds one takes the lock `exclusive`; others
+/// only want to know that nobody does, and keep no changes of other kinds waiting. As the extension's owner.
+pub fn keep_as_they_are(exclusive: bool) -> PgResult<()> {
+    let mode = if exclusive { "SHARE ROW EXCLUSIVE" } else { "ROW EXCLUSIVE" };
+    spi::run(&format!("LOCK TABLE foreshard.data_source IN {mode} MODE"), &[])?;
+    Ok(())
+}
+
+/// 42501 unless the current user is a member of all roles that own sources of a graph: who resolves runs all of them.
+pub fn require_all_own(graph: &str) -> PgResult<()> {
+    let owners: Vec<pg_sys::Oid> = {
+        let _owner = security::as_extension_owner()?;
+        of_graph(graph)?.into_iter().map(|source| source.owner).collect()
+    };
+    for owner in owners {
+        if !may_act_as(owner)? {
+            return Err(error(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("must be owner of the data sources of graph \"{graph}\""),
+            )
+            .set_detail(format!(
+                "There are some of role {}; who resolves runs all of them with his own rights.",
+                role_name(owner)?
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Whether the current user has all rights of a role.
