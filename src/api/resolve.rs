@@ -123,7 +123,7 @@ fn resolve(
     TableIterator<'static, (name!(input, String), name!(output, String), name!(attributes, Option<JsonB>))>,
     ErrorReport,
 > {
-    let derived = resolve::resolve(graph_name, from_class, query::texts(&input)?, to_class)?;
+    let derived = resolve::resolve(graph_name, from_class, &input, to_class)?;
     Ok(TableIterator::new(derived.into_iter().map(|(input, output, attributes)| {
         let attributes = attributes.and_then(|text| serde_json::from_str::<Value>(&text).ok());
         (input, output, attributes.map(JsonB))

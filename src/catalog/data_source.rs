@@ -3,8 +3,8 @@
 use crate::pg::report::{PgResult, PgSqlErrorCode, error, internal, unknown};
 use crate::pg::sources::{Counters, Entry, Place};
 use crate::pg::types::Regclass;
-use crate::pg::{security, spi};
-use foreshard_core::resolve::{Breaker, Learnt};
+use crate::pg::{query, security, spi};
+use foreshard_core::resolve::{Breaker, Learnt, array_literal};
 use pgrx::pg_sys;
 use pgrx::spi::quote_literal;
 
@@ -262,13 +262,38 @@ pub fn asking(source: &Source, limit: usize) -> String {
 /// Rows of a source: key, output, attributes.
 pub type Rows = Vec<(Option<String>, Option<String>, Option<String>)>;
 
-/// Runs such a statement here, as the current user.
+/// Runs such a statement here, as the current user, in the forms that are set.
 pub fn ask(statement: &str, keys: spi::Arg<'_>) -> PgResult<Rows> {
-    // The forms of values are the same everywhere.
+    spi::rows(statement, &[keys], |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)))
+}
+
+/// Values are told in the same forms as everywhere else, until the end of the (sub)transaction.
+pub fn set_forms() -> PgResult<()> {
     for (setting, value) in FORMS {
         spi::set_local_reading(setting, value)?;
     }
-    spi::rows(statement, &[keys], |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)))
+    Ok(())
+}
+
+/// Keys as sources tell them, in the order given: as text, in the forms that are set.
+pub fn canonical(key_array: pg_sys::Oid, keys: &[String]) -> PgResult<Vec<String>> {
+    let literal = array_literal(keys.iter().map(String::as_str));
+    spi::rows(
+        "SELECT u.v::pg_catalog.text FROM pg_catalog.unnest($1) WITH ORDINALITY AS u(v, n) ORDER BY u.n",
+        &[query::parameter(key_array, &literal)],
+        |row| row.need(1),
+    )
+}
+
+/// Which of these keys are equal by their type: the places of those that are, from 0, in their order.
+pub fn equal(key_array: pg_sys::Oid, keys: &[&str]) -> PgResult<Vec<Vec<usize>>> {
+    let literal = array_literal(keys.iter().copied());
+    spi::rows(
+        "SELECT pg_catalog.array_agg(u.n ORDER BY u.n) FROM pg_catalog.unnest($1) WITH ORDINALITY AS u(v, n) \
+         GROUP BY u.v HAVING pg_catalog.count(*) > 1",
+        &[query::parameter(key_array, &literal)],
+        |row| Ok(row.need::<Vec<i64>>(1)?.into_iter().map(|n| n.max(1) as usize - 1).collect()),
+    )
 }
 
 /// Settings by which values are told as text.

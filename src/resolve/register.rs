@@ -138,7 +138,11 @@ fn here(sql: &str) -> PgResult<Shape> {
 fn rights_here(source: &Source) -> PgResult<()> {
     let statement = data_source::asking(source, 0);
     let limit = Some(guc::RESOLVE_TIMEOUT.get());
-    match reading::look(limit, || data_source::ask(&statement, query::parameter(source.key_array, "{}"))) {
+    let none = || {
+        data_source::set_forms()?;
+        data_source::ask(&statement, query::parameter(source.key_array, "{}"))
+    };
+    match reading::look(limit, none) {
         Ok(_) => Ok(()),
         Err(caught) => Err(error(reading::code_of(&caught.sqlstate), caught.message)),
     }

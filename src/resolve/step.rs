@@ -179,6 +179,7 @@ impl Step<'_> {
         let begun = Instant::now();
         self.disturbed = true;
         let asked = reading::look(Some(self.limit_ms), || {
+            data_source::set_forms()?;
             data_source::ask(&self.statement, query::parameter(self.source.key_array, &part.literal))
         });
         let ms = begun.elapsed().as_secs_f64() * 1e3;
