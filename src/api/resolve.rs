@@ -5,7 +5,7 @@ use crate::catalog::{colocation, graph, name_of, record_event};
 use crate::pg::graph::fresh_snapshot;
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, wrong_state};
-use crate::pg::types::Regclass;
+use crate::pg::types::{JsonText, Regclass};
 use crate::pg::{query, security, sources, transaction};
 use crate::resolve::{self, explain, memory, register, report};
 use foreshard_core::resolve::Admission;
@@ -120,14 +120,16 @@ fn resolve(
     input: AnyArray,
     to_class: &str,
 ) -> Result<
-    TableIterator<'static, (name!(input, String), name!(output, String), name!(attributes, Option<JsonB>))>,
+    TableIterator<
+        'static,
+        (name!(input, String), name!(output, String), name!(attributes, Option<JsonText>)),
+    >,
     ErrorReport,
 > {
     let derived = resolve::resolve(graph_name, from_class, &input, to_class)?;
-    Ok(TableIterator::new(derived.into_iter().map(|(input, output, attributes)| {
-        let attributes = attributes.and_then(|text| serde_json::from_str::<Value>(&text).ok());
-        (input, output, attributes.map(JsonB))
-    })))
+    Ok(TableIterator::new(
+        derived.into_iter().map(|(input, output, attributes)| (input, output, attributes.map(JsonText))),
+    ))
 }
 
 /// The chains that resolve() would consider, cheapest first, then sources that it leaves out. Asks none of them.

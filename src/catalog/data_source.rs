@@ -269,9 +269,8 @@ pub fn ask(statement: &str, keys: spi::Arg<'_>) -> PgResult<Rows> {
 
 /// Values are told in the same forms as everywhere else, until the end of the (sub)transaction.
 pub fn set_forms() -> PgResult<()> {
-    for (setting, value) in FORMS {
-        spi::set_local_reading(setting, value)?;
-    }
+    let set = FORMS.map(|(setting, value)| format!("pg_catalog.set_config('{setting}', '{value}', true)"));
+    let _ = spi::one::<String>(&format!("SELECT {}", set.join(", ")), &[])?;
     Ok(())
 }
 
@@ -304,9 +303,12 @@ const FORMS: [(&str, &str); 4] = [
     ("bytea_output", "hex"),
 ];
 
+/// Statements with their values, as text.
+pub type Opening = [(String, Vec<String>); 2];
+
 /// What another server is told first: a transaction that cannot write, a search path without surprises, the forms of
 /// values, and when to give up by itself.
-pub fn opening(limit_ms: i32) -> PgResult<[(String, Vec<String>); 2]> {
+pub fn opening(limit_ms: i32) -> PgResult<Opening> {
     let zone = spi::one::<String>("SELECT pg_catalog.current_setting('TimeZone')", &[])?.unwrap_or_default();
     let mut settings: Vec<(&str, String)> =
         FORMS.iter().map(|(setting, value)| (*setting, (*value).to_owned())).collect();
