@@ -35,8 +35,8 @@ pub fn health(sqlstate: &str) -> Health {
     }
 }
 
-/// The same of an error that was caught in the caller's own session. XX000 stands there for every SQLSTATE that PostgreSQL does
-/// not know, so for whatever a function chooses to raise.
+/// The same of an error that was caught in the caller's own session. XX000 stands there for every SQLSTATE that
+/// PostgreSQL does not know, so for whatever a function chooses to raise.
 pub fn health_here(sqlstate: &str) -> Health {
     if sqlstate == "XX000" { Health::Refused } else { health(sqlstate) }
 }
