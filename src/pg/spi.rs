@@ -146,9 +146,3 @@ pub fn set_local(guc: &str, value: &str) -> PgResult<()> {
     let _ = one_mut::<String>("SELECT pg_catalog.set_config($1, $2, true)", &[guc.into(), value.into()])?;
     Ok(())
 }
-
-/// As [`set_local`], where nothing may be written.
-pub fn set_local_reading(guc: &str, value: &str) -> PgResult<()> {
-    let _ = one::<String>("SELECT pg_catalog.set_config($1, $2, true)", &[guc.into(), value.into()])?;
-    Ok(())
-}
