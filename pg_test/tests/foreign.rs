@@ -5,8 +5,8 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::expect_code;
-use common::{Server, in_turn, options};
-use foreshard_test::{Cluster, ClusterOptions, Result};
+use common::{Server, options};
+use foreshard_test::{Cluster, ClusterOptions, Result, in_turn};
 
 const ROWS: u64 = 4_000;
 
