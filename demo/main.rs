@@ -1,8 +1,9 @@
 //! The whole loop on a recorded workload: distribute, observe, forecast, recommend, move
 //! online, and show that it helped. Leaves its cluster running.
 //!
-//! `foreshard-demo [--quick] [--rate N]`: `--quick` watches for a shorter time, `--rate`
-//! sets the accesses per second instead of measuring what the machine carries.
+//! `foreshard-demo [--quick] [--rate N] [--graph]`: `--quick` watches for a shorter time, `--rate`
+//! sets the accesses per second instead of measuring what the machine carries, `--graph` adds a
+//! chapter on Debian's packages.
 
 mod graph;
 mod replay;
@@ -36,20 +37,22 @@ const ROUNDS: usize = 3;
 struct Options {
     quick: bool,
     rate: Option<f64>,
+    graph: bool,
 }
 
 impl Options {
     fn parse() -> Result<Options> {
-        let mut options = Options { quick: false, rate: None };
+        let mut options = Options { quick: false, rate: None, graph: false };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--quick" => options.quick = true,
+                "--graph" => options.graph = true,
                 "--rate" => options.rate = arguments.next().and_then(|rate| rate.parse().ok()),
                 _ => {
                     return Err(Error::new(
                         format!("Unknown argument \"{argument}\"."),
-                        "Use --quick and --rate N.",
+                        "Use --quick, --rate N and --graph.",
                     ));
                 }
             }
@@ -112,7 +115,9 @@ fn run(options: &Options) -> Result<()> {
     errors.iter().for_each(|error| println!("  error: {error}"));
     let balance = show_balance(&mut screen, &before, &after);
     let rows = verify(&mut screen, &mut client, &replay, &print_before)?;
-    graph::chapter(&mut client, &mut screen)?;
+    if options.graph {
+        graph::chapter(&mut client, &mut screen)?;
+    }
     conclude(&mut screen, &outcome, &balance, &shown, rows, &replay);
     println!(
         "\nThe cluster is still up after {:.0} s. Connect with:\n  psql \"{}\"\nor make psql; remove it with make demo-stop.",

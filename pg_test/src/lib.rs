@@ -28,6 +28,7 @@ pub mod latency;
 pub mod load;
 pub mod process;
 mod template;
+mod turn;
 
 pub use awake::Awake;
 pub use cluster::{Cluster, ClusterOptions, StopMode};
@@ -37,3 +38,4 @@ pub use ffi::client::{Client, Rows};
 pub use install::Install;
 pub use latency::Latencies;
 pub use process::wait_until;
+pub use turn::in_turn;

@@ -4,8 +4,8 @@
 mod common;
 
 use common::ledger::{self, Ledger};
-use common::{PHASES, Random, SPLIT_PHASES, Server, in_turn, options};
-use foreshard_test::Result;
+use common::{PHASES, Random, SPLIT_PHASES, Server, options};
+use foreshard_test::{Result, in_turn};
 
 const ROWS: u64 = 12_000;
 

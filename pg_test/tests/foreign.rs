@@ -5,8 +5,8 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::expect_code;
-use common::{Server, in_turn, options};
-use foreshard_test::{Cluster, ClusterOptions, Result};
+use common::{Server, options};
+use foreshard_test::{Cluster, ClusterOptions, Result, in_turn};
 
 const ROWS: u64 = 4_000;
 
@@ -69,10 +69,10 @@ impl World {
         self.here.query(&format!("SELECT foreshard.move_slot({slot}, '{shard}')"))
     }
 
-    /// Waits for the end of a move. The cutover of one that comes from a node does not come about under writers that
-    /// never pause (docs/decisions/0019), so they pause for it.
-    fn wait_end(&mut self, ledger: &Ledger, move_id: &str, from_node: bool) -> Result<()> {
-        if !from_node {
+    /// Waits for the end of a move. The cutover of one that comes home does not come about under writers that never
+    /// pause (docs/decisions/0019), so they pause for it.
+    fn wait_end(&mut self, ledger: &Ledger, move_id: &str, comes_home: bool) -> Result<()> {
+        if !comes_home {
             return self.here.wait_end(move_id, "done");
         }
         let there = format!(
@@ -197,9 +197,9 @@ fn slots_travel_under_writers() -> Result<()> {
         (&slots[1], "sa"),
         (&slots[0], "sb"),
     ] {
-        let from_node = world.shard_of(slot)?.starts_with("on_");
+        let comes_home = world.shard_of(slot)?.starts_with("on_") && !shard.starts_with("on_");
         let move_id = world.move_to(slot, shard)?;
-        world.wait_end(&ledger, &move_id, from_node)?;
+        world.wait_end(&ledger, &move_id, comes_home)?;
         assert_eq!(world.shard_of(slot)?, shard);
         ledger.work(60)?;
         ledger.assert_equal(&mut world.here)?;
@@ -300,12 +300,14 @@ fn crashes_of_every_side_in_every_phase() -> Result<()> {
             let slot = &slots[0];
             let to = ["on_n1", "sb", "on_n2", "on_n1", "sa"][round % 5];
             let to = if world.shard_of(slot)? == to { "on_n2" } else { to };
-            let from_node = world.shard_of(slot)?.starts_with("on_");
+            let comes_home = world.shard_of(slot)?.starts_with("on_") && !to.starts_with("on_");
             println!("{victim:?} killed in {phase} of a move to {to}");
+            // Until a health check says that it is back, a node gets nothing.
+            world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
             world.here.hold(Some(phase))?;
             let move_id = world.move_to(slot, to)?;
             let pid = {
-                let _pause = (from_node && *phase == "retire").then(|| ledger.pause());
+                let _pause = (comes_home && *phase == "retire").then(|| ledger.pause());
                 world.here.wait_phase(&move_id, phase)?
             };
             ledger.work(20)?;
@@ -322,7 +324,7 @@ fn crashes_of_every_side_in_every_phase() -> Result<()> {
                 std::thread::sleep(std::time::Duration::from_millis(150));
                 world.there.start_again()?;
             }
-            world.wait_end(&ledger, &move_id, from_node)?;
+            world.wait_end(&ledger, &move_id, comes_home)?;
             ledger.work(20)?;
             ledger.assert_equal(&mut world.here)?;
             world.assert_nothing_left()?;

@@ -4,8 +4,8 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::{assert_located, expect_code};
-use common::{Random, Server, in_turn, options};
-use foreshard_test::{Client, Result};
+use common::{Random, Server, options};
+use foreshard_test::{Client, Result, in_turn};
 
 /// Every key that has a partition of its own, with its shard, as foreshard and as PostgreSQL have it.
 fn placed(server: &mut Server, table: &str) -> Result<String> {

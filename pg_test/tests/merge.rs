@@ -4,8 +4,8 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::{assert_located, expect_code, layout};
-use common::{PATIENCE, Server, in_turn, options};
-use foreshard_test::{Result, wait_until};
+use common::{PATIENCE, Server, options};
+use foreshard_test::{Result, in_turn, wait_until};
 
 fn start(name: &str, rows: u64) -> Result<(Server, Ledger)> {
     let mut server = Server::start(&options(name).set("foreshard.copy_chunk", "64kB"))?;

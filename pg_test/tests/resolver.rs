@@ -228,3 +228,66 @@ fn sources_read_with_the_rights_of_the_caller() -> Result<()> {
     assert_eq!(server.query(seen)?, "1|1");
     Ok(())
 }
+
+#[test]
+fn only_members_of_the_owners_add_to_a_graph() -> Result<()> {
+    let mut server = Server::start(&options("resolver-owners"))?;
+    server.query(SHOP)?;
+    server.query(
+        "CREATE ROLE attacker LOGIN; CREATE TABLE public.e (s bigint, t bigint); \
+         GRANT EXECUTE ON FUNCTION foreshard.add_data_source TO attacker",
+    )?;
+    let mine = |name: &str| add(name, "customer", "order", "SELECT k, k FROM unnest($1::int[]) k", "");
+    let mut attacker = connect_as(&server.cluster, "attacker")?;
+    // A snapshot of before the first source.
+    attacker.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")?;
+    server.query(&add("orders", "customer", "order", ORDERS, ""))?;
+    expect_code(attacker.exec(&mine("old")), "0A000");
+    attacker.exec("ROLLBACK")?;
+    // A first source that is not committed yet.
+    server.query("SELECT foreshard.drop_data_source('shop', 'orders')")?;
+    let mut owner = server.cluster.connect("postgres")?;
+    owner.exec("BEGIN")?;
+    owner.exec(&add("orders", "customer", "order", ORDERS, ""))?;
+    attacker.send_query(&mine("early"))?;
+    std::thread::sleep(Duration::from_millis(500));
+    owner.exec("COMMIT")?;
+    let refused = attacker.poll_result(Duration::from_secs(20)).err().map(|error| error.sqlstate);
+    assert_eq!(refused.as_deref(), Some("42501"));
+    assert_eq!(server.query("SELECT count(*) FROM foreshard.data_source")?, "1");
+    // Nor does a graph get sources that somebody else was quick to add.
+    attacker.exec(&mine("quick").replace("'shop'", "'g'"))?;
+    server.query("CREATE ROLE maker LOGIN; ALTER TABLE public.e OWNER TO maker; GRANT EXECUTE ON FUNCTION foreshard.create_graph TO maker")?;
+    let mut maker = connect_as(&server.cluster, "maker")?;
+    expect_code(maker.exec("SELECT foreshard.create_graph('g', 'public.e', 's', 't')"), "42501");
+    Ok(())
+}
+
+#[test]
+fn keys_are_matched_by_their_type_and_attributes_are_exact() -> Result<()> {
+    let mut server = Server::start(&options("resolver-types"))?;
+    let of = |type_: &str| format!("SELECT k, 'x'::text FROM unnest($1::{type_}[]) k");
+    server.query(&add("inet", "inet", "x", &of("inet"), ""))?;
+    server.query(&add("boolean", "boolean", "x", &of("boolean"), ""))?;
+    server.query(&add("date", "date", "x", &of("date"), ""))?;
+    server.query(&add(
+        "numeric",
+        "numeric",
+        "x",
+        "SELECT v.k, 'x'::text, 12345678901234567890.123456789 AS exact FROM (VALUES (1.0::numeric)) v(k) WHERE v.k = ANY ($1)",
+        "",
+    ))?;
+    server.query("SET DateStyle = 'SQL, DMY'")?;
+    let mut derived = |input: &str, class: &str| {
+        server.query(&format!(
+            "SELECT string_agg(input || '=' || output, ' ' ORDER BY input) FROM foreshard.resolve('shop', '{class}', {input}, 'x')"
+        ))
+    };
+    assert_eq!(derived("ARRAY['10.0.0.1'::inet]", "inet")?, "10.0.0.1/32=x");
+    assert_eq!(derived("ARRAY[true]", "boolean")?, "true=x");
+    assert_eq!(derived("ARRAY[date '2026-12-05']", "date")?, "2026-12-05=x");
+    assert_eq!(derived("ARRAY[1, 1.00, 2]", "numeric")?, "1=x 1.00=x");
+    let exact = "SELECT DISTINCT attributes->>'exact' FROM foreshard.resolve('shop', 'numeric', ARRAY[1::numeric], 'x')";
+    assert_eq!(server.query(exact)?, "12345678901234567890.123456789");
+    Ok(())
+}

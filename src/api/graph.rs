@@ -3,7 +3,7 @@
 use crate::catalog::graph::create::{self, Plan};
 use crate::catalog::graph::{self as catalog, Graph};
 use crate::catalog::relation::column;
-use crate::catalog::{colocation, name_of, record_event};
+use crate::catalog::{colocation, data_source, name_of, record_event};
 use crate::graph::component::hold_all;
 use crate::graph::input::Statements;
 use crate::graph::{build, diff};
@@ -179,6 +179,15 @@ fn keep_writers_out(tables: &[pg_sys::Oid]) -> PgResult<()> {
 }
 
 fn make(plan: &Plan<'_>, verify: bool, what: &str) -> PgResult<i64> {
+    {
+        let _owner = security::as_extension_owner()?;
+        data_source::keep_as_they_are(false)?;
+    }
+    {
+        // Sources of that name are trusted like the graph; the statement's snapshot may be older than the lock.
+        let _fresh = fresh_snapshot();
+        data_source::require_all_own(plan.name)?;
+    }
     let shards = {
         let _owner = security::as_extension_owner()?;
         if catalog::exists(plan.name)? {

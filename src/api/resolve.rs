@@ -2,10 +2,11 @@
 
 use crate::catalog::data_source::{self, LOCAL, NewSource, ServersOf, ShardMap, Source};
 use crate::catalog::{colocation, graph, name_of, record_event};
+use crate::pg::graph::fresh_snapshot;
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, wrong_state};
-use crate::pg::types::Regclass;
-use crate::pg::{query, security, sources};
+use crate::pg::types::{JsonText, Regclass};
+use crate::pg::{query, security, sources, transaction};
 use crate::resolve::{self, explain, memory, register, report};
 use foreshard_core::resolve::Admission;
 use pgrx::pg_sys;
@@ -46,10 +47,14 @@ fn add_data_source(
     else {
         return Err(bad_argument("graph_name, source_name, from_class, to_class and query must not be NULL"));
     };
+    transaction::require_read_committed(
+        "data sources can be added only in transactions of isolation level READ COMMITTED",
+    )?;
     require_names(graph, name, from, to)?;
     if cost_hint_ms.is_some_and(|ms| !ms.is_finite() || ms < 0.0) {
         return Err(bad_argument("cost_hint_ms must be a number of milliseconds"));
     }
+    // Early, so that nobody learns more than that; what counts is the look under the lock.
     require_may_add(graph)?;
     let map = shard_map(sharded_by, sharded_by_graph)?;
     let mut source = Source {
@@ -70,6 +75,13 @@ fn add_data_source(
     register::examine(&mut source, &places)?;
     require_same_keys(&source)?;
     let owner = source.owner;
+    {
+        let _owner = security::as_extension_owner()?;
+        data_source::keep_as_they_are(true)?;
+    }
+    // The statement's snapshot may be older than the lock.
+    let _fresh = fresh_snapshot();
+    require_may_add(graph)?;
     let _owner = security::as_extension_owner()?;
     register::require_one_type(&source, &data_source::of_graph(graph)?)?;
     let id = data_source::insert(&NewSource { graph, source: &source }, owner)?;
@@ -108,14 +120,16 @@ fn resolve(
     input: AnyArray,
     to_class: &str,
 ) -> Result<
-    TableIterator<'static, (name!(input, String), name!(output, String), name!(attributes, Option<JsonB>))>,
+    TableIterator<
+        'static,
+        (name!(input, String), name!(output, String), name!(attributes, Option<JsonText>)),
+    >,
     ErrorReport,
 > {
-    let derived = resolve::resolve(graph_name, from_class, query::texts(&input)?, to_class)?;
-    Ok(TableIterator::new(derived.into_iter().map(|(input, output, attributes)| {
-        let attributes = attributes.and_then(|text| serde_json::from_str::<Value>(&text).ok());
-        (input, output, attributes.map(JsonB))
-    })))
+    let derived = resolve::resolve(graph_name, from_class, &input, to_class)?;
+    Ok(TableIterator::new(
+        derived.into_iter().map(|(input, output, attributes)| (input, output, attributes.map(JsonText))),
+    ))
 }
 
 /// The chains that resolve() would consider, cheapest first, then sources that it leaves out. Asks none of them.
@@ -287,25 +301,14 @@ fn require_names(graph: &str, name: &str, from: &str, to: &str) -> PgResult<()> 
 /// 42501 unless the current user may add to what others trust: all sources of a graph belong to roles that he is a
 /// member of, and so does the edge table of a graph of that name.
 fn require_may_add(graph: &str) -> PgResult<()> {
-    let (owners, edges) = {
+    let edges = {
         let _owner = security::as_extension_owner()?;
-        let owners: Vec<pg_sys::Oid> =
-            data_source::of_graph(graph)?.into_iter().map(|source| source.owner).collect();
-        (owners, data_source::edges_of(graph)?)
+        data_source::edges_of(graph)?
     };
     if let Some(edges) = edges {
         security::require_owner(edges, &name_of(edges)?)?;
     }
-    for owner in owners {
-        if !data_source::may_act_as(owner)? {
-            return Err(not_owner(format!("must be owner of the data sources of graph \"{graph}\""))
-                .set_detail(format!(
-                    "There are some of role {}; who resolves runs all of them with his own rights.",
-                    data_source::role_name(owner)?
-                )));
-        }
-    }
-    Ok(())
+    data_source::require_all_own(graph)
 }
 
 fn shard_map(table: Option<Regclass>, graph_name: Option<&str>) -> PgResult<ShardMap> {

@@ -2,9 +2,9 @@
 
 use crate::pg::report::{PgResult, PgSqlErrorCode, error, internal, unknown};
 use crate::pg::sources::{Counters, Entry, Place};
-use crate::pg::spi;
 use crate::pg::types::Regclass;
-use foreshard_core::resolve::{Breaker, Learnt};
+use crate::pg::{query, security, spi};
+use foreshard_core::resolve::{Breaker, Learnt, array_literal};
 use pgrx::pg_sys;
 use pgrx::spi::quote_literal;
 
@@ -190,6 +190,35 @@ pub fn edges_of(graph: &str) -> PgResult<Option<pg_sys::Oid>> {
     )
 }
 
+/// Keeps sources from being added until the end of the transaction. Whoever adds one takes the lock `exclusive`; others
+/// only want to know that nobody does, and keep no changes of other kinds waiting. As the extension's owner.
+pub fn keep_as_they_are(exclusive: bool) -> PgResult<()> {
+    let mode = if exclusive { "SHARE ROW EXCLUSIVE" } else { "ROW EXCLUSIVE" };
+    spi::run(&format!("LOCK TABLE foreshard.data_source IN {mode} MODE"), &[])?;
+    Ok(())
+}
+
+/// 42501 unless the current user is a member of all roles that own sources of a graph: who resolves runs all of them.
+pub fn require_all_own(graph: &str) -> PgResult<()> {
+    let owners: Vec<pg_sys::Oid> = {
+        let _owner = security::as_extension_owner()?;
+        of_graph(graph)?.into_iter().map(|source| source.owner).collect()
+    };
+    for owner in owners {
+        if !may_act_as(owner)? {
+            return Err(error(
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("must be owner of the data sources of graph \"{graph}\""),
+            )
+            .set_detail(format!(
+                "There are some of role {}; who resolves runs all of them with his own rights.",
+                role_name(owner)?
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Whether the current user has all rights of a role.
 pub fn may_act_as(role: pg_sys::Oid) -> PgResult<bool> {
     Ok(spi::one::<bool>("SELECT pg_catalog.pg_has_role($1, 'USAGE')", &[role.into()])?.unwrap_or(false))
@@ -233,13 +262,37 @@ pub fn asking(source: &Source, limit: usize) -> String {
 /// Rows of a source: key, output, attributes.
 pub type Rows = Vec<(Option<String>, Option<String>, Option<String>)>;
 
-/// Runs such a statement here, as the current user.
+/// Runs such a statement here, as the current user, in the forms that are set.
 pub fn ask(statement: &str, keys: spi::Arg<'_>) -> PgResult<Rows> {
-    // The forms of values are the same everywhere.
-    for (setting, value) in FORMS {
-        spi::set_local(setting, value)?;
-    }
     spi::rows(statement, &[keys], |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)))
+}
+
+/// Values are told in the same forms as everywhere else, until the end of the (sub)transaction.
+pub fn set_forms() -> PgResult<()> {
+    let set = FORMS.map(|(setting, value)| format!("pg_catalog.set_config('{setting}', '{value}', true)"));
+    let _ = spi::one::<String>(&format!("SELECT {}", set.join(", ")), &[])?;
+    Ok(())
+}
+
+/// Keys as sources tell them, in the order given: as text, in the forms that are set.
+pub fn canonical(key_array: pg_sys::Oid, keys: &[String]) -> PgResult<Vec<String>> {
+    let literal = array_literal(keys.iter().map(String::as_str));
+    spi::rows(
+        "SELECT u.v::pg_catalog.text FROM pg_catalog.unnest($1) WITH ORDINALITY AS u(v, n) ORDER BY u.n",
+        &[query::parameter(key_array, &literal)],
+        |row| row.need(1),
+    )
+}
+
+/// Which of these keys are equal by their type: the places of those that are, from 0, in their order.
+pub fn equal(key_array: pg_sys::Oid, keys: &[&str]) -> PgResult<Vec<Vec<usize>>> {
+    let literal = array_literal(keys.iter().copied());
+    spi::rows(
+        "SELECT pg_catalog.array_agg(u.n ORDER BY u.n) FROM pg_catalog.unnest($1) WITH ORDINALITY AS u(v, n) \
+         GROUP BY u.v HAVING pg_catalog.count(*) > 1",
+        &[query::parameter(key_array, &literal)],
+        |row| Ok(row.need::<Vec<i64>>(1)?.into_iter().map(|n| n.max(1) as usize - 1).collect()),
+    )
 }
 
 /// Settings by which values are told as text.
@@ -250,9 +303,12 @@ const FORMS: [(&str, &str); 4] = [
     ("bytea_output", "hex"),
 ];
 
+/// Statements with their values, as text.
+pub type Opening = [(String, Vec<String>); 2];
+
 /// What another server is told first: a transaction that cannot write, a search path without surprises, the forms of
 /// values, and when to give up by itself.
-pub fn opening(limit_ms: i32) -> PgResult<[(String, Vec<String>); 2]> {
+pub fn opening(limit_ms: i32) -> PgResult<Opening> {
     let zone = spi::one::<String>("SELECT pg_catalog.current_setting('TimeZone')", &[])?.unwrap_or_default();
     let mut settings: Vec<(&str, String)> =
         FORMS.iter().map(|(setting, value)| (*setting, (*value).to_owned())).collect();

@@ -69,19 +69,3 @@ pub fn oldest_xmin(limit: i64) -> PgResult<Option<String>> {
         &[limit.into()],
     )
 }
-
-/// Transactions that wait for a lock on some relations with their first statement, where READ COMMITTED is what
-/// transactions begin with: each takes a new snapshot when it goes on. As `pg_locks` writes virtual transactions.
-pub fn beginners(relations: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
-    spi::rows(
-        "SELECT DISTINCT l.virtualtransaction FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid) \
-         WHERE NOT l.granted AND l.locktype = 'relation' AND l.relation = ANY ($1) \
-           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-           AND a.xact_start = a.query_start AND a.query !~* 'isolation' \
-           AND (SELECT reset_val = 'read committed' FROM pg_catalog.pg_settings WHERE name = 'default_transaction_isolation') \
-           AND NOT EXISTS (SELECT FROM pg_catalog.pg_db_role_setting s, pg_catalog.unnest(s.setconfig) c \
-               WHERE c LIKE 'default\\_transaction\\_isolation=%' AND c <> 'default_transaction_isolation=read committed')",
-        &[relations.to_vec().into()],
-        |row| row.need(1),
-    )
-}

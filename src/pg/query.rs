@@ -128,26 +128,35 @@ pub fn are_alike(a: pg_sys::Oid, b: pg_sys::Oid) -> bool {
     a == b || kin.iter().any(|types| types.contains(&a) && types.contains(&b))
 }
 
-/// Texts as values of a type would be printed.
+/// The type of arrays of keys in which equal ones are found; None where keys are equal just when their texts are.
 ///
 /// # Errors
-/// Raises what the type says about a text that is none of its values.
-pub fn canonical(type_: pg_sys::Oid, texts: &[String]) -> Vec<String> {
-    let (mut input, mut parameter, mut output, mut varlena) =
-        (pg_sys::InvalidOid, pg_sys::InvalidOid, pg_sys::InvalidOid, false);
-    // SAFETY: functions of an existing type; each gets what it is made for.
+/// 42804 for what is no array.
+pub fn comparable(key_array: pg_sys::Oid) -> PgResult<Option<pg_sys::Oid>> {
+    const BY_TEXT: [pg_sys::Oid; 11] = [
+        pg_sys::INT2OID,
+        pg_sys::INT4OID,
+        pg_sys::INT8OID,
+        pg_sys::OIDOID,
+        pg_sys::TEXTOID,
+        pg_sys::VARCHAROID,
+        pg_sys::NAMEOID,
+        pg_sys::UUIDOID,
+        pg_sys::BOOLOID,
+        pg_sys::DATEOID,
+        pg_sys::BYTEAOID,
+    ];
+    let element = element_of(key_array)?;
+    // SAFETY: catalog look-ups by oid; an entry of the type cache lives as long as the session.
     unsafe {
-        pg_sys::getTypeInputInfo(type_, &mut input, &mut parameter);
-        pg_sys::getTypeOutputInfo(type_, &mut output, &mut varlena);
-        let print = |text: &String| {
-            let text = cstring(text);
-            let value = pg_sys::OidInputFunctionCall(input, text.as_ptr().cast_mut(), parameter, -1);
-            let printed = pg_sys::OidOutputFunctionCall(output, value);
-            let own = CStr::from_ptr(printed).to_string_lossy().into_owned();
-            pg_sys::pfree(printed.cast());
-            own
-        };
-        texts.iter().map(print).collect()
+        let plain = pg_sys::getBaseType(element);
+        if BY_TEXT.contains(&plain) {
+            return Ok(None);
+        }
+        let entry = pg_sys::lookup_type_cache(plain, pg_sys::TYPECACHE_EQ_OPR as i32);
+        let array = pg_sys::get_array_type(plain);
+        let known = (*entry).eq_opr != pg_sys::InvalidOid && array != pg_sys::InvalidOid;
+        Ok(known.then_some(array))
     }
 }
 
@@ -171,7 +180,7 @@ pub fn parameter(type_: pg_sys::Oid, text: &str) -> super::spi::Arg<'static> {
     unsafe { pgrx::datum::DatumWithOid::new(value, type_) }
 }
 
-/// An array of any type as texts; NULLs are left out.
+/// An array of any type as texts, in the forms that are set; NULLs are left out.
 pub fn texts(array: &pgrx::AnyArray) -> PgResult<Vec<String>> {
     // SAFETY: the datum is of this type.
     let argument = unsafe { pgrx::datum::DatumWithOid::new(array.datum(), array.oid()) };

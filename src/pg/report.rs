@@ -54,6 +54,11 @@ pub fn notice(message: &str) {
     pgrx::notice!("{message}");
 }
 
+/// Emits a WARNING.
+pub fn warning(message: &str) {
+    pgrx::warning!("{message}");
+}
+
 /// The text a NUL-terminated C string holds, lossily.
 pub fn cstring(text: &str) -> std::ffi::CString {
     let clean: Vec<u8> = text.bytes().filter(|b| *b != 0).collect();

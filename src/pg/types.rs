@@ -1,5 +1,6 @@
 //! SQL types pgrx has no plain value for.
 
+use super::report::cstring;
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::Datum;
 use pgrx::nullable::Nullable;
@@ -59,6 +60,41 @@ unsafe impl BoxRet for Regclass {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
         // SAFETY: an oid is passed by value, so the datum needs no lifetime.
         match self.0.into_datum() {
+            Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
+            None => fcinfo.return_null(),
+        }
+    }
+}
+
+/// The text of a `jsonb`, read by PostgreSQL itself: no digit of a number is lost. What is no JSON raises.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JsonText(pub String);
+
+impl IntoDatum for JsonText {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        let text = cstring(&self.0);
+        // SAFETY: jsonb_in takes a C string and gives a jsonb in the current context.
+        unsafe { pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(text.as_ptr().into())]) }
+    }
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::JSONBOID
+    }
+}
+
+// SAFETY: the SQL type of the datum above is jsonb.
+unsafe impl SqlTranslatable for JsonText {
+    const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(JsonText);
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::literal("jsonb"));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> = Ok(ReturnsRef::One(SqlMappingRef::literal("jsonb")));
+}
+
+// SAFETY: returned as a jsonb in the current context.
+unsafe impl BoxRet for JsonText {
+    // SAFETY: see the impl.
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        match self.into_datum() {
+            // SAFETY: the jsonb lives in the context that the caller wants its result in.
             Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
             None => fcinfo.return_null(),
         }

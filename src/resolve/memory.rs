@@ -5,7 +5,7 @@ use crate::pg::guc;
 use crate::pg::local::LocalBox;
 use crate::pg::report::PgResult;
 use crate::pg::sources::{self, Entry, Place};
-use foreshard_core::resolve::{Admission, Health, Rules, Sample, health};
+use foreshard_core::resolve::{Admission, Health, Rules, Sample};
 use std::collections::HashSet;
 
 /// Doublings of a pause.
@@ -29,9 +29,13 @@ pub enum Outcome {
     Failed {
         /// SQLSTATE.
         sqlstate: String,
-        /// The place itself said so, or could not be reached; else nobody tried.
+        /// What that says about the place.
+        health: Health,
+        /// The place itself said so; else it was not reached.
         asked: bool,
     },
+    /// The caller has no way to get there: nobody tried.
+    Unsent,
 }
 
 /// How breakers are set.
@@ -63,12 +67,16 @@ pub fn note(place: Place, outcome: &Outcome) {
                 entry.counters.timeouts += 1;
                 Some("57014")
             }
-            Outcome::Failed { sqlstate, asked } => {
-                let sick = health(sqlstate) == Health::Sick;
+            Outcome::Unsent => {
+                entry.counters.refused += 1;
+                None
+            }
+            Outcome::Failed { sqlstate, health, asked } => {
+                let sick = *health == Health::Sick;
                 if !sick {
                     entry.counters.refused += 1;
                     // Whoever refuses is there; whom nobody let in has not seen it work.
-                    if *asked && !sqlstate.starts_with("28") && !sqlstate.starts_with("2F") {
+                    if *asked && !is_kept_from(sqlstate) {
                         entry.breaker.succeeded();
                     }
                 }
@@ -84,14 +92,43 @@ pub fn note(place: Place, outcome: &Outcome) {
     });
 }
 
-/// Whether a place may be asked now; whoever is let in as the one who tries keeps others out.
-pub fn admit(place: Place) -> Admission {
+/// Whether an error says that the caller was not let in: that tells nothing about the place.
+pub fn is_kept_from(sqlstate: &str) -> bool {
+    sqlstate.starts_with("28") || sqlstate.starts_with("2F")
+}
+
+/// Somebody was let in. Who tries has the end of the pause that keeps others out meanwhile.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Admitted {
+    probe_until_ms: Option<f64>,
+}
+
+/// Lets in who may ask a place now; whoever is let in as the one who tries keeps others out. None: kept out.
+pub fn admit(place: Place) -> Option<Admitted> {
     let (now_ms, rules) = (sources::now_ms(), rules());
     let admitted = |board: &mut sources::Board| {
         board.find(place)?;
-        board.entry(place, now_ms).map(|entry| entry.breaker.admit(now_ms, &rules))
+        let entry = board.entry(place, now_ms)?;
+        Some(match entry.breaker.admit(now_ms, &rules) {
+            Admission::Open => Some(Admitted::default()),
+            Admission::Probe => Some(Admitted { probe_until_ms: Some(entry.breaker.until_ms) }),
+            Admission::KeptOut(_) => None,
+        })
     };
-    sources::with(admitted).flatten().unwrap_or(Admission::Open)
+    sources::with(admitted).flatten().unwrap_or(Some(Admitted::default()))
+}
+
+/// Whoever was let in has learnt nothing about the place: if he was the one to try, the next one is.
+pub fn release(place: Place, admitted: Admitted) {
+    let Some(until_ms) = admitted.probe_until_ms else { return };
+    let now_ms = sources::now_ms();
+    sources::with(|board| {
+        if board.find(place).is_some()
+            && let Some(entry) = board.entry(place, now_ms)
+        {
+            entry.breaker.released(until_ms, now_ms);
+        }
+    });
 }
 
 /// Sources of which this session has read what was saved.

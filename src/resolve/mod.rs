@@ -13,11 +13,14 @@ pub mod report;
 mod spread;
 mod step;
 
+use crate::catalog::data_source;
 use crate::pg::local::Local;
-use crate::pg::report::{PgResult, PgSqlErrorCode, error, unknown, unsupported};
+use crate::pg::reading::Caught;
+use crate::pg::report::{PgResult, PgSqlErrorCode, error, unknown, unsupported, warning};
 use crate::pg::{guc, query, reading};
 use foreshard_core::resolve::{Answer, Chain, Frontier, Resolved, TooMuch};
 use network::Network;
+use pgrx::AnyArray;
 use pgrx::pg_sys::panic::ErrorReport;
 use std::collections::HashMap;
 
@@ -60,9 +63,10 @@ pub type Derived = (String, String, Option<String>);
 /// # Errors
 /// 42704 for what is not known and where no chain leads, 53400 beyond foreshard.resolve_max_rows, the SQLSTATE that
 /// all chains failed with if it is the question's fault, otherwise 08006 or 57P03.
-pub fn resolve(graph: &str, from: &str, input: Vec<String>, to: &str) -> PgResult<Vec<Derived>> {
+pub fn resolve(graph: &str, from: &str, input: &AnyArray, to: &str) -> PgResult<Vec<Derived>> {
     let _under_way = UnderWay::begin()?;
     report::begin();
+    let input = in_forms(|| query::texts(input)).map_err(raised)?;
     let max_rows = guc::RESOLVE_MAX_ROWS.get().max(1) as usize;
     if input.len() > max_rows {
         return Err(too_much(TooMuch::Rows(max_rows)));
@@ -71,11 +75,7 @@ pub fn resolve(graph: &str, from: &str, input: Vec<String>, to: &str) -> PgResul
     let found = network.search(from, to, input.len() as f64)?;
     let Some(first) = found.chains.first() else { return Err(network.nowhere(from, to)) };
     let input = match first.edges.first().map(|edge| &network.sources[*edge]) {
-        Some(source) => {
-            let type_ = query::element_of(source.key_array)?;
-            reading::look(None, || Ok(query::canonical(type_, &input)))
-                .map_err(|caught| error(reading::code_of(&caught.sqlstate), caught.message))?
-        }
+        Some(source) => in_forms(|| data_source::canonical(source.key_array, &input)).map_err(raised)?,
         None => input,
     };
     let (start, order) = Frontier::of_inputs(input);
@@ -93,6 +93,18 @@ pub fn resolve(graph: &str, from: &str, input: Vec<String>, to: &str) -> PgResul
         }
     }
     Err(all_broken(&network, (from, to), &found.chains, &tried))
+}
+
+/// Runs `work` where values have the forms that sources tell them in, whatever the caller has set.
+fn in_forms<T>(work: impl FnOnce() -> PgResult<T>) -> Result<T, Caught> {
+    reading::look(None, || {
+        data_source::set_forms()?;
+        work()
+    })
+}
+
+fn raised(caught: Caught) -> ErrorReport {
+    error(reading::code_of(&caught.sqlstate), caught.message)
 }
 
 fn told(resolved: Vec<Resolved>, order: &[String]) -> Vec<Derived> {
@@ -126,7 +138,7 @@ fn follow(
             Vec::new()
         } else {
             let place = step::Place { network, edge: *edge, chain: number, step: at };
-            step::ask(&place, &frontier.keys(), max_rows)?
+            answers_of(&place, &mut frontier, max_rows)?
         };
         let limit = |what: TooMuch| {
             let report = too_much(what);
@@ -139,6 +151,57 @@ fn follow(
         known.insert(beginning, frontier.clone());
     }
     Ok(frontier.as_they_are())
+}
+
+/// Asks one source. Keys that are equal by their type are asked for once, and answers to keys that look different
+/// are answers to those that they equal; others are told, and left out.
+fn answers_of(
+    place: &step::Place<'_>,
+    frontier: &mut Frontier,
+    max_rows: usize,
+) -> Result<Vec<Answer>, Broken> {
+    let source = &place.network.sources[place.edge];
+    let broken =
+        |caught: Caught| Broken { edge: place.edge, sqlstate: caught.sqlstate, message: caught.message };
+    let equal = |keys: &[&str], array| in_forms(|| data_source::equal(array, keys)).map_err(broken);
+    let comparable = reading::look(None, || query::comparable(source.key_array)).map_err(broken)?;
+    if let Some(array) = comparable
+        && frontier.len() > 1
+    {
+        let groups = equal(&frontier.keys(), array)?;
+        frontier.merge(&groups);
+    }
+    let mut answers = step::ask(place, &frontier.keys(), max_rows)?;
+    let strangers = frontier.strangers(&answers);
+    if strangers.is_empty() {
+        return Ok(answers);
+    }
+    if let Some(array) = comparable {
+        let asked = frontier.keys();
+        let keys: Vec<&str> = asked.iter().copied().chain(strangers.iter().map(String::as_str)).collect();
+        let mut same: HashMap<&str, &str> = HashMap::new();
+        for group in equal(&keys, array)? {
+            // The asked ones come first, and are merged: there is one of them at most.
+            if let Some((first, others)) = group.split_first()
+                && *first < asked.len()
+            {
+                same.extend(others.iter().filter_map(|other| Some((*keys.get(*other)?, *keys.get(*first)?))));
+            }
+        }
+        for answer in &mut answers {
+            if let Some(own) = same.get(answer.key.as_str()) {
+                answer.key = (*own).to_owned();
+            }
+        }
+    }
+    let lost = frontier.unasked(&answers);
+    if lost > 0 {
+        warning(&format!(
+            "data source \"{}\" gave {lost} rows for keys that it was not asked for; they are left out",
+            source.name
+        ));
+    }
+    Ok(answers)
 }
 
 fn too_much(what: TooMuch) -> ErrorReport {

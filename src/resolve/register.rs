@@ -2,7 +2,7 @@
 //! wherever it will be asked.
 
 use super::network::place_name;
-use crate::catalog::data_source::{self, LOCAL, Source};
+use crate::catalog::data_source::{self, LOCAL, Opening, Source};
 use crate::pg::remote::{self, Asked, Command, Failure, Inquiry, Target};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, notice, unsupported};
 use crate::pg::{guc, query, reading};
@@ -64,6 +64,9 @@ pub fn examine(source: &mut Source, places: &[String]) -> PgResult<()> {
         )
         .set_detail(failure));
     };
+    if places.iter().any(|place| place != LOCAL) {
+        require_built_in(&shape)?;
+    }
     adopt(source, &shape)?;
     for place in places {
         match place.as_str() {
@@ -138,7 +141,11 @@ fn here(sql: &str) -> PgResult<Shape> {
 fn rights_here(source: &Source) -> PgResult<()> {
     let statement = data_source::asking(source, 0);
     let limit = Some(guc::RESOLVE_TIMEOUT.get());
-    match reading::look(limit, || data_source::ask(&statement, query::parameter(source.key_array, "{}"))) {
+    let none = || {
+        data_source::set_forms()?;
+        data_source::ask(&statement, query::parameter(source.key_array, "{}"))
+    };
+    match reading::look(limit, none) {
         Ok(_) => Ok(()),
         Err(caught) => Err(error(reading::code_of(&caught.sqlstate), caught.message)),
     }
@@ -160,7 +167,7 @@ fn rights_there(source: &Source, server: &str) -> PgResult<()> {
 }
 
 /// Commands between the opening and the end of a transaction that leaves nothing behind.
-pub fn in_transaction(opening: [(String, Vec<String>); 2], commands: Vec<Command>) -> Vec<Command> {
+pub fn in_transaction(opening: Opening, commands: Vec<Command>) -> Vec<Command> {
     let begin = opening.into_iter().map(|(sql, values)| {
         Command::Query(sql, values.into_iter().map(|value| (pg_sys::TEXTOID.to_u32(), value)).collect())
     });
@@ -188,12 +195,20 @@ fn there(server: &str, sql: &str) -> PgResult<Result<Shape, Failure>> {
             .set_detail("It is the array of the keys that are asked for."));
     };
     let columns = described.columns();
-    if *key_array >= FIRST_OTHER_TYPE || columns.iter().take(2).any(|(_, type_)| *type_ >= FIRST_OTHER_TYPE) {
-        return Err(unsupported("keys of data sources on other servers must have types that are built in")
-            .set_hint("Cast them, for example: $1::text[]"));
-    }
     let columns = columns.into_iter().map(|(name, type_)| (name, pg_sys::Oid::from(type_))).collect();
-    Ok(Ok(Shape { key_array: pg_sys::Oid::from(*key_array), columns }))
+    let shape = Shape { key_array: pg_sys::Oid::from(*key_array), columns };
+    require_built_in(&shape)?;
+    Ok(Ok(shape))
+}
+
+/// 0A000 for keys of types that another server may know by other numbers, whether it was reached or not.
+fn require_built_in(shape: &Shape) -> PgResult<()> {
+    let of_columns = shape.columns.iter().take(2).map(|(_, type_)| *type_);
+    if std::iter::once(shape.key_array).chain(of_columns).all(|type_| type_.to_u32() < FIRST_OTHER_TYPE) {
+        return Ok(());
+    }
+    Err(unsupported("keys of data sources on other servers must have types that are built in")
+        .set_hint("Cast them, for example: $1::text[]"))
 }
 
 fn no_answer() -> Failure {

@@ -24,8 +24,11 @@ pub fn spread(
         return Ok(vec![own(keys); groups.len()]);
     }
     let keys = own(keys);
-    let located =
-        reading::look(None, || locate(source, &keys)).map_err(|caught| (caught.sqlstate, caught.message))?;
+    let look = || {
+        data_source::set_forms()?;
+        locate(source, &keys)
+    };
+    let located = reading::look(None, look).map_err(|caught| (caught.sqlstate, caught.message))?;
     let mut spread = vec![Vec::new(); groups.len()];
     for key in keys {
         let home = located.get(&key).and_then(|shard| groups.iter().position(|g| g.shards.contains(shard)));

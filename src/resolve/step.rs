@@ -1,15 +1,15 @@
 //! One step of a chain: all places are asked at once, each with the keys that live there; a place that fails is
 //! replaced by the next of its replicas while the others go on.
 
-use super::memory::{self, Outcome};
+use super::memory::{self, Admitted, Outcome};
 use super::network::{Candidate, Group, Network, place_name};
 use super::report::{self, Line};
 use super::spread::spread;
 use super::{Broken, too_much};
-use crate::catalog::data_source::{self, Rows, Source};
+use crate::catalog::data_source::{self, Opening, Rows, Source};
 use crate::pg::remote::{self, Asked, Command, Failure, Inquiry, Reply, Target};
 use crate::pg::{guc, query, reading};
-use foreshard_core::resolve::{Admission, Answer, TooMuch, array_literal};
+use foreshard_core::resolve::{Answer, Health, TooMuch, array_literal};
 use std::time::{Duration, Instant};
 
 /// Questions to other servers that are under way at the same time.
@@ -34,6 +34,8 @@ struct Part<'a> {
     literal: String,
     /// The candidate that is asked, or will be.
     at: usize,
+    /// How that one was let in, until it gives a verdict.
+    admitted: Option<Admitted>,
     state: State,
     /// What candidates failed with.
     failures: Vec<Failure>,
@@ -69,6 +71,7 @@ pub fn ask(place: &Place<'_>, keys: &[&str], max_rows: usize) -> Result<Vec<Answ
         keys: keys.len(),
         literal: array_literal(keys.iter().map(String::as_str)),
         at: 0,
+        admitted: None,
         state: State::Waits,
         failures: Vec::new(),
     };
@@ -83,7 +86,12 @@ pub fn ask(place: &Place<'_>, keys: &[&str], max_rows: usize) -> Result<Vec<Answ
         answers: Vec::new(),
         disturbed: false,
     };
-    step.run(&mut parts).map_err(|(sqlstate, message)| broken(sqlstate, message))?;
+    let ran = step.run(&mut parts);
+    // Questions that nobody waits for any more.
+    for part in &mut parts {
+        step.release(part);
+    }
+    ran.map_err(|(sqlstate, message)| broken(sqlstate, message))?;
     Ok(step.answers)
 }
 
@@ -118,49 +126,65 @@ impl Step<'_> {
                 if candidate.oid == Some(0) {
                     break;
                 }
-                match self.admit(&candidate) {
-                    Err(failure) => self.failed(part, &candidate, None, failure, "kept out"),
-                    Ok(()) => match self.send(part, &candidate) {
-                        Ok((inquiry, begun)) => {
-                            part.state = State::UnderWay { inquiry: Box::new(inquiry), begun };
-                            under_way += 1;
-                        }
-                        Err(failure) => self.ended(part, &candidate, None, failure),
-                    },
+                // Who has no way there does not try in the place of others.
+                let (target, opening) = match self.way_to(&candidate) {
+                    Ok(way) => way,
+                    Err(failure) => {
+                        self.unsent(part, &candidate, failure);
+                        continue;
+                    }
+                };
+                if !self.admit(part, &candidate) {
+                    continue;
+                }
+                match self.send(part, target, opening) {
+                    Ok((inquiry, begun)) => {
+                        part.state = State::UnderWay { inquiry: Box::new(inquiry), begun };
+                        under_way += 1;
+                    }
+                    Err(failure) => self.ended(part, &candidate, None, failure),
                 }
             }
         }
         Ok(())
     }
 
-    /// Whether a candidate may be asked.
-    fn admit(&self, candidate: &Candidate) -> Result<(), Failure> {
-        let failure = |sqlstate: &str, message: String| {
-            Err(Failure { timed_out: false, sqlstate: sqlstate.to_owned(), message })
-        };
-        let Some(oid) = candidate.oid else {
-            return failure("42704", format!("server \"{}\" does not exist", candidate.name));
-        };
-        match memory::admit(self.place.network.place(self.source, oid)) {
-            Admission::KeptOut(_) => {
-                failure("57P03", format!("{} is kept out after failures", place_name(&candidate.name)))
-            }
-            Admission::Open | Admission::Probe => Ok(()),
+    /// Lets the question in at a candidate, or passes on to the next one.
+    fn admit(&self, part: &mut Part<'_>, candidate: &Candidate) -> bool {
+        let place = self.place.network.place(self.source, candidate.oid.unwrap_or(0));
+        part.admitted = memory::admit(place);
+        if part.admitted.is_none() {
+            let message = format!("{} is kept out after failures", place_name(&candidate.name));
+            let failure = Failure { timed_out: false, sqlstate: "57P03".to_owned(), message };
+            self.failed(part, candidate, None, failure, "kept out");
+        }
+        part.admitted.is_some()
+    }
+
+    /// Gives back the leave to try, if the place has given no verdict.
+    fn release(&self, part: &mut Part<'_>) {
+        if let (Some(admitted), Some(oid)) =
+            (part.admitted.take(), part.candidate().and_then(|candidate| candidate.oid))
+        {
+            memory::release(self.place.network.place(self.source, oid), admitted);
         }
     }
 
-    fn send(&self, part: &Part<'_>, candidate: &Candidate) -> Result<(Inquiry, Instant), Failure> {
+    /// How the caller gets to another server, and what he says there first.
+    fn way_to(&self, candidate: &Candidate) -> Result<(Target, Opening), Failure> {
+        let failure = |sqlstate: String, message: String| Failure { timed_out: false, sqlstate, message };
+        if candidate.oid.is_none() {
+            let message = format!("server \"{}\" does not exist", candidate.name);
+            return Err(failure("42704".to_owned(), message));
+        }
+        let target = Target::of(&candidate.name).map_err(|(state, message)| failure(state, message))?;
+        let opening = data_source::opening(self.limit_ms)
+            .map_err(|report| failure("XX000".to_owned(), report.message().to_owned()))?;
+        Ok((target, opening))
+    }
+
+    fn send(&self, part: &Part<'_>, target: Target, opening: Opening) -> Result<(Inquiry, Instant), Failure> {
         let begun = Instant::now();
-        let target = Target::of(&candidate.name).map_err(|(sqlstate, message)| Failure {
-            timed_out: false,
-            sqlstate,
-            message,
-        })?;
-        let opening = data_source::opening(self.limit_ms).map_err(|report| Failure {
-            timed_out: false,
-            sqlstate: "XX000".into(),
-            message: report.message().into(),
-        })?;
         let query = Command::Query(
             self.statement.clone(),
             vec![(self.source.key_array.to_u32(), part.literal.clone())],
@@ -172,13 +196,13 @@ impl Step<'_> {
     /// Asks this server. Others go on meanwhile.
     fn ask_here(&mut self, part: &mut Part<'_>) -> Result<(), (String, String)> {
         let Some(candidate) = part.candidate().cloned() else { return Err(part.given_up()) };
-        if let Err(failure) = self.admit(&candidate) {
-            self.failed(part, &candidate, None, failure, "kept out");
+        if !self.admit(part, &candidate) {
             return Ok(());
         }
         let begun = Instant::now();
         self.disturbed = true;
         let asked = reading::look(Some(self.limit_ms), || {
+            data_source::set_forms()?;
             data_source::ask(&self.statement, query::parameter(self.source.key_array, &part.literal))
         });
         let ms = begun.elapsed().as_secs_f64() * 1e3;
@@ -225,6 +249,7 @@ impl Step<'_> {
         (ms, exact): (f64, bool),
     ) -> Result<(), (String, String)> {
         part.state = State::Over;
+        part.admitted = None;
         let (count, keys) = (rows.len(), part.keys);
         let place = self.place.network.place(self.source, candidate.oid.unwrap_or(0));
         memory::note(place, &Outcome::Answered { keys, rows: count, ms: exact.then_some(ms) });
@@ -241,22 +266,38 @@ impl Step<'_> {
 
     /// A question failed: the place learns of it, the next candidate has its turn.
     fn ended(&self, part: &mut Part<'_>, candidate: &Candidate, ms: Option<f64>, failure: Failure) {
+        let health = match candidate.oid {
+            Some(0) => foreshard_core::resolve::health_here(&failure.sqlstate),
+            _ => foreshard_core::resolve::health(&failure.sqlstate),
+        };
         let outcome = if failure.timed_out {
             Outcome::TimedOut
         } else {
-            Outcome::Failed { sqlstate: failure.sqlstate.clone(), asked: ms.is_some() }
+            Outcome::Failed { sqlstate: failure.sqlstate.clone(), health, asked: ms.is_some() }
         };
+        let no_verdict = !failure.timed_out
+            && health == Health::Refused
+            && (ms.is_none() || memory::is_kept_from(&failure.sqlstate));
+        if no_verdict {
+            self.release(part);
+        }
         if let Some(oid) = candidate.oid {
             memory::note(self.place.network.place(self.source, oid), &outcome);
         }
-        let sick =
-            foreshard_core::resolve::health(&failure.sqlstate) == foreshard_core::resolve::Health::Sick;
-        let word = match (failure.timed_out, sick) {
+        let word = match (failure.timed_out, health) {
             (true, _) => "timeout",
-            (false, true) => "failed",
-            (false, false) => "refused",
+            (false, Health::Sick) => "failed",
+            (false, Health::Refused) => "refused",
         };
         self.failed(part, candidate, ms, failure, word);
+    }
+
+    /// A question could not be sent, which says nothing about the place.
+    fn unsent(&self, part: &mut Part<'_>, candidate: &Candidate, failure: Failure) {
+        if let Some(oid) = candidate.oid {
+            memory::note(self.place.network.place(self.source, oid), &Outcome::Unsent);
+        }
+        self.failed(part, candidate, None, failure, "refused");
     }
 
     fn failed(
@@ -270,6 +311,7 @@ impl Step<'_> {
         self.tell(part, candidate, None, ms, word, Some(failure.message.clone()));
         part.failures.push(failure);
         part.at += 1;
+        part.admitted = None;
         part.state = State::Waits;
     }
 

@@ -59,6 +59,8 @@ pub struct Replayed {
     pub forget: Option<String>,
     /// The source was emptied: the copy has to begin anew.
     pub emptied: bool,
+    /// There was nothing else in the log.
+    pub complete: bool,
 }
 
 /// The pair of a relation of a move; its source must still be a partition.
@@ -157,12 +159,16 @@ impl Pair {
                 |row| Ok((row.need::<bool>(1)?, row.get::<String>(2)?)),
             )?;
             match found.into_iter().next() {
-                Some((true, _)) => return Ok(Replayed { keys: 0, forget: None, emptied: true }),
-                Some((_, None)) | None => return Ok(Replayed { keys: 0, forget: None, emptied: false }),
+                Some((true, _)) => {
+                    return Ok(Replayed { keys: 0, forget: None, emptied: true, complete: false });
+                }
+                Some((_, None)) | None => {
+                    return Ok(Replayed { keys: 0, forget: None, emptied: false, complete: true });
+                }
                 Some((_, ids)) => forget = ids,
             }
         } else if !crate::catalog::copy::has_entries(self.log)? {
-            return Ok(Replayed { keys: 0, forget: None, emptied: false });
+            return Ok(Replayed { keys: 0, forget: None, emptied: false, complete: true });
         }
         let columns = self.shape.names.join(", ");
         let keys = match &self.copy.remote {
@@ -195,7 +201,8 @@ impl Pair {
             spi::run(&format!("DELETE FROM {}", name_of(self.log)?), &[])?;
         }
         drop(guard);
-        Ok(Replayed { keys, forget, emptied: false })
+        let entries = forget.as_ref().map_or(0, |ids| ids.matches(',').count() + 1);
+        Ok(Replayed { keys, forget, emptied: false, complete: entries < super::make::REPLAY_ENTRIES })
     }
 
     /// Forgets entries of the log on the node, whose replay is committed.
@@ -249,13 +256,7 @@ impl Pair {
     /// 55P03 somebody is.
     pub fn hold_there(&self, wait_ms: i32) -> PgResult<Vec<Link>> {
         let mut held = Vec::new();
-        if let Some((link, remote)) = self.source.link(self.shape.owner)? {
-            link.exec(&format!(
-                "BEGIN; SET LOCAL lock_timeout = {wait_ms}; LOCK TABLE {} IN SHARE MODE",
-                remote.table_there()
-            ))?;
-            held.push(link);
-        }
+        // First, because both may be on one node: what the link locks after BEGIN it keeps.
         if let Some((link, remote)) = self.copy.link(self.shape.owner)? {
             let free =
                 link.rows(&format!("SELECT blocks FROM {} FOR UPDATE NOWAIT", remote.aid_there("state")), 1)?;
@@ -265,6 +266,13 @@ impl Pair {
                     "the copy is still being written",
                 ));
             }
+        }
+        if let Some((link, remote)) = self.source.link(self.shape.owner)? {
+            link.exec(&format!(
+                "BEGIN; SET LOCAL lock_timeout = {wait_ms}; LOCK TABLE {} IN SHARE MODE",
+                remote.table_there()
+            ))?;
+            held.push(link);
         }
         Ok(held)
     }

@@ -12,7 +12,7 @@ use pgrx::spi::quote_identifier;
 /// Rows that one statement brings to a node.
 const BATCH_ROWS: i32 = 1_000;
 /// Log entries that one replay takes from a node.
-const REPLAY_ENTRIES: i32 = 5_000;
+pub(super) const REPLAY_ENTRIES: usize = 5_000;
 
 fn list(names: &[String], each: impl Fn(usize, &str) -> String) -> String {
     names.iter().enumerate().map(|(n, name)| each(n, name)).collect::<Vec<_>>().join(", ")

@@ -101,15 +101,6 @@ pub fn behind_move(relations: &[RelationRow]) -> PgResult<Vec<(NodeRow, RemoteRo
     Ok(found)
 }
 
-/// The sources of a move that are on nodes.
-pub fn behind_sources(relations: &[RelationRow]) -> PgResult<Vec<RemoteRow>> {
-    let mut found = Vec::new();
-    for row in relations {
-        found.extend(behind(row.source)?);
-    }
-    Ok(found)
-}
-
 /// Gives the indexes of a partition that came home the names that they would have had, as far as those are free.
 pub fn name_indexes(partition: pg_sys::Oid) -> PgResult<()> {
     let renames = spi::rows(

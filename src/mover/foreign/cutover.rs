@@ -5,7 +5,7 @@
 use super::{Compared, Round, advance, compare, pairs, replay};
 use crate::catalog::link::Link;
 use crate::catalog::moves::{self, MoveRow};
-use crate::catalog::remote::{self, copy, reap};
+use crate::catalog::remote::{self, copy};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{link, record_event, waiting};
 use crate::engine::{Engine, Foreign};
@@ -22,8 +22,6 @@ use std::time::Instant;
 const FRESH_S: f64 = 60.0;
 /// Round trips for which writers may wait beyond `foreshard.max_lock_time`.
 const ROUND_TRIPS: f64 = 20.0;
-/// Attempts that wait for every older snapshot, even for that of who waits for us.
-const STRICT_ATTEMPTS: u32 = 8;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 500;
 
@@ -63,12 +61,12 @@ pub fn watch(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
 
 /// Catches up and verifies if need be; None: both copies are as good as equal, and that was verified.
 fn ready(row: &MoveRow) -> WorkResult<Option<Outcome>> {
-    match replay(row)? {
+    match replay(row, false)? {
         Round::Changed => return Ok(Some(Outcome::Leave(Event::SourceChanged))),
-        Round::Keys(keys) if keys > i64::from(guc::CUTOVER_MAX_KEYS.get()) => {
+        Round::Keys(keys, _) if keys > i64::from(guc::CUTOVER_MAX_KEYS.get()) => {
             return Ok(Some(Outcome::Again(0)));
         }
-        Round::Keys(_) => {}
+        Round::Keys(..) => {}
     }
     // What was verified before the swap says nothing of what came since.
     let stale = match row.swapped_age_s {
@@ -82,7 +80,7 @@ fn ready(row: &MoveRow) -> WorkResult<Option<Outcome>> {
             Compared::Leave(event) => Outcome::Leave(event),
         }));
     }
-    if copies_are_here(row)? && !snapshots_are_gone(row, SNAPSHOT_WAIT_MS, &[])? {
+    if copies_are_here(row)? && !snapshots_are_gone(row, SNAPSHOT_WAIT_MS)? {
         return Ok(Some(Outcome::Again(20)));
     }
     Ok(None)
@@ -101,18 +99,12 @@ fn copies_are_here(row: &MoveRow) -> WorkResult<bool> {
     })
 }
 
-/// Waits until no snapshot is left that may not see the last replay; names the holders when that takes too long. Whoever
-/// waits for a lock on `held` with the first statement of a transaction takes another snapshot when it goes on, and does
-/// not count.
-fn snapshots_are_gone(row: &MoveRow, patience_ms: u128, held: &[pg_sys::Oid]) -> WorkResult<bool> {
+/// Waits until no snapshot is left that may not see the last replay; names the holders when that takes too long.
+fn snapshots_are_gone(row: &MoveRow, patience_ms: u128) -> WorkResult<bool> {
     let begun = Instant::now();
     loop {
         let xid = transaction(|| moves::last_replay(row.move_id))?;
-        let mut older = xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default();
-        if !older.is_empty() && !held.is_empty() {
-            let fresh = transaction(|| waiting::beginners(held))?;
-            older.retain(|old| !fresh.contains(&crate::pg::compat::vxid_text(old)));
-        }
+        let older = xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default();
         if older.is_empty() {
             return Ok(true);
         }
@@ -189,25 +181,20 @@ fn locked(
         return Ok(Some(Stop::Blocked));
     }
     let begun = Instant::now();
-    let is_here = transaction(|| {
-        let there = reap::behind_sources(&shadow::relations(row.move_id)?)?;
-        Ok(there.is_empty())
-    })?;
     // Nobody writes any more: neither through this server nor, of a source on a node, there.
     transaction(|| hold_there(row, patience_ms))?;
     loop {
-        match replay(row)? {
+        match replay(row, false)? {
             Round::Changed => return Ok(Some(Stop::Leave(Event::SourceChanged))),
-            // A log that is here is replayed as a whole; nobody adds to it.
-            Round::Keys(keys) if keys == 0 || is_here => break,
-            Round::Keys(_) if begun.elapsed().as_millis() > patience_ms => return Ok(Some(Stop::Blocked)),
-            Round::Keys(_) => {}
+            // Nobody adds to a log any more, so what was seen whole is all of it. (What is forgotten of a log on the node is
+            // seen there by others only when the lock is let go.)
+            Round::Keys(_, true) => break,
+            Round::Keys(..) if begun.elapsed().as_millis() > patience_ms => return Ok(Some(Stop::Blocked)),
+            Round::Keys(..) => {}
         }
     }
     let left = patience_ms.saturating_sub(begun.elapsed().as_millis());
-    // At first without exceptions.
-    let but_for = if attempt < STRICT_ATTEMPTS { &[] } else { held };
-    if copies_are_here(row)? && !snapshots_are_gone(row, left, but_for)? {
+    if copies_are_here(row)? && !snapshots_are_gone(row, left)? {
         return Ok(Some(Stop::Blocked));
     }
     transaction(|| exchange(row, attempt, direction, held, begun))

@@ -220,33 +220,38 @@ fn index(row: &MoveRow) -> WorkResult<Outcome> {
 
 /// What one round of replays came to.
 enum Round {
-    Keys(i64),
+    /// So many keys; whether there was nothing else in the logs.
+    Keys(i64, bool),
     Changed,
 }
 
 /// Makes the copies equal for what is logged now: by one snapshot and in one transaction each; then forgets what was
-/// logged on a node.
-fn replay(row: &MoveRow) -> WorkResult<Round> {
+/// logged on a node. With `copied`, rows of the copy have come since the last replay, so older snapshots have to be
+/// waited for even when nothing was logged.
+fn replay(row: &MoveRow, copied: bool) -> WorkResult<Round> {
     let sources: Vec<pg_sys::Oid> =
         transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))?;
     let replayed = transaction_repeatable_read(&sources, || {
         let Some(pairs) = pairs(row)? else { return Ok(None) };
         spi::set_local("track_counts", "off")?;
-        let (mut keys, mut forget) = (0, Vec::new());
+        // What is forgotten on the node afterwards must be on disk here.
+        spi::set_local("synchronous_commit", "on")?;
+        let (mut keys, mut complete, mut forget) = (0, true, Vec::new());
         for pair in &pairs {
             let replayed = pair.replay()?;
             if replayed.emptied {
                 return Ok(None);
             }
             keys += replayed.keys;
+            complete &= replayed.complete;
             forget.push(replayed.forget);
         }
-        if keys > 0 {
+        if keys > 0 || copied {
             moves::set_last_replay(row.move_id, keys)?;
         }
-        Ok(Some((keys, forget)))
+        Ok(Some((keys, complete, forget)))
     })?;
-    let Some((keys, forget)) = replayed else { return Ok(Round::Changed) };
+    let Some((keys, complete, forget)) = replayed else { return Ok(Round::Changed) };
     if forget.iter().any(Option::is_some) {
         transaction(|| {
             for (relation, ids) in shadow::relations(row.move_id)?.iter().zip(&forget) {
@@ -257,17 +262,17 @@ fn replay(row: &MoveRow) -> WorkResult<Round> {
             Ok(())
         })?;
     }
-    Ok(Round::Keys(keys))
+    Ok(Round::Keys(keys, complete))
 }
 
 fn catch_up(row: &MoveRow) -> WorkResult<Outcome> {
     if let Some(pause_ms) = health::held_back(row)? {
         return Ok(Outcome::Again(pause_ms));
     }
-    match replay(row)? {
+    match replay(row, true)? {
         Round::Changed => Ok(Outcome::Leave(Event::SourceChanged)),
-        Round::Keys(keys) if keys > CAUGHT_UP_KEYS => Ok(Outcome::Again(0)),
-        Round::Keys(_) => transaction(|| advance(row, Event::Completed)),
+        Round::Keys(keys, _) if keys > CAUGHT_UP_KEYS => Ok(Outcome::Again(0)),
+        Round::Keys(..) => transaction(|| advance(row, Event::Completed)),
     }
 }
 

@@ -57,6 +57,14 @@ impl Breaker {
         admission
     }
 
+    /// Whoever probed, and had got this pause for it, has learnt nothing: the next one may try. A later probe keeps
+    /// its own pause.
+    pub fn released(&mut self, pause_until_ms: f64, now_ms: f64) {
+        if self.until_ms == pause_until_ms {
+            self.until_ms = self.until_ms.min(now_ms);
+        }
+    }
+
     /// It answered.
     pub fn succeeded(&mut self) {
         *self = Breaker::default();

@@ -72,6 +72,30 @@ impl Frontier {
         self.keys.is_empty()
     }
 
+    /// Makes one key, the first, of those that are equal: places in the order of the keys.
+    pub fn merge(&mut self, groups: &[Vec<usize>]) {
+        let keys: Vec<String> = self.keys.keys().cloned().collect();
+        for group in groups {
+            let mut equal = group.iter().filter_map(|place| keys.get(*place));
+            let Some(first) = equal.next() else { continue };
+            for other in equal {
+                let inputs = self.keys.remove(other).unwrap_or_default();
+                self.keys.entry(first.clone()).or_default().extend(inputs);
+            }
+        }
+    }
+
+    /// Keys of answers that were not asked for, as they are written, each once.
+    pub fn strangers(&self, answers: &[Answer]) -> BTreeSet<String> {
+        let unknown = answers.iter().filter(|answer| !self.keys.contains_key(&answer.key));
+        unknown.map(|answer| answer.key.clone()).collect()
+    }
+
+    /// How many answers are to keys that were not asked for.
+    pub fn unasked(&self, answers: &[Answer]) -> usize {
+        answers.iter().filter(|answer| !self.keys.contains_key(&answer.key)).count()
+    }
+
     /// What the answers lead to. Answers to keys that were not asked for are left out.
     ///
     /// # Errors

@@ -35,6 +35,12 @@ pub fn health(sqlstate: &str) -> Health {
     }
 }
 
+/// The same of an error that was caught in the caller's own session. XX000 stands there for every SQLSTATE that
+/// PostgreSQL does not know, so for whatever a function chooses to raise.
+pub fn health_here(sqlstate: &str) -> Health {
+    if sqlstate == "XX000" { Health::Refused } else { health(sqlstate) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +53,7 @@ mod tests {
         for sick in ["08006", "57P01", "57P03", "53300", "XX001", "58030"] {
             assert_eq!(health(sick), Health::Sick, "{sick}");
         }
+        assert_eq!((health("XX000"), health_here("XX000")), (Health::Sick, Health::Refused));
+        assert_eq!(health_here("58030"), Health::Sick);
     }
 }
