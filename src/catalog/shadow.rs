@@ -402,6 +402,11 @@ pub fn drop_all(move_id: i64) -> PgResult<()> {
         // Old storage that has come back.
         restore_toast_name(row.shadow)?;
     }
+    forget(move_id)
+}
+
+/// Forgets the relations of a move; how much of them was copied stays with the move.
+pub(super) fn forget(move_id: i64) -> PgResult<()> {
     spi::run(
         "UPDATE foreshard.move SET (rows_copied, bytes_copied) = \
              (SELECT sum(rows_done), sum(blocks_done) * pg_catalog.current_setting('block_size')::int8 \

@@ -36,14 +36,9 @@ pub extern "C-unwind" fn foreshard_carrier_main(argument: pg_sys::Datum) {
 /// An exit callback of PostgreSQL.
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
-    let pid = bgworker::pid();
     // Whoever is sent away between two transactions would keep them for good.
     lock::release_kept();
     // Nobody is left to look after the reads of a copy; what is known of an old copy that is kept stays.
     mover::canary::close_routes(bgworker::extra());
-    shmem::with_entry(bgworker::database(), |entry| {
-        for slot in entry.carriers.iter_mut().filter(|slot| **slot == pid) {
-            *slot = 0;
-        }
-    });
+    super::leave();
 }

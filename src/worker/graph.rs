@@ -5,7 +5,7 @@ use crate::catalog::graph::{self as catalog, influence as stored};
 use crate::catalog::session;
 use crate::graph::{influence, moving, place};
 use crate::pg::bgworker::{self, WorkResult};
-use crate::pg::{guc, shmem};
+use crate::pg::guc;
 use crate::planner;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -20,12 +20,7 @@ pub extern "C-unwind" fn foreshard_graph_main(argument: pg_sys::Datum) {
     let database = argument.value() as u32;
     bgworker::on_exit(leave);
     bgworker::begin(database);
-    let stays = shmem::with_entry(database, |entry| {
-        let Some(slot) = entry.carriers.iter_mut().find(|pid| **pid == 0) else { return false };
-        *slot = bgworker::pid();
-        entry.held_until_us <= bgworker::now_us()
-    });
-    if stays != Some(true) {
+    if !super::enter(database) {
         return;
     }
     let mut done = bgworker::transaction(session::prepare_worker);
@@ -50,12 +45,7 @@ pub extern "C-unwind" fn foreshard_graph_main(argument: pg_sys::Datum) {
 /// An exit callback of PostgreSQL.
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
-    let pid = bgworker::pid();
-    shmem::with_entry(bgworker::database(), |entry| {
-        for slot in entry.carriers.iter_mut().filter(|slot| **slot == pid) {
-            *slot = 0;
-        }
-    });
+    super::leave();
 }
 
 /// Counts what was noted; a graph that cannot be read (a table was altered, say) stands in nobody's way.

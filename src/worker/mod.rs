@@ -14,3 +14,24 @@ pub mod nodes;
 mod publish;
 mod triggers;
 mod watch;
+
+use crate::pg::{bgworker, shmem};
+
+/// Enters this process among the workers that DROP DATABASE sends home. False: there is no room, or they are being sent
+/// home just now.
+fn enter(database: u32) -> bool {
+    let entered = shmem::with_entry(database, |entry| {
+        let Some(place) = entry.carriers.iter_mut().find(|pid| **pid == 0) else { return false };
+        *place = bgworker::pid();
+        entry.held_until_us <= bgworker::now_us()
+    });
+    entered == Some(true)
+}
+
+/// Undoes [`enter`], at the end of the process.
+fn leave() {
+    let pid = bgworker::pid();
+    shmem::with_entry(bgworker::database(), |entry| {
+        entry.carriers.iter_mut().filter(|place| **place == pid).for_each(|place| *place = 0);
+    });
+}

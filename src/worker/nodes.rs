@@ -6,8 +6,8 @@ use crate::catalog::node::{self, NodeRow};
 use crate::catalog::remote::{self, reap, statistics};
 use crate::catalog::session;
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
+use crate::pg::guc;
 use crate::pg::report::{PgResult, unknown};
-use crate::pg::{guc, shmem};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -21,12 +21,7 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
     let database = argument.value() as u32;
     bgworker::on_exit(leave);
     bgworker::begin(database);
-    let stays = shmem::with_entry(database, |entry| {
-        let Some(slot) = entry.carriers.iter_mut().find(|pid| **pid == 0) else { return false };
-        *slot = bgworker::pid();
-        entry.held_until_us <= bgworker::now_us()
-    });
-    if stays != Some(true) || transaction(session::prepare_worker).is_err() {
+    if !super::enter(database) || transaction(session::prepare_worker).is_err() {
         return;
     }
     let nodes = match transaction(|| node::nodes(None)) {
@@ -45,12 +40,7 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
 /// An exit callback of PostgreSQL.
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
-    let pid = bgworker::pid();
-    shmem::with_entry(bgworker::database(), |entry| {
-        for slot in entry.carriers.iter_mut().filter(|slot| **slot == pid) {
-            *slot = 0;
-        }
-    });
+    super::leave();
 }
 
 fn open(node: &NodeRow) -> PgResult<Link> {

@@ -3,6 +3,7 @@
 use super::{EDGE_DEPTH, Graph, NODE_DEPTH, find_index};
 use crate::catalog::colocation::ShardRow;
 use crate::catalog::name_of;
+use crate::catalog::relation::without_grants;
 use crate::pg::graph::keys::KeyKind;
 use crate::pg::graph::{announce_change, drop_with};
 use crate::pg::report::{PgResult, error, internal, unsupported};
@@ -242,18 +243,8 @@ pub fn add_part(graph: &Graph, graph_id: i32, shard_id: i32) -> PgResult<()> {
 
 /// Gives a table to its owner, and nobody else a right to it: default privileges are those of the extension's owner.
 fn hand_over(table: pg_sys::Oid, owner: &str) -> PgResult<()> {
-    let name = name_of(table)?;
-    spi::run(&format!("ALTER TABLE {name} OWNER TO {owner}"), &[])?;
-    let others = spi::rows(
-        "SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END FROM pg_catalog.pg_class c, \
-             LATERAL pg_catalog.aclexplode(c.relacl) a WHERE c.oid = $1 AND a.grantee <> c.relowner",
-        &[table.into()],
-        |row| row.need::<String>(1),
-    )?;
-    for other in others {
-        spi::run(&format!("REVOKE ALL ON {name} FROM {other}"), &[])?;
-    }
-    Ok(())
+    spi::run(&format!("ALTER TABLE {} OWNER TO {owner}", name_of(table)?), &[])?;
+    without_grants(table)
 }
 
 fn tablespace(shard_id: i32) -> PgResult<String> {

@@ -54,14 +54,7 @@ pub fn drop_copies(move_id: i64) -> PgResult<()> {
             shadow::restore_toast_name(row.source)?;
         }
     }
-    spi::run(
-        "UPDATE foreshard.move SET (rows_copied, bytes_copied) = \
-             (SELECT sum(rows_done), sum(blocks_done) * pg_catalog.current_setting('block_size')::int8 \
-                FROM foreshard.move_relation WHERE move_id = $1) WHERE move_id = $1",
-        &[move_id.into()],
-    )?;
-    spi::run("DELETE FROM foreshard.move_relation WHERE move_id = $1", &[move_id.into()])?;
-    Ok(())
+    shadow::forget(move_id)
 }
 
 fn is_own_heap(relation: pg_sys::Oid) -> PgResult<bool> {
