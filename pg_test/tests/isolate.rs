@@ -194,6 +194,43 @@ fn what_cannot_be_says_why() -> Result<()> {
     server.assert_settled()
 }
 
+/// The bound of a partition has to fit into a row of the catalog: more keys than that have several lists.
+#[test]
+fn more_keys_than_a_list_holds() -> Result<()> {
+    let mut server = Server::start(&options("isolate-many"))?;
+    server.query(
+        "CREATE TABLE t (id text PRIMARY KEY); INSERT INTO t SELECT md5(g::text) FROM generate_series(1, 2000) g; \
+         SELECT foreshard.distribute('t', 'id', 2)",
+    )?;
+    let mut c = server.cluster.connect("postgres")?;
+    let place = |c: &mut Client, keys: &str, shard: &str| {
+        c.exec(&format!("SELECT foreshard.place_keys('t', jsonb_object_agg(md5(g::text), {shard}), false) FROM generate_series({keys}) g"))
+    };
+    let lists = "SELECT count(*) || ' ' || count(DISTINCT slot_id) || ' ' || (SELECT count(*) FROM t) FROM foreshard.placed_keys('t')";
+    let other = c.query_one(
+        "SELECT shard FROM foreshard.shards WHERE shard <> ALL (SELECT shard FROM foreshard.slots) LIMIT 1",
+    )?;
+    place(&mut c, "1, 900", &format!("'{other}'::text"))?;
+    server.wait_moves()?;
+    let found = c.query_one(lists)?;
+    let mut numbers = found.split(' ').map(|number| number.parse::<usize>().unwrap_or(0));
+    let (keys, made, rows) = (numbers.next(), numbers.next().unwrap_or(0), numbers.next());
+    assert_eq!((keys, rows), (Some(900), Some(2000)));
+    assert!((6..=10).contains(&made), "lists well filled: {made}");
+    assert_located(&mut server, "t", "id")?;
+    // The next one finds room.
+    place(&mut c, "901, 902", &format!("'{other}'::text"))?;
+    server.wait_moves()?;
+    assert_eq!(c.query_one(lists)?, format!("902 {made} 2000"));
+    let long = "SELECT foreshard.isolate_key('t', (SELECT string_agg(md5(g::text), '') FROM generate_series(1, 400) g))";
+    let error = expect_code(c.exec(long), "54000");
+    assert!(error.detail.is_some() && error.hint.is_some());
+    place(&mut c, "1, 902", "NULL::text")?;
+    server.wait_moves()?;
+    assert_eq!(c.query_one(lists)?, "0 0 2000");
+    server.assert_settled()
+}
+
 /// What somebody changes by hand about the lists of a slot, and what hangs on the table between, is not lost.
 #[test]
 fn nothing_is_lost_on_the_way_home() -> Result<()> {

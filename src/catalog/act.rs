@@ -19,15 +19,17 @@ pub fn record_auto(moves: &[i64]) -> PgResult<()> {
 }
 
 /// Remembers of changes that nobody asked for, just filed, upon which recommendation each was, and writes it down. A
-/// split that was prepared upon one and goes on upon another belongs to the first.
-pub fn attach(moves: &[i64], action: &str) -> PgResult<()> {
+/// split that was prepared upon one and goes on upon another belongs to the first. `key`: the one that it is about, if
+/// it is about one; a slot may have several such.
+pub fn attach(moves: &[i64], action: &str, key: Option<&str>) -> PgResult<()> {
     spi::run(
         "UPDATE foreshard.move m SET recommendation_id = r.recommendation_id, reason = r.reason \
          FROM (SELECT n.move_id, max(q.recommendation_id) AS newest FROM foreshard.move n JOIN foreshard.recommendation q \
                    ON q.slot_id IN (n.slot_id, n.other_slot) AND q.action = $2 \
+                  AND ($3::text IS NULL OR q.keys = pg_catalog.jsonb_build_array($3::text)) \
                WHERE n.move_id = ANY ($1) AND n.recommendation_id IS NULL GROUP BY 1) f \
          JOIN foreshard.recommendation r ON r.recommendation_id = f.newest WHERE m.move_id = f.move_id",
-        &[moves.to_vec().into(), action.into()],
+        &[moves.to_vec().into(), action.into(), key.into()],
     )?;
     record_auto(moves)
 }
@@ -45,7 +47,7 @@ pub struct Act {
     pub slot_id: i64,
     /// `move`, `split`, `merge` or `place`.
     pub kind: String,
-    /// Of a placement of keys: where they were.
+    /// Of a placement of keys: where they were, those aside that were placed again.
     pub former: Option<serde_json::Value>,
     /// Name of its phase.
     pub phase: String,
@@ -59,8 +61,8 @@ pub struct Act {
     pub now_on: String,
     /// It was undone already.
     pub undone: bool,
-    /// What it made is no longer as it made it: of a move, the slot was divided or merged. False of
-    /// placements: their keys are brought back from wherever they are.
+    /// What it made is no longer as it made it: of a move, the slot was divided or merged; of a placement, every key of
+    /// it was placed again. Keys whose slot or list merely moved are brought back from wherever they are.
     pub changed_since: bool,
     /// Of a merge: name of the shard that the other slot came from.
     pub other_from: Option<String>,
@@ -76,10 +78,14 @@ pub fn of(recommendation_id: i64) -> PgResult<Option<Act>> {
                                       AND x.swapped_at IS NOT NULL) \
                          WHEN m.kind <> 'place' THEN EXISTS (SELECT FROM foreshard.move_part p LEFT JOIN foreshard.slot q ON q.slot_id = p.slot_id \
                                           AND (q.modulus, q.remainder, q.shard_id) = (p.modulus, p.remainder, p.shard_id) \
-                                      WHERE p.move_id = m.move_id AND q.slot_id IS NULL) ELSE false END, o.shard_name::text, m.former \
+                                      WHERE p.move_id = m.move_id AND q.slot_id IS NULL) \
+                         ELSE k.former = '{{}}' AND m.former <> '{{}}' END, o.shard_name::text, k.former \
              FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard f ON f.shard_id = m.from_shard \
              JOIN foreshard.shard t ON t.shard_id = m.to_shard JOIN foreshard.shard n ON n.shard_id = s.shard_id \
              LEFT JOIN foreshard.shard o ON o.shard_id = m.other_shard \
+             CROSS JOIN LATERAL (SELECT m.former - ARRAY(SELECT key FROM foreshard.move x, pg_catalog.jsonb_object_keys(x.former) key \
+                 WHERE x.slot_id = m.slot_id AND x.kind = 'place' AND x.move_id > m.move_id AND x.swapped_at IS NOT NULL AND x.undone_by IS NULL \
+                   AND NOT EXISTS (SELECT FROM foreshard.move u WHERE u.undone_by = x.move_id)) AS former) k \
              WHERE m.recommendation_id = $1 ORDER BY 1 DESC LIMIT 1"
         ),
         &[recommendation_id.into()],

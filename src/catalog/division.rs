@@ -25,7 +25,7 @@ pub struct Shape {
     pub divisible: bool,
     /// It is a slot of this server that keys can be chosen from, and its tables have room for another list.
     pub isolable: bool,
-    /// It is the list of one key; the slot that the key belongs to.
+    /// It is the list of one key that the planner isolated; the slot that the key belongs to.
     pub isolated_of: Option<i64>,
 }
 
@@ -35,7 +35,8 @@ pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
         "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, s.modulus > g.slot_count AND NOT l.chosen, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared' AND m.kind = 'split'), \
                 s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2 AND NOT l.chosen, \
-                s.home_slot_id IS NULL AND h.node_name = $4 AND count(*) OVER (PARTITION BY s.group_id) < $3, CASE WHEN s.isolated THEN s.home_slot_id END \
+                s.home_slot_id IS NULL AND h.node_name = $4 AND count(*) OVER (PARTITION BY s.group_id) < $3, CASE WHEN s.isolated AND EXISTS (SELECT FROM foreshard.move_part p JOIN foreshard.move m USING (move_id) \
+                    WHERE p.slot_id = s.slot_id AND p.isolated AND m.kind = 'place' AND m.recommendation_id IS NOT NULL) THEN s.home_slot_id END \
          FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id) JOIN foreshard.shard h USING (shard_id) \
          CROSS JOIN LATERAL (SELECT s.home_slot_id IS NOT NULL OR EXISTS (SELECT FROM foreshard.slot o WHERE o.home_slot_id = s.slot_id) AS chosen) l",
         &[

@@ -56,13 +56,34 @@ pub fn store(group_id: i32, keys: &[HotKey]) -> PgResult<()> {
     Ok(())
 }
 
-/// The busiest key of every slot that can be told, with a table it was seen in.
-pub fn busiest() -> PgResult<HashMap<i64, (Oid, String)>> {
+/// The busiest key of a slot.
+pub struct Busiest {
+    /// A table that it was seen in.
+    pub table: Oid,
+    /// Its text.
+    pub key: String,
+    /// Its share of all accesses to the slot; None: those are not known.
+    pub share: Option<f64>,
+    /// Accesses per second.
+    pub accesses_per_s: f64,
+}
+
+/// The busiest key of every slot that can be told.
+pub fn busiest() -> PgResult<HashMap<i64, Busiest>> {
     let rows = spi::rows(
-        "SELECT DISTINCT ON (k.slot_id) k.slot_id, k.table_oid::oid, k.key FROM foreshard.hot_key k \
-         JOIN foreshard.managed_table m USING (table_oid) WHERE NOT k.truncated AND k.key IS NOT NULL ORDER BY k.slot_id, k.access_score DESC, k.key_hash",
+        "SELECT DISTINCT ON (k.slot_id) k.slot_id, k.table_oid::oid, k.key, k.access_score / nullif(h.access_score, 0), k.access_score \
+         FROM foreshard.hot_key k JOIN foreshard.managed_table m USING (table_oid) LEFT JOIN foreshard.slot_heat h USING (slot_id) \
+         WHERE NOT k.truncated AND k.key IS NOT NULL ORDER BY k.slot_id, k.access_score DESC, k.key_hash",
         &[],
-        |row| Ok((row.need::<i64>(1)?, (row.need(2)?, row.need(3)?))),
+        |row| {
+            let busiest = Busiest {
+                table: row.need(2)?,
+                key: row.need(3)?,
+                share: row.get(4)?,
+                accesses_per_s: row.need(5)?,
+            };
+            Ok((row.need::<i64>(1)?, busiest))
+        },
     )?;
     Ok(rows.into_iter().collect())
 }

@@ -22,6 +22,7 @@ pub mod heat;
 pub mod hot_key;
 pub mod layout;
 pub mod link;
+pub mod list_size;
 pub mod merge;
 pub mod mold;
 pub mod moves;

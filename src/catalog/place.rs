@@ -2,7 +2,7 @@
 //! everything that is known of it.
 
 use super::split::{Part, parts};
-use super::{guest, heat, moves, preflight, shadow, split, unit_cost};
+use super::{guest, heat, preflight, shadow, split, unit_cost};
 use crate::pg::graph::fresh_snapshot;
 use crate::pg::partition::{self, Lifetime, Router};
 use crate::pg::report::{self, PgResult, busy};
@@ -31,7 +31,7 @@ fn partitions_of(table: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, i64, i32, boo
     let _fresh = fresh_snapshot();
     spi::rows(
         "SELECT coalesce(p.branch, p.partition)::oid, s.slot_id, s.shard_id, p.branch IS NOT NULL FROM foreshard.slot_partition p \
-         JOIN foreshard.slot s USING (slot_id) WHERE p.table_oid = $1 AND s.home_slot_id IS NULL",
+         JOIN foreshard.slot s USING (slot_id) WHERE p.table_oid = $1 AND s.home_slot_id IS NULL ORDER BY 1",
         &[table.into()],
         |row| Ok((row.need(1)?, row.need(2)?, row.need(3)?, row.need(4)?)),
     )
@@ -39,6 +39,9 @@ fn partitions_of(table: pg_sys::Oid) -> PgResult<Vec<(pg_sys::Oid, i64, i32, boo
 
 /// The slots of a managed table by hash partition, each with its chosen keys, in the text forms of the session.
 pub fn layout(table: pg_sys::Oid) -> PgResult<HashMap<u32, Home>> {
+    // First the table, then its partitions in the order in which ALTER TABLE locks them; and while it is locked no
+    // slot gets its first chosen keys.
+    lock::lock_all(&[table], lock::ACCESS_SHARE);
     let mut rows = partitions_of(table)?;
     for _ in 0..LOOKS {
         let between: Vec<pg_sys::Oid> = rows.iter().filter(|row| row.3).map(|row| row.0).collect();
@@ -84,13 +87,10 @@ fn guests(table: pg_sys::Oid) -> PgResult<HashMap<u32, (i64, i32, bool)>> {
     Ok(found.into_iter().collect())
 }
 
-/// The key of an isolated slot, and a table of its.
-pub fn isolated_key(slot_id: i64) -> PgResult<Option<(pg_sys::Oid, String)>> {
-    let found = moves::tables_of_slot(slot_id)?;
-    let Some((table, _)) = found.into_iter().next() else { return Ok(None) };
-    let guests = layout(table)?.into_values().flat_map(|home| home.guests);
-    let own = guests.into_iter().find(|guest| guest.slot == Some(slot_id));
-    Ok(own.and_then(|guest| guest.keys.into_iter().next()).map(|key| (table, key)))
+/// The keys of a table that are isolated, by their slots.
+pub fn isolated_keys(table: pg_sys::Oid) -> PgResult<HashMap<i64, String>> {
+    let guests = layout(table)?.into_values().flat_map(|home| home.guests).filter(|guest| guest.isolated);
+    Ok(guests.filter_map(|guest| Some((guest.slot?, guest.keys.into_iter().next()?))).collect())
 }
 
 /// Why a slot cannot be split: keys of it, or it itself, are chosen.

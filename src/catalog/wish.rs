@@ -1,18 +1,15 @@
 //! Where chosen keys shall live: from wishes to the placements that fulfil them, one per slot.
 
+use super::list_size::Sizes;
 use super::place::{self, Home};
 use super::{colocation, guest, moves, record_event, split};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, internal, wrong_state};
 use crate::pg::{guc, security, spi};
-use foreshard_core::guests::{Guest, Relayout, Wish, relayout};
+use foreshard_core::guests::{Guest, ListSize, Relayout, Wish, relayout};
 use pgrx::{IntoDatum, JsonB, pg_sys};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
-
-/// Most keys one partition may list: PostgreSQL compares every two of a list while it is attached, under the
-/// cutover's locks.
-pub const MAX_LIST: usize = 4096;
 
 /// A value with its type.
 pub type Key = (pg_sys::Datum, pg_sys::Oid);
@@ -45,9 +42,9 @@ impl Placing {
                 .set_hint("Distribute it first: SELECT foreshard.distribute(...)."));
         }
         super::session::plain_text_forms()?;
-        let router = Router::of(table, Lifetime::Statement)?;
         let owner = security::relation_owner(table)?;
         let homes = place::layout(table)?;
+        let router = Router::of(table, Lifetime::Statement)?;
         Ok(Placing { table, owner, router, homes, wishes: HashMap::new(), spelled: HashMap::new() })
     }
 
@@ -177,33 +174,22 @@ impl Placing {
     /// Files a placement for every slot whose layout changes; their moves, by slot.
     ///
     /// # Errors
-    /// 53400 too many partitions or too long a list, 55006 already moving, 0A000 with every reason why the slot
+    /// 53400 too many partitions, 54000 a key too long for any list, 55006 already moving, 0A000 with every reason why the slot
     /// cannot be divided so.
     pub fn file(self, user: &str, mut asked: serde_json::Value) -> PgResult<Vec<i64>> {
-        let mut changes: Vec<(&Home, Relayout)> = Vec::new();
-        let mut former: HashMap<i64, Value> = HashMap::new();
-        for (partition, wishes) in &self.wishes {
-            let Some(home) = self.homes.get(partition) else { continue };
-            if let Some(change) = relayout(home.shard_id, &home.guests, wishes) {
-                former.insert(home.slot_id, places_of(home, wishes.keys()));
-                changes.push((home, change));
-            }
-        }
+        let mut changes = self.changes()?;
         if changes.is_empty() {
             return Ok(Vec::new());
         }
-        changes.sort_by_key(|(home, _)| home.slot_id);
+        changes.sort_by_key(|change| change.home.slot_id);
         self.require_room(&changes)?;
-        asked["moved_keys"] = json!(changes.iter().map(|(_, change)| change.moved).sum::<usize>());
+        asked["moved_keys"] = json!(changes.iter().map(|change| change.relayout.moved).sum::<usize>());
         let request_id = spi::one_mut::<i64>(
             "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
             &[user.into(), JsonB(asked.clone()).into()],
         )?
         .ok_or_else(|| internal("no request id"))?;
-        let filed = changes.into_iter().map(|(home, change)| {
-            let former = former.remove(&home.slot_id).unwrap_or_default();
-            file_one(request_id, home, &change, former)
-        });
+        let filed = changes.iter().map(|change| file_one(request_id, change));
         let filed = filed.collect::<PgResult<Vec<i64>>>()?;
         let detail =
             json!({"request_id": request_id, "requested_by": user, "assignment": asked, "moves": filed});
@@ -211,20 +197,31 @@ impl Placing {
         Ok(filed)
     }
 
-    /// 53400 when a table would get too many partitions, or one of them too long a list.
-    fn require_room(&self, changes: &[(&Home, Relayout)]) -> PgResult<()> {
-        let longest = changes.iter().flat_map(|(_, change)| &change.made).map(|guest| guest.keys.len()).max();
+    /// The slots whose layout changes, in lists that can be stored.
+    fn changes(&self) -> PgResult<Vec<Change<'_>>> {
+        let wished =
+            || self.wishes.iter().filter_map(|(number, wishes)| Some((self.homes.get(number)?, wishes)));
+        let present = wished().flat_map(|(home, _)| &home.guests).flat_map(|guest| &guest.keys);
+        let coming = wished().flat_map(|(_, wishes)| wishes).filter(|(_, wish)| **wish != Wish::Home);
+        let guard = security::as_restricted_owner(self.owner);
+        let mut sizes = Sizes::of(&self.router, present.chain(coming.map(|(key, _)| key)))?;
+        drop(guard);
+        let lay_out = |size: &ListSize| {
+            let changed = wished().filter_map(|(home, wishes)| {
+                let relayout = relayout(home.shard_id, &home.guests, wishes, size)?;
+                Some(Change { home, wishes, relayout })
+            });
+            changed.collect::<Vec<_>>()
+        };
+        sizes.lay_out(lay_out, |change| &change.relayout.made)
+    }
+
+    /// 53400 when a table would get too many partitions.
+    fn require_room(&self, changes: &[Change]) -> PgResult<()> {
         let exceeded = |what: String| error(PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, what);
-        if let Some(length) = longest.filter(|length| *length > MAX_LIST) {
-            return Err(exceeded(format!(
-                "a partition would list {length} keys, at most {MAX_LIST} are allowed"
-            ))
-            .set_hint("Split the slots first, so that fewer of the keys belong to one."));
-        }
         let leaves: usize = self.homes.values().map(|home| home.guests.len() + 1).sum();
-        let (made, taken) = changes.iter().fold((0, 0), |(made, taken), (_, change)| {
-            (made + change.made.len(), taken + change.taken.len())
-        });
+        let made: usize = changes.iter().map(|change| change.relayout.made.len()).sum();
+        let taken: usize = changes.iter().map(|change| change.relayout.taken.len()).sum();
         let most = guc::MAX_LEAVES.get().max(0) as usize;
         let leaves = (leaves + made).saturating_sub(taken);
         if made > taken && leaves > most {
@@ -238,6 +235,13 @@ impl Placing {
     }
 }
 
+/// A slot whose layout changes.
+struct Change<'a> {
+    home: &'a Home,
+    wishes: &'a BTreeMap<String, Wish>,
+    relayout: Relayout,
+}
+
 /// Where some keys of a slot are, as `move.former` has it.
 fn places_of<'a>(home: &Home, keys: impl Iterator<Item = &'a String>) -> Value {
     let place = |key: &String| match home.guests.iter().find(|guest| guest.keys.contains(key)) {
@@ -249,7 +253,8 @@ fn places_of<'a>(home: &Home, keys: impl Iterator<Item = &'a String>) -> Value {
 }
 
 /// Files the placement of one slot.
-fn file_one(request_id: i64, home: &Home, change: &Relayout, former: Value) -> PgResult<i64> {
+fn file_one(request_id: i64, Change { home, wishes, relayout }: &Change) -> PgResult<i64> {
+    let former = places_of(home, wishes.keys());
     // Another session may file a move of the slot or of one of its chosen keys meanwhile.
     let move_id = spi::one_mut::<i64>(
         "INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard, guests, former) \
@@ -258,7 +263,7 @@ fn file_one(request_id: i64, home: &Home, change: &Relayout, former: Value) -> P
         &[
             request_id.into(),
             home.slot_id.into(),
-            change.taken.clone().into(),
+            relayout.taken.clone().into(),
             home.shard_id.into(),
             JsonB(former).into(),
         ],
@@ -266,13 +271,13 @@ fn file_one(request_id: i64, home: &Home, change: &Relayout, former: Value) -> P
     .ok_or_else(|| moves::already_moving(home.slot_id))?;
     let busy = spi::one::<i64>(
         "SELECT m.slot_id FROM foreshard.move m WHERE m.slot_id = ANY ($1) AND NOT m.finished LIMIT 1",
-        &[change.taken.clone().into()],
+        &[relayout.taken.clone().into()],
     )?;
     if let Some(slot_id) = busy {
         return Err(moves::already_moving(slot_id));
     }
     let first = (None, home.shard_id, Some(home.slot_id), false);
-    let parts = change.made.iter().map(|guest| {
+    let parts = relayout.made.iter().map(|guest| {
         let keys: Vec<String> = guest.keys.iter().cloned().collect();
         (Some(keys), guest.shard, guest.slot, guest.isolated)
     });

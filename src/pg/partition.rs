@@ -1,8 +1,10 @@
 //! Where PostgreSQL puts a key: the partition that tuple routing itself would choose. Below the hash partitions
 //! of a managed table there may be lists of chosen keys.
 
+mod bound;
 mod list;
 
+pub use self::bound::{MAX_LIST_BYTES, list_bytes};
 use self::list::Lists;
 use super::compat;
 use super::lock::ACCESS_SHARE;
@@ -192,6 +194,12 @@ impl Router {
     /// The text form of a value of the key's type.
     pub fn text(&self, value: pg_sys::Datum) -> PgResult<String> {
         list::text(self.key_type, value)
+    }
+
+    /// The bytes of a value of the key's type, as the bound of a partition stores them.
+    pub fn stored(&self, value: pg_sys::Datum) -> Vec<u8> {
+        // SAFETY: the value is of the key's type.
+        unsafe { bound::stored(self.key_type, value) }
     }
 
     /// The keys of every partition as text, by number; None for the DEFAULT one, and for all of a hash.

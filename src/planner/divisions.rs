@@ -2,15 +2,22 @@
 
 use super::modes::Modes;
 use crate::catalog::decision::{SlotRow, bytes_of};
+use crate::catalog::hot_key::{self, Busiest};
 use crate::catalog::wish::{Placing, text_key};
-use crate::catalog::{act, division, hot_key, merge, place, prepared, shadow, slot_key, split};
+use crate::catalog::{act, division, merge, moves, place, prepared, shadow, slot_key, split};
 use crate::pg::guc::{self, Mode};
 use crate::pg::report::PgResult;
-use foreshard_core::division::{Candidate, Keys, NotDivided, Thresholds, Verdict, judge, may_merge};
+use foreshard_core::division::{
+    BALANCED, Candidate, Keys, NotDivided, Thresholds, Verdict, judge, may_merge,
+};
 use foreshard_core::placement::{Hold, Segment, Shard};
 use pgrx::pg_sys;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+/// The fewest samples of a key that it is isolated upon.
+const LEAST_SAMPLES: f64 = 50.0;
 
 /// What shall become of a slot.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,7 +167,7 @@ fn is_unknown(segment: &Segment) -> bool {
 
 fn splits(
     known: &[Known],
-    (keys, busiest): (&HashMap<i64, Keys>, &HashMap<i64, (pg_sys::Oid, String)>),
+    (keys, busiest): (&HashMap<i64, Keys>, &HashMap<i64, Busiest>),
     cluster: &[f64],
     thresholds: &Thresholds,
 ) -> Vec<Division> {
@@ -176,6 +183,7 @@ fn splits(
             continue;
         }
         let (sum, count) = groups.get(&one.shape.group_id).copied().unwrap_or((0.0, 1.0));
+        let key = busiest.get(&one.slot.slot_id).filter(|key| makes_load(key));
         let candidate = Candidate {
             present: one.present,
             curve: &one.curve,
@@ -183,15 +191,15 @@ fn splits(
             keys: keys.get(&one.slot.slot_id).copied(),
             free: one.hold == Hold::Free || prepared,
             divisible: one.shape.divisible,
-            isolable: one.shape.isolable && busiest.contains_key(&one.slot.slot_id) && !prepared,
+            isolable: one.shape.isolable && key.is_some() && !prepared,
         };
         let action = match judge(&candidate, cluster, thresholds) {
             Verdict::Leave => continue,
             // One hot reading may pass by itself.
             Verdict::Split if one.slot.hot_buckets < guc::HOT_BUCKETS.get() => continue,
             Verdict::Isolate { over: 0, .. } if one.slot.hot_buckets < guc::HOT_BUCKETS.get() => continue,
-            Verdict::Isolate { at, over } => match busiest.get(&one.slot.slot_id) {
-                Some((table, key)) => Action::Isolate { at, over, table: *table, key: key.clone() },
+            Verdict::Isolate { at, over } => match key {
+                Some(key) => Action::Isolate { at, over, table: key.table, key: key.key.clone() },
                 None => continue,
             },
             Verdict::Split => Action::Split,
@@ -209,6 +217,16 @@ fn splits(
         found.push(Division { slot_id: one.slot.slot_id, action, reason });
     }
     found
+}
+
+/// Whether a key has a share of its slot's load that is worth a place of its own, by enough samples: a slot may be hot
+/// of scans, and of its few look-ups one key be the busiest.
+fn makes_load(key: &Busiest) -> bool {
+    let half_life_s = f64::from(guc::HEAT_HALF_LIFE.get());
+    let samples = key.accesses_per_s * half_life_s
+        / std::f64::consts::LN_2
+        / f64::from(guc::KEY_SAMPLE_INTERVAL.get().max(1));
+    samples >= LEAST_SAMPLES && key.share.is_some_and(|share| share >= BALANCED)
 }
 
 /// Only what was split is merged: the layout that a person chose is the coarsest one.
@@ -236,18 +254,24 @@ fn merges(known: &[Known], thresholds: &Thresholds) -> Vec<Division> {
     found
 }
 
-/// Isolated keys that are and will be cold together with the slot that they belong to.
+/// Keys that the planner isolated, and that are and will be cold together with the slot that they belong to. What a
+/// person isolated stays.
 fn ways_home(known: &[Known], thresholds: &Thresholds) -> PgResult<Vec<Division>> {
     let free = |one: &&Known| one.hold == Hold::Free;
     let homes: HashMap<i64, &Known> = known.iter().filter(free).map(|one| (one.slot.slot_id, one)).collect();
-    let mut found = Vec::new();
+    let (mut found, mut isolated) = (Vec::new(), HashMap::new());
     for one in known.iter().filter(free) {
         let home = one.shape.isolated_of.and_then(|home| homes.get(&home));
         let Some(home) = home else { continue };
         if !may_merge([one.present, home.present], [&one.curve, &home.curve], thresholds) {
             continue;
         }
-        let Some((table, key)) = place::isolated_key(one.slot.slot_id)? else { continue };
+        let Some((table, _)) = moves::tables_of_slot(one.slot.slot_id)?.into_iter().next() else { continue };
+        let keys = match isolated.entry(table) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(place::isolated_keys(table)?),
+        };
+        let Some(key) = keys.get(&one.slot.slot_id).cloned() else { continue };
         let reason = format!(
             "its isolated key and slot {} stay below {} % of a mean shard's fair load together",
             home.slot.slot_id,
@@ -361,6 +385,6 @@ pub fn file(one: &Division) -> PgResult<bool> {
         }
         Action::Not(_) => return Ok(false),
     };
-    act::attach(&filed, one.action.as_str())?;
+    act::attach(&filed, one.action.as_str(), one.action.key().map(|(_, key)| key.as_str()))?;
     Ok(!filed.is_empty())
 }

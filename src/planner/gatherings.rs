@@ -3,7 +3,8 @@
 use super::modes::Modes;
 use super::{Decision, divisions, plan_options, window};
 use crate::catalog::decision::{UNDONE, bytes_of};
-use crate::catalog::wish::{MAX_LIST, Placing, text_key};
+use crate::catalog::list_size::KEYS_PER_LIST;
+use crate::catalog::wish::{Placing, text_key};
 use crate::catalog::{act, division, place, shadow};
 use crate::pg::guc::{self, Mode};
 use crate::pg::partition::{self, Lifetime, Router};
@@ -96,7 +97,7 @@ pub fn decide(
         worth: worth_per_s * planner.payback_s,
         byte_cost: planner.move_cost_per_mib / MIB,
         most_uneven: 1.0 + guc::IMBALANCE_LOW.get(),
-        room: Room { lists: leaves.saturating_sub(scene.homes.len() + scene.isolated), keys: MAX_LIST },
+        room: Room { lists: leaves.saturating_sub(scene.homes.len() + scene.isolated), keys: KEYS_PER_LIST },
         ..GatherOptions::default()
     };
     pgrx::check_for_interrupts!();
@@ -286,6 +287,6 @@ pub fn file(group: &[Gathered], decision: &Decision) -> PgResult<bool> {
         count += one.keys.len();
     }
     let filed = placing.file("foreshard", json!({"place": count, "whole": false}))?;
-    act::attach(&filed, "place")?;
+    act::attach(&filed, "place", None)?;
     Ok(!filed.is_empty())
 }

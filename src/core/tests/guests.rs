@@ -1,9 +1,16 @@
 //! Layouts of slots with chosen keys: every key gets what was wished, and nothing else is touched.
 
-use foreshard_core::guests::{Guest, Relayout, Wish, relayout};
-use std::collections::{BTreeMap, BTreeSet};
+use foreshard_core::guests::{Guest, ListSize, Relayout, Wish, relayout as relayout_of};
+use std::collections::BTreeMap;
 
 const HOME: i32 = 1;
+
+/// Lists of four keys.
+const FOUR: ListSize<'static> = ListSize { most_bytes: 40, bytes_of: &|_| 10 };
+
+fn relayout(home: i32, present: &[Guest], wishes: &BTreeMap<String, Wish>) -> Option<Relayout> {
+    relayout_of(home, present, wishes, &FOUR)
+}
 
 fn wishes(pairs: &[(&str, Wish)]) -> BTreeMap<String, Wish> {
     pairs.iter().map(|(key, wish)| (key.to_string(), *wish)).collect()
@@ -40,6 +47,28 @@ fn a_key_may_be_alone_at_home() {
     assert_eq!(shared.map(|r| (r.taken, r.made.len(), r.kept)), Some((vec![7], 1, 0)));
 }
 
+#[test]
+fn a_full_list_has_a_second_one() {
+    let many: Vec<String> = (0..10).map(|key| format!("k{key}")).collect();
+    let wished: BTreeMap<String, Wish> = many.iter().map(|key| (key.clone(), Wish::On(2))).collect();
+    let made = relayout(HOME, &[], &wished).map(|r| r.made.iter().map(|g| g.keys.len()).collect::<Vec<_>>());
+    assert_eq!(made, Some(vec![4, 4, 2]));
+    // The full one stays as it is, and the one with room takes what comes.
+    let present = [guest(7, 2, false, &["a", "b", "c", "d"]), guest(8, 2, false, &["e"])];
+    let more = relayout(HOME, &present, &wishes(&[("x", Wish::On(2))]));
+    let expected = vec![guest(8, 2, false, &["e", "x"])];
+    assert_eq!(more, Some(Relayout { made: expected, taken: vec![8], kept: 1, moved: 1 }));
+    // What is left of two lists becomes one.
+    let fewer =
+        relayout(HOME, &present, &wishes(&[("a", Wish::Home), ("b", Wish::Home), ("e", Wish::On(3))]));
+    let made = fewer.as_ref().map(|r| r.made.iter().map(|g| (g.shard, g.keys.len())).collect::<Vec<_>>());
+    assert_eq!(made, Some(vec![(2, 2), (3, 1)]));
+    // A key that no list has room for still has one.
+    let one = ListSize { most_bytes: 5, bytes_of: &|_| 10 };
+    let made = relayout_of(HOME, &[], &wishes(&[("a", Wish::On(2)), ("b", Wish::On(2))]), &one);
+    assert_eq!(made.map(|r| r.made.len()), Some(2));
+}
+
 /// Any wishes after one another: every key is where it was wished last, in one place, and what was kept is as
 /// it was.
 #[test]
@@ -52,13 +81,13 @@ fn whatever_is_wished() {
     let (mut guests, mut truth, mut next): (Vec<Guest>, BTreeMap<String, Wish>, i64) = Default::default();
     for _ in 0..400 {
         let mut wished = BTreeMap::new();
-        for _ in 0..below(6) {
+        for _ in 0..below(9) {
             let wish = match below(4) {
                 0 => Wish::Home,
                 1 => Wish::Alone(below(4) as i32),
                 _ => Wish::On(below(4) as i32),
             };
-            wished.insert(format!("k{}", below(12)), wish);
+            wished.insert(format!("k{}", below(40)), wish);
         }
         truth.extend(wished.clone());
         if let Some(change) = relayout(HOME, &guests, &wished) {
@@ -84,8 +113,12 @@ fn whatever_is_wished() {
                 }
             }
         }
-        let shared: Vec<i32> = guests.iter().filter(|g| !g.isolated).map(|g| g.shard).collect();
-        assert_eq!(shared.iter().collect::<BTreeSet<_>>().len(), shared.len(), "one shared guest per shard");
-        assert!(guests.iter().all(|guest| !guest.keys.is_empty()));
+        for shard in 0..4 {
+            let shared: Vec<usize> =
+                guests.iter().filter(|g| !g.isolated && g.shard == shard).map(|g| g.keys.len()).collect();
+            let keys: usize = shared.iter().sum();
+            assert!(shared.iter().all(|keys| (1..=4).contains(keys)), "{shared:?}");
+            assert!(shared.len() <= keys.div_ceil(2).max(1), "lists stay well filled: {shared:?}");
+        }
     }
 }
