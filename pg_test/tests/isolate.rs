@@ -222,6 +222,17 @@ fn more_keys_than_a_list_holds() -> Result<()> {
     place(&mut c, "901, 902", &format!("'{other}'::text"))?;
     server.wait_moves()?;
     assert_eq!(c.query_one(lists)?, format!("902 {made} 2000"));
+    // Numbers are short, and where they stood in the statement is not.
+    c.exec(
+        "CREATE TABLE n (id bigint PRIMARY KEY); INSERT INTO n SELECT g FROM generate_series(1, 2000) g; SELECT foreshard.distribute('n', 'id', 1)",
+    )?;
+    c.exec(
+        "SELECT foreshard.place_keys('n', (SELECT jsonb_object_agg(g * 17, s.shard) FROM generate_series(1, 1500) g)) \
+         FROM foreshard.shards s WHERE s.shard <> ALL (SELECT shard FROM foreshard.slots WHERE \"table\" = 'n'::regclass) AND s.shard IN ('sa', 'sb') LIMIT 1",
+    )?;
+    server.wait_moves()?;
+    let lists_of_n = "SELECT count(*) || ' ' || (count(DISTINCT slot_id) BETWEEN 2 AND 4) || ' ' || (SELECT count(*) FROM n) FROM foreshard.placed_keys('n')";
+    assert_eq!(c.query_one(lists_of_n)?, "1500 true 2000");
     let long = "SELECT foreshard.isolate_key('t', (SELECT string_agg(md5(g::text), '') FROM generate_series(1, 400) g))";
     let error = expect_code(c.exec(long), "54000");
     assert!(error.detail.is_some() && error.hint.is_some());

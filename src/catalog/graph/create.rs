@@ -258,7 +258,7 @@ fn tablespace(shard_id: i32) -> PgResult<String> {
     })
 }
 
-/// Both indexes of a part.
+/// Both indexes of a part. With the depth in it, the second answers what has a node, and how far from it, by itself.
 pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     let name = name_of(table)?;
     spi::run(&format!("CREATE UNIQUE INDEX ON {name} (ancestor, descendant)"), &[])?;
@@ -269,7 +269,7 @@ pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     // Publications of all tables take it in, and it is changed row by row.
     let key = key.ok_or_else(|| internal("a part's index was not made"))?;
     spi::run(&format!("ALTER TABLE {name} REPLICA IDENTITY USING INDEX {key}"), &[])?;
-    spi::run(&format!("CREATE INDEX ON {name} (descendant, ancestor)"), &[])?;
+    spi::run(&format!("CREATE INDEX ON {name} (descendant, depth, ancestor)"), &[])?;
     Ok(())
 }
 

@@ -44,11 +44,12 @@ pub fn list_bytes<'a>(values: impl Iterator<Item = &'a [u8]>) -> PgResult<usize>
     let mut bound = String::from(
         "{PARTITIONBOUNDSPEC :strategy l :is_default false :modulus 0 :remainder 0 :listdatums (",
     );
-    for value in values {
+    // Where in the statement each value stood is stored as well.
+    for (value, location) in values.zip((10_000..).step_by(13)) {
         bound.push_str(
-            "{CONST :consttype 20 :consttypmod -1 :constcollid 100 :constlen 8 :constbyval true :constisnull false :location -1 :constvalue ",
+            "{CONST :consttype 20 :consttypmod -1 :constcollid 100 :constlen 8 :constbyval true :constisnull false :location ",
         );
-        bound.push_str(&format!("{} [ ", value.len()));
+        bound.push_str(&format!("{location} :constvalue {} [ ", value.len()));
         for byte in value {
             bound.push_str(&format!("{} ", byte.cast_signed()));
         }
