@@ -38,7 +38,7 @@ pub fn bench(options: &Options, accesses: &[u32], keys: usize, layout: &Layout) 
         client.exec(&format!("SELECT foreshard.distribute('{table}', 'id', {})", options.slots))?;
     }
     place(&mut client, options, layout)?;
-    client.exec("VACUUM (ANALYZE) plain; VACUUM (ANALYZE) chosen")?;
+    client.exec("VACUUM (ANALYZE) plain, chosen")?;
     let shape = client.query_one(
         "SELECT count(*) || ' leaves, ' || (SELECT count(*) FROM foreshard.placed_keys('chosen')) || ' chosen keys' \
          FROM pg_catalog.pg_partition_tree('chosen') WHERE isleaf",

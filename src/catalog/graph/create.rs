@@ -258,10 +258,11 @@ fn tablespace(shard_id: i32) -> PgResult<String> {
     })
 }
 
-/// Both indexes of a part. With the depth in it, the second answers what has a node, and how far from it, by itself.
+/// Both indexes of a part. With the depth in them, each answers by itself what a node reaches or what reaches it, and
+/// how far away; a query that reaches nodes through the directory asks for the shard as well.
 pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     let name = name_of(table)?;
-    spi::run(&format!("CREATE UNIQUE INDEX ON {name} (ancestor, descendant)"), &[])?;
+    spi::run(&format!("CREATE UNIQUE INDEX ON {name} (ancestor, descendant) INCLUDE (depth, ancestor_shard)"), &[])?;
     let key = spi::one::<String>(
         "SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1",
         &[table.into()],
@@ -269,7 +270,7 @@ pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     // Publications of all tables take it in, and it is changed row by row.
     let key = key.ok_or_else(|| internal("a part's index was not made"))?;
     spi::run(&format!("ALTER TABLE {name} REPLICA IDENTITY USING INDEX {key}"), &[])?;
-    spi::run(&format!("CREATE INDEX ON {name} (descendant, depth, ancestor)"), &[])?;
+    spi::run(&format!("CREATE INDEX ON {name} (descendant, ancestor) INCLUDE (depth)"), &[])?;
     Ok(())
 }
 
