@@ -25,14 +25,31 @@ check() {
   if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) failures+=("$name"); fi
 }
 
-# tests NAME COMMAND...: a cargo test run, counted by its "test result:" lines.
+# count WORD: the sum of the numbers before "passed" or "failed" in the output of a run.
+count() {
+  awk -v word="$1" '/^test result:|^ *Summary \[/ {
+    for (i = 2; i <= NF; i++) if ($i ~ "^" word "[,;]?$") sum += $(i - 1)
+  } END { print sum + 0 }' "$TARGET/test-output"
+}
+
+# server_tests: servers mostly wait for their workers, so more of them run at a time than there are cores. Under
+# nextest, where it is installed, no file of tests waits for the slowest test of another.
+server_tests() {
+  if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --no-fail-fast --test-threads 4 -p foreshard_test
+  else
+    RUST_TEST_THREADS=4 cargo test --no-fail-fast -p foreshard_test
+  fi
+}
+
+# tests NAME COMMAND...: a run of cargo test or nextest, counted by its "test result:" or "Summary" lines.
 tests() {
   local name=$1 output=$TARGET/test-output status=0 good bad
   shift
   say "$name"
   "$@" 2>&1 | tee "$output" || status=$?
-  good=$(awk '/^test result:/ { sum += $4 } END { print sum + 0 }' "$output")
-  bad=$(awk '/^test result:/ { sum += $6 } END { print sum + 0 }' "$output")
+  good=$(count passed)
+  bad=$(count failed)
   # A run that does not even build has no such line.
   if [[ $status -ne 0 && $bad -eq 0 ]]; then bad=1; fi
   passed=$((passed + good))
@@ -52,12 +69,11 @@ check 'clippy, extension' cargo clippy -p foreshard --no-default-features --feat
 check "type-check for PostgreSQL 16 and 17" scripts/check-versions.sh
 check 'rustdoc' document
 check 'forecasts of real series' cargo run --quiet -p foreshard_test --bin foreshard-bench-forecast -- data/series --gate 0.76
+check 'documentation tests' cargo test --quiet --doc -p foreshard_test
 check 'plans on simulated clusters' cargo run --quiet --release -p foreshard_test --bin foreshard-bench-sim -- data/series --gate
 for version in $versions; do
   check "extension for PostgreSQL $version" scripts/stage.sh "$version" release
-  # Servers mostly wait for their workers: more of them at a time than there are cores.
-  RUST_TEST_THREADS=4 FORESHARD_PG=$version tests "server tests on PostgreSQL $version" \
-    cargo test --no-fail-fast -p foreshard_test
+  FORESHARD_PG=$version tests "server tests on PostgreSQL $version" server_tests
 done
 
 for name in ${failures[@]+"${failures[@]}"}; do printf 'failed: %s\n' "$name"; done
