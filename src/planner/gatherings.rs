@@ -67,6 +67,17 @@ pub struct Gathered {
     shown: Option<(i64, Said)>,
 }
 
+/// What a round of planning for a group came to.
+#[derive(Default)]
+pub struct Planned {
+    /// What should become of keys, by slots.
+    pub gathered: Vec<Gathered>,
+    /// When chosen keys were first seen to be.
+    pub since: Since,
+    /// Slots that could not be planned for, because they may not be changed now.
+    pub held: Vec<i64>,
+}
+
 /// What is known of a group: its keys, and how often transactions use them.
 pub struct Known<'a> {
     /// Keys by bytes.
@@ -90,6 +101,12 @@ impl Present {
     /// As the round's decision has them.
     pub fn of(decision: &Decision) -> Self {
         Self::from_rows(&decision.slots, &decision.shards)
+    }
+
+    /// Whether some slots had to be left alone and none of them has to be any more.
+    pub fn frees(&self, held: &[i64]) -> bool {
+        let is_held = |slot: &i64| self.standings.get(slot).is_some_and(|own| own.held);
+        !held.is_empty() && !held.iter().any(is_held)
     }
 
     fn from_rows(slots: &[SlotRow], shards: &[ShardRow]) -> Self {
@@ -175,14 +192,14 @@ pub fn review(plan: &mut Vec<Gathered>, present: &Present, decision: &Decision, 
     plan.len() < before
 }
 
-/// Plans for the keys of one group, by what is known of its layout, and since when its chosen keys are watched. The
-/// planning itself takes seconds, and holds no transaction open. None: there is nothing to choose from.
+/// Plans for the keys of one group, by what is known of its layout. The planning itself takes seconds, and holds no
+/// transaction open. None: there is nothing to choose from.
 pub fn decide(
     group_id: i32,
     known: &Known,
     present: &Present,
     decision: &Decision,
-) -> WorkResult<Option<(Vec<Gathered>, Since)>> {
+) -> WorkResult<Option<Planned>> {
     let cost = guc::CROSS_SHARD_COST.get();
     if cost <= 0.0 || decision.modes.of(group_id) == Mode::Off {
         return Ok(None);
@@ -221,7 +238,9 @@ pub fn decide(
         }
         Ok(())
     })?;
-    Ok(Some((gathered, scene.since)))
+    let is_held = |slot: &i64| present.standings.get(slot).is_some_and(|own| own.held);
+    let held = scene.homes.iter().map(|(slot, _)| *slot).filter(is_held).collect();
+    Ok(Some(Planned { gathered, since: scene.since, held }))
 }
 
 fn gathered(

@@ -35,6 +35,8 @@ struct Group {
     /// Windows when it was last planned for, and what came of it.
     planned_at: u64,
     plan: Vec<Gathered>,
+    /// Slots that could not be planned for then.
+    held: Vec<i64>,
     /// When keys were first known to be chosen.
     since: Since,
     /// Load that shards have carried lately, by shard, and when that was noted.
@@ -50,6 +52,7 @@ impl Group {
             news: (0, 0.0),
             planned_at: 0,
             plan: Vec::new(),
+            held: Vec::new(),
             since: Since::new(),
             served: HashMap::new(),
             served_at_s: now_s,
@@ -67,9 +70,11 @@ impl Group {
         }
     }
 
-    /// Makes the plan anew once enough more is known, or when something of it does not hold any more.
+    /// Makes the plan anew once enough more is known, when something of it does not hold any more, or when the slots
+    /// that it had to leave alone are free.
     fn renew(&mut self, group_id: i32, present: &Present, decision: &Decision, now_s: f64) -> WorkResult<()> {
-        let stale = gatherings::review(&mut self.plan, present, decision, now_s);
+        let dropped = gatherings::review(&mut self.plan, present, decision, now_s);
+        let stale = dropped || present.frees(&self.held);
         let windows = self.gatherer.windows();
         let news = windows.saturating_sub(self.planned_at) as f64;
         if windows < MIN_WINDOWS || !stale && news < self.gatherer.counted() * NEWS {
@@ -81,15 +86,16 @@ impl Group {
             rate_per_s: self.rate.per_s(),
             since: &self.since,
         };
-        let (mut plan, since) = gatherings::decide(group_id, &known, present, decision)?.unwrap_or_default();
+        let mut made = gatherings::decide(group_id, &known, present, decision)?.unwrap_or_default();
         let mut before: HashMap<i64, &mut Gathered> =
             self.plan.iter_mut().map(|one| (one.slot_id(), one)).collect();
-        for one in &mut plan {
+        for one in &mut made.gathered {
             if let Some(before) = before.get_mut(&one.slot_id()) {
                 one.take_over(before);
             }
         }
-        (self.planned_at, self.plan, self.since) = (windows, plan, since);
+        (self.planned_at, self.plan) = (windows, made.gathered);
+        (self.since, self.held) = (made.since, made.held);
         Ok(())
     }
 
