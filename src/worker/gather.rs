@@ -86,7 +86,10 @@ impl Group {
             rate_per_s: self.rate.per_s(),
             since: &self.since,
         };
-        let mut made = gatherings::decide(group_id, &known, present, decision)?.unwrap_or_default();
+        let made = gatherings::decide(group_id, &known, present, decision)?;
+        // What may not be planned for now may be the next time, whether more is known or not.
+        let planned_at = if made.is_some() { windows } else { 0 };
+        let mut made = made.unwrap_or_default();
         let mut before: HashMap<i64, &mut Gathered> =
             self.plan.iter_mut().map(|one| (one.slot_id(), one)).collect();
         for one in &mut made.gathered {
@@ -94,7 +97,7 @@ impl Group {
                 one.take_over(before);
             }
         }
-        (self.planned_at, self.plan) = (windows, made.gathered);
+        (self.planned_at, self.plan) = (planned_at, made.gathered);
         (self.since, self.held) = (made.since, made.held);
         Ok(())
     }
@@ -163,9 +166,12 @@ impl Gatherers {
 
     /// All keys of a transaction are written at once: those read so far are whole, but for hardly any.
     pub fn close_windows(&mut self, now_s: f64) {
-        let before = self.groups.len();
+        let mut changed = false;
         for ((group_id, _), window) in self.open.drain() {
-            let group = self.groups.entry(group_id).or_insert_with(|| Group::new(now_s));
+            let group = self.groups.entry(group_id).or_insert_with(|| {
+                changed = true;
+                Group::new(now_s)
+            });
             group.gatherer.observe(&window.keys);
             group.news.0 += 1;
             group.news.1 += f64::from(window.weight);
@@ -175,9 +181,11 @@ impl Gatherers {
             if windows > 0 {
                 group.rate.note(windows, transactions, now_s);
             }
-            now_s - group.rate.last_s() < IDLE_S
+            let used = now_s - group.rate.last_s() < IDLE_S;
+            changed |= !used;
+            used
         });
-        if self.groups.len() != before {
+        if changed {
             self.share_memory();
         }
     }
