@@ -30,6 +30,9 @@ impl Room {
 /// The chosen keys of a slot on a shard.
 type Place = (u32, u16);
 
+/// Keys, as nodes, each with what it gains.
+type Keys = Vec<(f64, usize)>;
+
 /// What lists there are, and shall be.
 pub(super) struct Lists<'a> {
     pub(super) room: &'a Room,
@@ -61,8 +64,8 @@ impl Lists<'_> {
     }
 
     /// Movable keys by list, each with what it gains, the best first.
-    fn movable(&self, places: &[u16]) -> BTreeMap<Place, Vec<(f64, usize)>> {
-        let mut lists: BTreeMap<Place, Vec<(f64, usize)>> = BTreeMap::new();
+    fn movable(&self, places: &[u16]) -> BTreeMap<Place, Keys> {
+        let mut lists: BTreeMap<Place, Keys> = BTreeMap::new();
         for (at, _, place) in self.listed(places).filter(|(_, node, _)| !node.fixed) {
             lists.entry(place).or_default().push((self.value(places, at), at));
         }
@@ -163,12 +166,10 @@ impl Lists<'_> {
 }
 
 /// Lists by what they gain, the least first.
-fn ascending(lists: BTreeMap<Place, Vec<(f64, usize)>>) -> Vec<(Place, Vec<(f64, usize)>)> {
-    let mut order: Vec<(f64, Place, Vec<(f64, usize)>)> = lists
-        .into_iter()
-        .map(|(place, keys)| (keys.iter().map(|(value, _)| value).sum(), place, keys))
-        .collect();
+fn ascending(lists: BTreeMap<Place, Keys>) -> Vec<(Place, Keys)> {
+    let sum = |keys: &Keys| keys.iter().map(|(value, _)| value).sum::<f64>();
+    let mut order: Vec<(f64, (Place, Keys))> = lists.into_iter().map(|list| (sum(&list.1), list)).collect();
     // The first place wins where gains are equal.
-    order.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
-    order.into_iter().map(|(_, place, keys)| (place, keys)).collect()
+    order.sort_by(|a, b| a.0.total_cmp(&b.0).then(b.1.0.cmp(&a.1.0)));
+    order.into_iter().map(|(_, list)| list).collect()
 }

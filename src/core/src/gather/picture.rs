@@ -116,7 +116,8 @@ impl Picture {
         }
         let (mut after, mut level) = (cut_share(&self.graph, &places), uneven(&places));
         let pays = after <= before * (1.0 - options.least_gain) && level <= options.most_uneven.max(crooked);
-        if !pays && !(crooked > options.most_uneven && level < crooked && after <= before) {
+        let evens = crooked > options.most_uneven && level < crooked && after <= before;
+        if !pays && !evens {
             places.clone_from(&self.present);
             (cleared, _) = lists.make_room(&mut places);
             (after, level) = (cut_share(&self.graph, &places), uneven(&places));
