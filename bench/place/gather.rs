@@ -1,7 +1,9 @@
 //! Keys that are used together, gathered by lists of chosen keys.
 
 use crate::{Options, bar};
-use foreshard_core::gather::{GatherOptions, Gatherer, Located, SlotState, compensated};
+use foreshard_core::gather::{
+    GatherOptions, Gatherer, Layout as Present, Located, Room, SlotState, compensated,
+};
 use foreshard_core::graph::keys::key_hash;
 use foreshard_core::graph::shards::{Shards, balance};
 use foreshard_test::{Error, Result};
@@ -18,6 +20,8 @@ const CROSS_COST: f64 = 0.05;
 const BYTE_COST: f64 = 10.0 / 1_048_576.0;
 /// Busiest shard over the mean from which on keys move to even loads out: `foreshard.imbalance_low`.
 const MOST_UNEVEN: f64 = 1.04;
+/// Room for lists: `foreshard.max_leaves` without the slots.
+const LISTS: usize = 1024 - 16;
 /// Windows in which a change must pay: as many as a server with 20 transactions/s has in an hour.
 const PAYBACK: f64 = 72_000.0;
 
@@ -96,18 +100,21 @@ impl Table<'_> {
                 free: true,
             })
             .collect();
-        let counted = (HALF_LIFE / std::f64::consts::LN_2).min(self.gatherer.windows() as f64);
         let gather = GatherOptions {
             // A window's pairs weigh half as much as it has keys.
-            worth: CROSS_COST * PAYBACK / counted * 2.0 / self.options.window as f64,
+            worth: CROSS_COST * PAYBACK / self.gatherer.counted() * 2.0 / self.options.window as f64,
             byte_cost: BYTE_COST,
             most_uneven: MOST_UNEVEN,
+            room: Room { lists: LISTS, ..Room::default() },
             ..GatherOptions::default()
         };
         let slot = |key: &u32| Some(slot_of(*key, self.options.slots));
         let shards = compensated(&self.shards, &self.served);
-        let plan = self.gatherer.plan(&shards, &slots, &self.chosen, slot, &gather);
+        let layout =
+            Present { shards: &shards, slots: &slots, chosen: &self.chosen, variants: &HashMap::new() };
+        let plan = self.gatherer.plan(&layout, slot, &gather);
         self.plans += u32::from(!plan.changes.is_empty());
+        let since = Some(self.gatherer.windows());
         for change in plan.changes {
             self.copies += 1;
             self.moved_bytes += change.bytes;
@@ -115,7 +122,9 @@ impl Table<'_> {
             for (key, to) in change.keys {
                 match to {
                     Some(shard) => {
-                        self.chosen.insert(key, Located { slot: change.slot, shard, alone: false });
+                        let since = self.chosen.get(&key).map_or(since, |own| own.since);
+                        let place = Located { slot: change.slot, shard, alone: false, since };
+                        self.chosen.insert(key, place);
                     }
                     None => {
                         self.chosen.remove(&key);
@@ -131,7 +140,8 @@ impl Table<'_> {
     fn lists(&self) -> (usize, usize) {
         let mut lists: HashMap<(u32, u16), usize> = HashMap::new();
         self.chosen.values().for_each(|own| *lists.entry((own.slot, own.shard)).or_default() += 1);
-        (lists.len(), lists.values().copied().max().unwrap_or(0))
+        let room = Room::default();
+        (lists.values().map(|keys| room.lists_of(*keys)).sum(), room.keys)
     }
 }
 
@@ -199,7 +209,7 @@ pub fn bench(options: &Options, accesses: &[u32]) -> Result<(bool, Layout)> {
         table.copies,
         bytes as f64 / 1e6
     );
-    println!("{} chosen keys in {lists} lists, the longest of {longest}", table.chosen.len());
+    println!("{} chosen keys in {lists} lists of at most {longest}", table.chosen.len());
     let fine = bar("windows on more than one shard, %", scores[2].percent(), 40.0);
     Ok((bar("max/mean load", balance(&scores[2].loads, &shards), 1.10) && fine, table.chosen))
 }

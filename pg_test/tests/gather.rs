@@ -61,23 +61,42 @@ fn what_is_used_together_is_placed_together() -> Result<()> {
     }
     assert_ne!(asked, "0", "no placement was recommended");
     assert_eq!(client.query_one("SELECT count(*) FROM foreshard.move")?, "0", "advice only");
+    unchanged_rows_stay(&mut client)?;
     // Whoever may not read the key does not see it here.
     client.exec("CREATE ROLE looker LOGIN; GRANT pg_monitor TO looker; SET ROLE looker")?;
     assert_eq!(client.query_one("SELECT count(keys) FROM foreshard.recommendations")?, "0");
     client.exec("RESET ROLE")?;
+    // A person is faster with one of the keys: what was planned for its slot holds no longer, the rest goes on.
+    client.exec(
+        "SELECT foreshard.isolate_key('t', (SELECT min(k::bigint) FROM foreshard.recommendations r, jsonb_object_keys(r.keys) k WHERE r.action = 'place'))",
+    )?;
+    wait_for(&mut client, "SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
+    // The slot rests for a second; then there is another plan.
+    std::thread::sleep(std::time::Duration::from_millis(3500));
     client.exec("SELECT foreshard.configure('t', 'mode', 'auto')")?;
-    wait_for(&mut client, "SELECT count(*) > 0 FROM foreshard.move", "t")?;
+    wait_for(&mut client, "SELECT count(*) > 1 FROM foreshard.move", "t")?;
+    // Slots are filed one after the other.
+    std::thread::sleep(std::time::Duration::from_millis(500));
     client.exec("SELECT foreshard.configure('t', 'mode', 'advise')")?;
     wait_for(&mut client, "SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
     let after: f64 = client.query_one(TOGETHER)?.parse().unwrap_or(0.0);
     assert!(after > 0.8, "{before} of the groups became {after}");
     let logged = "SELECT count(*) = count(DISTINCT m.move_id) AND bool_and(h.detail ->> 'reason' LIKE '%used together%') \
          FROM foreshard.move m LEFT JOIN foreshard.history h ON h.move_id = m.move_id AND h.event = 'auto' \
-           AND (h.detail ->> 'recommendation_id')::int8 = m.recommendation_id WHERE m.kind = 'place'";
+           AND (h.detail ->> 'recommendation_id')::int8 = m.recommendation_id WHERE m.kind = 'place' AND m.recommendation_id IS NOT NULL";
     assert_eq!(client.query_one(logged)?, "t");
+    assert_eq!(
+        client.query_one("SELECT count(*) FROM foreshard.move WHERE recommendation_id IS NULL")?,
+        "1",
+        "of what was done by itself the recommendation is known"
+    );
     // It is not moved again, and can be undone.
     let chosen = client.query_one("SELECT count(*) FROM foreshard.placed_keys('t')")?;
     client.exec("SELECT foreshard.undo_recommendation(recommendation_id) FROM foreshard.move WHERE kind = 'place' AND recommendation_id IS NOT NULL")?;
+    wait_for(&mut client, "SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
+    client.exec(
+        "SELECT foreshard.unisolate_key('t', key::bigint) FROM foreshard.placed_keys('t') WHERE isolated",
+    )?;
     wait_for(&mut client, "SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
     assert_eq!(
         client.query_one("SELECT count(*) FROM foreshard.placed_keys('t')")?,
@@ -87,6 +106,17 @@ fn what_is_used_together_is_placed_together() -> Result<()> {
     assert_eq!(client.query_one(TOGETHER)?.parse().unwrap_or(1.0), before);
 
     appended(&mut database(&cluster, "appended")?)
+}
+
+/// Nobody works, so nothing new is known: the plan's rows, keys and all, are not written again.
+fn unchanged_rows_stay(client: &mut Client) -> Result<()> {
+    let rows = "SELECT string_agg(recommendation_id || ' ' || xmin, ',' ORDER BY recommendation_id) FROM foreshard.recommendation WHERE action = 'place'";
+    std::thread::sleep(std::time::Duration::from_millis(2200));
+    let before = client.query_one(rows)?;
+    assert_ne!(before, "");
+    std::thread::sleep(std::time::Duration::from_millis(2200));
+    assert_eq!(client.query_one(rows)?, before);
+    Ok(())
 }
 
 /// Every statement writes a new key, or reads one of the newest.

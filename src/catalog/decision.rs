@@ -1,6 +1,7 @@
 //! Rows of forecasts and recommendations, and the segments the planner works on.
 
 use super::act::IS_UNDONE;
+use super::gathering::GATHERED;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
 use foreshard_core::forecast::ForecastPoint;
@@ -30,12 +31,21 @@ pub struct SlotRow {
     pub observed: bool,
     /// Somebody undid a recommended move of it less than a day ago.
     pub undone: bool,
+    /// The slot whose keys it lists.
+    pub home_slot_id: Option<i64>,
+    /// When it was last moved or its keys changed, s since 1970.
+    pub changed_at_s: Option<f64>,
     /// None of its tables has a unique index of its own, which foreign tables cannot be part of.
     pub may_leave_server: bool,
 }
 
 /// Every slot with at least one partition.
 pub fn slots() -> PgResult<Vec<SlotRow>> {
+    slots_of(None)
+}
+
+/// The same of one slot and its lists of chosen keys.
+pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
     spi::rows(
         &format!(
             "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0))::int8, \
@@ -48,13 +58,14 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.undone_at > pg_catalog.now() - interval '1 day' AND {IS_UNDONE}), \
                 count(h.heat) > 0, \
                 s.home_slot_id IS NULL AND NOT EXISTS (SELECT FROM foreshard.slot_partition x JOIN pg_catalog.pg_index i ON i.indrelid = x.table_oid AND i.indisunique \
-                        WHERE x.slot_id = s.slot_id) \
+                        WHERE x.slot_id = s.slot_id), \
+                s.home_slot_id, extract(epoch FROM s.last_moved_at)::float8 \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) \
          JOIN pg_catalog.pg_class c ON c.oid = p.partition LEFT JOIN foreshard.slot_heat h USING (slot_id) \
          LEFT JOIN foreshard.remote_table r ON r.partition = c.oid \
-         GROUP BY s.slot_id ORDER BY 1"
+         WHERE $1::int8 IS NULL OR s.slot_id = $1 OR s.home_slot_id = $1 GROUP BY s.slot_id ORDER BY 1"
         ),
-        &[],
+        &[slot_id.into()],
         |row| {
             Ok(SlotRow {
                 slot_id: row.need(1)?,
@@ -69,6 +80,8 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
                 undone: row.need(10)?,
                 observed: row.need(11)?,
                 may_leave_server: row.need(12)?,
+                home_slot_id: row.get(13)?,
+                changed_at_s: row.get(14)?,
             })
         },
     )
@@ -164,10 +177,10 @@ pub struct Verdict {
     pub refusal: Option<(&'static str, &'static str)>,
 }
 
-/// Replaces the stored recommendations by a plan's steps, with a verdict each, and refusals; a lead is `lead_s`
+/// Replaces the stored recommendations, those of keys used together aside, by a plan's steps, with a verdict each, and refusals; a lead is `lead_s`
 /// long.
 pub fn store_plan(plan: &Plan, slots: &[SlotRow], verdicts: &[Verdict], lead_s: i32) -> PgResult<()> {
-    spi::run("DELETE FROM foreshard.recommendation", &[])?;
+    spi::run(&format!("DELETE FROM foreshard.recommendation r WHERE NOT {GATHERED}"), &[])?;
     for (step, verdict) in plan.steps.iter().zip(verdicts) {
         store_step(step, slots, verdict, lead_s)?;
     }

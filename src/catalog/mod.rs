@@ -16,6 +16,7 @@ pub mod division;
 pub mod drain;
 pub mod event;
 pub mod forecast_error;
+pub mod gathering;
 pub mod graph;
 pub mod guest;
 pub mod heat;

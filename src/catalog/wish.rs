@@ -2,7 +2,7 @@
 
 use super::list_size::Sizes;
 use super::place::{self, Home};
-use super::{colocation, guest, moves, record_event, split};
+use super::{colocation, gathering, guest, moves, record_event, split};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, internal, wrong_state};
 use crate::pg::{guc, security, spi};
@@ -223,7 +223,11 @@ impl Placing {
         let made: usize = changes.iter().map(|change| change.relayout.made.len()).sum();
         let taken: usize = changes.iter().map(|change| change.relayout.taken.len()).sum();
         let most = guc::MAX_LEAVES.get().max(0) as usize;
-        let leaves = (leaves + made).saturating_sub(taken);
+        let coming = match self.any_slot().filter(|_| made > taken) {
+            Some(slot_id) => gathering::coming_lists(slot_id)?.max(0) as usize,
+            None => 0,
+        };
+        let leaves = (leaves + coming + made).saturating_sub(taken);
         if made > taken && leaves > most {
             return Err(exceeded(format!(
                 "table {} would have {leaves} leaf partitions, at most {most} are allowed",

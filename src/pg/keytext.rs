@@ -61,16 +61,17 @@ pub fn place(
     Ok(router.leaf(Some((value, type_oid)))?.map(|leaf| (leaf, hash)))
 }
 
-/// The text of a whole key as lists of chosen keys have it, and the partition of the router's own table that it belongs
-/// to; None for bytes that are no value of the type.
-pub fn listed(
+/// The value of a whole key, in memory of the current context, the partition of the router's own table that it belongs
+/// to, and the hash by which it is partitioned; None for bytes that are no value of the type.
+pub fn seen(
     router: &mut Router,
     type_oid: pg_sys::Oid,
     bytes: &[u8],
-) -> PgResult<Option<(String, pg_sys::Oid)>> {
+) -> PgResult<Option<(pg_sys::Datum, pg_sys::Oid, u64)>> {
     let Some(value) = value(&shape_of(type_oid), bytes, false)? else { return Ok(None) };
-    let text = router.text(router.value((value, type_oid)))?;
-    Ok(router.locate(Some((value, type_oid))).map(|number| (text, router.partition(number))))
+    let value = router.value((value, type_oid));
+    let (number, hash) = router.place(Some((value, router.key_type())));
+    Ok(number.map(|number| (value, router.partition(number), hash)))
 }
 
 /// A value of the type again.

@@ -1,49 +1,81 @@
 //! Which keys to place beside those they are used with.
 
 use super::modes::Modes;
-use super::{Decision, divisions, plan_options, window};
-use crate::catalog::decision::{UNDONE, bytes_of};
+pub use super::scene::Since;
+use super::scene::{Scene, is_free};
+use super::{Decision, plan_options, window};
+use crate::catalog::colocation::ShardRow;
+use crate::catalog::decision::SlotRow;
+use crate::catalog::gathering::{self, Said};
 use crate::catalog::list_size::KEYS_PER_LIST;
 use crate::catalog::wish::{Placing, text_key};
-use crate::catalog::{act, division, place, shadow};
+use crate::catalog::{act, colocation, decision, place, shadow};
+use crate::pg::bgworker;
+use crate::pg::bgworker::{Failure, WorkResult};
 use crate::pg::guc::{self, Mode};
-use crate::pg::partition::{self, Lifetime, Router};
-use crate::pg::report::PgResult;
-use crate::pg::{bgworker, keytext};
-use foreshard_core::gather::{GatherOptions, Gatherer, Gathering, Located, Room, SlotState, compensated};
+use crate::pg::report::{PgResult, PgSqlErrorCode};
+use foreshard_core::gather::{GatherOptions, Gatherer, Gathering, Layout, Room, Standing, compensated};
 use foreshard_core::graph::partition::PartitionOptions;
-use foreshard_core::graph::shards::Shards;
 use pgrx::pg_sys;
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Bytes of a MiB.
 const MIB: f64 = 1_048_576.0;
-/// Before any other key: longer than keys are sampled.
-const UNSAMPLED: usize = foreshard_core::shared::KEY_BYTES + 1;
+/// What was refused is not asked again before, s.
+const LEAST_PAUSE_S: f64 = 60.0;
+
+/// Reason and advice of a refusal.
+type Refusal = (&'static str, &'static str);
+
+/// Keys that cannot have lists.
+const UNPLACEABLE: Refusal = (
+    "unplaceable_keys",
+    "Try foreshard.place_keys() with the keys of this recommendation: it names every reason and what to do.",
+);
+/// There would be too many partitions.
+const LEAF_LIMIT: Refusal =
+    ("leaf_limit", "Wait until placements under way have made room, or raise foreshard.max_leaves.");
+/// Somebody else was faster.
+const BUSY: Refusal = ("busy", "Wait: something else is under way with keys of this slot.");
+/// Anything else.
+const NOT_FILED: Refusal =
+    ("not_filed", "See the server log for the reason; it is tried again after foreshard.cooldown.");
 
 /// What should become of keys of one slot.
 #[derive(Clone, Debug)]
 pub struct Gathered {
-    /// Colocation group.
-    pub group_id: i32,
-    /// A table of it.
-    pub table: pg_sys::Oid,
-    /// The slot.
-    pub slot_id: i64,
+    group_id: i32,
+    table: pg_sys::Oid,
+    slot_id: i64,
     /// Its shard.
     shard_id: i32,
     /// Keys, and the shard; None: home.
     keys: Vec<(String, Option<i32>)>,
-    /// The same by names of shards.
-    map: Value,
+    /// Shards to which keys come, its own included.
+    targets: BTreeSet<i32>,
     /// What is copied.
     bytes: i64,
     /// Cost units per second.
     benefit: f64,
     reason: String,
-    /// Why it cannot be done.
-    against: Vec<String>,
+    /// How the slot stood.
+    standing: Standing,
+    /// Why it cannot be done, and since when it is known, s.
+    refused: Option<(Refusal, f64)>,
+    /// The recommendation that shows it, and what that says.
+    shown: Option<(i64, Said)>,
+}
+
+/// What a round of planning for a group came to.
+#[derive(Default)]
+pub struct Planned {
+    /// What should become of keys, by slots.
+    pub gathered: Vec<Gathered>,
+    /// When chosen keys were first seen to be.
+    pub since: Since,
+    /// Slots that could not be planned for, because they may not be changed now.
+    pub held: Vec<i64>,
 }
 
 /// What is known of a group: its keys, and how often transactions use them.
@@ -54,39 +86,130 @@ pub struct Known<'a> {
     pub served: &'a HashMap<i32, f64>,
     /// Transactions per second.
     pub rate_per_s: f64,
-    /// Sampled transactions that count.
-    pub counted: f64,
+    /// When chosen keys were first seen to be.
+    pub since: &'a Since,
 }
 
-/// A table as the gatherer's plans see it.
-struct Scene {
-    shards: Shards,
-    shard_ids: Vec<i32>,
-    slots: Vec<SlotState>,
-    /// (Slot, its shard).
-    homes: Vec<(i64, i32)>,
-    chosen: HashMap<Vec<u8>, Located>,
-    slot_of: HashMap<Vec<u8>, u32>,
-    texts: HashMap<Vec<u8>, String>,
-    /// Lists of single keys.
-    isolated: usize,
+/// How slots and shards are now.
+pub struct Present {
+    standings: HashMap<i64, Standing>,
+    /// Shards to which keys may come.
+    usable: HashSet<i32>,
 }
 
-/// Plans for the keys of one group, by what is known of its table's layout.
+impl Present {
+    /// As the round's decision has them.
+    pub fn of(decision: &Decision) -> Self {
+        Self::from_rows(&decision.slots, &decision.shards)
+    }
+
+    /// Whether some slots had to be left alone and none of them has to be any more.
+    pub fn frees(&self, held: &[i64]) -> bool {
+        let is_held = |slot: &i64| self.standings.get(slot).is_some_and(|own| own.held);
+        !held.is_empty() && !held.iter().any(is_held)
+    }
+
+    fn from_rows(slots: &[SlotRow], shards: &[ShardRow]) -> Self {
+        let mut standings: HashMap<i64, Standing> = HashMap::new();
+        for slot in slots {
+            let own = standings.entry(slot.home_slot_id.unwrap_or(slot.slot_id)).or_default();
+            own.lists.push((slot.slot_id, slot.shard_id, slot.changed_at_s));
+            own.held |= !is_free(slot);
+        }
+        let usable = shards.iter().filter(|shard| !shard.draining && shard.is_local());
+        Self { standings, usable: usable.map(|shard| shard.shard_id).collect() }
+    }
+}
+
+impl Gathered {
+    fn holds(&self, present: &Present) -> bool {
+        let now = present.standings.get(&self.slot_id);
+        self.standing.holds(now, self.targets.iter().copied(), &present.usable)
+    }
+
+    /// The slot.
+    pub const fn slot_id(&self) -> i64 {
+        self.slot_id
+    }
+
+    /// Its recommendation.
+    pub fn shown(&self) -> Option<i64> {
+        self.shown.as_ref().map(|(id, _)| *id)
+    }
+
+    /// Notes the recommendation that shows it.
+    pub fn show(&mut self, shown: Option<(i64, Said)>) {
+        self.shown = shown;
+    }
+
+    /// If another one says the same of the same keys, its recommendation goes on.
+    pub fn take_over(&mut self, other: &mut Gathered) {
+        if (self.slot_id, self.shard_id, self.table) == (other.slot_id, other.shard_id, other.table)
+            && self.keys == other.keys
+        {
+            self.shown = other.shown.take();
+        }
+    }
+
+    /// It was tried in vain.
+    pub fn refuse(&mut self, failure: &Failure, now_s: f64) {
+        let refusal = match failure.code {
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED => LEAF_LIMIT,
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE => BUSY,
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED => UNPLACEABLE,
+            _ => NOT_FILED,
+        };
+        self.refused = Some((refusal, now_s));
+    }
+
+    fn refusal(&self, decision: &Decision) -> (Option<Refusal>, Option<f64>) {
+        match self.refused {
+            Some((refusal, _)) => (Some(refusal), None),
+            None => decision.said_of_hours(),
+        }
+    }
+
+    /// The keys by names of shards.
+    fn map(&self, names: &HashMap<i32, &str>) -> Value {
+        let name = |shard: &Option<i32>| shard.and_then(|shard| names.get(&shard).copied());
+        let map: Map<String, Value> = self
+            .keys
+            .iter()
+            .map(|(key, to)| (key.clone(), name(to).map_or(Value::Null, Value::from)))
+            .collect();
+        Value::Object(map)
+    }
+}
+
+/// Drops what does not hold any more, and what was refused long enough ago to be thought of anew; whether there was
+/// any.
+pub fn review(plan: &mut Vec<Gathered>, present: &Present, decision: &Decision, now_s: f64) -> bool {
+    let before = plan.len();
+    let pause_s = f64::from(guc::COOLDOWN.get()).max(LEAST_PAUSE_S);
+    let refused_lately = |one: &Gathered| one.refused.is_none_or(|(_, at_s)| now_s - at_s < pause_s);
+    let mode = |one: &Gathered| decision.modes.of(one.group_id);
+    plan.retain(|one| mode(one) != Mode::Off && one.holds(present) && refused_lately(one));
+    plan.len() < before
+}
+
+/// Plans for the keys of one group, by what is known of its layout. The planning itself takes seconds, and holds no
+/// transaction open. None: there is nothing to choose from.
 pub fn decide(
     group_id: i32,
-    table: pg_sys::Oid,
     known: &Known,
+    present: &Present,
     decision: &Decision,
-) -> PgResult<Vec<Gathered>> {
+) -> WorkResult<Option<Planned>> {
     let cost = guc::CROSS_SHARD_COST.get();
     if cost <= 0.0 || decision.modes.of(group_id) == Mode::Off {
-        return Ok(Vec::new());
+        return Ok(None);
     }
-    let Some(scene) = Scene::read(table, known.gatherer, decision)? else { return Ok(Vec::new()) };
+    let scene = bgworker::transaction(|| Scene::read(group_id, known.gatherer, known.since, decision))?;
+    let Some(scene) = scene else { return Ok(None) };
     let planner = plan_options(guc::FORECAST_HORIZON.get());
     // A window's pairs weigh half as much as it has keys; what counts of the windows stands for the present rate.
-    let per_weight = 2.0 / known.gatherer.mean_window().max(2.0) / known.counted.max(1.0);
+    let gatherer = known.gatherer;
+    let per_weight = 2.0 / gatherer.mean_window().max(2.0) / gatherer.counted().max(1.0);
     let worth_per_s = known.rate_per_s * cost * per_weight;
     let leaves = guc::MAX_LEAVES.get().max(0) as usize;
     let options = GatherOptions {
@@ -100,193 +223,121 @@ pub fn decide(
         room: Room { lists: leaves.saturating_sub(scene.homes.len() + scene.isolated), keys: KEYS_PER_LIST },
         ..GatherOptions::default()
     };
-    pgrx::check_for_interrupts!();
-    let slot_of = |key: &Vec<u8>| scene.slot_of.get(key).copied();
     let served: Vec<f64> =
         scene.shard_ids.iter().map(|shard| known.served.get(shard).copied().unwrap_or(0.0)).collect();
     let shards = compensated(&scene.shards, &served);
-    let plan = known.gatherer.plan(&shards, &scene.slots, &scene.chosen, slot_of, &options);
-    scene.gathered(group_id, table, &plan, worth_per_s, decision)
+    let (slots, chosen, variants) = (&scene.slots, &scene.chosen, &scene.variants);
+    let layout = Layout { shards: &shards, slots, chosen, variants };
+    let plan = gatherer.plan(&layout, |key| scene.slot_of.get(key).copied(), &options);
+    let mut gathered = gathered(group_id, &scene, &plan, worth_per_s, present);
+    let now_s = bgworker::now_s();
+    bgworker::transaction(|| {
+        for one in &mut gathered {
+            let reasons = place::reasons(one.slot_id, &shadow::partitions_of_slot(one.slot_id)?)?;
+            one.refused = (!reasons.is_empty()).then_some((UNPLACEABLE, now_s));
+        }
+        Ok(())
+    })?;
+    let is_held = |slot: &i64| present.standings.get(slot).is_some_and(|own| own.held);
+    let held = scene.homes.iter().map(|(slot, _)| *slot).filter(is_held).collect();
+    Ok(Some(Planned { gathered, since: scene.since, held }))
 }
 
-impl Scene {
-    /// None: there is nothing to choose from.
-    fn read(
-        table: pg_sys::Oid,
-        gatherer: &Gatherer<Vec<u8>>,
-        decision: &Decision,
-    ) -> PgResult<Option<Scene>> {
-        let mut router = Router::of(table, Lifetime::Statement)?;
-        // Lists are on this server; slots on others are left alone.
-        let usable: Vec<_> =
-            decision.shards.iter().filter(|shard| !shard.draining && shard.is_local()).collect();
-        let capacities: Vec<f64> = usable.iter().map(|shard| shard.capacity).collect();
-        let Some(shards) = Shards::new(&capacities).ok().filter(|shards| shards.len() > 1) else {
-            return Ok(None);
-        };
-        if !partition::is_listable(router.key_type()) {
-            return Ok(None);
-        }
-        let mut scene = Scene {
-            shards,
-            shard_ids: usable.iter().map(|shard| shard.shard_id).collect(),
-            slots: Vec::new(),
-            homes: Vec::new(),
-            chosen: HashMap::new(),
-            slot_of: HashMap::new(),
-            texts: HashMap::new(),
-            isolated: 0,
-        };
-        let mut homes: Vec<(u32, place::Home)> = place::layout(table)?.into_iter().collect();
-        homes.sort_by_key(|(_, home)| home.slot_id);
-        let numbers: HashMap<u32, u32> = homes.iter().map(|(partition, _)| *partition).zip(0..).collect();
-        let mut bytes_of: HashMap<String, Vec<u8>> = HashMap::new();
-        let key_type = router.key_type();
-        for key in gatherer.keys() {
-            let Some((text, partition)) = keytext::listed(&mut router, key_type, key)? else { continue };
-            let Some(slot) = numbers.get(&partition.to_u32()) else { continue };
-            scene.slot_of.insert(key.clone(), *slot);
-            bytes_of.insert(text.clone(), key.clone());
-            scene.texts.insert(key.clone(), text);
-        }
-        for (_, home) in &homes {
-            scene.add(home, &bytes_of, decision);
-        }
-        Ok(Some(scene))
-    }
-
-    fn add(&mut self, home: &place::Home, bytes: &HashMap<String, Vec<u8>>, decision: &Decision) {
-        let number = |shard: i32| {
-            let at = self.shard_ids.iter().position(|own| *own == shard);
-            at.and_then(|at| u16::try_from(at).ok()).unwrap_or(u16::MAX)
-        };
-        let slot = self.slots.len() as u32;
-        let rows = std::iter::once(Some(home.slot_id)).chain(home.guests.iter().map(|guest| guest.slot));
-        let rows: Vec<_> = rows.flatten().filter_map(|slot| decision.slot(slot)).collect();
-        let cooldown = f64::from(guc::COOLDOWN.get());
-        let free = |row: &&crate::catalog::decision::SlotRow| {
-            !row.moving && !row.undone && row.rested_s.is_none_or(|rested| rested >= cooldown)
-        };
-        self.slots.push(SlotState {
-            shard: number(home.shard_id),
-            load: rows.iter().map(|row| row.heat).sum(),
-            bytes: rows.iter().map(|row| row.bytes.max(0) as u64).sum(),
-            // Nothing comes home to a shard that is being emptied.
-            free: self.shard_ids.contains(&home.shard_id) && rows.iter().all(free),
+fn gathered(
+    group_id: i32,
+    scene: &Scene,
+    plan: &Gathering<Vec<u8>>,
+    worth_per_s: f64,
+    present: &Present,
+) -> Vec<Gathered> {
+    let percent = |share: f64| (share * 100.0).round();
+    let mut all = Vec::new();
+    for change in &plan.changes {
+        let Some((slot_id, shard_id)) = scene.homes.get(change.slot as usize).copied() else { continue };
+        let shard = |to: Option<u16>| to.and_then(|to| scene.shard_ids.get(usize::from(to)).copied());
+        let keys = change.keys.iter();
+        let mut keys: Vec<(String, Option<i32>)> =
+            keys.filter_map(|(key, to)| Some((scene.texts.get(key)?.clone(), shard(*to)))).collect();
+        keys.sort();
+        let away = keys.iter().filter(|(_, to)| to.is_some()).count();
+        let reason = format!(
+            "{away} of its keys are used with keys of other shards, {} are no longer chosen; of what is used together {} % is on different shards, {} % would be",
+            keys.len() - away,
+            percent(plan.crossing.0),
+            percent(plan.crossing.1)
+        );
+        all.push(Gathered {
+            group_id,
+            table: scene.table,
+            slot_id,
+            shard_id,
+            targets: keys.iter().filter_map(|(_, to)| *to).chain([shard_id]).collect(),
+            keys,
+            bytes: change.bytes as i64,
+            benefit: change.gain * worth_per_s,
+            reason,
+            // As the round's decision had it: what changed since then does not hold.
+            standing: present.standings.get(&slot_id).cloned().unwrap_or_default(),
+            refused: None,
+            shown: None,
         });
-        let mut chosen = Vec::new();
-        for guest in &home.guests {
-            self.isolated += usize::from(guest.isolated);
-            let place = Located { slot, shard: number(guest.shard), alone: guest.isolated };
-            for text in &guest.keys {
-                let unsampled = || [vec![u8::MAX; UNSAMPLED], text.clone().into_bytes()].concat();
-                let key = bytes.get(text).cloned().unwrap_or_else(unsampled);
-                chosen.push((key, text.clone(), place));
+    }
+    all
+}
+
+/// Shows the plan of a group as recommendations; what says the same as before is not written again. Returns what is
+/// shown, for each.
+pub fn store(plan: &[Gathered], decision: &Decision) -> PgResult<Vec<Option<(i64, Said)>>> {
+    let shown: Vec<i64> = plan.iter().filter_map(Gathered::shown).collect();
+    let present: HashSet<i64> = gathering::present(&shown)?.into_iter().collect();
+    let names: HashMap<i32, &str> =
+        decision.shards.iter().map(|shard| (shard.shard_id, shard.name.as_str())).collect();
+    let show = |one: &Gathered| {
+        let (refusal, opens_s) = one.refusal(decision);
+        let unplaceable = refusal == Some(UNPLACEABLE);
+        let said = Said {
+            action: if unplaceable { "none" } else { "place" },
+            bytes: one.bytes,
+            reason: one.reason.clone(),
+            benefit: one.benefit,
+            refusal,
+        };
+        let start_s = Some(opens_s.unwrap_or(0.0));
+        match one.shown.as_ref().filter(|(id, _)| present.contains(id)) {
+            Some((id, before)) => {
+                if *before != said {
+                    gathering::change(*id, &said, start_s)?;
+                }
+                Ok(Some((*id, said)))
+            }
+            None => {
+                let keys = (one.table, one.map(&names));
+                let added = gathering::add(one.slot_id, one.shard_id, keys, &said, start_s)?;
+                Ok(added.map(|id| (id, said)))
             }
         }
-        for (key, text, place) in chosen {
-            self.texts.insert(key.clone(), text);
-            self.chosen.insert(key, place);
-        }
-        self.homes.push((home.slot_id, home.shard_id));
-    }
-
-    fn gathered(
-        &self,
-        group_id: i32,
-        table: pg_sys::Oid,
-        plan: &Gathering<Vec<u8>>,
-        worth_per_s: f64,
-        decision: &Decision,
-    ) -> PgResult<Vec<Gathered>> {
-        let percent = |share: f64| (share * 100.0).round();
-        let mut all = Vec::new();
-        for change in &plan.changes {
-            let Some((slot_id, shard_id)) = self.homes.get(change.slot as usize).copied() else { continue };
-            let shard = |to: Option<u16>| to.and_then(|to| self.shard_ids.get(usize::from(to)).copied());
-            let keys = change.keys.iter();
-            let keys: Vec<(String, Option<i32>)> =
-                keys.filter_map(|(key, to)| Some((self.texts.get(key)?.clone(), shard(*to)))).collect();
-            let name = |shard: &Option<i32>| shard.map_or(Value::Null, |id| decision.shard_name(id).into());
-            let map: Map<String, Value> = keys.iter().map(|(key, to)| (key.clone(), name(to))).collect();
-            let away = keys.iter().filter(|(_, to)| to.is_some()).count();
-            let reason = format!(
-                "{away} of its keys are used with keys of other shards, {} are no longer chosen; of what is used together {} % is on different shards, {} % would be",
-                keys.len() - away,
-                percent(plan.crossing.0),
-                percent(plan.crossing.1)
-            );
-            all.push(Gathered {
-                group_id,
-                table,
-                slot_id,
-                shard_id,
-                keys,
-                map: Value::Object(map),
-                bytes: bytes_of(slot_id, &decision.slots).max(change.bytes as i64),
-                benefit: change.gain * worth_per_s,
-                reason,
-                against: place::reasons(slot_id, &shadow::partitions_of_slot(slot_id)?)?,
-            });
-        }
-        Ok(all)
-    }
-}
-
-/// Machine-readable reason and advice for keys that cannot have lists.
-const UNPLACEABLE: (&str, &str) = (
-    "unplaceable_keys",
-    "Try foreshard.place_keys() with the keys of this recommendation: it names every reason and what to do.",
-);
-
-/// Stores them as recommendations.
-pub fn store(gathered: &[Gathered], decision: &Decision) -> PgResult<()> {
-    division::store(&gathered.iter().map(|one| row(one, said_of(one, decision))).collect::<Vec<_>>())
-}
-
-/// What is said of one.
-fn said_of(one: &Gathered, decision: &Decision) -> divisions::Said {
-    if !one.against.is_empty() {
-        return (Some(UNPLACEABLE), None);
-    }
-    if decision.slot(one.slot_id).is_some_and(|slot| slot.undone) {
-        return (Some(UNDONE), None);
-    }
-    decision.said_of_hours()
-}
-
-fn row(one: &Gathered, (refusal, opens_s): divisions::Said) -> division::Row<'_> {
-    division::Row {
-        action: if one.against.is_empty() { "place" } else { "none" },
-        slot_id: one.slot_id,
-        shard_id: one.shard_id,
-        bytes: one.bytes,
-        reason: Some(&one.reason),
-        refusal,
-        start_s: Some(opens_s.unwrap_or(0.0)),
-        over_s: None,
-        keys: Some((one.table, &one.map)),
-        benefit: Some(one.benefit),
-    }
-}
-
-/// Files those of one group that nothing speaks against, if its tables leave that to foreshard; false: none. They were
-/// decided in another transaction: somebody may have said something else since.
-pub fn file(group: &[Gathered], decision: &Decision) -> PgResult<bool> {
-    let modes = Modes::read()?;
-    let may = |one: &&Gathered| said_of(one, decision).0.is_none() && modes.of(one.group_id) == Mode::Auto;
-    let Some(first) = group.iter().find(may).filter(|_| window::is_open(bgworker::now_s())) else {
-        return Ok(false);
     };
-    let mut placing = Placing::of(first.table)?;
-    let mut count = 0;
-    for one in group.iter().filter(may) {
-        for (key, shard) in &one.keys {
-            placing.put(text_key(key)?, *shard)?;
-        }
-        count += one.keys.len();
+    plan.iter().map(show).collect()
+}
+
+/// Whether nothing is known to speak against it, and its tables leave it to foreshard.
+pub fn may_file(one: &Gathered, decision: &Decision) -> bool {
+    decision.modes.of(one.group_id) == Mode::Auto && one.refusal(decision).0.is_none()
+}
+
+/// Files one; false: it is no change, or does not hold any more. It was decided in another transaction: somebody may have
+/// said or done something else since.
+pub fn file(one: &Gathered) -> PgResult<bool> {
+    let present = Present::from_rows(&decision::slots_of(Some(one.slot_id))?, &colocation::shards()?);
+    let may = one.holds(&present) && Modes::read()?.of(one.group_id) == Mode::Auto;
+    if !may || !window::is_open(bgworker::now_s()) {
+        return Ok(false);
     }
-    let filed = placing.file("foreshard", json!({"place": count, "whole": false}))?;
+    let mut placing = Placing::of(one.table)?;
+    for (key, shard) in &one.keys {
+        placing.put(text_key(key)?, *shard)?;
+    }
+    let filed = placing.file("foreshard", json!({"place": one.keys.len(), "whole": false}))?;
     act::attach(&filed, "place", None)?;
     Ok(!filed.is_empty())
 }

@@ -8,6 +8,7 @@ pub mod gatherings;
 mod links;
 mod models;
 mod modes;
+mod scene;
 mod trust;
 mod window;
 
@@ -24,7 +25,7 @@ use foreshard_core::placement::{
     plan_linked, schedule,
 };
 use modes::Modes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use window::Opening;
 
 pub use curves::CurvePoint;
@@ -66,6 +67,8 @@ pub struct Decision {
     pub divisions: Vec<divisions::Division>,
     /// Length of a lead, s.
     pub lead_s: i32,
+    /// Places of slots in `slots`.
+    row_of: HashMap<i64, usize>,
     options: PlanOptions,
     places: Vec<Shard>,
     segments: Vec<Segment>,
@@ -269,7 +272,9 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         refusal.reason != RefusalReason::UnsplittableKey
             || divisions.iter().all(|division| division.slot_id != refusal.segment)
     });
+    let row_of = slots.iter().enumerate().map(|(at, slot)| (slot.slot_id, at)).collect();
     let mut decision = Decision {
+        row_of,
         forecasts,
         interval_level,
         slots,
@@ -332,7 +337,7 @@ impl Decision {
     }
 
     fn slot(&self, slot_id: i64) -> Option<&decision::SlotRow> {
-        self.slots.iter().find(|slot| slot.slot_id == slot_id)
+        self.row_of.get(&slot_id).and_then(|at| self.slots.get(*at))
     }
 
     /// What is said of each step: the confidence to state, when to begin, and why it is not taken now.

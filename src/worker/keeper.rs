@@ -13,7 +13,6 @@ use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use crate::pg::shmem::{self, State};
-use crate::planner::gatherings::{self, Gathered};
 use crate::planner::{self, Decision, divisions};
 use crate::resolve::memory;
 use foreshard_core::heat::is_due;
@@ -180,15 +179,10 @@ impl Keeper {
     fn plan(&mut self, now_s: f64) -> WorkResult<()> {
         let Some((decision, moving)) = bgworker::transaction(decide)? else { return Ok(()) };
         let gatherers = &mut self.learner.gatherers;
-        let gathered = bgworker::transaction(|| {
-            let gathered = gatherers.plan(&decision, now_s)?;
-            gatherings::store(&gathered, &decision)?;
-            Ok(gathered)
-        });
-        if moving || divide(&decision) {
-            return gathered.map(drop);
+        gatherers.plan(&decision, now_s);
+        if !moving && !divide(&decision) {
+            gatherers.file(&decision);
         }
-        place(&gathered?, &decision);
         Ok(())
     }
 
@@ -263,15 +257,6 @@ fn divide(decision: &Decision) -> bool {
         let (action, slot_id) = (division.action.as_str(), division.slot_id);
         is_filed(&format!("{action} of slot {slot_id}"), || divisions::file(division))
     })
-}
-
-/// The same of the placements of keys, of one group at a time.
-fn place(gathered: &[Gathered], decision: &Decision) {
-    for group in gathered.chunk_by(|a, b| a.group_id == b.group_id) {
-        if is_filed("placement of keys", || gatherings::file(group, decision)) {
-            return;
-        }
-    }
 }
 
 /// Whether something was filed, in a transaction of its own; who reads the log is told what failed.

@@ -1,11 +1,13 @@
 //! Keys that are used together come to live together; limits hold; nothing flaps.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-use foreshard_core::gather::{GatherOptions, Gatherer, Gathering, Located, Room, SlotState};
+use foreshard_core::gather::{
+    GatherOptions, Gatherer, Gathering, Layout, Located, Rate, Room, SlotState, Standing,
+};
 use foreshard_core::graph::keys::key_hash;
 use foreshard_core::graph::shards::Shards;
 use proptest::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 const SLOTS: u32 = 12;
 const SHARDS: u16 = 4;
@@ -56,7 +58,17 @@ impl Table {
 
     fn plan(&self) -> Gathering<u64> {
         let shards = Shards::new(&vec![1.0; usize::from(SHARDS)]).unwrap();
-        self.gatherer.plan(&shards, &self.slots, &self.chosen, |key| Some(slot_of(key)), &self.options)
+        let layout =
+            Layout { shards: &shards, slots: &self.slots, chosen: &self.chosen, variants: &HashMap::new() };
+        self.gatherer.plan(&layout, |key| Some(slot_of(key)), &self.options)
+    }
+
+    /// Lists that there are, where one holds `keys`.
+    fn lists(&self) -> usize {
+        let mut lists: HashMap<(u32, u16), usize> = HashMap::new();
+        let shared = self.chosen.values().filter(|own| !own.alone);
+        shared.for_each(|own| *lists.entry((own.slot, own.shard)).or_default() += 1);
+        lists.values().map(|keys| self.options.room.lists_of(*keys)).sum()
     }
 
     fn shard(&self, key: u64) -> u16 {
@@ -70,7 +82,10 @@ impl Table {
                 *self.changes_of.entry(*key).or_default() += 1;
                 match to {
                     Some(shard) => {
-                        self.chosen.insert(*key, Located { slot: change.slot, shard: *shard, alone: false });
+                        let now = Some(self.gatherer.windows());
+                        let since = self.chosen.get(key).map_or(now, |own| own.since);
+                        self.chosen
+                            .insert(*key, Located { slot: change.slot, shard: *shard, alone: false, since });
                     }
                     None => {
                         self.chosen.remove(key);
@@ -148,7 +163,7 @@ fn cooled_keys_go_home_and_others_stay() {
     let mut random = Random(3);
     let mut table = Table::new(GatherOptions::default());
     windows(&mut random, 60, 1, 3_000).iter().for_each(|window| table.gatherer.observe(window));
-    table.chosen.insert(2_000, Located { slot: slot_of(&2_000), shard: 1, alone: true });
+    table.chosen.insert(2_000, Located { slot: slot_of(&2_000), shard: 1, alone: true, since: Some(0) });
     table.follow(&table.plan());
     let chosen = table.chosen.len();
     assert!(chosen > 100, "{chosen}");
@@ -161,6 +176,131 @@ fn cooled_keys_go_home_and_others_stay() {
     let left = table.chosen.keys().filter(|key| **key < 360).count();
     assert!(left == 0, "{left} of {chosen} still chosen");
     assert!(table.chosen.contains_key(&2_000), "what is alone is not touched");
+}
+
+#[test]
+fn a_new_gatherer_sends_nothing_home_before_it_has_watched() {
+    let mut random = Random(5);
+    let mut table = Table::new(GatherOptions::default());
+    windows(&mut random, 60, 1, 3_000).iter().for_each(|window| table.gatherer.observe(window));
+    table.follow(&table.plan());
+    let chosen = table.chosen.len();
+    assert!(chosen > 100, "{chosen}");
+    // A restart: nothing is known, and then of a tenth of the keys only.
+    table.gatherer = Gatherer::new(4_096, 3_000.0, 3_000.0);
+    table.chosen.values_mut().for_each(|own| own.since = Some(0));
+    let key_too_long = *table.chosen.keys().max().unwrap();
+    table.chosen.get_mut(&key_too_long).unwrap().since = None;
+    let part = |random: &mut Random| windows(random, 6, 1, 400);
+    part(&mut random).iter().for_each(|window| table.gatherer.observe(window));
+    let plan = table.plan();
+    let sent = plan.changes.iter().flat_map(|change| &change.keys);
+    let sent: Vec<&u64> = sent.filter(|(key, to)| to.is_none() && *key >= 36).map(|(key, _)| key).collect();
+    assert!(sent.is_empty(), "{} of {chosen} go home", sent.len());
+    // The others are not used for a half-life: then they go.
+    for _ in 0..8 {
+        part(&mut random).iter().for_each(|window| table.gatherer.observe(window));
+    }
+    table.follow(&table.plan());
+    let left: Vec<&u64> = table.chosen.keys().filter(|key| **key >= 36).collect();
+    assert_eq!(left, [&key_too_long], "what cannot be seen stays");
+}
+
+#[test]
+fn room_that_shrinks_is_given_back() {
+    let mut random = Random(11);
+    let mut table = Table::new(GatherOptions { byte_cost: 0.001, ..GatherOptions::default() });
+    table.options.room = Room { lists: 30, keys: 20 };
+    windows(&mut random, 60, 1, 3_000).iter().for_each(|window| table.gatherer.observe(window));
+    table.follow(&table.plan());
+    let before = table.lists();
+    // Nobody uses some of them any more, and one slot is held.
+    table.gatherer = Gatherer::new(4_096, 3_000.0, 3_000.0);
+    windows(&mut random, 20, 1, 600).iter().for_each(|window| table.gatherer.observe(window));
+    table.slots[3].free = false;
+    let held: Vec<u64> = table.chosen.iter().filter(|(_, own)| own.slot == 3).map(|(key, _)| *key).collect();
+    table.options.room.lists = before / 2;
+    table.follow(&table.plan());
+    assert!(table.lists() <= before / 2, "{before} lists became {}", table.lists());
+    assert!(held.iter().all(|key| table.chosen.contains_key(key)));
+    assert!(table.lists() + 4 >= before / 2, "{before} lists became {}", table.lists());
+}
+
+#[test]
+fn forms_of_a_key_are_one() {
+    let mut random = Random(13);
+    let mut table = Table::new(GatherOptions::default());
+    // Odd windows name a key by another form.
+    let other = |key: u64| key + 10_000;
+    let seen = windows(&mut random, 60, 1, 4_000);
+    for (at, window) in seen.iter().enumerate() {
+        let form = |key: &u64| if at % 2 == 0 { *key } else { other(*key) };
+        table.gatherer.observe(&window.iter().map(form).collect::<Vec<u64>>());
+    }
+    let variants: HashMap<u64, u64> = (0..360).map(|key| (other(key), key)).collect();
+    let shards = Shards::new(&vec![1.0; usize::from(SHARDS)]).unwrap();
+    let plan = |table: &Table| {
+        let (slots, chosen) = (&table.slots, &table.chosen);
+        let layout = Layout { shards: &shards, slots, chosen, variants: &variants };
+        table.gatherer.plan(&layout, |key| Some(slot_of(&(key % 10_000))), &table.options)
+    };
+    let first = plan(&table);
+    let keys: Vec<u64> = first.changes.iter().flat_map(|change| &change.keys).map(|(key, _)| *key).collect();
+    assert!(keys.len() > 100 && keys.iter().all(|key| *key < 10_000), "{keys:?}");
+    assert!(first.crossing.1 < 0.2 * first.crossing.0, "{:?}", first.crossing);
+    table.follow(&first);
+    // From now on only the other form is used: the key is as warm as ever.
+    for _ in 0..15 {
+        for window in windows(&mut random, 60, 1, 1_000) {
+            table.gatherer.observe(&window.into_iter().map(other).collect::<Vec<u64>>());
+        }
+    }
+    let sent = plan(&table).changes.into_iter().flat_map(|change| change.keys);
+    assert_eq!(sent.filter(|(_, to)| to.is_none()).count(), 0);
+}
+
+#[test]
+fn a_plan_holds_only_for_what_it_was_made_for() {
+    let usable = HashSet::from([1, 2]);
+    let planned = Standing { lists: vec![(7, 1, Some(5.0)), (9, 2, None)], held: false };
+    let holds = |now: Option<&Standing>, target: i32| planned.holds(now, [target].into_iter(), &usable);
+    assert!(holds(Some(&planned.clone()), 2));
+    assert!(!holds(None, 2), "merged away");
+    assert!(!holds(Some(&planned), 3), "the shard is gone or being emptied");
+    assert!(!holds(Some(&Standing { held: true, ..planned.clone() }), 2), "something is under way");
+    let changed = |lists: Vec<(i64, i32, Option<f64>)>| Standing { lists, held: false };
+    assert!(!holds(Some(&changed(vec![(7, 1, Some(6.0)), (9, 2, None)])), 2), "keys were placed since");
+    assert!(!holds(Some(&changed(vec![(7, 2, Some(5.0)), (9, 2, None)])), 2), "the slot has moved");
+    assert!(!holds(Some(&changed(vec![(7, 1, Some(5.0))])), 2), "a list went home");
+}
+
+#[test]
+fn the_rate_is_that_of_lately() {
+    let mut rate = Rate::new(1_000.0, 0.0);
+    for second in 1..=1_000 {
+        rate.note(10, 1_000.0, f64::from(second));
+    }
+    assert!((rate.per_s() - 1_000.0).abs() < 20.0, "{}", rate.per_s());
+    // A tenth of that from now on; then a night without any, which says nothing about the morning.
+    for second in 1_001..=3_000 {
+        rate.note(1, 100.0, f64::from(second));
+    }
+    let slow = rate.per_s();
+    assert!(slow < 400.0, "{slow}");
+    rate.note(1, 100.0, 40_000.0);
+    assert!(rate.per_s() > slow / 2.0 && rate.per_s() < slow && rate.last_s() == 40_000.0);
+}
+
+#[test]
+fn memory_can_be_taken_back() {
+    let mut random = Random(17);
+    let mut table = Table::new(GatherOptions::default());
+    windows(&mut random, 100, 1, 2_000).iter().for_each(|window| table.gatherer.observe(window));
+    assert!(table.gatherer.len() > 500);
+    table.gatherer.limit(64);
+    assert!(table.gatherer.len() <= 64);
+    windows(&mut random, 100, 1, 200).iter().for_each(|window| table.gatherer.observe(window));
+    assert!(table.gatherer.len() <= 64 && table.gatherer.counted() > 1_000.0);
 }
 
 proptest! {
@@ -192,9 +332,35 @@ proptest! {
                 prop_assert!(change.keys.iter().all(|(key, _)| slot_of(key) == change.slot));
             }
             table.follow(&plan);
-            let mut made: HashMap<(u32, u16), usize> = HashMap::new();
-            table.chosen.values().for_each(|own| *made.entry((own.slot, own.shard)).or_default() += 1);
-            prop_assert!(made.len() <= lists && made.values().all(|length| *length <= keys), "{:?}", made);
+            prop_assert!(table.lists() <= lists, "{} lists", table.lists());
+        }
+    }
+
+    #[test]
+    fn shifting_groups_at_full_room_never_need_more(
+        seed in 1_u64..1_000_000,
+        lists in 1_usize..24,
+        keys in 1_usize..12,
+        cost in 0.0_f64..0.02,
+        holds in prop::collection::vec(0_u32..SLOTS, 8),
+    ) {
+        let mut random = Random(seed);
+        let room = Room { lists, keys };
+        let mut table = Table::new(GatherOptions { room, byte_cost: cost, ..GatherOptions::default() });
+        let strides = [1, 37, 11, 53];
+        for (round, held) in holds.into_iter().enumerate() {
+            // Another keeper now and then: it knows nothing of what is chosen.
+            if round % 3 == 2 {
+                table.gatherer = Gatherer::new(4_096, 3_000.0, 3_000.0);
+                table.chosen.values_mut().for_each(|own| own.since = Some(0));
+            }
+            (0..SLOTS).for_each(|slot| table.slots[slot as usize].free = slot != held);
+            let seen = windows(&mut random, 40, strides[round / 2], 700);
+            seen.iter().for_each(|window| table.gatherer.observe(window));
+            let plan = table.plan();
+            prop_assert_eq!(&plan, &table.plan());
+            table.follow(&plan);
+            prop_assert!(table.lists() <= lists, "{} lists, room for {} in round {}", table.lists(), lists, round);
         }
     }
 

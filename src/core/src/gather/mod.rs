@@ -7,7 +7,10 @@
 //! keys move. So a change must be worth the bytes of its slot, and nothing moves for a little.
 
 mod lists;
+mod picture;
 mod plan;
+mod rate;
+mod standing;
 
 use std::hash::Hash;
 
@@ -16,7 +19,9 @@ use crate::graph::partition::{Adaptive, AdaptiveOptions, WeightedGraph};
 use crate::graph::shards::Shards;
 
 pub use lists::Room;
-pub use plan::{GatherOptions, Gathering, Located, SlotChange, SlotState, compensated};
+pub use plan::{GatherOptions, Gathering, Layout, Located, SlotChange, SlotState, compensated};
+pub use rate::Rate;
+pub use standing::Standing;
 
 /// The most keys that a gatherer can be made for.
 pub const MAX_KEYS: usize = 1 << 18;
@@ -32,6 +37,7 @@ pub struct Gatherer<K> {
     keys: KeyTable<K>,
     learnt: Adaptive,
     max_keys: usize,
+    half_life_windows: f64,
     windows: u64,
     uses: u64,
     forgotten: u64,
@@ -50,6 +56,7 @@ impl<K: Clone + Eq + Hash> Gatherer<K> {
             keys: KeyTable::new(),
             learnt: Adaptive::new(Shards::one(), options),
             max_keys: max_keys.clamp(16, MAX_KEYS),
+            half_life_windows: load_half_life_windows.max(1.0),
             windows: 0,
             uses: 0,
             forgotten: 0,
@@ -65,6 +72,19 @@ impl<K: Clone + Eq + Hash> Gatherer<K> {
         self.learnt.learn(&numbers);
         self.windows += 1;
         self.uses += window.len() as u64;
+    }
+
+    /// From now on tells at most so many keys apart (16 to [`MAX_KEYS`]); the most used ones stay.
+    pub fn limit(&mut self, max_keys: usize) {
+        self.max_keys = max_keys.clamp(16, MAX_KEYS);
+        if self.len() > self.max_keys {
+            self.make_room();
+        }
+    }
+
+    /// Windows that count, when the older ones are forgotten as their keys are.
+    pub fn counted(&self) -> f64 {
+        (self.half_life_windows / std::f64::consts::LN_2).min(self.windows as f64)
     }
 
     fn make_room(&mut self) {

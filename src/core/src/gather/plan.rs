@@ -1,15 +1,13 @@
 //! From what is known of keys to changes of slots that are worth their bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 
 use super::Gatherer;
-use super::lists::{self, Room};
-use crate::graph::partition::{PartitionOptions, WeightedGraph, cut_share, partition, repartition};
-use crate::graph::shards::{Placed, Shards, balance};
-
-/// A placement from nothing is only taken when it cuts less than this share of what an improved one cuts.
-const FROM_NOTHING: f64 = 0.7;
+use super::lists::{Lists, Room};
+use super::picture::{Node, Picture, Settled};
+use crate::graph::partition::{PartitionOptions, WeightedGraph};
+use crate::graph::shards::Shards;
 
 /// A chosen key goes home when it is used less than this share of what a key needs to be chosen.
 const COOLED: f64 = 0.25;
@@ -87,6 +85,21 @@ pub struct Located {
     pub shard: u16,
     /// It has a place by itself, and is left there.
     pub alone: bool,
+    /// Windows that there were when it was first known to be chosen: a key is cold only when it was watched for long. None:
+    /// its uses cannot be seen, so it never is.
+    pub since: Option<u64>,
+}
+
+/// Where everything is.
+pub struct Layout<'a, K> {
+    /// Shards that count.
+    pub shards: &'a Shards,
+    /// Slots, by position.
+    pub slots: &'a [SlotState],
+    /// Keys that live elsewhere than at home, or alone.
+    pub chosen: &'a HashMap<K, Located>,
+    /// Other forms of a key, with the one that stands for all of them.
+    pub variants: &'a HashMap<K, K>,
 }
 
 /// What shall become of the keys of one slot.
@@ -113,154 +126,126 @@ pub struct Gathering<K> {
     pub balance: (f64, f64),
 }
 
-/// A key, as a node.
-pub(super) struct Node {
-    /// Number among the keys.
-    pub(super) key: u32,
-    pub(super) slot: u32,
-    /// Shard of its slot.
-    pub(super) home: u16,
-    /// It stays where it is.
-    pub(super) fixed: bool,
-}
-
-/// Keys and the rest of every shard as a graph.
-struct Picture {
+/// What is known, as a graph.
+struct Known {
     graph: WeightedGraph,
-    nodes: Vec<Node>,
-    /// Of keys and rests: where they are.
-    present: Vec<u16>,
-    shards: Shards,
+    /// The key's number behind each node.
+    numbers: Vec<u32>,
+    /// Of every node the one that stands for all forms of its key.
+    roots: Vec<usize>,
+    /// Uses of all forms of a key, where it stands for them.
+    uses: Vec<f64>,
 }
 
 impl<K: Clone + Eq + Hash> Gatherer<K> {
-    /// Plans where keys shall live. `chosen` are those that live elsewhere than at home, or alone; `slot_of` tells the
-    /// slot of any other. Nothing is remembered: asked again before anything has changed, it says the same.
+    /// Plans where keys shall live. `slot_of` tells the slot of any key that is not chosen. Nothing is remembered: asked
+    /// again before anything has changed, it says the same.
     pub fn plan(
         &self,
-        shards: &Shards,
-        slots: &[SlotState],
-        chosen: &HashMap<K, Located>,
+        layout: &Layout<K>,
         slot_of: impl FnMut(&K) -> Option<u32>,
         options: &GatherOptions,
     ) -> Gathering<K> {
-        let picture = self.picture(shards, slots, chosen, slot_of, options);
-        let before = cut_share(&picture.graph, &picture.present);
-        let uneven = |places: &[u16]| balance(&picture.graph.shard_loads(places, shards.len()), shards);
-        let crooked = uneven(&picture.present);
-        let mut places = picture.distribute(options);
-        lists::fit(&picture.graph, &picture.nodes, &mut places, &options.room);
-        picture.leave_what_does_not_pay(&mut places, slots, options);
-        let (mut after, mut level) = (cut_share(&picture.graph, &places), uneven(&places));
-        let pays = after <= before * (1.0 - options.least_gain) && level <= options.most_uneven.max(crooked);
-        if !pays && !(crooked > options.most_uneven && level < crooked && after <= before) {
-            places.clone_from(&picture.present);
-            (after, level) = (before, crooked);
-        }
+        let (shards, slots) = (layout.shards, layout.slots);
+        let known = self.known(layout);
+        let picture = self.picture(&known, layout, slot_of, options);
+        let idle = self.idle(&picture, layout);
+        let count = |(place, keys): (&(u32, u16), &Vec<K>)| {
+            (*place, (keys.len(), slots.get(place.0 as usize).is_some_and(|slot| slot.free)))
+        };
+        let lists = Lists {
+            room: &options.room,
+            graph: &picture.graph,
+            nodes: &picture.nodes,
+            present: &picture.present,
+            idle: idle.iter().map(count).collect(),
+        };
+        let Settled { places, cleared, crossing, balance } = picture.settle(&lists, slots, shards, options);
         let mut changes = self.changes(&picture, &places, slots);
-        self.send_cooled_home(&mut changes, slots, chosen, options);
+        let mut leaving: BTreeMap<u32, Vec<K>> = BTreeMap::new();
+        for (place, keys) in idle.into_iter().filter(|(place, _)| cleared.contains(place)) {
+            leaving.entry(place.0).or_default().extend(keys);
+        }
+        let forced: BTreeSet<u32> = leaving.keys().copied().collect();
+        self.add_cooled(&mut leaving, &known, layout, options);
+        send_home(&mut changes, leaving, &forced, layout);
         let rank = |change: &SlotChange<K>| change.gain / (change.bytes.max(1)) as f64;
         changes.sort_by(|a, b| rank(b).total_cmp(&rank(a)).then(a.slot.cmp(&b.slot)));
-        Gathering { changes, crossing: (before, after), balance: (crooked, level) }
+        Gathering { changes, crossing, balance }
     }
 
-    /// Uses (that still count) of every key, by number.
-    fn uses(&self) -> Vec<f64> {
+    /// The forms of a key become one.
+    fn known(&self, layout: &Layout<K>) -> Known {
         let (graph, numbers) = self.graph();
-        let mut uses = vec![0.0; self.len()];
-        for (node, number) in numbers.iter().enumerate() {
-            if let Some(own) = uses.get_mut(*number as usize) {
-                *own = graph.load(node);
+        let mut node_of = vec![None; self.len()];
+        for (at, number) in numbers.iter().enumerate() {
+            if let Some(node) = node_of.get_mut(*number as usize) {
+                *node = Some(at);
             }
         }
-        uses
+        let root = |(at, number): (usize, &u32)| {
+            let first = self.keys.key(*number).and_then(|key| layout.variants.get(key));
+            let first = first.and_then(|first| self.keys.get(first));
+            first.and_then(|number| node_of.get(number as usize).copied().flatten()).unwrap_or(at)
+        };
+        let roots: Vec<usize> = numbers.iter().enumerate().map(root).collect();
+        let mut uses = vec![0.0; numbers.len()];
+        roots.iter().enumerate().for_each(|(at, root)| uses[*root] += graph.load(at));
+        Known { graph, numbers, roots, uses }
+    }
+
+    /// Chosen keys with company that no node stands for, by slot and shard.
+    fn idle(&self, picture: &Picture, layout: &Layout<K>) -> BTreeMap<(u32, u16), Vec<K>> {
+        let nodes: HashSet<u32> = picture.nodes.iter().map(|node| node.key).collect();
+        let mut idle: BTreeMap<(u32, u16), Vec<K>> = BTreeMap::new();
+        for (key, own) in layout.chosen.iter().filter(|(_, own)| !own.alone) {
+            if self.keys.get(key).is_none_or(|number| !nodes.contains(&number)) {
+                idle.entry((own.slot, own.shard)).or_default().push(key.clone());
+            }
+        }
+        idle
     }
 
     fn picture(
         &self,
-        shards: &Shards,
-        slots: &[SlotState],
-        chosen: &HashMap<K, Located>,
+        known: &Known,
+        layout: &Layout<K>,
         mut slot_of: impl FnMut(&K) -> Option<u32>,
         options: &GatherOptions,
     ) -> Picture {
-        let (known, numbers) = self.graph();
-        let mut place_of = vec![u32::MAX; known.len()];
+        let mut place_of = vec![u32::MAX; known.graph.len()];
         let (mut nodes, mut present, mut uses) = (Vec::new(), Vec::new(), Vec::new());
-        let counts = |shard: u16| usize::from(shard) < shards.len();
-        for (at, number) in numbers.iter().enumerate() {
+        let counts = |shard: u16| usize::from(shard) < layout.shards.len();
+        for (at, number) in known.numbers.iter().enumerate().filter(|(at, _)| known.roots[*at] == *at) {
             let Some(key) = self.keys.key(*number) else { continue };
-            let own = chosen.get(key);
+            let own = layout.chosen.get(key);
             let slot = own.map(|own| own.slot).or_else(|| slot_of(key));
-            let Some((slot, state)) = slot.and_then(|slot| Some((slot, slots.get(slot as usize)?))) else {
+            let Some((slot, state)) = slot.and_then(|slot| Some((slot, layout.slots.get(slot as usize)?)))
+            else {
                 continue;
             };
             let least = if own.is_some() { COOLED } else { 1.0 } * options.least_uses;
             let at_present = own.map_or(state.shard, |own| own.shard);
-            if known.load(at) < least || !counts(at_present) || !counts(state.shard) {
+            if known.uses[at] < least || !counts(at_present) || !counts(state.shard) {
                 continue;
             }
             place_of[at] = nodes.len() as u32;
-            let fixed = !state.free || own.is_some_and(|own| own.alone);
-            nodes.push(Node { key: *number, slot, home: state.shard, fixed });
+            let alone = own.is_some_and(|own| own.alone);
+            nodes.push(Node { key: *number, slot, home: state.shard, fixed: !state.free || alone, alone });
             present.push(at_present);
-            uses.push(known.load(at));
+            uses.push(known.uses[at]);
         }
         let mut edges = Vec::new();
-        for at in 0..known.len() {
-            for (other, weight) in known.edges(at) {
-                let pair = (place_of[at], place_of[other as usize]);
-                if at < other as usize && pair.0 != u32::MAX && pair.1 != u32::MAX {
+        for at in 0..known.graph.len() {
+            for (other, weight) in known.graph.edges(at) {
+                let (a, b) = (known.roots[at], known.roots[other as usize]);
+                let pair = (place_of[a], place_of[b]);
+                if at < other as usize && a != b && pair.0 != u32::MAX && pair.1 != u32::MAX {
                     edges.push((pair.0, pair.1, weight));
                 }
             }
         }
-        Self::with_rests(shards, slots, nodes, present, uses, &edges)
-    }
-
-    /// Adds what a shard's slots carry beside these keys, which stays where it is.
-    fn with_rests(
-        shards: &Shards,
-        slots: &[SlotState],
-        nodes: Vec<Node>,
-        mut present: Vec<u16>,
-        uses: Vec<f64>,
-        edges: &[(u32, u32, f32)],
-    ) -> Picture {
-        let load = |slot: &SlotState| if slot.load.is_finite() { slot.load.max(0.0) } else { 0.0 };
-        let (sum, used): (f64, f64) = (slots.iter().map(load).sum(), uses.iter().sum());
-        // Uses in the unit of loads.
-        let scale = if sum > 0.0 && used > 0.0 { sum / used } else { 1.0 };
-        let mut own = vec![0.0; slots.len()];
-        nodes.iter().zip(&uses).for_each(|(node, uses)| own[node.slot as usize] += uses * scale);
-        // Keys of a slot are never more than the slot: samples of others are no business of it.
-        let of_slot =
-            |slot: usize| if own[slot] > 0.0 { (load(&slots[slot]) / own[slot]).min(1.0) } else { 1.0 };
-        let factor: Vec<f64> =
-            (0..slots.len()).map(|slot| if sum > 0.0 { of_slot(slot) } else { 1.0 }).collect();
-        let mut rests = vec![0.0; shards.len()];
-        for (slot, state) in slots.iter().enumerate() {
-            if let Some(rest) = rests.get_mut(usize::from(state.shard)) {
-                *rest += (load(state) - own[slot] * factor[slot]).max(0.0);
-            }
-        }
-        let mut bound = shards.clone();
-        for shard in 0..shards.len() as u16 {
-            // Only a shard that does not exist is refused.
-            let _ = bound.restrict(shard + 1, &[shard]);
-        }
-        let mut placed: Vec<Placed> = Vec::with_capacity(nodes.len() + rests.len());
-        for ((node, uses), at) in nodes.iter().zip(&uses).zip(&present) {
-            let kind = if node.fixed { at + 1 } else { 0 };
-            placed.push(Placed { load: uses * scale * factor[node.slot as usize], kind });
-        }
-        for (shard, rest) in (0_u16..).zip(rests) {
-            placed.push(Placed { load: rest, kind: shard + 1 });
-            present.push(shard);
-        }
-        // Everything in it was checked: loads are finite, edges name nodes.
-        let graph = WeightedGraph::new(&placed, edges).unwrap_or_default();
-        Picture { graph, nodes, present, shards: bound }
+        Picture::with_rests(layout.shards, layout.slots, nodes, present, uses, &edges)
     }
 
     fn changes(&self, picture: &Picture, places: &[u16], slots: &[SlotState]) -> Vec<SlotChange<K>> {
@@ -281,100 +266,53 @@ impl<K: Clone + Eq + Hash> Gatherer<K> {
         by_slot.into_iter().flatten().collect()
     }
 
-    /// Chosen keys that are hardly used any more go home: with whatever else happens to their slot, or when most of the
-    /// slot's chosen keys are like that.
-    fn send_cooled_home(
+    /// Adds chosen keys that are hardly used any more, and were watched for long enough to say so.
+    fn add_cooled(
         &self,
-        changes: &mut Vec<SlotChange<K>>,
-        slots: &[SlotState],
-        chosen: &HashMap<K, Located>,
+        leaving: &mut BTreeMap<u32, Vec<K>>,
+        known: &Known,
+        layout: &Layout<K>,
         options: &GatherOptions,
     ) {
-        let uses = self.uses();
-        let mut cooled: HashMap<u32, Vec<K>> = HashMap::new();
-        let mut listed: HashMap<u32, usize> = HashMap::new();
-        for (key, own) in chosen.iter().filter(|(_, own)| !own.alone) {
-            *listed.entry(own.slot).or_default() += 1;
-            let known = self.keys.get(key).and_then(|number| uses.get(number as usize)).copied();
-            if known.unwrap_or(0.0) < options.least_uses * COOLED {
-                cooled.entry(own.slot).or_default().push(key.clone());
-            }
-        }
-        let mut order: Vec<(u32, Vec<K>)> = cooled.into_iter().collect();
-        order.sort_by_key(|(slot, _)| *slot);
-        for (slot, keys) in order {
-            let home = || keys.iter().map(|key| (key.clone(), None));
-            if let Some(change) = changes.iter_mut().find(|change| change.slot == slot) {
-                change.keys.extend(home());
-                continue;
-            }
-            let all = listed.get(&slot).copied().unwrap_or(0);
-            let state = slots.get(slot as usize).filter(|state| state.free);
-            if let Some(state) = state
-                && keys.len() as f64 >= all as f64 * MOSTLY_COOL
-            {
-                changes.push(SlotChange { slot, keys: home().collect(), gain: 0.0, bytes: state.bytes });
+        let least = options.least_uses * COOLED;
+        let nodes = known.numbers.iter().zip(&known.uses);
+        let warm: HashSet<u32> =
+            nodes.filter(|(_, uses)| **uses >= least).map(|(number, _)| *number).collect();
+        let before = leaving.values().flatten().cloned().collect::<HashSet<K>>();
+        for (key, own) in layout.chosen.iter().filter(|(_, own)| !own.alone) {
+            let watched = own.since.map_or(0, |since| self.windows.saturating_sub(since));
+            let is_warm = self.keys.get(key).is_some_and(|number| warm.contains(&number));
+            if !is_warm && watched as f64 >= self.half_life_windows && !before.contains(key) {
+                leaving.entry(own.slot).or_default().push(key.clone());
             }
         }
     }
 }
 
-impl Picture {
-    /// Where everything should be, whatever it costs.
-    fn distribute(&self, options: &GatherOptions) -> Vec<u16> {
-        let places = repartition(&self.graph, &self.present, &self.shards, &options.partition);
-        let fresh = partition(&self.graph, &self.shards, &options.partition);
-        if cut_share(&self.graph, &fresh) < cut_share(&self.graph, &places) * FROM_NOTHING {
-            fresh
-        } else {
-            places
-        }
+/// Chosen keys go home: with whatever else happens to their slot, when most of the slot's chosen keys do, or when the
+/// slot is `forced` to for want of room.
+fn send_home<K: Clone + Eq + Hash>(
+    changes: &mut Vec<SlotChange<K>>,
+    leaving: BTreeMap<u32, Vec<K>>,
+    forced: &BTreeSet<u32>,
+    layout: &Layout<K>,
+) {
+    let mut listed: HashMap<u32, usize> = HashMap::new();
+    for own in layout.chosen.values().filter(|own| !own.alone) {
+        *listed.entry(own.slot).or_default() += 1;
     }
-
-    /// Weight that would cross shards if a slot's keys stayed where they are, given all other changes; by slot.
-    fn losses(&self, places: &[u16], slots: usize) -> Vec<f64> {
-        let mut losses = vec![0.0; slots];
-        for (at, node) in self.nodes.iter().enumerate() {
-            if places[at] == self.present[at] {
-                continue;
-            }
-            for (other, weight) in self.graph.edges(at) {
-                let other = other as usize;
-                let same = self.nodes.get(other).is_some_and(|other| other.slot == node.slot);
-                let stays = if same { self.present[other] } else { places[other] };
-                let joined = f64::from(u8::from(places[other] == places[at]))
-                    - f64::from(u8::from(stays == self.present[at]));
-                // Two of one slot that both move see each other.
-                let half = if same && places[other] != self.present[other] { 0.5 } else { 1.0 };
-                losses[node.slot as usize] += joined * half * f64::from(weight);
-            }
+    let mut change_of: HashMap<u32, usize> =
+        changes.iter().enumerate().map(|(at, change)| (change.slot, at)).collect();
+    for (slot, keys) in leaving {
+        let Some(state) = layout.slots.get(slot as usize).filter(|state| state.free) else { continue };
+        let all = listed.get(&slot).copied().unwrap_or(0);
+        let mostly = keys.len() as f64 >= all as f64 * MOSTLY_COOL;
+        if !change_of.contains_key(&slot) && (mostly || forced.contains(&slot)) {
+            change_of.insert(slot, changes.len());
+            changes.push(SlotChange { slot, keys: Vec::new(), gain: 0.0, bytes: state.bytes });
         }
-        losses
-    }
-
-    /// Takes back changes of slots that are not worth their bytes, the worst first: an eighth of all at a time, since
-    /// others then lose partners.
-    fn leave_what_does_not_pay(&self, places: &mut [u16], slots: &[SlotState], options: &GatherOptions) {
-        loop {
-            let losses = self.losses(places, slots.len());
-            let mut changed = vec![false; slots.len()];
-            for (at, node) in self.nodes.iter().enumerate() {
-                changed[node.slot as usize] |= places[at] != self.present[at];
-            }
-            let pays =
-                |slot: usize| losses[slot] * options.worth - slots[slot].bytes as f64 * options.byte_cost;
-            let mut worst: Vec<usize> =
-                (0..slots.len()).filter(|slot| changed[*slot] && pays(*slot) <= 0.0).collect();
-            if worst.is_empty() {
-                return;
-            }
-            worst.sort_by(|a, b| pays(*a).total_cmp(&pays(*b)).then(a.cmp(b)));
-            worst.truncate(slots.len().div_ceil(8));
-            for (at, node) in self.nodes.iter().enumerate() {
-                if worst.contains(&(node.slot as usize)) {
-                    places[at] = self.present[at];
-                }
-            }
+        if let Some(change) = change_of.get(&slot).and_then(|at| changes.get_mut(*at)) {
+            change.keys.extend(keys.into_iter().map(|key| (key, None)));
         }
     }
 }
