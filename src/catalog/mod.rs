@@ -36,6 +36,7 @@ pub mod profile;
 pub mod rebuild;
 pub mod relation;
 pub mod remote;
+pub mod report;
 pub mod session;
 pub mod setting;
 pub mod shadow;
