@@ -1,12 +1,6 @@
 -- Functions that are plain SQL, views of functions, comments on all functions, and privileges: whoever may look, may look;
 -- nothing that changes state is executable by PUBLIC.
 
-CREATE FUNCTION foreshard.capture() RETURNS trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_capture';
-
-CREATE FUNCTION foreshard.graph_changed() RETURNS trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_graph_changed';
-
 CREATE FUNCTION foreshard.monitor_resharding_progress(
     OUT request_id bigint, OUT moves bigint, OUT done bigint, OUT running bigint, OUT waiting bigint,
     OUT failed bigint, OUT percent numeric, OUT eta interval, OUT finished boolean)

@@ -111,6 +111,9 @@ CREATE TABLE foreshard.graph_traffic (
     judged_at   timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 
+CREATE FUNCTION foreshard.graph_changed() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_graph_changed';
+
 -- the functions of a graph, as to_regprocedure() takes them
 CREATE FUNCTION foreshard.graph_functions(graph name, key_type regtype) RETURNS SETOF text
 LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp

@@ -511,6 +511,9 @@ CREATE TABLE foreshard.journal (
 CREATE INDEX journal_at_idx ON foreshard.journal (at);
 CREATE INDEX journal_move_idx ON foreshard.journal (move_id);
 
+CREATE FUNCTION foreshard.capture() RETURNS trigger
+    LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_capture';
+
 SELECT pg_catalog.pg_extension_config_dump('foreshard.shard', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.shard_shard_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.colocation_group', '');

@@ -6,6 +6,9 @@ use super::{MAX_ENTRIES, Report};
 use maud::{Markup, html};
 use std::collections::BTreeSet;
 
+/// Bars in a figure; the table has more.
+const IN_FIGURE: usize = 12;
+
 /// Shown for what the reader may not see.
 fn hidden() -> Markup {
     html! { i { "hidden" } }
@@ -19,6 +22,7 @@ pub fn triggers(report: &Report) -> Markup {
     }
     let bars: Vec<Bar> = shown
         .iter()
+        .take(IN_FIGURE)
         .filter_map(|one| {
             let total = one.total_ms?;
             let each = one.cpu_us.or(one.elapsed_us);
@@ -62,6 +66,7 @@ pub fn hot_keys(report: &Report) -> Markup {
     let key = |key: Option<&str>| key.map_or_else(hidden, name);
     let bars: Vec<Bar> = shown
         .iter()
+        .take(IN_FIGURE)
         .map(|one| Bar {
             label: html! { (key(one.key.as_deref())) small { " in " (name(&one.table)) ", slot " (one.slot_id) } },
             value: one.accesses,
@@ -115,7 +120,7 @@ pub fn influence(report: &Report) -> Markup {
         p.lead { "The most influential nodes by PageRank (share of a random walker's time)." }
         @for graph in graphs {
             h3 { (name(graph)) }
-            @let bars: Vec<Bar> = shown.iter().filter(|one| one.graph == graph).take(10).map(|one| Bar {
+            @let bars: Vec<Bar> = shown.iter().filter(|one| one.graph == graph).take(IN_FIGURE).map(|one| Bar {
                 label: html! { (one.place) ". " (node(one.node.as_deref())) },
                 value: one.influence,
                 whisker: None,

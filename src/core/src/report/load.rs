@@ -24,7 +24,7 @@ fn three<'a>(report: &'a Report, shard: &Shard) -> [(&'a str, Option<f64>); 3] {
     [
         ("now", shard.load),
         ("peak ahead", peak(ahead.iter().map(|a| a.load))),
-        ("peak, steps done", peak(ahead.iter().map(|a| a.planned))),
+        ("with steps", peak(ahead.iter().map(|a| a.planned))),
     ]
 }
 

@@ -128,7 +128,7 @@ fn imbalance(report: &Report) -> Option<f64> {
 }
 
 fn tile(label: &str, value: Markup, note: Markup) -> Markup {
-    html! { div.tile { p.label { (label) } p.value { (value) } p.note { (note) } } }
+    html! { div.tile { p.label { (label) } p.number { (value) } p.note { (note) } } }
 }
 
 fn summary(report: &Report, clock: Clock) -> Markup {

