@@ -1,6 +1,9 @@
 -- Functions that are plain SQL, views of functions, comments on all functions, and privileges: whoever may look, may look;
 -- nothing that changes state is executable by PUBLIC.
 
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 CREATE FUNCTION foreshard.monitor_resharding_progress(
     OUT request_id bigint, OUT moves bigint, OUT done bigint, OUT running bigint, OUT waiting bigint,
     OUT failed bigint, OUT percent numeric, OUT eta interval, OUT finished boolean)
@@ -127,3 +130,5 @@ GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard
     foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 
 SELECT foreshard.start_keeper();
+
+SET LOCAL search_path TO foreshard, pg_temp;

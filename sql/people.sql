@@ -1,5 +1,8 @@
 -- For the people who look: what is wrong and how to fix it, how everything is on one screen.
 
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 CREATE FUNCTION foreshard.problems_of_settings() RETURNS TABLE (severity text, object text, problem text, detail text, hint text)
 STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
     SELECT q.severity, 'setting ' || s.name, q.problem, s.name || ' = ' || coalesce(nullif(s.setting, ''), '''''') || coalesce(' ' || nullif(s.unit, ''), ''), q.hint
@@ -200,3 +203,5 @@ COMMENT ON FUNCTION foreshard.problems_of_settings() IS 'Internal: behind check(
 COMMENT ON VIEW foreshard.catalog_problems IS 'Where the metadata of foreshard and the catalogs of PostgreSQL disagree, and what was left over; check() shows it too.';
 COMMENT ON FUNCTION foreshard."check"(boolean) IS 'What is wrong with the installation, its settings, its metadata and its nodes, and how to fix each; no row when all is well. With closures, graphs are compared with their edges too.';
 COMMENT ON FUNCTION foreshard.status() IS 'Everything on one screen: server, workers, loads, moves going on, recommendations, problems.';
+
+SET LOCAL search_path TO foreshard, pg_temp;

@@ -1,5 +1,8 @@
 -- What a DBA looks at. Views only read; every one is granted to PUBLIC unless it shows other people's work.
 
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
@@ -217,3 +220,5 @@ CROSS JOIN LATERAL (SELECT pg_catalog.has_column_privilege(c.oid, r.partattrs[0]
 
 CREATE VIEW foreshard.co_access AS
 SELECT slot_a, slot_b, weight, lift, share, observed_at FROM foreshard.coaccess;
+
+SET LOCAL search_path TO foreshard, pg_temp;
