@@ -17,9 +17,12 @@ fn sql_is_clean_for_pgspot() -> Result<()> {
     let mut looked = 0;
     for entry in std::fs::read_dir(repository().join("sql"))?.flatten() {
         let output = Command::new(&pgspot).arg(entry.path()).output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(
-            output.status.success() && text.contains("Errors: 0 Warnings: 0 Unknown: 0") && !text.contains("list index"),
+            output.status.success()
+                && text.contains("Errors: 0 Warnings: 0 Unknown: 0")
+                && !text.contains("list index"),
             "{}:\n{text}",
             entry.path().display()
         );

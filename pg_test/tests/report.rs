@@ -22,7 +22,10 @@ fn browser() -> Result<Option<PathBuf>> {
         return Ok(Some(found.to_path_buf()));
     }
     if std::env::var("CI").is_ok_and(|ci| ci == "true") {
-        return Err(Error::new("There is no Chromium.", "apt-get install chromium; scripts/bootstrap.sh does it."));
+        return Err(Error::new(
+            "There is no Chromium.",
+            "apt-get install chromium; scripts/bootstrap.sh does it.",
+        ));
     }
     println!("skipped: report_renders_in_a_browser, there is no Chromium (apt-get install chromium)");
     Ok(None)
@@ -31,7 +34,14 @@ fn browser() -> Result<Option<PathBuf>> {
 /// Runs the browser on a page of a folder; what it printed and what it logged.
 fn browse(browser: &Path, folder: &Path, page: &str, name: &str, more: &[&str]) -> Result<(String, String)> {
     let output = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"])
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--hide-scrollbars",
+        ])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
         .args(["--enable-logging=stderr", "--v=0"])
         .arg(format!("--user-data-dir={}", folder.join(format!("profile-{name}")).display()))
@@ -48,7 +58,8 @@ fn browse(browser: &Path, folder: &Path, page: &str, name: &str, more: &[&str]) 
 /// Width and height in the header of a PNG file, and how many bytes it has.
 fn png(path: &Path) -> Result<(u32, u32, usize)> {
     let bytes = std::fs::read(path)?;
-    let number = |at: usize| bytes.get(at..at + 4).map_or(0, |b| b.iter().fold(0, |n, b| n << 8 | u32::from(*b)));
+    let number =
+        |at: usize| bytes.get(at..at + 4).map_or(0, |b| b.iter().fold(0, |n, b| n << 8 | u32::from(*b)));
     Ok((number(16), number(20), bytes.len()))
 }
 
@@ -89,14 +100,20 @@ fn furnished(cluster: &Cluster) -> Result<Client> {
 
 #[test]
 fn report_renders_in_a_browser() -> Result<()> {
-    let cluster = cluster(&ClusterOptions::new("report").set("foreshard.bucket", "1h").set("foreshard.plan_interval", "1d"))?;
+    let cluster = cluster(
+        &ClusterOptions::new("report").set("foreshard.bucket", "1h").set("foreshard.plan_interval", "1d"),
+    )?;
     let mut c = furnished(&cluster)?;
     let page = c.query_one("SELECT foreshard.report_html()")?;
     assert!(!page.contains("<img") && !page.contains("<script"), "a name became markup");
     // Who may not see the keys gets the report without them; others none.
     c.exec("CREATE ROLE watcher; GRANT pg_monitor TO watcher; CREATE ROLE nobody_else; SET ROLE watcher")?;
     let seen = c.query_one("SELECT foreshard.report_html()")?;
-    let keys = |page: &str| page.split("id=\"keys\"").nth(1).map_or(0, |rest| rest.split("</section>").next().unwrap_or("").matches("<i>hidden").count());
+    let keys = |page: &str| {
+        page.split("id=\"keys\"")
+            .nth(1)
+            .map_or(0, |rest| rest.split("</section>").next().unwrap_or("").matches("<i>hidden").count())
+    };
     assert!(keys(&seen) > 0 && keys(&page) == 0, "keys: {} {}", keys(&seen), keys(&page));
     c.exec("SET ROLE nobody_else")?;
     for function in ["report_html", "status", "check"] {
@@ -126,19 +143,37 @@ fn report_renders_in_a_browser() -> Result<()> {
             scope.spawn(|| shot("narrow.html", narrow, "500,7600", "--incognito")),
             scope.spawn(|| browse(&browser, &folder, "report.html", "dom", &["--dump-dom"])),
         ];
-        tasks.into_iter().map(|task| task.join().unwrap_or_else(|_| Err(Error::new("A browser's thread ended.", "")))).collect::<Result<Vec<_>>>()
+        tasks
+            .into_iter()
+            .map(|task| task.join().unwrap_or_else(|_| Err(Error::new("A browser's thread ended.", ""))))
+            .collect::<Result<Vec<_>>>()
     })?;
     for (_, log) in &logs {
         assert!(!log.contains("CONSOLE"), "the console says:\n{log}");
     }
     let dom = &logs[3].0;
     assert!(!dom.contains("<img") && !dom.contains("<script"), "a name became an element");
-    for figure in ["figure class=\"heat\"", "figure class=\"curve\"", "class=\"shards\"", "figure class=\"timeline\"", "figure class=\"square\"", "path class=\"band\"", "class=\"whisker\""] {
+    for figure in [
+        "figure class=\"heat\"",
+        "figure class=\"curve\"",
+        "class=\"shards\"",
+        "figure class=\"timeline\"",
+        "figure class=\"square\"",
+        "path class=\"band\"",
+        "class=\"whisker\"",
+    ] {
         assert!(dom.contains(figure), "{figure} is missing");
     }
-    for section in ["todo", "shards", "curves", "heat", "moves", "triggers", "keys", "graphs", "calibration"] {
-        let body = dom.split(&format!("<section id=\"{section}\"")).nth(1).and_then(|rest| rest.split("</section>").next());
-        assert!(body.is_some_and(|body| body.contains("<details") || section == "todo" || section == "triggers"), "{section} has no table");
+    for section in ["todo", "shards", "curves", "heat", "moves", "triggers", "keys", "graphs", "calibration"]
+    {
+        let body = dom
+            .split(&format!("<section id=\"{section}\""))
+            .nth(1)
+            .and_then(|rest| rest.split("</section>").next());
+        assert!(
+            body.is_some_and(|body| body.contains("<details") || section == "todo" || section == "triggers"),
+            "{section} has no table"
+        );
     }
     for (file, width, height) in [(wide, 1280, 4600), (dark, 1280, 4600), (narrow, 500, 7600)] {
         let (w, h, bytes) = png(&folder.join(file))?;
@@ -156,7 +191,8 @@ fn status_and_check_say_what_is_wrong() -> Result<()> {
     wait_for(&mut c, "SELECT count(*) FROM foreshard.check(closures => true)", "0")?;
     wait_for(&mut c, "SELECT count(*) > 0 FROM foreshard.heat_map WHERE length(recent) > 1", "t")?;
     let status = c.exec("SELECT * FROM foreshard.status()")?.to_text();
-    for said in ["foreshard 0.1.0, preloaded", "4 slots on 2 shards", "problems|none", "moves|none", "advise"] {
+    for said in ["foreshard 0.1.0, preloaded", "4 slots on 2 shards", "problems|none", "moves|none", "advise"]
+    {
         assert!(status.contains(said), "{said} is not in\n{status}");
     }
     assert_eq!(c.query_one("SELECT foreshard.sparkline('{1,NULL,8,0,4}')")?, "▁ █▁▄");
@@ -169,7 +205,8 @@ fn status_and_check_say_what_is_wrong() -> Result<()> {
     ))?;
     cluster.set_and_reload(&[("foreshard.hold_at_phase", "copy"), ("track_counts", "off")])?;
     let mut c = cluster.connect("postgres")?;
-    let found = c.exec("SELECT severity || ' ' || object || ': ' || problem FROM foreshard.check()")?.to_text();
+    let found =
+        c.exec("SELECT severity || ' ' || object || ': ' || problem FROM foreshard.check()")?.to_text();
     for said in [
         "warning relation foreshard.shadow_1_2: left over",
         "warning publication p: names a partition",
@@ -181,7 +218,11 @@ fn status_and_check_say_what_is_wrong() -> Result<()> {
     ] {
         assert!(found.contains(said), "{said} is not in\n{found}");
     }
-    assert_eq!(c.query_one("SELECT count(*) FROM foreshard.check() WHERE hint = ''")?, "0", "every problem says how to fix it");
+    assert_eq!(
+        c.query_one("SELECT count(*) FROM foreshard.check() WHERE hint = ''")?,
+        "0",
+        "every problem says how to fix it"
+    );
     let status = c.exec("SELECT * FROM foreshard.status()")?.to_text();
     assert!(status.contains("errors, "), "{status}");
     assert!(c.query_one("SELECT foreshard.report_html()")?.contains("its tablespace does not exist"));

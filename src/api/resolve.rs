@@ -9,10 +9,10 @@ use crate::pg::types::{JsonText, Regclass};
 use crate::pg::{query, security, sources, transaction};
 use crate::resolve::{self, explain, memory, register, report};
 use foreshard_core::resolve::Admission;
+use pgrx::AnyArray;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::AnyArray;
 use serde_json::{Value, json};
 
 /// Longest names of graphs and sources, bytes.
