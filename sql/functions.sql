@@ -117,6 +117,8 @@ GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling() TO pg_monitor;
 -- It is in heat_map, which a DBA may grant to anybody.
 GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]) TO PUBLIC;
+-- check_graph() asks itself whether the graph is the caller's; check() names it.
+GRANT EXECUTE ON FUNCTION foreshard.check_graph(text) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.report_html(), foreshard.status(), foreshard."check"(boolean), foreshard.worker_states(),
     foreshard.problems_of_settings() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.placed_keys(regclass), foreshard.recommend_curves(),

@@ -1,4 +1,5 @@
--- For the people who look: what is wrong and how to fix it, how everything is on one screen.
+-- For the people who look: what is wrong and how to fix it, how everything is on one screen. Compiling these queries (JIT)
+-- would take longer than everything else about them.
 
 -- Nothing is looked up in a schema that somebody else may have made first.
 SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -120,7 +121,7 @@ FROM pg_catalog.pg_event_trigger e WHERE e.evtname = 'foreshard_graph_tables_dro
 
 CREATE FUNCTION foreshard."check"(closures boolean DEFAULT false,
     OUT severity text, OUT object text, OUT problem text, OUT detail text, OUT hint text)
-RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
+RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_temp SET jit TO off AS $$
     WITH w AS MATERIALIZED (SELECT * FROM foreshard.worker_states()),
     found AS (
         SELECT 'error' AS severity, 'server' AS object, 'foreshard is not loaded: nothing is observed and nothing can move' AS problem,
@@ -153,7 +154,7 @@ RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_tem
 $$;
 
 CREATE FUNCTION foreshard.status(OUT topic text, OUT state text)
-RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
+RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_temp SET jit TO off AS $$
     WITH w AS MATERIALIZED (SELECT * FROM foreshard.worker_states()),
     h AS MATERIALIZED (SELECT * FROM foreshard.heat_map),
     s AS MATERIALIZED (SELECT * FROM foreshard.shards),

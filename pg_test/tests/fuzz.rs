@@ -12,8 +12,11 @@ use support::{Random, cluster, database};
 
 /// Sessions at a time.
 const SESSIONS: u64 = 2;
-/// No statement may take longer, its time-out being 1 s.
+/// No statement may take longer, its time-out being 0.3 s.
 const LONGEST: Duration = Duration::from_secs(8);
+/// What every session begins with, and returns to after each call.
+const CALM: &str =
+    "RESET ROLE; SET statement_timeout = '300ms'; SET lock_timeout = '100ms'; SET search_path = public";
 
 /// A setting from the environment.
 fn asked(name: &str, default: u64) -> u64 {
@@ -30,8 +33,8 @@ fn excused(message: &str) -> bool {
 /// What one session saw.
 #[derive(Default)]
 struct Seen {
-    /// Calls and successes by function.
-    calls: BTreeMap<String, (u64, u64)>,
+    /// Calls, those that went well, and their time by function.
+    calls: BTreeMap<String, (u64, u64, Duration)>,
     /// Errors by SQLSTATE.
     codes: BTreeMap<String, u64>,
     /// Failures, the first of each message.
@@ -105,7 +108,7 @@ fn session(
     let parallel = if cluster.install().major >= 16 { "debug_parallel_query" } else { "force_parallel_mode" };
     let begin = Instant::now();
     let first = random.below(functions.len() as u64) as usize;
-    run(cluster, &mut client, "SET statement_timeout = '1s'", &mut seen)?;
+    run(cluster, &mut client, CALM, &mut seen)?;
     // No argument may be NULL without a word.
     for function in functions.iter().skip(part).step_by(SESSIONS as usize) {
         for at in 0..function.arguments.len() {
@@ -121,20 +124,16 @@ fn session(
             run(cluster, &mut client, random.pick(&MEANWHILE), &mut seen)?;
         }
         let call = function.call(&mut random);
+        let start = Instant::now();
         let mut well = true;
         for sql in statements(&call, &mut random, parallel) {
             well &= run(cluster, &mut client, &sql, &mut seen)?;
         }
         // Whatever the calls left open.
         run(cluster, &mut client, "ROLLBACK", &mut seen)?;
-        run(
-            cluster,
-            &mut client,
-            "RESET ROLE; SET statement_timeout = '1s'; SET search_path = public",
-            &mut seen,
-        )?;
+        run(cluster, &mut client, CALM, &mut seen)?;
         let count = seen.calls.entry(function.name.clone()).or_default();
-        *count = (count.0 + 1, count.1 + u64::from(well));
+        *count = (count.0 + 1, count.1 + u64::from(well), count.2 + start.elapsed());
     }
     Ok(seen)
 }
@@ -153,7 +152,7 @@ fn run(cluster: &Cluster, client: &mut Client, sql: &str, seen: &mut Seen) -> Re
 
 /// Ends what is still moving; then nothing is left that nobody owns, and DROP EXTENSION takes everything along.
 fn nothing_is_left(client: &mut Client) -> Result<()> {
-    client.exec("RESET ALL; SET statement_timeout = '30s'")?;
+    client.exec("RESET ALL; SET statement_timeout = '30s'; DROP TRIGGER IF EXISTS hostile ON plain")?;
     let under_way = "SELECT move_id FROM foreshard.move WHERE NOT finished AND NOT cancel_requested AND NOT rollback_requested";
     wait_until("all moves have ended", Duration::from_secs(60), || {
         for move_id in client.exec(under_way)?.to_text().lines() {
@@ -217,9 +216,9 @@ fn no_function_can_be_broken() -> Result<()> {
     let mut calls = 0;
     for seen in sessions {
         println!("{:?}", seen.codes);
-        calls += seen.calls.values().map(|(calls, _)| calls).sum::<u64>();
-        for (function, (calls, well)) in &seen.calls {
-            println!("{function}: {calls} calls, {well} went well");
+        calls += seen.calls.values().map(|(calls, ..)| calls).sum::<u64>();
+        for (function, (calls, well, time)) in &seen.calls {
+            println!("{function}: {calls} calls, {well} went well, {time:.1?}");
         }
         failures.extend(seen.failures);
     }

@@ -5,9 +5,15 @@ use crate::pg::report::PgResult;
 use crate::pg::{bgworker, shmem};
 use pgrx::prelude::*;
 
-/// Everything on one self-contained HTML page, as the caller may see it; changes nothing.
-#[pg_extern(volatile, parallel_unsafe)]
-#[search_path(pg_catalog, pg_temp)]
+/// Everything on one self-contained HTML page, as the caller may see it; changes nothing. Without JIT, which would take
+/// longer than all of its queries.
+#[pg_extern(
+    volatile,
+    parallel_unsafe,
+    sql = "CREATE FUNCTION foreshard.report_html() RETURNS text VOLATILE PARALLEL UNSAFE \
+           SET search_path TO pg_catalog, pg_temp SET jit TO off \
+           LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';"
+)]
 fn report_html() -> PgResult<String> {
     Ok(foreshard_core::report::html(&report::read()?))
 }

@@ -336,7 +336,7 @@ pub fn statements(call: &str, random: &mut Random, parallel: &str) -> Vec<String
         ]),
         4 => owned(&[&format!("SET ROLE {role}"), &select, "RESET ROLE"]),
         5 => owned(&[&format!("DO $do$ BEGIN PERFORM {call}; EXCEPTION WHEN OTHERS THEN RAISE; END $do$")]),
-        6 => owned(&["SET statement_timeout = '15ms'", &select, "SET statement_timeout = '1s'"]),
+        6 => owned(&["SET statement_timeout = '15ms'", &select, "SET statement_timeout = '300ms'"]),
         7 => owned(&["SET search_path = evil, pg_catalog, public", &select, "SET search_path = public"]),
         8 => owned(&[&format!("SET {parallel} = on"), &select, &format!("RESET {parallel}")]),
         9 => owned(&["BEGIN", &format!("CREATE TEMP TABLE made AS SELECT * FROM {call}"), "ROLLBACK"]),
@@ -365,7 +365,7 @@ pub const MEANWHILE: [&str; 18] = [
     "DROP TRIGGER IF EXISTS hostile ON plain",
     "SELECT * FROM foreshard.heat_map, foreshard.shards, foreshard.progress_moves, foreshard.recommendations LIMIT 10",
     "SELECT count(*) FROM foreshard.dependency_graph; SELECT count(*) FROM foreshard.catalog_problems",
-    "DISCARD ALL; SET statement_timeout = '1s'",
+    "DISCARD ALL; SET statement_timeout = '300ms'; SET lock_timeout = '100ms'",
     "ANALYZE t",
 ];
 
