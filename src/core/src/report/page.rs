@@ -99,11 +99,9 @@ fn verdict(report: &Report, clock: Clock) -> (&'static str, &'static str, Markup
         );
     }
     if report.problems.total > 0 {
-        return (
-            "warn",
-            "Look",
-            html! { "Loads are within capacity, but the list of problems is not empty." },
-        );
+        let loads =
+            if hottest(report).is_some() { "Loads are within capacity" } else { "No load was observed yet" };
+        return ("warn", "Look", html! { (loads) ", and the list of problems is not empty." });
     }
     if hottest(report).is_none() {
         return ("calm", "Wait", html! { "No load was observed yet." });
@@ -193,7 +191,7 @@ fn tables(report: &Report) -> Markup {
     html! {
         section #tables {
             h2 { "Managed tables" }
-            p.lead { (report.tables.total) " tables on " (report.shards.total) " shards." }
+            p.lead { "Tables: " (report.tables.total) ", shards: " (report.shards.total) "." }
             (plot::table("Tables", &["table", "key", "group", "slots", "size"], &rows))
             (plot::left_out(report.tables.left_out(MAX_ENTRIES), "tables are"))
             (plot::left_out(report.shards.left_out(MAX_SHARDS), "shards are"))
