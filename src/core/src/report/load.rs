@@ -130,7 +130,7 @@ fn curve(curve: &Curve, frame: &Frame, now: f64, clock: Clock) -> Markup {
     let x = |at: f64| plot::place(at, frame.from, frame.to);
     let y = |load: Option<f64>| load.map(|load| plot::place(load, 0.0, frame.most));
     let measured: Vec<_> = curve.measured.iter().map(|(at, load)| (x(*at), y(*load))).collect();
-    // Stored forecasts and the plan made now may lie between one another.
+    // A shard may have points in one of them only.
     let forecast: Vec<_> =
         curve.ahead.iter().filter(|a| a.load.is_some()).map(|a| (x(a.at), y(a.load))).collect();
     let planned: Vec<_> =
