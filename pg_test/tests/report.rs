@@ -160,6 +160,7 @@ fn report_renders_in_a_browser() -> Result<()> {
         "figure class=\"timeline\"",
         "figure class=\"square\"",
         "path class=\"band\"",
+        "path class=\"planned\"",
         "class=\"whisker\"",
     ] {
         assert!(dom.contains(figure), "{figure} is missing");
