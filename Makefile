@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split chaos docs install check clean-run
+.PHONY: help demo report fuzz psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split chaos docs install check clean-run
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: ## build, start a throwaway cluster, show the whole loop on a real trace
 
 psql: ## open psql on the demo's cluster; scripts: make -s psql ARGS="-Atc 'SELECT 1'"
 	@scripts/demo.sh psql $(ARGS)
+
+report: ## the report of the demo's cluster, target/report.html
+	@scripts/report.sh $(ARGS)
 
 demo-stop: ## stop and remove the demo's cluster
 	@scripts/demo.sh stop
@@ -32,6 +35,9 @@ bench-move: ## the same at 500/s, at 2000/s and with an open transaction, every 
 
 chaos: ## 220 kills, cancels, locks, DDL and full disks under a ledger; PG=18 SEED=7 FAULTS=50
 	@scripts/chaos.sh
+
+fuzz: ## every SQL function with random and hostile arguments; SECONDS=60 SEED=7 PG=18
+	@FUZZ_SECONDS='$(SECONDS)' SEED='$(SEED)' PG='$(PG)' scripts/fuzz.sh
 
 bench-overhead: ## what watching costs, in throughput; ARGS="--pg 18 --pairs 3 --seconds 5" for a short one
 	@scripts/bench-overhead.sh $(ARGS)

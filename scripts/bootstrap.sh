@@ -8,6 +8,10 @@ which=${1:-15}
 [[ $which =~ ^(15|18|all)$ ]] || die "Unknown version \"$which\"." "Use 15, 18 or all."
 mkdir -p "$STAMPS"
 
+# The report is tested in a browser (90 MB); who only wants a demo needs none.
+BROWSER=''
+if [[ $which != 15 || ${CI:-} == true ]]; then BROWSER=chromium; fi
+
 SUDO=()
 if [[ $(id -u) -ne 0 ]]; then SUDO=(sudo); fi
 
@@ -15,7 +19,7 @@ if [[ $(id -u) -ne 0 ]]; then SUDO=(sudo); fi
 missing_packages() {
   local package
   for package in postgresql-15 postgresql-server-dev-15 postgresql-client-15 libclang-dev libpq-dev \
-    pkg-config python3-venv xz-utils gcc make; do
+    pkg-config python3-venv xz-utils gcc make ${BROWSER:+"$BROWSER"}; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
       echo "$package"
   done
@@ -96,6 +100,16 @@ install_pg18() {
   touch "$stamp"
 }
 
+# pgspot looks for unqualified names in the extension's SQL; it lives in the same environment.
+install_pgspot() {
+  local stamp log=$TARGET/pgspot.log
+  stamp=$STAMPS/pgspot-$(sha "$PGSPOT_PACKAGE")
+  [[ -e $stamp && -x $TARGET/pg18-venv/bin/pgspot ]] && return
+  "$TARGET/pg18-venv/bin/pip" install --disable-pip-version-check "$PGSPOT_PACKAGE" >"$log" 2>&1 ||
+    die "pgspot ($PGSPOT_PACKAGE) could not be installed." "Is the network up? pip's own words are in $log."
+  touch "$stamp"
+}
+
 # pgrx reads the headers' places from $PGRX_HOME/config.toml. Written here rather than by
 # `cargo pgrx init`, which also creates data directories for a plain user.
 write_pgrx_config() {
@@ -115,6 +129,9 @@ install_packages
 ensure_os_user
 install_cargo_pgrx
 fetch_crates
-if [[ $which != 15 ]]; then install_pg18; fi
+if [[ $which != 15 ]]; then
+  install_pg18
+  install_pgspot
+fi
 write_pgrx_config
 run_dir >/dev/null

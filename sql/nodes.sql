@@ -1,6 +1,9 @@
 -- Other servers that hold slots, by contrib postgres_fdw, and what was made there. No password is ever here: those
 -- are in the user mappings.
 
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 CREATE TABLE foreshard.node (
     node_name   name PRIMARY KEY CHECK (node_name <> 'local'),
     server_name name NOT NULL UNIQUE,
@@ -75,3 +78,5 @@ COMMENT ON VIEW foreshard.remote_tables IS 'Tables that hold slots on other serv
 SELECT pg_catalog.pg_extension_config_dump('foreshard.node', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.remote_table', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.remote_table_remote_id_seq', '');
+
+SET LOCAL search_path TO foreshard, pg_temp;

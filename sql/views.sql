@@ -1,5 +1,8 @@
 -- What a DBA looks at. Views only read; every one is granted to PUBLIC unless it shows other people's work.
 
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
@@ -71,12 +74,33 @@ LEFT JOIN (
     GROUP BY 1
 ) f USING (shard_id);
 
+-- Levels of values, relative to the greatest of them; a blank is unknown.
+CREATE FUNCTION foreshard.sparkline(series float8[]) RETURNS text
+IMMUTABLE PARALLEL SAFE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT string_agg(CASE WHEN q.level IS NULL THEN ' ' WHEN getdatabaseencoding() = 'UTF8' THEN chr(9601 + q.level)
+                           ELSE substr('_.-:=+*#', 1 + q.level, 1) END, '' ORDER BY q.n)
+    FROM (SELECT u.n, CASE WHEN u.value NOT IN ('NaN', 'Infinity', '-Infinity')
+                           THEN least(7, greatest(0, ceil(8 * (u.value / nullif(max(u.value) FILTER (WHERE u.value < 'Infinity') OVER (), 0))) - 1))::int END AS level
+          FROM unnest(series) WITH ORDINALITY u (value, n)) q
+$$;
+
+CREATE VIEW foreshard.load_history AS
+SELECT slot_id, resolution_s, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s, cpu_ms_per_s, wal_bytes_per_s,
+       trigger_cost_per_s, access_score
+FROM foreshard.heat_history;
+
 CREATE VIEW foreshard.heat_map AS
 SELECT s.slot_id, s.group_id, s.modulus, s.remainder, h.shard_name AS shard,
        t.reads_per_s, t.writes_per_s, t.blocks_per_s, t.cpu_ms_per_s, t.wal_bytes_per_s, t.trigger_cost_per_s,
        t.cost_units_per_s, t.heat, t.access_score,
        t.cost_units_per_s / nullif(sum(t.cost_units_per_s) OVER (PARTITION BY s.group_id), 0) AS share,
-       t.observed_at, s.home_slot_id, s.isolated
+       t.observed_at, s.home_slot_id, s.isolated,
+       foreshard.sparkline(ARRAY(
+           SELECT b.cost_units_per_s FROM (
+               SELECT k.bucket_at, k.cost_units_per_s FROM foreshard.heat_history k
+               WHERE k.resolution_s = (SELECT min(f.resolution_s) FROM foreshard.heat_history f) AND k.slot_id = s.slot_id
+               ORDER BY k.bucket_at DESC LIMIT 24) b
+           ORDER BY b.bucket_at)) AS recent
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 LEFT JOIN foreshard.slot_heat t USING (slot_id);
@@ -131,9 +155,9 @@ SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.
        CASE WHEN q.phase = 'copy' AND q.bytes_done > 0
             THEN q.elapsed * ((q.bytes_total - q.bytes_done)::float8 / q.bytes_done) END AS eta,
        q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed,
-       q.kind
+       q.kind, q.finished_at, q.requested_by, q.reason
 FROM (
-    SELECT m.move_id, m.request_id, m.slot_id, m.kind, a.shard_name AS from_shard, b.shard_name AS to_shard,
+    SELECT m.move_id, m.request_id, m.slot_id, m.kind, m.finished_at, m.reason, o.requested_by, a.shard_name AS from_shard, b.shard_name AS to_shard,
            m.phase, m.finished,
            CASE WHEN m.finished THEN m.phase WHEN m.started_at IS NULL THEN 'waiting'
                 WHEN m.cancel_requested OR m.rollback_requested THEN 'cancelling' WHEN m.paused THEN 'paused'
@@ -144,6 +168,7 @@ FROM (
            m.route_weight AS weight, m.pending_keys, m.lock_attempts, m.waiting_for, m.restarts, m.last_error, m.started_at,
            coalesce(m.finished_at, clock_timestamp()) - m.started_at AS elapsed
     FROM foreshard.move m
+    JOIN foreshard.resharding_request o USING (request_id)
     JOIN foreshard.shard a ON a.shard_id = m.from_shard
     JOIN foreshard.shard b ON b.shard_id = m.to_shard
     LEFT JOIN (SELECT move_id, sum(rows_done)::bigint AS rows_done, sum(rows_total)::bigint AS rows_total,
@@ -195,3 +220,5 @@ CROSS JOIN LATERAL (SELECT pg_catalog.has_column_privilege(c.oid, r.partattrs[0]
 
 CREATE VIEW foreshard.co_access AS
 SELECT slot_a, slot_b, weight, lift, share, observed_at FROM foreshard.coaccess;
+
+SET LOCAL search_path TO foreshard, pg_temp;

@@ -23,6 +23,11 @@ extension_sql_file!("../sql/dependencies.sql", name = "dependencies", requires =
 extension_sql_file!("../sql/graphs.sql", name = "graphs", requires = ["dependencies"]);
 extension_sql_file!("../sql/resolver.sql", name = "resolver", requires = ["graphs"]);
 extension_sql_file!("../sql/comments.sql", name = "comments", requires = ["resolver"]);
+extension_sql_file!(
+    "../sql/people.sql",
+    name = "people",
+    requires = ["comments", api::people::worker_states]
+);
 extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["comments"], finalize);
 
 /// Order matters: settings first, then what needs `shared_preload_libraries`.

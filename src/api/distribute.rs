@@ -33,11 +33,11 @@ fn distribute(
     slots: default!(Option<i32>, "NULL"),
     colocate_with: default!(Option<Regclass>, "NULL"),
     shards: default!(Option<Vec<Option<String>>>, "NULL"),
-    online: default!(bool, "false"),
-    remote: default!(bool, "false"),
+    online: default!(Option<bool>, "false"),
+    remote: default!(Option<bool>, "false"),
 ) -> PgResult<i32> {
-    let (Some(Regclass(table)), Some(key)) = (table, key) else {
-        return Err(bad_argument("table and key must not be NULL"));
+    let (Some(Regclass(table)), Some(key), Some(online), Some(remote)) = (table, key, online, remote) else {
+        return Err(bad_argument("table, key, online and remote must not be NULL"));
     };
     transaction::require_read_committed(
         "tables can be distributed only in transactions of isolation level READ COMMITTED",

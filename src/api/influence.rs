@@ -6,6 +6,7 @@ use crate::catalog::{colocation, name_of, record_event};
 use crate::graph::moving::{self, Outcome};
 use crate::graph::{influence, place};
 use crate::pg::report::{PgResult, bad_argument, unknown};
+use crate::pg::types::JsonText;
 use crate::pg::{security, shmem};
 use pgrx::JsonB;
 use pgrx::prelude::*;
@@ -59,10 +60,24 @@ fn refresh_influence(
     )))
 }
 
+/// The texts of an array; 22023 if one is NULL.
+fn names_of(texts: Vec<Option<String>>, what: &str) -> PgResult<Vec<String>> {
+    let texts: Option<Vec<String>> = texts.into_iter().collect();
+    texts.ok_or_else(|| bad_argument(format!("{what} must not hold NULL")))
+}
+
 /// Lets nodes of a type live only on these shards; NULL: on all. Nodes that live elsewhere move with the next plan.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn allow_type(graph_name: &str, node_type: &str, shards: Option<Vec<String>>) -> PgResult<()> {
+fn allow_type(
+    graph_name: Option<&str>,
+    node_type: Option<&str>,
+    shards: Option<Vec<Option<String>>>,
+) -> PgResult<()> {
+    let (Some(graph_name), Some(node_type)) = (graph_name, node_type) else {
+        return Err(bad_argument("graph_name and node_type must not be NULL"));
+    };
+    let shards = shards.map(|shards| names_of(shards, "shards")).transpose()?;
     let id = own_graph_id(graph_name)?;
     let _owner = security::as_extension_owner()?;
     let all = colocation::shards()?;
@@ -141,11 +156,14 @@ fn place_graph(graph_name: &str) -> PgResult<i64> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn move_node(
-    graph_name: &str,
-    node: &str,
-    shard: &str,
+    graph_name: Option<&str>,
+    node: Option<&str>,
+    shard: Option<&str>,
     version: default!(Option<i64>, "NULL"),
 ) -> PgResult<i64> {
+    let (Some(graph_name), Some(node), Some(shard)) = (graph_name, node, shard) else {
+        return Err(bad_argument("graph_name, node and shard must not be NULL"));
+    };
     let id = own_graph_id(graph_name)?;
     let as_owner = security::as_extension_owner()?;
     let known = colocation::shards()?.into_iter().find(|known| known.name == shard);
@@ -163,14 +181,14 @@ fn move_node(
 /// (nodes that are there already do not count).
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn move_nodes(graph_name: &str, shard_assignment_map: JsonB) -> PgResult<i64> {
+fn move_nodes(graph_name: &str, shard_assignment_map: JsonText) -> PgResult<i64> {
     shmem::require_preloaded()?;
     let id = own_graph_id(graph_name)?;
     let wrong = || {
         bad_argument("shard_assignment_map must be an object whose values are names of shards")
             .set_hint("The map has the form {\"<node>\": \"<shard>\"}.")
     };
-    let Value::Object(map) = shard_assignment_map.0 else { return Err(wrong()) };
+    let Value::Object(map) = shard_assignment_map.parse()? else { return Err(wrong()) };
     let mut moves = Vec::with_capacity(map.len());
     for (node, shard) in map {
         let Value::String(shard) = shard else { return Err(wrong()) };
@@ -191,7 +209,8 @@ fn cancel_node_moves(graph_name: &str) -> PgResult<i64> {
 /// Tells that these nodes were used together, by a query say; returns how many shards they are on.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn note_access(graph_name: &str, nodes: Vec<String>) -> PgResult<i32> {
+fn note_access(graph_name: &str, nodes: Vec<Option<String>>) -> PgResult<i32> {
+    let nodes = names_of(nodes, "nodes")?;
     if nodes.len() > MAX_NOTED {
         return Err(bad_argument(format!("at most {MAX_NOTED} nodes can be noted at once")));
     }

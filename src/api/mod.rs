@@ -9,6 +9,7 @@ mod influence;
 mod locate;
 mod node;
 mod observation;
+pub mod people;
 mod place;
 mod plan;
 mod predict;

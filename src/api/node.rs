@@ -18,10 +18,10 @@ const CLOCK_OFF_MS: f64 = 1_000.0;
 fn add_node(
     node_name: Option<&str>,
     server: Option<&str>,
-    remote_schema: default!(&str, "'public'"),
+    remote_schema: default!(Option<&str>, "'public'"),
 ) -> PgResult<()> {
-    let (Some(name), Some(server)) = (node_name, server) else {
-        return Err(bad_argument("node_name and server must not be NULL"));
+    let (Some(name), Some(server), Some(remote_schema)) = (node_name, server, remote_schema) else {
+        return Err(bad_argument("node_name, server and remote_schema must not be NULL"));
     };
     node::check_name("node", name)?;
     if name == crate::catalog::colocation::LOCAL {
@@ -65,8 +65,10 @@ fn drop_node(node_name: Option<&str>) -> PgResult<()> {
 /// room for it. Returns how many moves were filed. With `draining` false the shard takes data again.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn drain_shard(shard: Option<&str>, draining: default!(bool, "true")) -> PgResult<i64> {
-    let Some(shard) = shard else { return Err(bad_argument("shard must not be NULL")) };
+fn drain_shard(shard: Option<&str>, draining: default!(Option<bool>, "true")) -> PgResult<i64> {
+    let (Some(shard), Some(draining)) = (shard, draining) else {
+        return Err(bad_argument("shard and draining must not be NULL"));
+    };
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
     drain::mark(shard, draining)?;

@@ -4,9 +4,8 @@ use super::reshard::{require_slot_owner, wake_keeper};
 use crate::catalog::wish::{Key, Placing, text_key};
 use crate::catalog::{colocation, name_of, place};
 use crate::pg::report::{PgResult, bad_argument, unknown};
-use crate::pg::types::Regclass;
+use crate::pg::types::{JsonText, Regclass};
 use crate::pg::{security, shmem};
-use pgrx::JsonB;
 use pgrx::datum::AnyElement;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -103,11 +102,12 @@ fn unisolate_key(table: Option<Regclass>, key: Option<AnyElement>) -> PgResult<O
 #[search_path(pg_catalog, pg_temp)]
 fn place_keys(
     table: Option<Regclass>,
-    map: Option<JsonB>,
-    whole: default!(bool, "true"),
+    map: Option<JsonText>,
+    whole: default!(Option<bool>, "true"),
 ) -> PgResult<Vec<i64>> {
     let table = table_of(table)?;
-    let Some(JsonB(Value::Object(map))) = map else {
+    let whole = whole.ok_or_else(|| bad_argument("whole must not be NULL"))?;
+    let Some(Value::Object(map)) = map.map(|map| map.parse()).transpose()? else {
         return Err(bad_argument("map must be an object")
             .set_hint("The map has the form {\"<key>\": \"<shard>\"}; null brings a key home."));
     };

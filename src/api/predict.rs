@@ -4,9 +4,8 @@ use crate::catalog::predict::{self, Learnt, Trigger};
 use crate::catalog::{colocation, name_of, relation, unit_cost};
 use crate::pg::report::{PgResult, bad_argument, error, wrong_state};
 use crate::pg::security;
-use crate::pg::types::Regclass;
+use crate::pg::types::{JsonText, Regclass};
 use foreshard_core::profile::{FEATURES, Prediction, Resource, cost_of, total};
-use pgrx::JsonB;
 use pgrx::pg_sys::Oid;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -112,7 +111,7 @@ fn predict_cost_of_size(
 fn predict_cost_of_row(
     table: Option<Regclass>,
     operation: Option<&str>,
-    row: Option<JsonB>,
+    row: Option<JsonText>,
     statement_rows: Option<i64>,
 ) -> Result<
     TableIterator<

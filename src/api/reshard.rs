@@ -3,9 +3,9 @@
 use crate::catalog::moves::{self, Standing};
 use crate::catalog::{act, merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
+use crate::pg::types::JsonText;
 use crate::pg::{guc, security, shmem};
 use crate::planner;
-use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
 
@@ -60,7 +60,7 @@ fn require_not_off(map: &Map<String, Value>) -> PgResult<()> {
 /// is valid. Returns the request's id.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn request_resharding(confidence_score: f64, shard_assignment_map: JsonB) -> PgResult<i64> {
+fn request_resharding(confidence_score: f64, shard_assignment_map: JsonText) -> PgResult<i64> {
     if !(0.0..=1.0).contains(&confidence_score) {
         return Err(bad_argument("confidence_score must be between 0 and 1"));
     }
@@ -71,7 +71,7 @@ fn request_resharding(confidence_score: f64, shard_assignment_map: JsonB) -> PgR
         ))
         .set_hint("Wait for more history, or move single slots with foreshard.move_slot()."));
     }
-    let Value::Object(map) = shard_assignment_map.0 else {
+    let Value::Object(map) = shard_assignment_map.parse()? else {
         return Err(bad_argument("shard_assignment_map must be an object")
             .set_hint("The map has the form {\"<slot_id>\": \"<shard>\"}."));
     };

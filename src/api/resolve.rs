@@ -9,10 +9,10 @@ use crate::pg::types::{JsonText, Regclass};
 use crate::pg::{query, security, sources, transaction};
 use crate::resolve::{self, explain, memory, register, report};
 use foreshard_core::resolve::Admission;
+use pgrx::AnyArray;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
-use pgrx::{AnyArray, JsonB};
 use serde_json::{Value, json};
 
 /// Longest names of graphs and sources, bytes.
@@ -40,7 +40,7 @@ fn add_data_source(
     cost_hint_ms: default!(Option<f64>, "NULL"),
     sharded_by: default!(Option<Regclass>, "NULL"),
     sharded_by_graph: default!(Option<&str>, "NULL"),
-    servers: default!(Option<JsonB>, "NULL"),
+    servers: default!(Option<JsonText>, "NULL"),
 ) -> PgResult<i32> {
     let (Some(graph), Some(name), Some(from), Some(to), Some(query)) =
         (graph_name, source_name, from_class, to_class, query)
@@ -68,7 +68,7 @@ fn add_data_source(
         columns: Vec::new(),
         hint_ms: cost_hint_ms,
         map,
-        servers: read_servers(servers.map(|servers| servers.0), map != ShardMap::None)?,
+        servers: read_servers(servers.map(|servers| servers.parse()).transpose()?, map != ShardMap::None)?,
         owner: security::current_role(),
     };
     let places = places(&source)?;

@@ -84,15 +84,21 @@ pub fn plan(shard: &str) -> PgResult<Map<String, Value>> {
 pub fn remove(shard: &str) -> PgResult<()> {
     let used = spi::rows(
         "SELECT (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id), \
-                (SELECT count(*) FROM foreshard.move m WHERE h.shard_id IN (m.from_shard, m.to_shard) AND NOT m.finished) \
+                (SELECT count(*) FROM foreshard.move m WHERE h.shard_id IN (m.from_shard, m.to_shard) AND NOT m.finished), \
+                (SELECT count(*) FROM foreshard.graph_partition g WHERE g.shard_id = h.shard_id) \
          FROM foreshard.shard h WHERE h.shard_name = $1::name",
         &[shard.into()],
-        |row| Ok((row.need::<i64>(1)?, row.need::<i64>(2)?)),
+        |row| Ok((row.need::<i64>(1)?, row.need::<i64>(2)?, row.need::<i64>(3)?)),
     )?;
     match used.first() {
         None => return Err(unknown(format!("shard \"{shard}\" does not exist"))),
-        Some((0, 0)) => {}
-        Some((slots, moves)) => {
+        Some((0, 0, 0)) => {}
+        Some((0, 0, parts)) => {
+            return Err(busy(format!("shard \"{shard}\" is still used"))
+                .set_detail(format!("On it are parts of {parts} closures of graphs."))
+                .set_hint("Drop these graphs first: foreshard.drop_graph()."));
+        }
+        Some((slots, moves, _)) => {
             return Err(busy(format!("shard \"{shard}\" is still used"))
                 .set_detail(format!("On it are {slots} slots, and {moves} moves from or to it."))
                 .set_hint("Empty it first: foreshard.drain_shard()."));

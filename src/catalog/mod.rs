@@ -37,6 +37,7 @@ pub mod profile;
 pub mod rebuild;
 pub mod relation;
 pub mod remote;
+pub mod report;
 pub mod session;
 pub mod setting;
 pub mod shadow;

@@ -4,9 +4,11 @@ use super::name_of;
 use super::profile::model;
 use crate::pg::report::{PgResult, bad_argument};
 use crate::pg::spi;
+use crate::pg::types::JsonText;
 use foreshard_core::profile::{FEATURES, Model, RESOURCES, Resource};
-use pgrx::JsonB;
 use pgrx::pg_sys::{self, Oid};
+use serde::de::IgnoredAny;
+use std::collections::BTreeMap;
 
 /// The statements whose triggers can be predicted, with their bit in `pg_trigger.tgtype`.
 const OPERATIONS: [(&str, u32); 4] = [
@@ -169,11 +171,11 @@ pub fn columns(table: Oid) -> PgResult<i64> {
 ///
 /// # Errors
 /// 22023 for other JSON and for a column that the table does not have; whatever the types' input says.
-pub fn features_of(table: Oid, row: JsonB) -> PgResult<(f64, f64)> {
-    let serde_json::Value::Object(members) = &row.0 else {
-        return Err(bad_argument("row must be a JSON object")
-            .set_hint("Give columns and values: \"row\" => '{\"id\": 1}'."));
-    };
+pub fn features_of(table: Oid, row: JsonText) -> PgResult<(f64, f64)> {
+    let members: BTreeMap<String, Option<IgnoredAny>> = row.parse().map_err(|_| {
+        bad_argument("row must be a JSON object")
+            .set_hint("Give columns and values: \"row\" => '{\"id\": 1}'.")
+    })?;
     let known = spi::rows(
         "SELECT attname::text FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped",
         &[table.into()],
@@ -183,7 +185,7 @@ pub fn features_of(table: Oid, row: JsonB) -> PgResult<(f64, f64)> {
     if let Some(unknown) = members.keys().find(|key| !known.contains(key)) {
         return Err(bad_argument(format!("table {name} has no column \"{unknown}\"")));
     }
-    let non_null = members.values().filter(|value| !value.is_null()).count();
+    let non_null = members.values().filter(|value| value.is_some()).count();
     let bytes = spi::one::<i32>(
         &format!("SELECT pg_catalog.pg_column_size(pg_catalog.jsonb_populate_record(NULL::{name}, $1))"),
         &[row.into()],

@@ -1,10 +1,15 @@
 //! Names and schemas of relations, read and changed without a statement: some are under users' locks.
 
-use super::report::{PgResult, cstring, internal};
+use super::report::{PgResult, PgSqlErrorCode, cstring, error, internal};
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use std::ffi::CStr;
 
 const NO_LOCK: i32 = pg_sys::NoLock as i32;
+
+fn gone(relation: pg_sys::Oid) -> ErrorReport {
+    error(PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE, format!("relation {} does not exist", relation.to_u32()))
+}
 
 /// A relation's schema-qualified, quoted name.
 pub fn qualified(relation: pg_sys::Oid) -> PgResult<String> {
@@ -13,7 +18,7 @@ pub fn qualified(relation: pg_sys::Oid) -> PgResult<String> {
         let name = pg_sys::get_rel_name(relation);
         let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
         if name.is_null() || schema.is_null() {
-            return Err(internal(format!("relation {} does not exist", relation.to_u32())));
+            return Err(gone(relation));
         }
         let full = pg_sys::quote_qualified_identifier(schema, name);
         CStr::from_ptr(full).to_str().map(str::to_owned).map_err(internal)
@@ -26,7 +31,7 @@ pub fn plain(relation: pg_sys::Oid) -> PgResult<String> {
     unsafe {
         let name = pg_sys::get_rel_name(relation);
         if name.is_null() {
-            return Err(internal(format!("relation {} does not exist", relation.to_u32())));
+            return Err(gone(relation));
         }
         CStr::from_ptr(name).to_str().map(str::to_owned).map_err(internal)
     }

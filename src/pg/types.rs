@@ -1,6 +1,6 @@
 //! SQL types pgrx has no plain value for.
 
-use super::report::cstring;
+use super::report::{PgResult, bad_argument, cstring};
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
 use pgrx::datum::Datum;
 use pgrx::nullable::Nullable;
@@ -69,6 +69,44 @@ unsafe impl BoxRet for Regclass {
 /// The text of a `jsonb`, read by PostgreSQL itself: no digit of a number is lost. What is no JSON raises.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonText(pub String);
+
+impl JsonText {
+    /// What it says; 22023 if that cannot be read (numbers and nesting have limits here that `jsonb` has not).
+    pub fn parse<T: serde::de::DeserializeOwned>(&self) -> PgResult<T> {
+        serde_json::from_str(&self.0).map_err(|error| {
+            bad_argument("this jsonb value cannot be used here").set_detail(format!("{error}."))
+        })
+    }
+}
+
+impl FromDatum for JsonText {
+    // SAFETY: the caller promises that the datum is a jsonb, which jsonb_out writes as a C string.
+    unsafe fn from_polymorphic_datum(datum: pg_sys::Datum, is_null: bool, _: pg_sys::Oid) -> Option<Self> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: as above; the text is copied.
+        unsafe {
+            let text = pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(datum)])?;
+            Some(JsonText(std::ffi::CStr::from_ptr(text.cast_mut_ptr()).to_string_lossy().into_owned()))
+        }
+    }
+}
+
+// SAFETY: unboxed by way of the text; NULL only reaches the nullable form because pgrx marks the function STRICT
+// when no argument is an Option.
+unsafe impl<'fcx> ArgAbi<'fcx> for JsonText {
+    // SAFETY: see the impl.
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        // SAFETY: see the impl.
+        unsafe { arg.unbox_arg_using_from_datum() }.unwrap_or_else(|| JsonText("null".to_string()))
+    }
+    // SAFETY: see the impl.
+    unsafe fn unbox_nullable_arg(arg: Arg<'_, 'fcx>) -> Nullable<Self> {
+        // SAFETY: see the impl.
+        unsafe { arg.unbox_arg_using_from_datum() }.into()
+    }
+}
 
 impl IntoDatum for JsonText {
     fn into_datum(self) -> Option<pg_sys::Datum> {

@@ -24,6 +24,7 @@
 //! | [`latency`] | is the new copy slower than the old one? |
 //! | [`shared`] | how do many processes write samples without waiting for one another? |
 //! | [`frames`] | which of the nested calls spent it? |
+//! | [`report`] | what does a person see of all that? |
 //! | [`resolve`] | which data sources lead from one class of resources to another, and which are sick? |
 //! | [`guests`] | which chosen keys live beside their slot, and what changes that? |
 //! | [`gather`] | which keys should be chosen, because they are used together? |
@@ -53,6 +54,7 @@ pub mod latency;
 pub mod phase;
 pub mod placement;
 pub mod profile;
+pub mod report;
 pub mod resolve;
 pub mod ring;
 pub mod shared;

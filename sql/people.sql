@@ -1,0 +1,208 @@
+-- For the people who look: what is wrong and how to fix it, how everything is on one screen. Compiling these queries (JIT)
+-- would take longer than everything else about them.
+
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
+CREATE FUNCTION foreshard.problems_of_settings() RETURNS TABLE (severity text, object text, problem text, detail text, hint text)
+STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT q.severity, 'setting ' || s.name, q.problem, s.name || ' = ' || coalesce(nullif(s.setting, ''), '''''') || coalesce(' ' || nullif(s.unit, ''), ''), q.hint
+    FROM pg_settings s
+    JOIN (VALUES
+        ('track_counts', 'off', 'error', 'loads cannot be observed', 'Set track_counts = on and reload.'),
+        ('fsync', 'off', 'error', 'a crash may lose what was committed, moves included', 'Set fsync = on.'),
+        ('full_page_writes', 'off', 'error', 'a crash may leave torn pages, of copies too', 'Set full_page_writes = on and reload.'),
+        ('autovacuum', 'off', 'warning', 'nobody vacuums partitions and the tables of foreshard', 'Set autovacuum = on and reload.'),
+        ('foreshard.observe', 'off', 'warning', 'nothing is observed', 'Set foreshard.observe = on and reload, unless it is meant.')
+    ) q (name, setting, severity, problem, hint) USING (name, setting)
+    UNION ALL
+    SELECT 'warning', 'setting foreshard.hold_at_phase', 'moves wait on entering this phase', s.setting, 'ALTER SYSTEM RESET foreshard.hold_at_phase, then reload.'
+    FROM pg_settings s WHERE s.name = 'foreshard.hold_at_phase' AND s.setting <> ''
+    UNION ALL
+    SELECT 'warning', 'setting foreshard.min_free_disk', 'a copy may fill the disk', s.setting || ' %', 'Keep at least 5 % free.'
+    FROM pg_settings s WHERE s.name = 'foreshard.min_free_disk' AND s.setting::int < 5
+    UNION ALL
+    SELECT 'warning', 'setting foreshard.max_lock_time', 'a cutover may hold up statements for longer than a second', s.setting || ' ms', 'Lower foreshard.max_lock_time.'
+    FROM pg_settings s WHERE s.name = 'foreshard.max_lock_time' AND s.setting::int > 1000
+    UNION ALL
+    SELECT 'warning', 'setting max_worker_processes', 'there may be no worker for the keeper or a move', s.setting || ', wanted are ' || 3 + m.setting::int || ' at least',
+           'Raise max_worker_processes and restart.'
+    FROM pg_settings s, pg_settings m
+    WHERE s.name = 'max_worker_processes' AND m.name = 'foreshard.max_concurrent_moves' AND s.setting::int < 3 + m.setting::int
+    UNION ALL
+    SELECT 'warning', 'setting foreshard.mode', 'moves are filed by themselves ' || q.problem, q.name || ' = ' || s.setting, q.hint
+    FROM pg_settings a,
+         (VALUES ('foreshard.min_confidence', 0.5, 'although they probably do not pay', 'Raise foreshard.min_confidence.'),
+                 ('foreshard.rollback_window', 1, 'and cannot be swapped back', 'Set foreshard.rollback_window.'),
+                 ('foreshard.max_slowdown', 1e-9, 'and are not undone when statements become slower', 'Set foreshard.max_slowdown.')) q (name, least, problem, hint)
+    JOIN pg_settings s USING (name)
+    WHERE a.name = 'foreshard.mode' AND a.setting = 'auto' AND s.setting::numeric < q.least
+$$;
+
+-- Metadata against PostgreSQL's own catalogs, at one snapshot. A slot that is being moved is left out.
+CREATE VIEW foreshard.catalog_problems AS
+WITH moving AS (SELECT slot_id FROM foreshard.move WHERE NOT finished)
+SELECT CASE problem WHEN 'no_partition' THEN 'error' ELSE 'warning' END AS severity,
+       CASE WHEN partition IS NULL THEN 'table ' || "table" ELSE 'partition ' || partition END AS object,
+       CASE problem WHEN 'no_partition' THEN 'slot ' || slot_id || ' has no partition' WHEN 'no_slot' THEN 'partition of no slot'
+                    WHEN 'other_tablespace' THEN 'storage is not on the shard' ELSE problem END AS problem,
+       ''::text AS detail, advice AS hint
+FROM foreshard.layout_problems
+UNION ALL
+SELECT 'warning', 'table ' || m.table_oid::oid, 'a managed table that does not exist any more', '',
+       'A keeper forgets it by itself; if this stays, see whether one runs (foreshard.status()).'
+FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)
+UNION ALL
+SELECT 'error', 'table ' || m.table_oid, 'not partitioned by the hash of its key',
+       format('key %I, partitioned %s', m.key_column, pg_catalog.pg_get_partkeydef(c.oid)),
+       format('Undo the change, or give it up: SELECT foreshard.undistribute(%L).', m.table_oid)
+FROM foreshard.managed_table m JOIN pg_catalog.pg_class c ON c.oid = m.table_oid
+LEFT JOIN pg_catalog.pg_partitioned_table r ON r.partrelid = c.oid
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = r.partattrs[0]
+WHERE r.partstrat IS DISTINCT FROM 'h' OR a.attname IS DISTINCT FROM m.key_column
+UNION ALL
+SELECT 'error', 'partition ' || p.partition, 'its bound is not that of its slot',
+       format('slot %s: modulus %s, remainder %s; partition: %s', s.slot_id, s.modulus, s.remainder, pg_catalog.pg_get_expr(c.relpartbound, c.oid)),
+       'Detach it and attach one with the modulus and remainder of the slot.'
+FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) JOIN pg_catalog.pg_class c ON c.oid = coalesce(p.branch, p.partition)
+WHERE s.home_slot_id IS NULL AND c.relispartition AND s.slot_id NOT IN (SELECT slot_id FROM moving)
+  AND pg_catalog.pg_get_expr(c.relpartbound, c.oid) <> format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder)
+UNION ALL
+SELECT 'error', 'shard ' || h.shard_name, 'its tablespace does not exist', format('tablespace %I', h.tablespace_name),
+       'Create the tablespace again; without slots on it: ' || format('SELECT foreshard.drop_shard(%L).', h.shard_name)
+FROM foreshard.shard h WHERE h.node_name = 'local' AND h.tablespace_name NOT IN (SELECT spcname FROM pg_catalog.pg_tablespace)
+UNION ALL
+SELECT 'warning', 'relation ' || c.oid::regclass, 'left over from a move that nobody knows', pg_catalog.pg_size_pretty(pg_catalog.pg_total_relation_size(c.oid)),
+       format('ALTER EXTENSION foreshard DROP TABLE %s; DROP TABLE %s;', c.oid::regclass, c.oid::regclass)
+FROM pg_catalog.pg_class c
+WHERE c.relnamespace = 'foreshard'::regnamespace AND c.relkind IN ('r', 'p', 'f') AND c.relname ~ '^(shadow|capture|split|place)_[0-9]'
+  AND NOT EXISTS (SELECT FROM foreshard.move_relation r WHERE c.oid IN (r.shadow, r.capture_log, r.twin))
+  AND NOT EXISTS (SELECT FROM foreshard.move_child k WHERE c.oid IN (k.child, k.log))
+  AND NOT EXISTS (SELECT FROM foreshard.remote_table t WHERE t.partition = c.oid)
+UNION ALL
+SELECT 'warning', format('trigger %I on %s', t.tgname, t.tgrelid::regclass), 'captures changes for a move that nobody knows', '',
+       format('DROP TRIGGER %I ON %s;', t.tgname, t.tgrelid::regclass)
+FROM pg_catalog.pg_trigger t
+WHERE t.tgfoid = 'foreshard.capture'::pg_catalog.regproc
+  AND NOT EXISTS (SELECT FROM foreshard.move_relation r WHERE t.tgrelid IN (r.source, r.shadow, r.twin))
+  AND NOT EXISTS (SELECT FROM foreshard.move_child k WHERE k.child = t.tgrelid)
+UNION ALL
+SELECT 'warning', format('publication %I', b.pubname), 'names a partition, which a split or merge would replace', p.partition::text,
+       format('Publish table %s instead, with publish_via_partition_root = true.', p.table_oid)
+FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication b ON b.oid = r.prpubid JOIN foreshard.slot_partition p ON p.partition = r.prrelid
+UNION ALL
+SELECT 'warning', 'move ' || m.move_id, 'began again ' || m.restarts || ' times', coalesce(m.last_error, ''),
+       format('See foreshard.progress_moves; SELECT foreshard.cancel_move(%s) gives it up.', m.move_id)
+FROM foreshard.move m WHERE NOT m.finished AND m.restarts >= 5
+UNION ALL
+SELECT 'error', 'node ' || n.node_name, 'does not answer', coalesce(n.last_error, '') || ' since ' || n.state_since::timestamptz(0),
+       'Nothing is planned onto it until it answers; see foreshard.nodes.'
+FROM foreshard.node n WHERE n.state = 'down'
+UNION ALL
+SELECT 'error', 'node ' || n.node_name, 'its server does not exist', format('server %I', n.server_name), 'Create the server again.'
+FROM foreshard.node n WHERE n.server_name NOT IN (SELECT srvname FROM pg_catalog.pg_foreign_server)
+UNION ALL
+SELECT 'notice', format('table %s on node %s', remote_table, node), 'left over from a move', '', 'It is dropped there as soon as the node answers.'
+FROM foreshard.remote_tables WHERE orphan
+UNION ALL
+SELECT 'error', 'graph ' || g.graph_name, 'a table of it does not exist', x.what, format('SELECT foreshard.drop_graph(%L), and create it again.', g.graph_name)
+FROM foreshard.graph g, LATERAL (VALUES ('edges', g.edge_table), ('directory', g.metagraph), ('closure', g.closure), ('components', g.components)) x (what, relation)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = x.relation)
+UNION ALL
+SELECT 'error', 'graph ' || g.graph_name, 'its closure is not kept: triggers are disabled or gone', 'table ' || g.edge_table,
+       format('Enable them (ALTER TABLE %s ENABLE TRIGGER ALL), then SELECT foreshard.rebuild_graph(%L).', g.edge_table, g.graph_name)
+FROM foreshard.graph g JOIN pg_catalog.pg_class c ON c.oid = g.edge_table
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc)
+   OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc
+              AND t.tgenabled NOT IN ('O', 'A'))
+UNION ALL
+SELECT 'warning', 'event trigger ' || e.evtname, 'disabled: graphs do not go with their edges', '', format('ALTER EVENT TRIGGER %I ENABLE;', e.evtname)
+FROM pg_catalog.pg_event_trigger e WHERE e.evtname = 'foreshard_graph_tables_dropped' AND e.evtenabled NOT IN ('O', 'A');
+
+CREATE FUNCTION foreshard."check"(closures boolean DEFAULT false,
+    OUT severity text, OUT object text, OUT problem text, OUT detail text, OUT hint text)
+RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_temp SET jit TO off AS $$
+    WITH w AS MATERIALIZED (SELECT * FROM foreshard.worker_states()),
+    found AS (
+        SELECT 'error' AS severity, 'server' AS object, 'foreshard is not loaded: nothing is observed and nothing can move' AS problem,
+               'shared_preload_libraries = ' || coalesce(nullif(current_setting('shared_preload_libraries', true), ''), '''''') AS detail,
+               'Set shared_preload_libraries = ''foreshard'' in postgresql.conf and restart PostgreSQL.' AS hint
+        FROM w WHERE NOT w.preloaded
+        UNION ALL
+        SELECT 'error', 'extension foreshard', 'the library is of another version than its SQL objects', w.library_version || ' against ' || e.extversion,
+               'ALTER EXTENSION foreshard UPDATE; restart PostgreSQL if the library is the older one.'
+        FROM w, pg_extension e WHERE e.extname = 'foreshard' AND e.extversion <> w.library_version
+        UNION ALL
+        SELECT 'error', 'worker', 'the launcher does not run', '', 'Restart PostgreSQL; its log says why the launcher ended.'
+        FROM w WHERE w.preloaded AND w.launcher_pid IS NULL AND NOT pg_is_in_recovery()
+        UNION ALL
+        SELECT CASE w.keeper_state WHEN 'starting' THEN 'notice' ELSE 'error' END, 'worker',
+               CASE w.keeper_state WHEN 'starting' THEN 'the keeper of this database is being started' ELSE 'no keeper serves this database' END, '',
+               CASE w.keeper_state WHEN 'starting' THEN 'If this stays, raise max_worker_processes.' ELSE 'SELECT foreshard.start_keeper();' END
+        FROM w WHERE w.preloaded AND w.keeper_pid IS NULL AND NOT pg_is_in_recovery()
+        UNION ALL
+        SELECT p.severity, p.object, p.problem, p.detail, p.hint FROM foreshard.problems_of_settings() p
+        UNION ALL
+        SELECT c.severity, c.object, c.problem, c.detail, c.hint FROM foreshard.catalog_problems c
+        UNION ALL
+        SELECT 'error', 'graph ' || g.graph, 'its closure is wrong', d.wrong || ' differences', format('SELECT foreshard.rebuild_graph(%L);', g.graph)
+        FROM foreshard.graphs g CROSS JOIN LATERAL (SELECT count(*) AS wrong FROM foreshard.check_graph(g.graph::text)) d
+        WHERE closures AND d.wrong > 0
+    )
+    SELECT f.severity, f.object, f.problem, coalesce(f.detail, ''), f.hint FROM found f
+    ORDER BY array_position(ARRAY['error', 'warning', 'notice'], f.severity), 2, 3, 4
+$$;
+
+CREATE FUNCTION foreshard.status(OUT topic text, OUT state text)
+RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_temp SET jit TO off AS $$
+    WITH w AS MATERIALIZED (SELECT * FROM foreshard.worker_states()),
+    h AS MATERIALIZED (SELECT * FROM foreshard.heat_map),
+    s AS MATERIALIZED (SELECT * FROM foreshard.shards),
+    m AS MATERIALIZED (SELECT * FROM foreshard.progress_moves WHERE state NOT IN ('done', 'failed', 'cancelled')),
+    r AS MATERIALIZED (SELECT * FROM foreshard.recommendations WHERE action <> 'none'),
+    p AS MATERIALIZED (SELECT * FROM foreshard."check"())
+    SELECT q.topic, q.state FROM (
+        SELECT 1 AS n, 'server' AS topic, format('PostgreSQL %s, foreshard %s, %s', split_part(current_setting('server_version'), ' ', 1), e.extversion,
+               CASE WHEN w.preloaded THEN 'preloaded' ELSE 'NOT preloaded: nothing is observed and nothing can move' END) AS state
+        FROM w, pg_extension e WHERE e.extname = 'foreshard'
+        UNION ALL
+        SELECT 2, 'workers', CASE WHEN NOT w.preloaded THEN 'none' WHEN pg_is_in_recovery() THEN 'none on a standby'
+               ELSE format('launcher %s, keeper %s, %s', coalesce(w.launcher_pid::text, 'MISSING'), coalesce(w.keeper_pid::text, w.keeper_state),
+                           CASE w.carriers WHEN 0 THEN 'nobody moves' WHEN 1 THEN '1 carrier' ELSE w.carriers || ' carriers' END) END FROM w
+        UNION ALL
+        SELECT 3, 'mode', format('%s, bucket %s, looks %s ahead', coalesce(current_setting('foreshard.mode', true), '?'),
+               coalesce(current_setting('foreshard.bucket', true), '?'), coalesce(current_setting('foreshard.forecast_horizon', true), '?'))
+        UNION ALL
+        SELECT 4, 'data', format('%s tables, %s slots on %s shards, %s', (SELECT count(DISTINCT "table") FROM foreshard.slots),
+               (SELECT count(*) FROM h), count(*), pg_size_pretty(coalesce(sum(s.bytes), 0)::bigint)) FROM s
+        UNION ALL
+        SELECT 5, 'load', coalesce(round(sum(s.cost_units_per_s)::numeric, 1) || ' cost units/s, hottest shard '
+               || (SELECT format('%s with %s %% of its capacity', t.shard, round((100 * t.utilization)::numeric, 1)) FROM s t
+                   WHERE t.utilization IS NOT NULL ORDER BY t.utilization DESC LIMIT 1), 'not observed yet') FROM s
+        UNION ALL
+        SELECT 6, 'hottest slot', coalesce((SELECT format('%s on %s: %s cost units/s, %s %% of its group  %s', h.slot_id, h.shard, round(h.cost_units_per_s::numeric, 1),
+               round((100 * coalesce(h.share, 0))::numeric, 1), h.recent) FROM h WHERE h.cost_units_per_s IS NOT NULL ORDER BY h.cost_units_per_s DESC, h.slot_id LIMIT 1),
+               'not observed yet')
+        UNION ALL
+        SELECT 7, 'moves', CASE count(*) WHEN 0 THEN 'none' ELSE format('%s running, %s waiting', count(*) FILTER (WHERE m.state IN ('running', 'cancelling')),
+               count(*) FILTER (WHERE m.state NOT IN ('running', 'cancelling'))) END FROM m
+        UNION ALL
+        SELECT 8, '', t.line FROM (SELECT format('%s %s: slot %s, %s → %s, %s%s%s%s', m.kind, m.move_id, m.slot_id, m.from_shard, m.to_shard, m.phase,
+               coalesce(' ' || m.percent || ' %', ''), coalesce(', copied in ' || date_trunc('second', m.eta), ''), coalesce(', waits for ' || m.waiting_for, '')) AS line
+               FROM m WHERE m.started_at IS NOT NULL ORDER BY m.move_id LIMIT 5) t
+        UNION ALL
+        SELECT 9, 'recommended', CASE count(*) WHEN 0 THEN 'nothing' ELSE format('%s steps, %s ready; see foreshard.recommendations', count(*), count(*) FILTER (WHERE r.refusal IS NULL)) END FROM r
+        UNION ALL
+        SELECT 10, 'problems', CASE count(*) WHEN 0 THEN 'none' ELSE format('%s errors, %s warnings; see foreshard.check()', count(*) FILTER (WHERE p.severity = 'error'),
+               count(*) FILTER (WHERE p.severity <> 'error')) END FROM p
+        UNION ALL
+        SELECT 11, '', t.line FROM (SELECT format('%s: %s: %s', p.severity, p.object, p.problem) AS line FROM p LIMIT 3) t
+    ) q ORDER BY q.n
+$$;
+
+COMMENT ON FUNCTION foreshard.problems_of_settings() IS 'Internal: behind check().';
+COMMENT ON VIEW foreshard.catalog_problems IS 'Where the metadata of foreshard and the catalogs of PostgreSQL disagree, and what was left over; check() shows it too.';
+COMMENT ON FUNCTION foreshard."check"(boolean) IS 'What is wrong with the installation, its settings, its metadata and its nodes, and how to fix each; no row when all is well. With closures, graphs are compared with their edges too.';
+COMMENT ON FUNCTION foreshard.status() IS 'Everything on one screen: server, workers, loads, moves going on, recommendations, problems.';
+
+SET LOCAL search_path TO foreshard, pg_temp;

@@ -1,0 +1,58 @@
+//! For the people who look: the report, and what status() and check() must ask shared memory.
+
+use crate::catalog::report;
+use crate::pg::report::PgResult;
+use crate::pg::{bgworker, shmem};
+use pgrx::prelude::*;
+
+/// Everything on one self-contained HTML page, as the caller may see it; changes nothing. Without JIT, which would take
+/// longer than all of its queries.
+#[pg_extern(
+    volatile,
+    parallel_unsafe,
+    sql = "CREATE FUNCTION foreshard.report_html() RETURNS text VOLATILE PARALLEL UNSAFE \
+           SET search_path TO pg_catalog, pg_temp SET jit TO off \
+           LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';"
+)]
+fn report_html() -> PgResult<String> {
+    Ok(foreshard_core::report::html(&report::read()?))
+}
+
+/// Internal: whether the library is preloaded, of which version it is, and which workers serve this database.
+#[pg_extern(volatile, parallel_restricted)]
+#[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity)]
+fn worker_states() -> TableIterator<
+    'static,
+    (
+        name!(preloaded, bool),
+        name!(library_version, String),
+        name!(launcher_pid, Option<i32>),
+        name!(keeper_pid, Option<i32>),
+        name!(keeper_state, String),
+        name!(carriers, i32),
+    ),
+> {
+    let database = bgworker::database();
+    let pid = |pid: i32| (pid > 0).then_some(pid);
+    let (launcher, entry) = shmem::with(|registry| {
+        let entry = registry.entries.iter().find(|e| e.state != shmem::State::Free && e.database == database);
+        (pid(registry.launcher), entry.copied())
+    })
+    .unwrap_or((None, None));
+    let keeper = entry.and_then(|entry| pid(entry.keeper));
+    let state = match entry.map(|entry| entry.state) {
+        _ if keeper.is_some() => "running",
+        Some(shmem::State::Probe | shmem::State::Running) => "starting",
+        _ => "missing",
+    };
+    let carriers = entry.map_or(0, |entry| entry.carriers.iter().filter(|pid| **pid > 0).count());
+    TableIterator::once((
+        shmem::is_preloaded(),
+        env!("CARGO_PKG_VERSION").to_string(),
+        launcher,
+        keeper,
+        state.to_string(),
+        carriers as i32,
+    ))
+}
