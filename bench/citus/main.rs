@@ -71,7 +71,8 @@ fn server(name: &str, preload: &str) -> Result<Cluster> {
         .set("foreshard.plan_interval", "5");
     let mut cluster = Cluster::start(&options)?;
     let own = cluster.socket_dir().display().to_string();
-    cluster.set_and_reload(&[("citus.local_hostname", &own), ("citus.background_task_queue_interval", "1s")])?;
+    cluster
+        .set_and_reload(&[("citus.local_hostname", &own), ("citus.background_task_queue_interval", "1s")])?;
     cluster.connect("postgres")?.exec("CREATE EXTENSION citus")?;
     Ok(cluster)
 }
@@ -117,7 +118,9 @@ impl World {
         client.exec("VACUUM (ANALYZE) item")?;
         client.exec("SET citus.enable_ddl_propagation = off")?;
         client.exec("CREATE EXTENSION foreshard")?;
-        client.exec("SELECT foreshard.add_node('bench', engine => 'citus'), foreshard.register_citus_strategy()")?;
+        client.exec(
+            "SELECT foreshard.add_node('bench', engine => 'citus'), foreshard.register_citus_strategy()",
+        )?;
         Ok(())
     }
 
@@ -129,7 +132,11 @@ impl World {
              WHERE c.nodeport = (SELECT min(nodeport) FROM citus_shards WHERE table_name = 'item'::regclass) GROUP BY shardid ORDER BY 1 LIMIT {HOT}) q"
         ))?;
         let found: Vec<String> = text.split_whitespace().map(String::from).collect();
-        if found.len() == HOT as usize { Ok(found) } else { Err(Error::new("Too few tenants.", "--tenants 400")) }
+        if found.len() == HOT as usize {
+            Ok(found)
+        } else {
+            Err(Error::new("Too few tenants.", "--tenants 400"))
+        }
     }
 
     /// Questions per second.
@@ -150,7 +157,10 @@ impl World {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
         tps.ok_or_else(|| {
-            Error::new("pgbench reported no throughput.", String::from_utf8_lossy(&output.stderr).into_owned())
+            Error::new(
+                "pgbench reported no throughput.",
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            )
         })
     }
 
@@ -190,8 +200,15 @@ fn run(options: &Options) -> Result<bool> {
     let hot = world.hot(options.tenants)?;
     let path = world.coordinator.data_dir().join("../load.sql");
     std::fs::write(&path, script(&hot, options.tenants))?;
-    println!("Citus {}, {}", world.one("SELECT extversion FROM pg_extension WHERE extname = 'citus'")?, world.one("SHOW server_version")?);
-    println!("{} tenants of {ROWS} rows in {SHARDS} shards; {HOT_PERCENT} % of the questions about {HOT} of one worker", options.tenants);
+    println!(
+        "Citus {}, {}",
+        world.one("SELECT extversion FROM pg_extension WHERE extname = 'citus'")?,
+        world.one("SHOW server_version")?
+    );
+    println!(
+        "{} tenants of {ROWS} rows in {SHARDS} shards; {HOT_PERCENT} % of the questions about {HOT} of one worker",
+        options.tenants
+    );
     // What foreshard is to know of the load.
     world.load(&path, options.clients, options.seconds)?;
     let mut found = Vec::new();
@@ -204,6 +221,8 @@ fn run(options: &Options) -> Result<bool> {
     let better = found[0].max(found[1]);
     let ratio = found[2] / better.max(f64::MIN_POSITIVE);
     let verdict = if ratio >= LEAST_RATIO { "PASS" } else { "MISSED" };
-    println!("{verdict:<8} {ratio:>9.2} {LEAST_RATIO:>9.2}  throughput of foreshard, to the better of the others");
+    println!(
+        "{verdict:<8} {ratio:>9.2} {LEAST_RATIO:>9.2}  throughput of foreshard, to the better of the others"
+    );
     Ok(ratio >= LEAST_RATIO)
 }

@@ -130,6 +130,9 @@ fn carry(row: MoveRow) -> WorkResult<Step> {
         return Ok(Step::Later(why));
     }
     transaction(|| {
+        if !moving::take_turn()? {
+            return Ok(Step::Later("another move of the cluster".to_string()));
+        }
         moving::carry(row.slot_id, row.from_shard, row.to_shard)?;
         layout::follow()?;
         moving::set_swapped(row.move_id)?;
@@ -148,6 +151,9 @@ fn watch(row: MoveRow) -> WorkResult<Step> {
         return Ok(Step::Later(why));
     }
     transaction(|| {
+        if !moving::take_turn()? {
+            return Ok(Step::Later("another move of the cluster".to_string()));
+        }
         if moving::is_on(row.slot_id, row.to_shard)? {
             moving::carry(row.slot_id, row.to_shard, row.from_shard)?;
         }

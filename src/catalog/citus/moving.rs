@@ -1,7 +1,8 @@
 //! Moves of slots of Citus: what speaks against one, and the single statement that makes it.
 
 use crate::pg::report::{PgResult, bad_argument, busy, internal, unsupported};
-use crate::pg::{reading, spi};
+use crate::pg::{lock, reading, spi};
+use pgrx::pg_sys;
 
 /// Advisory locks that Citus takes while it plans or moves shards, by the last field of their tag: rebalance of a group,
 /// placements of a group, shards of a group.
@@ -90,6 +91,14 @@ pub fn is_on(slot_id: i64, shard_id: i32) -> PgResult<bool> {
         &[slot_id.into(), shard_id.into()],
     )?;
     Ok(on.unwrap_or(false))
+}
+
+/// Takes the right to have Citus move something, until the transaction ends; false: another carrier has it. Citus would refuse two
+/// moves in one of its groups.
+pub fn take_turn() -> PgResult<bool> {
+    let table = spi::one::<pg_sys::Oid>("SELECT 'foreshard.citus_table'::regclass::oid", &[])?
+        .ok_or_else(|| internal("table foreshard.citus_table is missing"))?;
+    Ok(lock::try_lock_all(&[table], lock::SHARE_UPDATE_EXCLUSIVE))
 }
 
 /// Has Citus move all shards of a slot, in this transaction; writers wait only for its end.
