@@ -164,11 +164,11 @@ impl World {
         })
     }
 
-    /// Rebalances; (moves, bytes).
+    /// Rebalances; how many moves of how many bytes were planned.
     fn rebalance(&self, strategy: &str) -> Result<String> {
         let planned = self.one(&format!(
-            "SELECT concat(count(*), ' moves, ', pg_size_pretty(coalesce(sum(shard_size), 0))) \
-             FROM get_rebalance_table_shards_plan('item', rebalance_strategy := '{strategy}')"
+            "SELECT concat(count(*), ' moves, ', pg_size_pretty(coalesce(sum(t.bytes), 0))) \
+             FROM get_rebalance_table_shards_plan('item', rebalance_strategy := '{strategy}') p LEFT JOIN foreshard.citus_shard t ON t.citus_shard = p.shardid"
         ))?;
         let mut client = self.coordinator.connect("postgres")?;
         client.exec(&format!("SELECT citus_rebalance_start(rebalance_strategy := '{strategy}')"))?;
