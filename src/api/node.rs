@@ -43,7 +43,7 @@ const CAPACITY: f64 = 1000.0;
 fn adopt_citus(name: &str, server: Option<&str>) -> PgResult<()> {
     if server.is_some() {
         return Err(bad_argument("a Citus cluster has no foreign server")
-            .set_hint("SELECT foreshard.add_node('name', engine => 'citus'); on the coordinator."));
+            .set_hint("Call foreshard.add_node('name', engine => 'citus') on the coordinator."));
     }
     if name.len() > MAX_CLUSTER_NAME {
         return Err(bad_argument(format!("name of a cluster must have 1 to {MAX_CLUSTER_NAME} bytes")));
