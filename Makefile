@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report fuzz psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split chaos docs install check clean-run
+.PHONY: help demo report fuzz psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-place: ## keys that are used together, gathered, and a hot table balanced;
 
 bench-split: ## a split, cold and prepared, its way back and a merge, against doing it by hand; ARGS="--rows 200000 --tables 4 --window 0"
 	@scripts/bench-split.sh $(ARGS)
+
+bench-citus: ## foreshard as a rebalance strategy of Citus against its own ones; needs an installed Citus; ARGS="--seconds 10"
+	@scripts/bench-citus.sh $(ARGS)
 
 docs: ## the README's generated parts, and the Rust documentation below target/doc
 	@scripts/docs.sh

@@ -41,9 +41,14 @@ COMMENT ON VIEW foreshard.stat_foreshard IS 'Shared memory of the observation, a
 COMMENT ON VIEW foreshard.stat_sampling IS 'What measuring itself took since the server started, all databases together.';
 
 COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that change while their partition moves.';
+COMMENT ON FUNCTION foreshard.citus_shard_cost(bigint) IS 'Forecast peak of a shard of Citus with its colocated ones: the cost of the rebalance strategy foreshard.';
+COMMENT ON FUNCTION foreshard.citus_node_capacity(integer) IS 'What a node of Citus can carry: the capacity of the rebalance strategy foreshard.';
+COMMENT ON FUNCTION foreshard.citus_shard_allowed(bigint, integer) IS 'Whether a shard of Citus may be on a node that may be drained or down, for the rebalance strategy foreshard.';
+COMMENT ON FUNCTION foreshard.register_citus_strategy(text, real, real, real) IS 'Registers foreshard as a rebalance strategy of Citus, which balances forecast peaks.';
+COMMENT ON FUNCTION foreshard.unregister_citus_strategy(text) IS 'Removes the rebalance strategy from Citus.';
 COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of every resharding request.';
 COMMENT ON FUNCTION foreshard.add_shard(text, text, double precision, text) IS 'Adds a shard: a tablespace, of this server or of a node, with a capacity in cost units (ms of CPU) per second.';
-COMMENT ON FUNCTION foreshard.add_node(text, text, text) IS 'Makes a foreign server of postgres_fdw a node, on which shards may be; checks it with the user mapping of the caller.';
+COMMENT ON FUNCTION foreshard.add_node(text, text, text, text) IS 'Makes a foreign server of postgres_fdw a node, on which shards may be, or adopts the Citus cluster that this server coordinates (engine => ''citus'').';
 COMMENT ON FUNCTION foreshard.drop_node(text) IS 'Forgets a node that has no shards and no tables of ours any more.';
 COMMENT ON FUNCTION foreshard.drain_shard(text, boolean) IS 'Empties a shard: nothing is placed on it any more, and its slots move to others; returns how many moves were filed.';
 COMMENT ON FUNCTION foreshard.drop_shard(text) IS 'Forgets a shard that holds nothing.';
@@ -124,10 +129,11 @@ GRANT EXECUTE ON FUNCTION foreshard.report_html(), foreshard.status(), foreshard
 GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.placed_keys(regclass), foreshard.recommend_curves(),
     foreshard.explain_placement(regclass, "any"), foreshard.explain_placement_json(regclass, "any") TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.citus_shard_cost(bigint), foreshard.citus_node_capacity(integer), foreshard.citus_shard_allowed(bigint, integer) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.catalog_problems, foreshard.load_history, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
-    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.hot_keys, foreshard.co_access,
+    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,
     foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 

@@ -1,25 +1,32 @@
 -- Other servers that hold slots, by contrib postgres_fdw, and what was made there. No password is ever here: those
--- are in the user mappings.
+-- are in the user mappings. The nodes of a Citus cluster are here as well; see citus.sql.
 
 -- Nothing is looked up in a schema that somebody else may have made first.
 SET LOCAL search_path TO pg_catalog, pg_temp;
 
 CREATE TABLE foreshard.node (
     node_name   name PRIMARY KEY CHECK (node_name <> 'local'),
-    server_name name NOT NULL UNIQUE,
+    engine      text NOT NULL DEFAULT 'postgres_fdw' CHECK (engine IN ('postgres_fdw', 'citus')),
+    -- of postgres_fdw, like all that is NULL for a node of Citus
+    server_name name UNIQUE,
     -- where tables are made on the node
-    remote_schema name NOT NULL,
+    remote_schema name,
     -- whose user mapping the health checks use
     checked_as  name NOT NULL,
-    remote_version int NOT NULL,
-    round_trip_ms float8 NOT NULL,
-    clock_offset_ms float8 NOT NULL,
+    remote_version int,
+    round_trip_ms float8,
+    clock_offset_ms float8,
     state       text NOT NULL DEFAULT 'up' CHECK (state IN ('up', 'down')),
     failures    int NOT NULL DEFAULT 0,
     state_since timestamptz NOT NULL DEFAULT now(),
     checked_at  timestamptz NOT NULL DEFAULT now(),
     last_error  text,
-    added_at    timestamptz NOT NULL DEFAULT now()
+    added_at    timestamptz NOT NULL DEFAULT now(),
+    -- of Citus: pg_dist_node.nodeid, and whether Citus lets it take shards
+    citus_node  int UNIQUE,
+    takes_shards boolean NOT NULL DEFAULT true,
+    CHECK ((engine = 'citus') = (citus_node IS NOT NULL) AND (engine = 'citus') = (server_name IS NULL)
+           AND (engine = 'citus') = (remote_schema IS NULL))
 );
 
 -- Written, and committed, before anything is made on the node: what is there has a row here.
@@ -60,7 +67,8 @@ CREATE VIEW foreshard.nodes AS
 SELECT n.node_name AS node, n.server_name AS server, n.remote_schema, n.remote_version, n.round_trip_ms, n.clock_offset_ms,
        n.state, n.state_since, n.failures, n.checked_at, n.last_error,
        (SELECT count(*) FROM foreshard.shard h WHERE h.node_name = n.node_name) AS shards,
-       (SELECT count(*) FROM foreshard.remote_table r WHERE r.node_name = n.node_name) AS tables
+       (SELECT count(*) FROM foreshard.remote_table r WHERE r.node_name = n.node_name) AS tables,
+       n.engine, n.citus_node
 FROM foreshard.node n;
 
 -- Tables on other servers, with what they said of themselves at the last health check.

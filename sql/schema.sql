@@ -19,7 +19,9 @@ CREATE TABLE foreshard.colocation_group (
     key_type    regtype NOT NULL,
     -- when the group was made, all of one modulus; splits make more of them
     slot_count  int NOT NULL CHECK (slot_count BETWEEN 1 AND 4096),
-    created_at  timestamptz NOT NULL DEFAULT now()
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    -- pg_dist_colocation.colocationid of a group that Citus made
+    citus_colocation int UNIQUE
 );
 
 CREATE TABLE foreshard.managed_table (
@@ -44,9 +46,14 @@ CREATE TABLE foreshard.slot (
     -- of chosen keys with partitions of their own: the slot that they hash to
     home_slot_id bigint REFERENCES foreshard.slot ON DELETE CASCADE,
     -- one key by itself, which place_keys() leaves alone
-    isolated    boolean NOT NULL DEFAULT false
+    isolated    boolean NOT NULL DEFAULT false,
+    -- of a slot of Citus: the hashes it holds. Modulus and remainder then only say: the how manieth of how many
+    hash_from   int,
+    hash_to     int,
+    CHECK ((hash_from IS NULL) = (hash_to IS NULL) AND hash_from <= hash_to)
 );
-CREATE UNIQUE INDEX slot_hash_idx ON foreshard.slot (group_id, modulus, remainder) WHERE home_slot_id IS NULL;
+CREATE UNIQUE INDEX slot_hash_idx ON foreshard.slot (group_id, modulus, remainder) WHERE home_slot_id IS NULL AND hash_from IS NULL;
+CREATE UNIQUE INDEX slot_range_idx ON foreshard.slot (group_id, hash_from, hash_to);
 CREATE INDEX slot_home_idx ON foreshard.slot (home_slot_id);
 CREATE INDEX slot_shard_idx ON foreshard.slot (shard_id);
 

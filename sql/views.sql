@@ -7,12 +7,19 @@ CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
        pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0) AS bytes,
-       coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at, s.home_slot_id, s.isolated
+       coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at, s.home_slot_id, s.isolated, NULL::bigint AS citus_shard
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 JOIN foreshard.slot_partition p USING (slot_id)
 JOIN pg_catalog.pg_class c ON c.oid = p.partition
 LEFT JOIN foreshard.remote_table r ON r.partition = c.oid
+LEFT JOIN foreshard.move m ON m.slot_id = s.slot_id AND NOT m.finished
+UNION ALL
+SELECT s.slot_id, s.group_id, t.table_oid, NULL, s.modulus, s.remainder, h.shard_name, t.bytes, m.move_id, s.last_moved_at,
+       NULL, s.isolated, t.citus_shard
+FROM foreshard.slot s
+JOIN foreshard.shard h USING (shard_id)
+JOIN foreshard.citus_shard t USING (slot_id)
 LEFT JOIN foreshard.move m ON m.slot_id = s.slot_id AND NOT m.finished;
 
 -- What the keeper cannot put right by itself, as the catalog is now. A slot that is being moved is left out.
@@ -64,6 +71,8 @@ LEFT JOIN (
         SELECT p.slot_id, sum(pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0)) AS bytes
         FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition
         LEFT JOIN foreshard.remote_table r ON r.partition = c.oid GROUP BY 1
+        UNION ALL
+        SELECT t.slot_id, sum(t.bytes) FROM foreshard.citus_shard t GROUP BY 1
     ) b USING (slot_id)
     GROUP BY 1
 ) l USING (shard_id)
@@ -137,7 +146,7 @@ CREATE VIEW foreshard.calibration AS
 SELECT g.group_id, pg_catalog.array_agg(DISTINCT m.table_oid) AS tables, b.confidence_from, b.confidence_to,
        b.outcomes, b.stated, b.paid, t.trust, t.since AS trust_since
 FROM foreshard.colocation_group g
-JOIN foreshard.managed_table m USING (group_id)
+JOIN (SELECT group_id, table_oid FROM foreshard.managed_table UNION ALL SELECT group_id, table_oid FROM foreshard.citus_table) m USING (group_id)
 JOIN foreshard.group_trust t USING (group_id)
 LEFT JOIN (
     SELECT o.group_id, least(floor(o.stated * 5), 4) / 5 AS confidence_from, (least(floor(o.stated * 5), 4) + 1) / 5 AS confidence_to,

@@ -15,6 +15,11 @@ fn explained(table: Option<Regclass>, key: Option<AnyElement>) -> PgResult<Expla
         return Err(bad_argument("table and key must not be NULL"));
     };
     let name = name_of(table)?;
+    if let Some((slot_id, _)) = super::citus::slot_of_key(table, &key)? {
+        let _owner = security::as_extension_owner()?;
+        let story = story::of_slot(slot_id)?.ok_or_else(|| internal(format!("slot {slot_id} is gone")))?;
+        return planner::explain(&planner::decide(guc::FORECAST_HORIZON.get())?, name, story);
+    }
     let as_owner = security::as_extension_owner()?;
     if colocation::managed(table)?.is_none() {
         return Err(wrong_state(format!("table {name} is not managed by foreshard"))

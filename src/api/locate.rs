@@ -7,7 +7,7 @@ use crate::pg::{partition, security};
 use pgrx::AnyElement;
 use pgrx::prelude::*;
 
-/// Name of the shard that holds a key of a managed table: the partition PostgreSQL itself routes the
+/// Name of the shard that holds a key of a managed table, or of one of an adopted Citus cluster: the partition PostgreSQL itself routes the
 /// key to, whatever type the key is given in.
 #[pg_extern(
     stable,
@@ -18,6 +18,11 @@ use pgrx::prelude::*;
 )]
 fn get_shard_location(table: Option<Regclass>, key: Option<AnyElement>) -> PgResult<Option<String>> {
     let Some(Regclass(table)) = table else { return Ok(None) };
+    if let Some(key) = &key
+        && let Some((_, shard)) = super::citus::slot_of_key(table, key)?
+    {
+        return Ok(Some(shard));
+    }
     let leaf = partition::locate(table, key.map(|k| (k.datum(), k.oid())))?;
     let _owner = security::as_extension_owner()?;
     match colocation::shard_of_partition(leaf)? {

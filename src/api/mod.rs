@@ -1,6 +1,7 @@
 //! The SQL functions: check arguments and privileges, call what is below, raise. One file per topic.
 
 mod birth;
+mod citus;
 mod configure;
 mod distribute;
 mod explain;

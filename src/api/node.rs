@@ -2,7 +2,7 @@
 
 use super::reshard::wake_keeper;
 use crate::catalog::link::Link;
-use crate::catalog::{drain, node, record_event};
+use crate::catalog::{citus, drain, node, record_event};
 use crate::pg::report::{PgResult, bad_argument, notice};
 use crate::pg::{security, shmem};
 use pgrx::prelude::*;
@@ -12,21 +12,56 @@ use serde_json::json;
 const CLOCK_OFF_MS: f64 = 1_000.0;
 
 /// Makes a foreign server of postgres_fdw a node, on which shards may be: checks it with the caller's user mapping and
-/// measures the round trip. `remote_schema` is where tables are made there.
+/// measures the round trip. `remote_schema` is where tables are made there. With engine `citus` adopts the Citus cluster that
+/// this server coordinates: each of its nodes becomes one of ours and a shard, called after `node_name`.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn add_node(
     node_name: Option<&str>,
-    server: Option<&str>,
+    server: default!(Option<&str>, "NULL"),
     remote_schema: default!(Option<&str>, "'public'"),
+    engine: default!(Option<&str>, "'postgres_fdw'"),
 ) -> PgResult<()> {
-    let (Some(name), Some(server), Some(remote_schema)) = (node_name, server, remote_schema) else {
-        return Err(bad_argument("node_name, server and remote_schema must not be NULL"));
+    let (Some(name), Some(remote_schema), Some(engine)) = (node_name, remote_schema, engine) else {
+        return Err(bad_argument("node_name, remote_schema and engine must not be NULL"));
     };
     node::check_name("node", name)?;
     if name == crate::catalog::colocation::LOCAL {
         return Err(bad_argument("node \"local\" is this server"));
     }
+    match engine {
+        "citus" => adopt_citus(name, server),
+        "postgres_fdw" => add_server(name, server, remote_schema),
+        _ => Err(bad_argument(format!("engine \"{engine}\" does not exist"))
+            .set_hint("Engines of nodes are postgres_fdw and citus.")),
+    }
+}
+
+/// Names of nodes end with a number; both must fit into 63 bytes.
+const MAX_CLUSTER_NAME: usize = 52;
+/// What a node of Citus is taken to carry, as a shard that is added without a word.
+const CAPACITY: f64 = 1000.0;
+
+fn adopt_citus(name: &str, server: Option<&str>) -> PgResult<()> {
+    if server.is_some() {
+        return Err(bad_argument("a Citus cluster has no foreign server")
+            .set_hint("Call foreshard.add_node('name', engine => 'citus') on the coordinator."));
+    }
+    if name.len() > MAX_CLUSTER_NAME {
+        return Err(bad_argument(format!("name of a cluster must have 1 to {MAX_CLUSTER_NAME} bytes")));
+    }
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    citus::require_coordinator()?;
+    citus::adopt(name, &user, CAPACITY)?;
+    citus::layout::follow()?;
+    record_event("add_node", None, None, json!({"node": name, "engine": "citus"}))?;
+    wake_keeper();
+    Ok(())
+}
+
+fn add_server(name: &str, server: Option<&str>, remote_schema: &str) -> PgResult<()> {
+    let Some(server) = server else { return Err(bad_argument("server must not be NULL")) };
     let role = node::current_role()?;
     node::check_server(server, role)?;
     let looks = node::look_at(&Link::open(server, role)?, server, remote_schema)?;
@@ -51,13 +86,18 @@ fn add_node(
     )
 }
 
-/// Forgets a node that has no shards and no tables of ours any more.
+/// Forgets a node that has no shards and no tables of ours any more; of a Citus cluster everything that is known, and nothing
+/// changes there.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn drop_node(node_name: Option<&str>) -> PgResult<()> {
     let Some(name) = node_name else { return Err(bad_argument("node_name must not be NULL")) };
     let _owner = security::as_extension_owner()?;
-    node::delete(name)?;
+    if citus::cluster()?.is_some_and(|cluster| cluster.name == name) {
+        citus::forget(name)?;
+    } else {
+        node::delete(name)?;
+    }
     record_event("drop_node", None, None, json!({"node": name}))
 }
 

@@ -17,6 +17,10 @@ pub struct ShardRow {
     pub draining: bool,
     /// Where it is.
     pub node: String,
+    /// It is a node of a Citus cluster.
+    pub is_citus: bool,
+    /// Its node may be given data.
+    pub takes: bool,
 }
 
 impl ShardRow {
@@ -32,7 +36,8 @@ pub const LOCAL: &str = "local";
 /// All shards, by id.
 pub fn shards() -> PgResult<Vec<ShardRow>> {
     spi::rows(
-        "SELECT shard_id, shard_name::text, capacity, draining, node_name::text FROM foreshard.shard ORDER BY shard_id",
+        "SELECT h.shard_id, h.shard_name::text, h.capacity, h.draining, h.node_name::text, coalesce(n.engine = 'citus', false), coalesce(n.takes_shards, true) \
+         FROM foreshard.shard h LEFT JOIN foreshard.node n USING (node_name) ORDER BY 1",
         &[],
         |row| {
             Ok(ShardRow {
@@ -41,6 +46,8 @@ pub fn shards() -> PgResult<Vec<ShardRow>> {
                 capacity: row.need(3)?,
                 draining: row.need(4)?,
                 node: row.need(5)?,
+                is_citus: row.need(6)?,
+                takes: row.need(7)?,
             })
         },
     )
@@ -185,7 +192,7 @@ pub fn delete_managed(table: pg_sys::Oid) -> PgResult<()> {
 
 fn forget_empty_groups() -> PgResult<()> {
     spi::run(
-        "DELETE FROM foreshard.colocation_group g WHERE NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.group_id = g.group_id)",
+        "DELETE FROM foreshard.colocation_group g WHERE g.citus_colocation IS NULL AND NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.group_id = g.group_id)",
         &[],
     )?;
     Ok(())

@@ -37,9 +37,11 @@ pub struct SlotRow {
     pub changed_at_s: Option<f64>,
     /// None of its tables has a unique index of its own, which foreign tables cannot be part of.
     pub may_leave_server: bool,
+    /// It is a slot of a Citus cluster.
+    pub is_citus: bool,
 }
 
-/// Every slot with at least one partition.
+/// Every slot with at least one partition, or shard of Citus; one of those counts as moving while anybody moves shards there.
 pub fn slots() -> PgResult<Vec<SlotRow>> {
     slots_of(None)
 }
@@ -48,8 +50,8 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
 pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
     spi::rows(
         &format!(
-            "SELECT s.slot_id, s.shard_id, sum(pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0))::int8, \
-                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished), \
+            "SELECT s.slot_id, s.shard_id, sum(p.bytes)::int8, \
+                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished) OR bool_or(p.others_move), \
                 extract(epoch FROM pg_catalog.clock_timestamp() - greatest(s.last_moved_at, \
                     (SELECT max(m.finished_at) FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.phase = 'failed')))::float8, \
                 coalesce(max(h.hot_buckets), 0), \
@@ -59,10 +61,11 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
                 count(h.heat) > 0, \
                 s.home_slot_id IS NULL AND NOT EXISTS (SELECT FROM foreshard.slot_partition x JOIN pg_catalog.pg_index i ON i.indrelid = x.table_oid AND i.indisunique \
                         WHERE x.slot_id = s.slot_id), \
-                s.home_slot_id, extract(epoch FROM s.last_moved_at)::float8 \
-         FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) \
-         JOIN pg_catalog.pg_class c ON c.oid = p.partition LEFT JOIN foreshard.slot_heat h USING (slot_id) \
-         LEFT JOIN foreshard.remote_table r ON r.partition = c.oid \
+                s.home_slot_id, extract(epoch FROM s.last_moved_at)::float8, s.hash_from IS NOT NULL \
+         FROM foreshard.slot s JOIN (SELECT l.slot_id, pg_catalog.pg_total_relation_size(l.partition) + coalesce(r.bytes, 0) AS bytes, false AS others_move \
+                 FROM foreshard.slot_partition l JOIN pg_catalog.pg_class c ON c.oid = l.partition LEFT JOIN foreshard.remote_table r ON r.partition = c.oid \
+             UNION ALL SELECT t.slot_id, t.bytes, EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL) FROM foreshard.citus_shard t) p USING (slot_id) \
+         LEFT JOIN foreshard.slot_heat h USING (slot_id) \
          WHERE $1::int8 IS NULL OR s.slot_id = $1 OR s.home_slot_id = $1 GROUP BY s.slot_id ORDER BY 1"
         ),
         &[slot_id.into()],
@@ -82,6 +85,7 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
                 may_leave_server: row.need(12)?,
                 home_slot_id: row.get(13)?,
                 changed_at_s: row.get(14)?,
+                is_citus: row.need(15)?,
             })
         },
     )

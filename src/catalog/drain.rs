@@ -28,6 +28,7 @@ struct Leaving {
     slot_id: i64,
     load: f64,
     may_leave_server: bool,
+    is_citus: bool,
 }
 
 /// A place for every slot of a shard that does not move yet, busiest first, each onto the shard that is least utilised
@@ -38,17 +39,24 @@ struct Leaving {
 pub fn plan(shard: &str) -> PgResult<Map<String, Value>> {
     let leaving = spi::rows(
         "SELECT s.slot_id, coalesce(t.heat, 0), NOT EXISTS (SELECT FROM foreshard.slot_partition p \
-                JOIN pg_catalog.pg_index i ON i.indrelid = p.table_oid AND i.indisunique WHERE p.slot_id = s.slot_id) \
+                JOIN pg_catalog.pg_index i ON i.indrelid = p.table_oid AND i.indisunique WHERE p.slot_id = s.slot_id), s.hash_from IS NOT NULL \
          FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) LEFT JOIN foreshard.slot_heat t USING (slot_id) \
          WHERE h.shard_name = $1::name AND s.home_slot_id IS NULL \
            AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished) ORDER BY 2 DESC, 1",
         &[shard.into()],
-        |row| Ok(Leaving { slot_id: row.need(1)?, load: row.need(2)?, may_leave_server: row.need(3)? }),
+        |row| {
+            Ok(Leaving {
+                slot_id: row.need(1)?,
+                load: row.need(2)?,
+                may_leave_server: row.need(3)?,
+                is_citus: row.need(4)?,
+            })
+        },
     )?;
     let sick = super::node::sick_shards()?;
     let targets: Vec<colocation::ShardRow> = colocation::shards()?
         .into_iter()
-        .filter(|s| !s.draining && s.name != shard && !sick.contains(&s.shard_id))
+        .filter(|s| !s.draining && s.name != shard && s.takes && !sick.contains(&s.shard_id))
         .collect();
     // A slot without any load still takes room.
     let mut loads: HashMap<i32, f64> = spi::rows(
@@ -65,7 +73,8 @@ pub fn plan(shard: &str) -> PgResult<Map<String, Value>> {
         };
         let best = targets
             .iter()
-            .filter(|target| target.is_local() || slot.may_leave_server)
+            .filter(|target| target.is_citus == slot.is_citus)
+            .filter(|target| slot.is_citus || target.is_local() || slot.may_leave_server)
             .min_by(|a, b| with(a).total_cmp(&with(b)));
         let Some(best) = best else {
             return Err(wrong_state(format!("there is no other shard for slot {}", slot.slot_id))

@@ -16,13 +16,18 @@ pub struct Reading {
     pub shard_id: i32,
     /// The partitioned table.
     pub table: u32,
-    /// The partition.
-    pub relation: u32,
+    /// The partition; None: it is a shard of Citus.
+    pub relation: Option<u32>,
+    /// What tells its counters from all others: the partition, or the shard and the node that counted.
+    pub count: (i64, i32),
+    /// When it was read, if somebody else read it; seconds since the epoch.
+    pub read_at_s: Option<f64>,
     /// Cumulative counters.
     pub counters: Counters,
 }
 
-fn counters(row: &spi::Row, first: usize) -> PgResult<Counters> {
+/// Seven counters of a row, from column `first` on.
+pub(super) fn counters(row: &spi::Row, first: usize) -> PgResult<Counters> {
     let at = |i: usize| -> PgResult<u64> { Ok(row.get::<i64>(first + i)?.unwrap_or(0).max(0) as u64) };
     Ok(Counters {
         scans: at(0)?,
@@ -77,11 +82,14 @@ const COUNTERS: &str = "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partit
 /// Reads the cumulative statistics of every partition now, by slot.
 pub fn read_counters() -> PgResult<Vec<Reading>> {
     spi::rows(&format!("{COUNTERS} ORDER BY 1, 4"), &[], |row| {
+        let relation = row.need::<Oid>(4)?.to_u32();
         Ok(Reading {
             slot_id: row.need(1)?,
             shard_id: row.need(2)?,
             table: row.need::<Oid>(3)?.to_u32(),
-            relation: row.need::<Oid>(4)?.to_u32(),
+            relation: Some(relation),
+            count: (i64::from(relation), 0),
+            read_at_s: None,
             counters: counters(row, 5)?,
         })
     })

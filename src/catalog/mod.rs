@@ -5,6 +5,7 @@ pub mod adopt;
 pub mod attach;
 pub mod birth;
 pub mod child;
+pub mod citus;
 pub mod coaccess;
 pub mod colocation;
 pub mod copy;

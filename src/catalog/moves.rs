@@ -203,6 +203,7 @@ pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
     if is_foreign {
         super::remote::against::refuse_unique(slot_id)?;
     }
+    super::citus::moving::check(slot_id, to_shard)?;
     super::node::require_up(to_shard)?;
     super::node::require_up(from_shard)?;
     Ok(Assignment { slot_id, from_shard, to_shard })
@@ -211,7 +212,8 @@ pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
 /// Tables of a slot's group, for privilege checks: (oid, name).
 pub fn tables_of_slot(slot_id: i64) -> PgResult<Vec<(pg_sys::Oid, String)>> {
     spi::rows(
-        "SELECT p.table_oid::oid, p.table_oid::text FROM foreshard.slot_partition p WHERE p.slot_id = $1",
+        "SELECT p.table_oid::oid, p.table_oid::text FROM foreshard.slot_partition p WHERE p.slot_id = $1 \
+         UNION ALL SELECT t.table_oid::oid, t.table_oid::text FROM foreshard.citus_shard t WHERE t.slot_id = $1",
         &[slot_id.into()],
         |row| Ok((row.need(1)?, row.need(2)?)),
     )

@@ -41,12 +41,12 @@ pub struct Looks {
     pub clock_offset_ms: f64,
 }
 
-/// All nodes, or the one of a name.
+/// All nodes of postgres_fdw, or the one of a name.
 pub fn nodes(name: Option<&str>) -> PgResult<Vec<NodeRow>> {
     spi::rows(
         "SELECT n.node_name::text, n.server_name::text, n.remote_schema::text, r.oid, n.round_trip_ms, n.state, n.failures \
          FROM foreshard.node n LEFT JOIN pg_catalog.pg_roles r ON r.rolname = n.checked_as \
-         WHERE $1 IS NULL OR n.node_name = $1::name ORDER BY 1",
+         WHERE n.engine = 'postgres_fdw' AND ($1 IS NULL OR n.node_name = $1::name) ORDER BY 1",
         &[name.into()],
         |row| {
             let down = row.need::<String>(6)? == "down";
@@ -68,8 +68,15 @@ pub fn nodes(name: Option<&str>) -> PgResult<Vec<NodeRow>> {
 /// The node of a name.
 ///
 /// # Errors
-/// 42704.
+/// 42704; 0A000 a node of Citus, on which Citus makes tables.
 pub fn node(name: &str) -> PgResult<NodeRow> {
+    let is_citus =
+        "SELECT EXISTS (SELECT FROM foreshard.node WHERE node_name = $1::name AND engine = 'citus')";
+    if spi::one::<bool>(is_citus, &[name.into()])? == Some(true) {
+        return Err(unsupported(format!("node \"{name}\" is one of a Citus cluster"))
+            .set_detail("It is one shard, and holds what Citus places there.")
+            .set_hint("Make tables with create_distributed_table(); foreshard follows."));
+    }
     nodes(Some(name))?.into_iter().next().ok_or_else(|| {
         unknown(format!("node \"{name}\" does not exist"))
             .set_hint("See the view foreshard.nodes; foreshard.add_node() adds one.")
@@ -279,7 +286,7 @@ pub fn store(node: &NodeRow, now: Breaker, looks: Option<&Looks>, why: Option<&s
 /// Whether a health check of any node is due.
 pub fn is_check_due(interval_s: i32) -> PgResult<bool> {
     Ok(spi::one::<bool>(
-        "SELECT EXISTS (SELECT FROM foreshard.node WHERE checked_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1))",
+        "SELECT EXISTS (SELECT FROM foreshard.node WHERE engine = 'postgres_fdw' AND checked_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1))",
         &[interval_s.into()],
     )?
     .unwrap_or(false))

@@ -63,18 +63,27 @@ pub struct Past {
 
 /// The story of a partition's slot; None: the partition is not managed.
 pub fn of_partition(partition: pg_sys::Oid) -> PgResult<Option<Story>> {
+    let sql = "SELECT slot_id FROM foreshard.slot_partition WHERE partition = $1 LIMIT 1";
+    match spi::one::<i64>(sql, &[partition.into()])? {
+        Some(slot_id) => of_slot(slot_id),
+        None => Ok(None),
+    }
+}
+
+/// The story of a slot; None: there is no such.
+pub fn of_slot(slot_id: i64) -> PgResult<Option<Story>> {
     let found = spi::rows(
         "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, b.shard_name::text, \
                 pg_catalog.to_char(coalesce(x.swapped_at, CASE WHEN k.known THEN g.created_at END), 'YYYY-MM-DD\"T\"HH24:MI:SSOF'), x.move_id, \
                 x.move_id IS NOT NULL OR k.known, pg_catalog.to_char(s.last_moved_at, 'YYYY-MM-DD\"T\"HH24:MI:SSOF') \
-         FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) JOIN foreshard.colocation_group g USING (group_id) \
+         FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id) \
          LEFT JOIN foreshard.shard b ON b.shard_id = s.born_shard \
          LEFT JOIN (SELECT r.slot_id, m.move_id, m.swapped_at FROM foreshard.move_part r JOIN foreshard.move m USING (move_id) \
                     WHERE r.part > 0 AND m.swapped_at IS NOT NULL) x ON x.slot_id = s.slot_id \
-         CROSS JOIN LATERAL (SELECT s.home_slot_id IS NULL AND (s.modulus = g.slot_count OR EXISTS ( \
+         CROSS JOIN LATERAL (SELECT s.home_slot_id IS NULL AND s.hash_from IS NULL AND (s.modulus = g.slot_count OR EXISTS ( \
              SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.kind IN ('split', 'merge') AND m.swapped_at IS NOT NULL)) AS known) k \
-         WHERE p.partition = $1 LIMIT 1",
-        &[partition.into()],
+         WHERE s.slot_id = $1",
+        &[slot_id.into()],
         |row| {
             Ok(Story {
                 slot_id: row.need(1)?,

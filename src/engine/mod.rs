@@ -1,7 +1,7 @@
 //! Engines: how the copies of a slot come to be and change places. One trait; `local` moves between
 //! tablespaces of this server, `split` replaces a slot by several, `place` gives keys of one partitions of their
-//! own, `foreign` moves to, from and between other servers by postgres_fdw. Citus follows behind the
-//! same trait.
+//! own, `foreign` moves to, from and between other servers by postgres_fdw. What Citus
+//! moves needs none of this: see `mover/citus.rs`.
 
 mod foreign;
 mod local;

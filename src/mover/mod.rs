@@ -2,6 +2,7 @@
 //! commits together with the phase or progress it leads to, so that a crash at any point resumes.
 
 pub mod canary;
+pub mod citus;
 mod cutover;
 mod foreign;
 mod health;

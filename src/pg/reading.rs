@@ -109,6 +109,12 @@ pub fn look<T>(limit_ms: Option<i32>, work: impl FnOnce() -> PgResult<T>) -> Res
     .execute()
 }
 
+/// Runs `work` for a limited time; then it is cancelled (57014).
+pub fn within<T>(limit_ms: i32, work: impl FnOnce() -> PgResult<T>) -> PgResult<T> {
+    let _alarm = Alarm::set(limit_ms);
+    work()
+}
+
 /// The five characters of a code.
 pub fn sqlstate(code: PgSqlErrorCode) -> String {
     let packed = code as i32;

@@ -18,6 +18,13 @@ fn refuse_on_standby() {
     unsafe { pg_sys::PreventCommandDuringRecovery(c"functions of foreshard that change something".as_ptr()) };
 }
 
+/// A value of any type as a parameter.
+pub fn any_arg(key: pgrx::AnyElement) -> Arg<'static> {
+    let type_oid = key.oid();
+    // SAFETY: the datum is one of that type, given to the function that passes it on.
+    unsafe { DatumWithOid::new(key, type_oid) }
+}
+
 /// Runs a statement that changes something (or needs a fresh snapshot) and returns the rows processed.
 pub fn run(sql: &str, args: &[Arg]) -> PgResult<u64> {
     refuse_on_standby();

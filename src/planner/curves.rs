@@ -65,15 +65,16 @@ impl Decision {
         if starts.is_empty() {
             starts.push(self.made_s);
         }
-        let numbers: HashMap<i32, usize> = self.places.iter().map(|shard| shard.id).zip(0..).collect();
-        let sums = || vec![Sum::default(); starts.len() * self.places.len()];
-        let (mut now, mut without, mut with) = (vec![Sum::default(); self.places.len()], sums(), sums());
+        let numbers: HashMap<i32, usize> = self.places().map(|shard| shard.id).zip(0..).collect();
+        let places = numbers.len();
+        let sums = || vec![Sum::default(); starts.len() * places];
+        let (mut now, mut without, mut with) = (vec![Sum::default(); places], sums(), sums());
         for slot in &self.slots {
             if let Some(sum) = numbers.get(&slot.shard_id).and_then(|shard| now.get_mut(*shard)) {
                 sum.add(slot.observed.then_some(slot.heat));
             }
         }
-        for segment in &self.segments {
+        for segment in self.pools.iter().flat_map(|pool| &pool.segments) {
             pgrx::check_for_interrupts!();
             let known = forecast.contains(&segment.id);
             let place = after.get(&segment.id).copied().unwrap_or(segment.shard);
@@ -86,7 +87,7 @@ impl Decision {
             }
         }
         let mut points = Vec::with_capacity(without.len());
-        for (number, shard) in self.places.iter().enumerate() {
+        for (number, shard) in self.places().enumerate() {
             for (lead, at_s) in starts.iter().enumerate() {
                 let at = number * starts.len() + lead;
                 points.push(CurvePoint {

@@ -84,7 +84,9 @@ struct Verdict {
 pub fn explain(decision: &Decision, table: String, story: Story) -> PgResult<Explanation> {
     let slot_id = story.slot_id;
     let row = decision.slot(slot_id).ok_or_else(|| internal(format!("slot {slot_id} has no partition")))?;
-    let asked = consider(&decision.places, &decision.segments, &decision.links, &decision.options, slot_id)
+    let pool = decision.pools.iter().find(|pool| pool.has(row.shard_id));
+    let pool = pool.ok_or_else(|| internal(format!("slot {slot_id} is on no shard")))?;
+    let asked = consider(&pool.places, &pool.segments, &decision.links, &decision.options, slot_id)
         .map_err(internal)?
         .ok_or_else(|| internal(format!("slot {slot_id} was not planned for")))?;
     let calibration = trust::calibrations()?.remove(&row.group_id).unwrap_or_default();

@@ -8,6 +8,7 @@ pub mod gatherings;
 mod links;
 mod models;
 mod modes;
+mod pools;
 mod scene;
 mod trust;
 mod window;
@@ -15,16 +16,16 @@ mod window;
 use crate::catalog::colocation::ShardRow;
 use crate::catalog::{colocation, decision, event, forecast_error, heat, node};
 use crate::pg::guc::Mode;
-use crate::pg::report::{PgResult, internal};
+use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc};
 use divisions::{Action, Division};
 use foreshard_core::calibration::{Calibration, Present, permission, relieves_distress};
 use foreshard_core::forecast::{ForecastOptions, Series};
 use foreshard_core::placement::{
     ANY, Hold, Link, Pace, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing,
-    plan_linked, schedule,
 };
 use modes::Modes;
+use pools::{CITUS, Pool};
 use std::collections::{BTreeMap, HashMap};
 use window::Opening;
 
@@ -70,8 +71,7 @@ pub struct Decision {
     /// Places of slots in `slots`.
     row_of: HashMap<i64, usize>,
     options: PlanOptions,
-    places: Vec<Shard>,
-    segments: Vec<Segment>,
+    pools: Vec<Pool>,
     links: Vec<Link>,
     modes: Modes,
     made_s: f64,
@@ -176,11 +176,12 @@ fn forecast_all(
 const STAYS: u64 = 1;
 const MAY_LEAVE: u64 = 2;
 
-/// What the planner takes a shard for: one whose node is down takes nothing.
+/// What the planner takes a shard for: one whose node is down, or takes none, takes nothing.
 fn place_of(shard: &ShardRow, sick: &[i32]) -> Shard {
-    let accepts = match (sick.contains(&shard.shard_id), shard.is_local()) {
+    let accepts = match (sick.contains(&shard.shard_id) || !shard.takes, shard.is_local()) {
         (true, _) => 0,
-        (false, true) => ANY,
+        (false, true) => ANY & !CITUS,
+        (false, false) if shard.is_citus => CITUS,
         (false, false) => MAY_LEAVE,
     };
     Shard { id: shard.shard_id, capacity: shard.capacity, draining: shard.draining, accepts }
@@ -217,7 +218,11 @@ fn segments(
                 futures: curve.futures,
                 hold,
                 hot_buckets: slot.hot_buckets.max(0) as u32,
-                class: if slot.may_leave_server { MAY_LEAVE } else { STAYS },
+                class: match (slot.is_citus, slot.may_leave_server) {
+                    (true, _) => CITUS,
+                    (false, true) => MAY_LEAVE,
+                    (false, false) => STAYS,
+                },
             }
         })
         .collect()
@@ -262,11 +267,16 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     let places: Vec<Shard> = shards.iter().map(|shard| place_of(shard, &sick)).collect();
     let (modes, links) = (Modes::read()?, links::links()?);
     let (segments, options) = (segments(&slots, curves, &modes, &sick), plan_options(horizon_s));
-    let mut plan = plan_linked(&places, &segments, &links, &options).map_err(internal)?;
-    let made_s = bgworker::now_s();
     let leads = segments.first().map_or(1, |segment| segment.curve.len());
+    let citus: Vec<i32> = shards.iter().filter(|shard| shard.is_citus).map(|shard| shard.shard_id).collect();
+    let pools = pools::split(places, segments, &citus);
+    let mut plan = pools::plan(&pools, &links, &options)?;
+    let made_s = bgworker::now_s();
     let opening = window::opening(made_s, lead_s, leads);
-    let divisions = divisions::decide(&slots, &segments, &places, (&modes, &opening.leads))?;
+    let divisions = match pools.iter().find(|pool| !pool.is_citus) {
+        Some(own) => divisions::decide(&slots, &own.segments, &own.places, (&modes, &opening.leads))?,
+        None => Vec::new(),
+    };
     // The planner's general word about a slot that is too hot gives way to the particular one.
     plan.refusals.retain(|refusal| {
         refusal.reason != RefusalReason::UnsplittableKey
@@ -283,8 +293,7 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         verdicts: Vec::new(),
         lead_s,
         options,
-        places,
-        segments,
+        pools,
         links,
         modes,
         divisions,
@@ -307,24 +316,26 @@ impl Decision {
     fn times(&self) -> PgResult<Times> {
         let pace = pace(self.lead_s)?;
         let open = &self.opening.leads;
-        let within = |open: &[bool]| {
-            schedule(&self.places, &self.segments, &self.plan, &self.options, &pace, open).map_err(internal)
-        };
+        let within = |open: &[bool]| pools::times(&self.pools, &self.plan, &self.options, &pace, open);
         let free = within(&[])?;
         let bound = if open.is_empty() { free.clone() } else { within(open)? };
         Ok(Times { free, bound })
+    }
+
+    fn places(&self) -> impl Iterator<Item = &Shard> {
+        self.pools.iter().flat_map(|pool| &pool.places)
     }
 
     /// Load and `more` of a shard now, as a share of its capacity.
     fn used(&self, shard_id: i32, more: f64) -> f64 {
         let load: f64 =
             self.slots.iter().filter(|slot| slot.shard_id == shard_id).map(|slot| slot.heat).sum();
-        let shard = self.places.iter().find(|shard| shard.id == shard_id);
+        let shard = self.places().find(|shard| shard.id == shard_id);
         shard.map_or(1.0, |shard| (load + more) / shard.capacity)
     }
 
     fn drains(&self, shard_id: i32) -> bool {
-        self.places.iter().any(|shard| shard.id == shard_id && shard.draining)
+        self.places().any(|shard| shard.id == shard_id && shard.draining)
     }
 
     /// What the two shards of a step are at now.
@@ -463,7 +474,8 @@ impl Decision {
 
     /// Whether a slot is to be divided on a shard in distress, and half of it would help elsewhere.
     fn is_urgent(&self, one: &Division, slot: &decision::SlotRow) -> bool {
-        let others = self.places.iter().filter(|shard| shard.id != slot.shard_id && !shard.draining);
+        let own = self.pools.iter().filter(|pool| !pool.is_citus).flat_map(|pool| &pool.places);
+        let others = own.filter(|shard| shard.id != slot.shard_id && !shard.draining);
         let least = others.map(|shard| self.used(shard.id, slot.heat / 2.0)).reduce(f64::min);
         let drains = self.drains(slot.shard_id);
         let present = |to_after: f64| Present { from: self.used(slot.shard_id, 0.0), to_after, drains };
@@ -479,7 +491,12 @@ impl Decision {
         let said: Vec<divisions::Said> = self.divisions.iter().map(|one| self.said_of(one)).collect();
         divisions::store(&self.divisions, &said, &self.slots, self.lead_s)?;
         let stated: Vec<f64> = self.verdicts.iter().map(|verdict| verdict.stated).collect();
-        let cluster = (self.places.as_slice(), self.links.as_slice());
-        trust::note(&self.plan, &self.slots, cluster, &stated, &self.options, self.lead_s)
+        for pool in &self.pools {
+            let (at, plan) = pool.steps(&self.plan);
+            let stated: Vec<f64> = at.iter().filter_map(|at| stated.get(*at).copied()).collect();
+            let cluster = (pool.places.as_slice(), self.links.as_slice());
+            trust::note(&plan, &self.slots, cluster, &stated, &self.options, self.lead_s)?;
+        }
+        Ok(())
     }
 }

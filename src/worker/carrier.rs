@@ -1,5 +1,6 @@
 //! The carrier of one move.
 
+use crate::catalog::citus::moving;
 use crate::catalog::session;
 use crate::mover;
 use crate::pg::{bgworker, lock, shmem};
@@ -27,7 +28,10 @@ pub extern "C-unwind" fn foreshard_carrier_main(argument: pg_sys::Datum) {
         return;
     }
     match bgworker::transaction(session::prepare_worker) {
-        Ok(()) => mover::drive(move_id),
+        Ok(()) => match bgworker::transaction(|| moving::is_of_citus(move_id)) {
+            Ok(true) => mover::citus::drive(move_id),
+            _ => mover::drive(move_id),
+        },
         Err(report) => pgrx::log!("foreshard carrier: {}", report.line),
     }
 }

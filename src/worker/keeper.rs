@@ -6,7 +6,7 @@ use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
 use crate::catalog::graph::{influence, moving};
-use crate::catalog::{act as acts, data_source, heat, moves, node, relation, session, slot_key};
+use crate::catalog::{act as acts, citus, data_source, heat, moves, node, relation, session, slot_key};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -86,6 +86,7 @@ struct Keeper {
     learner: Learner,
     graphs: Option<Handle>,
     nodes: Option<Handle>,
+    citus: Option<Handle>,
 }
 
 impl Keeper {
@@ -96,6 +97,8 @@ impl Keeper {
         report("moves", self.start_carriers());
         report("graphs", self.start_graphs());
         report("nodes", self.start_nodes());
+        report("citus", self.start_citus());
+        report("moves by Citus", super::citus::stop_cancelled());
         if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
             self.last_expire_s = now_s;
             report("history", in_background(expire));
@@ -170,6 +173,24 @@ impl Keeper {
             function: "foreshard_nodes_main",
             database: bgworker::database(),
             extra: 0,
+        });
+        Ok(())
+    }
+
+    /// Starts a look at the Citus cluster when a bucket has passed since the last one.
+    fn start_citus(&mut self) -> WorkResult<()> {
+        self.citus.take_if(|handle| !handle.is_alive());
+        let interval = guc::BUCKET.get();
+        if self.citus.is_some() || !guc::OBSERVE.get() || !bgworker::transaction(|| citus::is_due(interval))?
+        {
+            return Ok(());
+        }
+        self.citus = bgworker::start(&Spec {
+            name: "foreshard citus",
+            kind: "foreshard citus",
+            function: "foreshard_nodes_main",
+            database: bgworker::database(),
+            extra: super::nodes::CITUS,
         });
         Ok(())
     }

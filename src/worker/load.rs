@@ -2,7 +2,8 @@
 
 use super::costs::Book;
 use super::publish::Publisher;
-use crate::catalog::colocation;
+use crate::catalog::citus;
+use crate::catalog::colocation::{self, ShardRow};
 use crate::catalog::heat::{self, Previous, Reading};
 use crate::catalog::layout;
 use crate::pg::guc;
@@ -12,6 +13,9 @@ use foreshard_core::heat::{Counters, Rates, decayed_heat, rates};
 use foreshard_core::unit_cost::Load;
 use std::collections::{BTreeMap, HashMap};
 
+/// Readings of nodes of Citus that are older than so many buckets say nothing about now.
+const FRESH_BUCKETS: f64 = 3.0;
+
 /// Accesses: scans and written rows.
 fn accesses_per_s(rates: &Rates) -> f64 {
     rates.scans_per_s + rates.writes_per_s
@@ -20,7 +24,9 @@ fn accesses_per_s(rates: &Rates) -> f64 {
 /// The partitions' counters as last read, to tell the tables of a slot apart.
 #[derive(Default)]
 pub struct Reader {
-    partitions: HashMap<u32, Counters>,
+    partitions: HashMap<(i64, i32), Counters>,
+    /// When the nodes of Citus were read that a slot's last reading came from.
+    seen_s: HashMap<i64, f64>,
     routed: HashMap<u32, Routed>,
     read_at_s: f64,
 }
@@ -50,6 +56,7 @@ impl Reader {
         let previous = heat::previous()?;
         let mut readings = heat::read_counters()?;
         readings.iter_mut().for_each(|reading| self.add_routed(reading));
+        readings.extend(self.of_citus()?);
         let mut loads: BTreeMap<i32, f64> = BTreeMap::new();
         let mut observed = Vec::new();
         let mut shard_of: HashMap<i64, i32> = HashMap::new();
@@ -64,7 +71,7 @@ impl Reader {
             shard_of.insert(slot.slot_id, slot.shard_id);
             observed.push(seen);
         }
-        self.partitions = readings.iter().map(|r| (r.relation, r.counters)).collect();
+        self.partitions = readings.iter().map(|r| (r.count, r.counters)).collect();
         self.read_at_s = now_s;
         if observed.is_empty() {
             return Ok(());
@@ -78,13 +85,27 @@ impl Reader {
         heat::roll_up(now_s, guc::BUCKET.get())
     }
 
+    /// What nodes of Citus counted, of slots that were read since the last time: of others nothing is known.
+    fn of_citus(&mut self) -> PgResult<Vec<Reading>> {
+        let mut all = citus::counters::readings(f64::from(guc::BUCKET.get()) * FRESH_BUCKETS)?;
+        let mut now: HashMap<i64, f64> = HashMap::new();
+        for reading in &all {
+            let read_s = reading.read_at_s.unwrap_or_default();
+            now.entry(reading.slot_id).and_modify(|least| *least = read_s.min(*least)).or_insert(read_s);
+        }
+        all.retain(|reading| now.get(&reading.slot_id) != self.seen_s.get(&reading.slot_id));
+        self.seen_s = now;
+        Ok(all)
+    }
+
     fn add_routed(&mut self, reading: &mut Reading) {
-        let now = route::routed(reading.relation);
-        if now.is_none() && !self.routed.contains_key(&reading.relation) {
+        let Some(relation) = reading.relation else { return };
+        let now = route::routed(relation);
+        if now.is_none() && !self.routed.contains_key(&relation) {
             return;
         }
         let now = now.unwrap_or_default();
-        let routed = self.routed.entry(reading.relation).or_default();
+        let routed = self.routed.entry(relation).or_default();
         // A new route counts from 0.
         let since = |now: u64, seen: u64| if now >= seen { now - seen } else { now };
         routed.total.0 += since(now.0, routed.seen.0);
@@ -135,8 +156,10 @@ impl Reader {
             let busiest = slot.partitions.iter().max_by_key(|p| p.counters.scans + p.counters.inserted)?;
             return Some(vec![(busiest.table, rates(&before.counters, &slot.counters, elapsed_s)?)]);
         }
-        let of_table = |p: &Reading| match self.partitions.get(&p.relation) {
+        let of_table = |p: &Reading| match self.partitions.get(&p.count) {
             Some(before) => Some((p.table, rates(before, &p.counters, elapsed_s)?)),
+            // It has just come to this node: what it counted elsewhere is not known here.
+            None if p.relation.is_none() => None,
             // A table that has just come to the group: its rows are no load.
             None => Some((p.table, Rates::default())),
         };
@@ -182,15 +205,18 @@ fn loads_together(parts: &[Load]) -> Load {
     }
 }
 
-/// Shards whose utilisation exceeds the mean by the upper threshold, or that are being drained.
+/// Shards whose utilisation exceeds the mean by the upper threshold, or that are being drained. Nodes of Citus are compared
+/// with one another.
 fn overloaded(loads: &BTreeMap<i32, f64>) -> PgResult<Vec<i32>> {
-    let shards = colocation::shards()?;
-    let capacity: f64 = shards.iter().filter(|s| !s.draining).map(|s| s.capacity).sum();
-    let mean = loads.values().sum::<f64>() / capacity.max(f64::MIN_POSITIVE);
-    let limit = mean * (1.0 + guc::IMBALANCE_HIGH.get());
-    Ok(shards
-        .iter()
-        .filter(|s| s.draining || loads.get(&s.shard_id).copied().unwrap_or(0.0) / s.capacity > limit)
-        .map(|s| s.shard_id)
-        .collect())
+    let (citus, own): (Vec<_>, Vec<_>) = colocation::shards()?.into_iter().partition(|shard| shard.is_citus);
+    let load = |shard: &ShardRow| loads.get(&shard.shard_id).copied().unwrap_or(0.0);
+    let mut found = Vec::new();
+    for shards in [own, citus] {
+        let capacity: f64 = shards.iter().filter(|s| !s.draining && s.takes).map(|s| s.capacity).sum();
+        let mean = shards.iter().map(load).sum::<f64>() / capacity.max(f64::MIN_POSITIVE);
+        let limit = mean * (1.0 + guc::IMBALANCE_HIGH.get());
+        found
+            .extend(shards.iter().filter(|s| s.draining || load(s) / s.capacity > limit).map(|s| s.shard_id));
+    }
+    Ok(found)
 }

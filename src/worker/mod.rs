@@ -1,7 +1,9 @@
 //! Processes: launcher (one per cluster), keeper (one per database with the extension), carrier (one
-//! per move), one for graphs while there is work, and one that looks how the nodes are.
+//! per move), one for graphs while there is work, one that looks how the nodes are,
+//! and one that asks those of a Citus cluster.
 
 pub mod carrier;
+mod citus;
 mod costs;
 mod gather;
 pub mod graph;

@@ -11,6 +11,9 @@ use crate::pg::report::{PgResult, unknown};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+/// The extra number of a worker that looks at the Citus cluster instead.
+pub const CITUS: i64 = 1;
+
 /// Entry point; the argument is the database's oid.
 ///
 /// # Safety
@@ -23,6 +26,9 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
     bgworker::begin(database);
     if !super::enter(database) || transaction(session::prepare_worker).is_err() {
         return;
+    }
+    if bgworker::extra() == CITUS {
+        return super::citus::look();
     }
     let nodes = match transaction(|| node::nodes(None)) {
         Ok(nodes) => nodes,

@@ -262,7 +262,10 @@ fn tablespace(shard_id: i32) -> PgResult<String> {
 /// how far away; a query that reaches nodes through the directory asks for the shard as well.
 pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     let name = name_of(table)?;
-    spi::run(&format!("CREATE UNIQUE INDEX ON {name} (ancestor, descendant) INCLUDE (depth, ancestor_shard)"), &[])?;
+    spi::run(
+        &format!("CREATE UNIQUE INDEX ON {name} (ancestor, descendant) INCLUDE (depth, ancestor_shard)"),
+        &[],
+    )?;
     let key = spi::one::<String>(
         "SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = $1",
         &[table.into()],

@@ -20,6 +20,7 @@
 //! | [`breaker`] | is a node used, after these health checks? |
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`canary`] | how many reads may the new copy serve now? |
+//! | [`citus`] | what is Citus told about shards and nodes? |
 //! | [`digest`] | are two copies of a table equal? |
 //! | [`latency`] | is the new copy slower than the old one? |
 //! | [`shared`] | how do many processes write samples without waiting for one another? |
@@ -41,6 +42,7 @@ pub mod birth;
 pub mod breaker;
 pub mod calibration;
 pub mod canary;
+pub mod citus;
 pub mod digest;
 pub mod division;
 pub mod forecast;

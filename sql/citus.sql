@@ -1,0 +1,77 @@
+-- A Citus cluster that this server coordinates: its nodes are nodes and shards, its colocation groups are groups, and
+-- what Citus calls shards are slots, as pg_dist_node and the like say. Nothing here changes anything in Citus.
+
+CREATE TABLE foreshard.citus_cluster (
+    cluster_name name PRIMARY KEY,
+    -- a database coordinates one cluster
+    only_one    boolean NOT NULL UNIQUE DEFAULT true CHECK (only_one),
+    -- what a node that joins it is taken to carry
+    capacity    float8 NOT NULL CHECK (capacity > 0 AND capacity < 'Infinity'),
+    added_by    name NOT NULL,
+    added_at    timestamptz NOT NULL DEFAULT now(),
+    -- when its nodes were last asked, and what went wrong then
+    asked_at    timestamptz,
+    last_error  text,
+    -- shards that somebody else was moving then; NULL: nobody was
+    others_move text
+);
+
+CREATE TABLE foreshard.citus_table (
+    table_oid   regclass PRIMARY KEY,
+    group_id    int NOT NULL REFERENCES foreshard.colocation_group ON DELETE CASCADE,
+    -- NULL: a table of one shard without a distribution column
+    key_column  name
+);
+CREATE INDEX citus_table_group_idx ON foreshard.citus_table (group_id);
+
+-- The shards of a slot, one of every table of its group, and what the node that holds it said of each.
+CREATE TABLE foreshard.citus_shard (
+    citus_shard bigint PRIMARY KEY,
+    slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
+    table_oid   regclass NOT NULL REFERENCES foreshard.citus_table ON DELETE CASCADE,
+    node_name   name NOT NULL REFERENCES foreshard.node,
+    -- NULL, like all that follows: not known of this node yet
+    collected_at timestamptz,
+    bytes       bigint,
+    scans       bigint,
+    rows_read   bigint,
+    inserted    bigint,
+    updated     bigint,
+    deleted     bigint,
+    blocks_read bigint,
+    blocks_hit  bigint
+) WITH (fillfactor = 50);
+CREATE INDEX citus_shard_slot_idx ON foreshard.citus_shard (slot_id);
+
+-- The busiest tenants, where Citus counts them (citus.stat_tenants_track), replaced at every reading.
+CREATE TABLE foreshard.citus_tenant (
+    group_id    int NOT NULL REFERENCES foreshard.colocation_group ON DELETE CASCADE,
+    tenant      text NOT NULL,
+    node_name   name NOT NULL,
+    slot_id     bigint,
+    queries     bigint NOT NULL,
+    cpu_s       float8,
+    observed_at timestamptz NOT NULL,
+    PRIMARY KEY (group_id, tenant, node_name)
+);
+
+-- Tenants are the users' data, as keys are (see the view hot_keys).
+CREATE VIEW foreshard.citus_tenants AS
+SELECT t.group_id, CASE WHEN pg_catalog.pg_has_role('pg_read_all_data', 'USAGE') THEN t.tenant END AS tenant,
+       t.slot_id, t.node_name AS node, t.queries, t.cpu_s, t.observed_at
+FROM foreshard.citus_tenant t;
+
+CREATE VIEW foreshard.citus_clusters AS
+SELECT c.cluster_name AS cluster, (SELECT count(*) FROM foreshard.node n WHERE n.engine = 'citus') AS nodes,
+       (SELECT count(*) FROM foreshard.citus_table) AS tables, (SELECT count(*) FROM foreshard.citus_shard) AS shards,
+       c.asked_at, c.last_error, c.others_move
+FROM foreshard.citus_cluster c;
+
+COMMENT ON TABLE foreshard.citus_cluster IS 'The Citus cluster that was adopted with add_node().';
+COMMENT ON TABLE foreshard.citus_table IS 'Distributed tables of the adopted Citus cluster.';
+COMMENT ON TABLE foreshard.citus_shard IS 'Shards of the adopted Citus cluster: slot, node, and what the node said of it last.';
+COMMENT ON TABLE foreshard.citus_tenant IS 'The busiest tenants of the adopted Citus cluster, as of the last reading.';
+COMMENT ON VIEW foreshard.citus_tenants IS 'The busiest tenants where citus.stat_tenants_track is on: queries and CPU of the last period; the tenant is NULL for those who may not read all data.';
+COMMENT ON VIEW foreshard.citus_clusters IS 'The adopted Citus cluster: what is known of it, what its nodes last failed with, and what others are moving.';
+
+SELECT pg_catalog.pg_extension_config_dump('foreshard.citus_cluster', '');

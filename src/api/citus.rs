@@ -1,0 +1,92 @@
+//! What Citus asks foreshard when it rebalances.
+
+use crate::catalog::citus::{self, require_coordinator, strategy};
+use crate::catalog::{name_of, node, record_event};
+use crate::pg::report::{PgResult, bad_argument, wrong_state};
+use crate::pg::{security, spi};
+use pgrx::AnyElement;
+use pgrx::prelude::*;
+use serde_json::json;
+
+/// The slot of a key of a table of the adopted cluster, and the name of its shard; None: the table is not one of those.
+pub(super) fn slot_of_key(table: pg_sys::Oid, key: &AnyElement) -> PgResult<Option<(i64, String)>> {
+    let as_owner = security::as_extension_owner()?;
+    let is_citus = citus::has_table(table)?;
+    drop(as_owner);
+    if !is_citus {
+        return Ok(None);
+    }
+    let restricted = security::owner_of(table).map(security::as_restricted_owner);
+    let shard = citus::shard_of_key(table, spi::any_arg(*key))?;
+    drop(restricted);
+    let _owner = security::as_extension_owner()?;
+    let found = match shard {
+        Some(shard) => citus::slot_of_shard(shard)?,
+        None => None,
+    };
+    found.map(Some).ok_or_else(|| {
+        wrong_state(format!(
+            "the place of this key in table {} is not known yet",
+            name_of(table).unwrap_or_default()
+        ))
+        .set_hint("Shards of Citus are looked at in every foreshard.bucket.")
+    })
+}
+
+/// What a shard of Citus, and those of other tables with the same keys, will cost at its forecast peak; in cost units per
+/// second where anything is known of its group.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn citus_shard_cost(shard: i64) -> PgResult<f32> {
+    let _owner = security::as_extension_owner()?;
+    strategy::cost(shard)
+}
+
+/// What a node of Citus can carry, in cost units per second.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn citus_node_capacity(node: i32) -> PgResult<f32> {
+    let _owner = security::as_extension_owner()?;
+    strategy::capacity(node)
+}
+
+/// Whether a shard of Citus may be on a node: not on one that is drained, and none goes to one that does not answer.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn citus_shard_allowed(shard: i64, node: i32) -> PgResult<bool> {
+    let _owner = security::as_extension_owner()?;
+    strategy::allowed(shard, node)
+}
+
+/// Registers foreshard as a rebalance strategy of Citus: then `citus_rebalance_start(rebalance_strategy := 'foreshard')` and
+/// `get_rebalance_table_shards_plan` balance forecast peaks. The thresholds are those of `citus_add_rebalance_strategy`.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn register_citus_strategy(
+    strategy_name: default!(&str, "'foreshard'"),
+    default_threshold: default!(f32, "0.1"),
+    minimum_threshold: default!(f32, "0.01"),
+    improvement_threshold: default!(f32, "0.1"),
+) -> PgResult<()> {
+    node::check_name("strategy", strategy_name)?;
+    let thresholds = [default_threshold, minimum_threshold, improvement_threshold];
+    if !thresholds.iter().all(|threshold| (0.0..=1e6).contains(threshold))
+        || default_threshold < minimum_threshold
+    {
+        return Err(bad_argument("thresholds must not be negative, and the default not below the minimum"));
+    }
+    let _owner = security::as_extension_owner()?;
+    require_coordinator()?;
+    strategy::register(strategy_name, default_threshold, minimum_threshold, improvement_threshold)?;
+    record_event("register_citus_strategy", None, None, json!({"strategy": strategy_name}))
+}
+
+/// Removes the strategy again; do so before DROP EXTENSION, or Citus keeps one whose functions are gone.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn unregister_citus_strategy(strategy_name: default!(&str, "'foreshard'")) -> PgResult<()> {
+    let _owner = security::as_extension_owner()?;
+    require_coordinator()?;
+    strategy::unregister(strategy_name)?;
+    record_event("unregister_citus_strategy", None, None, json!({"strategy": strategy_name}))
+}

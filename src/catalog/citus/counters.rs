@@ -1,0 +1,206 @@
+//! What the nodes of a Citus cluster say of their shards: one question per node, all nodes at once, for a bounded time.
+
+use crate::catalog::heat::{Reading, counters};
+use crate::pg::report::{PgResult, internal};
+use crate::pg::{guc, reading, spi};
+use foreshard_core::breaker::{Breaker, State};
+use pgrx::JsonB;
+use pgrx::pg_sys::Oid;
+use serde_json::Value;
+
+/// Most shards whose statistics are asked for.
+const MAX_SHARDS: i64 = 65_536;
+/// Longest wait for all nodes together, and for one of them, ms; a connection gets less, so that one that does not come about
+/// is told apart from all the others.
+const PATIENCE_MS: i32 = 5_000;
+const CONNECT_MS: i32 = 2_000;
+/// Tenants that are kept of every node.
+const TENANTS: usize = 100;
+
+/// What a node answered.
+pub struct Answer {
+    /// `pg_dist_node.nodeid`.
+    pub citus_node: i32,
+    /// What it said, else why it did not.
+    pub said: Result<Value, String>,
+}
+
+/// The one question: for every shard of ours that is there [id, bytes, scans, rows read, inserted, updated, deleted, blocks read,
+/// blocks hit], and what tenants did. Shards that are elsewhere are no relations there.
+fn question() -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT pg_catalog.format($f$SELECT pg_catalog.json_build_object('s', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(q.s, \
+                pg_catalog.pg_total_relation_size(q.c), pg_catalog.pg_stat_get_numscans(q.c) + i.scans, \
+                pg_catalog.pg_stat_get_tuples_returned(q.c) + pg_catalog.pg_stat_get_tuples_fetched(q.c) + i.rows, \
+                pg_catalog.pg_stat_get_tuples_inserted(q.c), pg_catalog.pg_stat_get_tuples_updated(q.c), pg_catalog.pg_stat_get_tuples_deleted(q.c), \
+                greatest(pg_catalog.pg_stat_get_blocks_fetched(q.c) + i.fetched - pg_catalog.pg_stat_get_blocks_hit(q.c) - i.hit, 0), \
+                pg_catalog.pg_stat_get_blocks_hit(q.c) + i.hit)), '[]') \
+             FROM (SELECT u.s, pg_catalog.to_regclass(u.n) AS c FROM ROWS FROM (pg_catalog.unnest(%L::bigint[]), pg_catalog.unnest(%L::text[])) AS u (s, n)) q \
+             CROSS JOIN LATERAL (SELECT coalesce(sum(pg_catalog.pg_stat_get_numscans(indexrelid)), 0)::int8 AS scans, \
+                    coalesce(sum(pg_catalog.pg_stat_get_tuples_fetched(indexrelid)), 0)::int8 AS rows, \
+                    coalesce(sum(pg_catalog.pg_stat_get_blocks_fetched(indexrelid)), 0)::int8 AS fetched, \
+                    coalesce(sum(pg_catalog.pg_stat_get_blocks_hit(indexrelid)), 0)::int8 AS hit \
+                 FROM pg_catalog.pg_index WHERE indrelid = q.c) i WHERE q.c IS NOT NULL), 't', %s)$f$, \
+             pg_catalog.array_agg(t.citus_shard), pg_catalog.array_agg(pg_catalog.shard_name(t.table_oid, t.citus_shard)), \
+             CASE WHEN pg_catalog.to_regprocedure('pg_catalog.citus_stat_tenants_local(boolean)') IS NOT NULL \
+                   AND pg_catalog.current_setting('citus.stat_tenants_track', true) = 'all' \
+                  THEN '(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(colocation_id, tenant_attribute, query_count_in_last_period, cpu_usage_in_last_period)) \
+                         FROM pg_catalog.citus_stat_tenants_local(false))' ELSE 'NULL' END) \
+         FROM (SELECT c.citus_shard, c.table_oid FROM foreshard.citus_shard c JOIN pg_catalog.pg_dist_shard d ON d.shardid = c.citus_shard ORDER BY 1 LIMIT $1) t \
+         HAVING count(*) > 0",
+        &[MAX_SHARDS.into()],
+    )
+}
+
+/// Asks all nodes at once, or one of them.
+pub fn ask(only: Option<i32>) -> PgResult<Vec<Answer>> {
+    let Some(question) = question()? else { return Ok(Vec::new()) };
+    spi::set_local("citus.node_connection_timeout", &CONNECT_MS.to_string())?;
+    reading::within(PATIENCE_MS, || {
+        spi::rows_mut(
+            "SELECT o.citus_node, r.success, r.result FROM (SELECT n.nodeid, n.nodename, n.nodeport FROM pg_catalog.pg_dist_node n \
+                 JOIN foreshard.node f ON f.citus_node = n.nodeid WHERE $2 IS NULL OR n.nodeid = $2) a \
+             JOIN foreshard.node o ON o.citus_node = a.nodeid \
+             LEFT JOIN (SELECT m.node_name, m.node_port, m.success, m.result FROM (SELECT pg_catalog.array_agg(n.nodename ORDER BY n.nodeid) AS names, \
+                     pg_catalog.array_agg(n.nodeport ORDER BY n.nodeid) AS ports, pg_catalog.array_agg($1) AS questions \
+                 FROM pg_catalog.pg_dist_node n JOIN foreshard.node f ON f.citus_node = n.nodeid WHERE $2 IS NULL OR n.nodeid = $2) w \
+                 CROSS JOIN LATERAL pg_catalog.master_run_on_worker(w.names, w.ports, w.questions, true) m) r \
+               ON (r.node_name, r.node_port) = (a.nodename, a.nodeport)",
+            &[question.as_str().into(), only.into()],
+            |row| {
+                let text = row.get::<String>(3)?.unwrap_or_default();
+                let said = match row.get::<bool>(2)? {
+                    Some(true) => serde_json::from_str(&text).map_err(|error| error.to_string()),
+                    _ => Err(text),
+                };
+                Ok(Answer { citus_node: row.need(1)?, said })
+            },
+        )
+    })
+}
+
+/// The nodes to ask one by one when asking all at once has failed.
+pub fn nodes() -> PgResult<Vec<i32>> {
+    spi::rows("SELECT citus_node FROM foreshard.node WHERE engine = 'citus' ORDER BY 1", &[], |row| {
+        row.need(1)
+    })
+}
+
+/// Stores what nodes answered, and how they are.
+pub fn store(answers: &[Answer]) -> PgResult<()> {
+    for answer in answers {
+        if let Ok(said) = &answer.said {
+            store_shards(answer.citus_node, said)?;
+            store_tenants(answer.citus_node, said)?;
+        }
+        store_health(answer)?;
+    }
+    Ok(())
+}
+
+/// Notes that the nodes were asked, and what went wrong with all of them.
+pub fn asked(error: Option<&str>) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.citus_cluster SET asked_at = pg_catalog.clock_timestamp(), last_error = $1",
+        &[error.into()],
+    )?;
+    Ok(())
+}
+
+fn store_shards(citus_node: i32, said: &Value) -> PgResult<()> {
+    let shards = said.get("s").cloned().unwrap_or_default();
+    spi::run(
+        "UPDATE foreshard.citus_shard t SET collected_at = pg_catalog.clock_timestamp(), bytes = q.n[2], scans = q.n[3], rows_read = q.n[4], \
+                inserted = q.n[5], updated = q.n[6], deleted = q.n[7], blocks_read = q.n[8], blocks_hit = q.n[9] \
+         FROM (SELECT ARRAY(SELECT v::int8 FROM pg_catalog.jsonb_array_elements_text(a.one) WITH ORDINALITY AS e (v, n) ORDER BY e.n) AS n \
+               FROM pg_catalog.jsonb_array_elements($1) AS a (one)) q \
+         WHERE t.citus_shard = q.n[1] AND t.node_name = (SELECT o.node_name FROM foreshard.node o WHERE o.citus_node = $2)",
+        &[JsonB(shards).into(), citus_node.into()],
+    )?;
+    Ok(())
+}
+
+/// Replaces what is known of the tenants of a node; where Citus does not count them, nothing is.
+fn store_tenants(citus_node: i32, said: &Value) -> PgResult<()> {
+    let mut tenants = said.get("t").and_then(Value::as_array).cloned().unwrap_or_default();
+    tenants.truncate(TENANTS);
+    spi::run(
+        "DELETE FROM foreshard.citus_tenant t USING foreshard.node o WHERE o.citus_node = $1 AND t.node_name = o.node_name",
+        &[citus_node.into()],
+    )?;
+    if tenants.is_empty() {
+        return Ok(());
+    }
+    spi::run(
+        "INSERT INTO foreshard.citus_tenant (group_id, tenant, node_name, slot_id, queries, cpu_s, observed_at) \
+         SELECT g.group_id, q.one->>1, o.node_name, s.slot_id, (q.one->>2)::int8, (q.one->>3)::float8, pg_catalog.now() \
+         FROM pg_catalog.jsonb_array_elements($1) AS q (one) JOIN foreshard.colocation_group g ON g.citus_colocation = (q.one->>0)::int \
+         JOIN foreshard.node o ON o.citus_node = $2 \
+         LEFT JOIN LATERAL (SELECT m.table_oid FROM foreshard.citus_table m WHERE m.group_id = g.group_id AND m.key_column IS NOT NULL LIMIT 1) m ON true \
+         LEFT JOIN foreshard.citus_shard s ON s.citus_shard = CASE WHEN m.table_oid IS NOT NULL \
+             THEN pg_catalog.get_shard_id_for_distribution_column(m.table_oid, q.one->>1) END \
+         WHERE q.one->>1 IS NOT NULL ON CONFLICT DO NOTHING",
+        &[JsonB(Value::Array(tenants)).into(), citus_node.into()],
+    )?;
+    Ok(())
+}
+
+fn store_health(answer: &Answer) -> PgResult<()> {
+    let found = spi::rows(
+        "SELECT node_name::text, state, failures FROM foreshard.node WHERE citus_node = $1",
+        &[answer.citus_node.into()],
+        |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?, row.need::<i32>(3)?)),
+    )?;
+    let Some((name, state, failures)) = found.into_iter().next() else { return Ok(()) };
+    let before = Breaker {
+        state: if state == "down" { State::Open } else { State::Closed },
+        failures: failures.max(0) as u32,
+    };
+    let now = before.after(answer.said.is_ok(), guc::NODE_FAILURES.get().max(1) as u32);
+    let state = if now.state == State::Open { "down" } else { "up" };
+    let why = answer.said.as_ref().err();
+    spi::run(
+        "UPDATE foreshard.node SET state = $2, failures = $3, last_error = $4, checked_at = pg_catalog.clock_timestamp(), \
+                state_since = CASE WHEN state = $2 THEN state_since ELSE pg_catalog.clock_timestamp() END WHERE node_name = $1::name",
+        &[name.as_str().into(), state.into(), (now.failures as i32).into(), why.map(String::as_str).into()],
+    )?;
+    if now.state != before.state {
+        let event = if now.state == State::Open { "node_down" } else { "node_up" };
+        crate::catalog::record_event(event, None, None, serde_json::json!({"node": name, "reason": why}))?;
+    }
+    Ok(())
+}
+
+/// The counters of slots all of whose shards were read not longer ago than that; by slot.
+pub fn readings(fresh_s: f64) -> PgResult<Vec<Reading>> {
+    spi::rows(
+        "SELECT q.slot_id, q.shard_id, q.table_oid, q.citus_shard, q.citus_node, q.at, q.scans, q.rows_read, q.inserted, q.updated, q.deleted, q.blocks_read, q.blocks_hit \
+         FROM (SELECT t.*, s.shard_id, o.citus_node, extract(epoch FROM t.collected_at)::float8 AS at, \
+                      bool_and(coalesce(t.collected_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1), false)) OVER (PARTITION BY t.slot_id) AS known \
+               FROM foreshard.citus_shard t JOIN foreshard.slot s USING (slot_id) JOIN foreshard.node o USING (node_name)) q \
+         WHERE q.known ORDER BY 1, 4",
+        &[fresh_s.into()],
+        |row| {
+            // One shard on one node: what another node counts is another count.
+            let (shard, node) = (row.need::<i64>(4)?, row.need::<i32>(5)?);
+            Ok(Reading {
+                slot_id: row.need(1)?,
+                shard_id: row.need(2)?,
+                table: row.need::<Oid>(3)?.to_u32(),
+                relation: None,
+                count: (shard, node),
+                read_at_s: Some(row.need::<f64>(6)?),
+                counters: counters(row, 7)?,
+            })
+        },
+    )
+}
+
+/// The shard of a slot that stands for all of them.
+pub fn first_shard(slot_id: i64) -> PgResult<i64> {
+    spi::one::<i64>(
+        "SELECT min(citus_shard) FROM foreshard.citus_shard WHERE slot_id = $1",
+        &[slot_id.into()],
+    )?
+    .ok_or_else(|| internal(format!("slot {slot_id} has no shard in Citus")))
+}

@@ -1,0 +1,193 @@
+//! Moves of slots of Citus: what speaks against one, and the single statement that makes it.
+
+use crate::pg::report::{PgResult, bad_argument, busy, internal, unsupported};
+use crate::pg::{lock, reading, spi};
+use pgrx::pg_sys;
+
+/// Advisory locks that Citus takes while it plans or moves shards, by the last field of their tag: rebalance of a group,
+/// placements of a group, shards of a group.
+const MOVE_LOCKS: [i16; 3] = [7, 13, 16];
+
+/// Longest wait for what Citus says of a move, ms.
+const PATIENCE_MS: i32 = 3_000;
+/// Longest clean-up, ms.
+const CLEAN_UP_MS: i32 = 20_000;
+
+/// Who else moves shards of the cluster, or is about to, in words; None: nobody.
+pub fn others() -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT pg_catalog.string_agg(q.who, ', ' ORDER BY q.who) FROM ( \
+             SELECT DISTINCT format('%s with process %s', coalesce(nullif(a.backend_type, 'client backend'), 'a session'), l.pid) AS who \
+             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
+             WHERE l.locktype = 'advisory' AND l.objsubid = ANY ($1) AND l.granted AND a.backend_type IS DISTINCT FROM 'foreshard carrier' \
+               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()) \
+             UNION ALL SELECT format('rebalance job %s of Citus', j.job_id) FROM pg_catalog.pg_dist_background_job j \
+             WHERE j.job_type = 'rebalance' AND j.state::text NOT IN ('finished', 'cancelled', 'failed')) q",
+        &[MOVE_LOCKS.to_vec().into()],
+    )
+}
+
+/// Notes who else moves shards; the planner leaves the cluster alone meanwhile.
+pub fn note_others() -> PgResult<()> {
+    let others = others()?;
+    spi::run(
+        "UPDATE foreshard.citus_cluster SET others_move = $1 WHERE others_move IS DISTINCT FROM $1",
+        &[others.as_deref().into()],
+    )?;
+    Ok(())
+}
+
+/// Checks that a slot may go to a shard as far as Citus is concerned.
+///
+/// # Errors
+/// 0A000 one is of Citus and the other is not; 22023 Citus gives that node no shards; 55006 somebody else moves shards.
+pub fn check(slot_id: i64, to_shard: i32) -> PgResult<()> {
+    let found = spi::rows(
+        "SELECT s.hash_from IS NOT NULL, coalesce(n.engine = 'citus', false), h.shard_name::text, coalesce(n.takes_shards, true) \
+         FROM foreshard.slot s CROSS JOIN foreshard.shard h LEFT JOIN foreshard.node n USING (node_name) WHERE s.slot_id = $1 AND h.shard_id = $2",
+        &[slot_id.into(), to_shard.into()],
+        |row| Ok((row.need::<bool>(1)?, row.need::<bool>(2)?, row.need::<String>(3)?, row.need::<bool>(4)?)),
+    )?;
+    let Some((slot_is, shard_is, shard, takes)) = found.into_iter().next() else { return Ok(()) };
+    match (slot_is, shard_is) {
+        (false, false) => return Ok(()),
+        (true, true) => {}
+        _ => {
+            let what = if shard_is { "is" } else { "is not" };
+            return Err(unsupported(format!("slot {slot_id} cannot go to shard \"{shard}\""))
+                .set_detail(format!("That shard {what} a node of the Citus cluster: slots of Citus tables are there, and no others."))
+                .set_hint("See the column node of foreshard.shards."));
+        }
+    }
+    if !takes {
+        return Err(bad_argument(format!("node \"{shard}\" takes no shards"))
+            .set_hint("SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', true);"));
+    }
+    refuse_others(others()?)
+}
+
+/// 55006 while somebody else moves shards.
+fn refuse_others(others: Option<String>) -> PgResult<()> {
+    match others {
+        None => Ok(()),
+        Some(who) => Err(busy("somebody else moves shards of the Citus cluster")
+            .set_detail(format!("It is {who}."))
+            .set_hint("Wait for it (citus_rebalance_wait()), or stop it (citus_rebalance_stop()).")),
+    }
+}
+
+/// Whether a move is one of a slot of Citus.
+pub fn is_of_citus(move_id: i64) -> PgResult<bool> {
+    let sql = "SELECT s.hash_from IS NOT NULL FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) WHERE m.move_id = $1";
+    Ok(spi::one::<bool>(sql, &[move_id.into()])?.unwrap_or(false))
+}
+
+/// Whether Citus has a slot on a shard now, whatever is noted here.
+pub fn is_on(slot_id: i64, shard_id: i32) -> PgResult<bool> {
+    let on = spi::one::<bool>(
+        "SELECT bool_and(n.nodeid = o.citus_node) FROM foreshard.citus_shard t JOIN pg_catalog.pg_dist_placement p ON p.shardid = t.citus_shard \
+         JOIN pg_catalog.pg_dist_node n ON n.groupid = p.groupid AND n.noderole = 'primary' \
+         CROSS JOIN foreshard.shard h JOIN foreshard.node o ON o.node_name = h.node_name WHERE t.slot_id = $1 AND h.shard_id = $2",
+        &[slot_id.into(), shard_id.into()],
+    )?;
+    Ok(on.unwrap_or(false))
+}
+
+/// Takes the right to have Citus move something, until the transaction ends; false: another carrier has it. Citus would refuse two
+/// moves in one of its groups.
+pub fn take_turn() -> PgResult<bool> {
+    let table = spi::one::<pg_sys::Oid>("SELECT 'foreshard.citus_table'::regclass::oid", &[])?
+        .ok_or_else(|| internal("table foreshard.citus_table is missing"))?;
+    Ok(lock::try_lock_all(&[table], lock::SHARE_UPDATE_EXCLUSIVE))
+}
+
+/// Has Citus move all shards of a slot, in this transaction; writers wait only for its end.
+///
+/// # Errors
+/// Those of `citus_move_shard_placement`.
+pub fn carry(slot_id: i64, from_shard: i32, to_shard: i32) -> PgResult<()> {
+    let shard = super::counters::first_shard(slot_id)?;
+    let node = "SELECT n.nodename, n.nodeport FROM foreshard.shard h JOIN foreshard.node o USING (node_name) \
+                JOIN pg_catalog.pg_dist_node n ON n.nodeid = o.citus_node";
+    let moved = spi::rows_mut(
+        &format!(
+            "SELECT pg_catalog.citus_move_shard_placement($1, f.nodename, f.nodeport, t.nodename, t.nodeport) IS NULL \
+             FROM ({node} WHERE h.shard_id = $2) f, ({node} WHERE h.shard_id = $3) t"
+        ),
+        &[shard.into(), from_shard.into(), to_shard.into()],
+        |_| Ok(()),
+    )?;
+    if moved.is_empty() { Err(internal("a node of a move is gone")) } else { Ok(()) }
+}
+
+/// Has Citus drop what moves have left that were broken off; why it did not, None: it did. The procedure takes transactions of its
+/// own, so it is called by a connection of Citus' to this server.
+pub fn clean_up() -> PgResult<Option<String>> {
+    reading::within(CLEAN_UP_MS, || {
+        let said = spi::rows_mut(
+            "SELECT m.success, m.result FROM pg_catalog.master_run_on_worker(ARRAY[pg_catalog.current_setting('citus.local_hostname')], \
+                 ARRAY[pg_catalog.current_setting('port')::int], ARRAY['CALL pg_catalog.citus_cleanup_orphaned_resources()'], false) m",
+            &[],
+            |row| Ok((row.get::<bool>(1)?, row.get::<String>(2)?)),
+        )?;
+        Ok(said
+            .into_iter()
+            .find(|(success, _)| *success != Some(true))
+            .map(|(_, why)| why.unwrap_or_default()))
+    })
+}
+
+/// Notes that the slot has moved, which [`super::layout::follow`] has seen.
+pub fn set_swapped(move_id: i64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move m SET swapped_at = pg_catalog.clock_timestamp(), \
+             bytes_copied = (SELECT sum(t.bytes) FROM foreshard.citus_shard t WHERE t.slot_id = m.slot_id) WHERE move_id = $1",
+        &[move_id.into()],
+    )?;
+    Ok(())
+}
+
+/// Whether somebody wants to end a move while a carrier waits for Citus.
+pub fn is_any_cancelled() -> PgResult<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
+               WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy')";
+    Ok(spi::one::<bool>(sql, &[])?.unwrap_or(false))
+}
+
+/// Notes how far Citus is with the moves it makes for us, as far as it says so.
+pub fn note_progress() -> PgResult<()> {
+    let under_way = "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
+                     WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.phase = 'copy')";
+    if spi::one::<bool>(under_way, &[])? != Some(true) {
+        return Ok(());
+    }
+    // It asks the nodes for the sizes.
+    reading::within(PATIENCE_MS, || {
+        spi::run(
+            "UPDATE foreshard.move m SET waiting_for = q.said FROM (SELECT t.slot_id, format('Citus: %s, %s of %s bytes', \
+                     min(coalesce(pg_catalog.to_jsonb(p)->>'status', 'moving')), sum(p.target_shard_size), sum(p.source_shard_size)) AS said \
+                 FROM pg_catalog.get_rebalance_progress() p JOIN foreshard.citus_shard t ON t.citus_shard = p.shardid GROUP BY 1) q \
+             WHERE q.slot_id = m.slot_id AND NOT m.finished AND m.phase = 'copy'",
+            &[],
+        )
+    })?;
+    Ok(())
+}
+
+/// Moves of slots of Citus that somebody wants to end while a carrier waits for Citus: the carriers' processes.
+pub fn to_stop() -> PgResult<Vec<i32>> {
+    spi::rows(
+        "SELECT l.pid FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) JOIN pg_catalog.pg_locks l ON l.objid = m.move_id::int8::oid \
+         WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy' \
+           AND l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.granted \
+           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())",
+        &[],
+        |row| row.need(1),
+    )
+}
+
+/// Asks a process to end its statement.
+pub fn interrupt(pid: i32) -> PgResult<()> {
+    let _ = spi::one::<bool>("SELECT pg_catalog.pg_cancel_backend($1)", &[pid.into()])?;
+    Ok(())
+}

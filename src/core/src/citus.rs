@@ -1,0 +1,95 @@
+//! What Citus is told about shards and nodes, and which Citus that may be.
+
+use std::fmt;
+
+/// A version of Citus, as the extension says: `13.2-1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// First number.
+    pub major: u32,
+    /// Second number.
+    pub minor: u32,
+}
+
+/// The oldest Citus that is adopted: the first one that supports PostgreSQL 15.
+pub const LEAST: Version = Version { major: 11, minor: 1 };
+
+impl Version {
+    /// Reads `major.minor` and whatever follows; None: it is no version.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(['.', '-', ' ']);
+        let mut number = || parts.next()?.parse().ok();
+        Some(Self { major: number()?, minor: number()? })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// What a shard without any load costs, as a share of the mean of its group: shards that nobody uses are spread
+/// by number.
+const IDLE_SHARE: f64 = 0.02;
+
+/// The cost of a shard, given its forecast peak and the mean of those of its group that are known. What is not known is
+/// taken for the mean, and where nothing is known all shards cost the same.
+pub fn shard_cost(peak: Option<f64>, group_mean: Option<f64>) -> f32 {
+    let usable = |load: &f64| load.is_finite() && *load >= 0.0;
+    let Some(mean) = group_mean.filter(usable).filter(|mean| *mean > 0.0) else { return 1.0 };
+    let cost = peak.filter(usable).unwrap_or(mean) + mean * IDLE_SHARE;
+    cost.min(f64::from(f32::MAX)) as f32
+}
+
+/// What is said of a shard on a node, and of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// The shard is there already.
+    pub is_there: bool,
+    /// The node is being emptied.
+    pub draining: bool,
+    /// The node does not answer.
+    pub is_down: bool,
+}
+
+/// Whether a shard may be on a node: nothing goes to one that is being emptied or does not answer, and only the first is
+/// left (from the second it could not be copied).
+pub const fn is_allowed(seat: Seat) -> bool {
+    !seat.draining && (seat.is_there || !seat.is_down)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare() {
+        assert_eq!(Version::parse("13.2-1"), Some(Version { major: 13, minor: 2 }));
+        assert_eq!(Version::parse("11.1.4"), Some(LEAST));
+        assert!(Version::parse("11.0-2").is_some_and(|old| old < LEAST));
+        assert!(Version::parse("9.5-1").is_some_and(|old| old < LEAST));
+        assert_eq!(Version::parse("devel"), None);
+        assert_eq!(Version::parse(""), None);
+    }
+
+    #[test]
+    fn costs_follow_peaks_and_unknown_is_the_mean() {
+        assert!((shard_cost(Some(100.0), Some(10.0)) - 100.2).abs() < 1e-4);
+        assert!((shard_cost(None, Some(10.0)) - 10.2).abs() < 1e-4);
+        assert!(shard_cost(Some(0.0), Some(10.0)) > 0.0);
+        assert_eq!(shard_cost(None, None), 1.0);
+        assert_eq!(shard_cost(Some(5.0), Some(0.0)), 1.0);
+        assert_eq!(shard_cost(Some(f64::NAN), Some(f64::INFINITY)), 1.0);
+        assert!(shard_cost(Some(1e300), Some(1.0)).is_finite());
+    }
+
+    #[test]
+    fn nobody_goes_to_a_sick_or_draining_node() {
+        let seat = |is_there, draining, is_down| is_allowed(Seat { is_there, draining, is_down });
+        assert!(seat(false, false, false));
+        assert!(!seat(true, true, false));
+        assert!(!seat(false, false, true));
+        assert!(seat(true, false, true));
+    }
+}

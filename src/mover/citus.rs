@@ -1,0 +1,207 @@
+//! Moves of slots of a Citus cluster: Citus copies, catches up and switches, in one statement that commits with the phase it leads
+//! to. Around it are the checks before, attempts, the clean-up of what is broken off, and the way back.
+//!
+//! The phases are those of all moves; the ones between the copy and the watch are Citus' own business and passed in that
+//! transaction.
+
+use super::{MAX_BACKOFF_MS, MAX_ERRORS, claim_and_load, is_held, is_transient};
+use crate::catalog::citus::{layout, moving};
+use crate::catalog::moves::{self, MoveRow};
+use crate::catalog::{node, record_event};
+use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
+use crate::pg::guc;
+use crate::pg::report::{PgResult, wrong_state};
+use foreshard_core::phase::{Capabilities, Event, Phase};
+use pgrx::prelude::*;
+use serde_json::json;
+
+/// What a step came to.
+enum Step {
+    /// The phase has changed.
+    On,
+    /// Nothing could be done yet: come again.
+    Later(String),
+    /// Nothing to do for a long while.
+    Rest,
+}
+
+/// Pause while somebody else moves shards, or a node is away, ms.
+const WAIT_MS: i64 = 500;
+
+/// Drives one move until it has ended or is gone.
+pub fn drive(move_id: i64) {
+    let mut errors = 0;
+    loop {
+        bgworker::wait(0);
+        let row = match transaction(|| claim_and_load(move_id)) {
+            Ok(Some(row)) if !row.finished => row,
+            Ok(_) => return,
+            Err(report) => return pgrx::log!("foreshard: move {move_id} ends: {}", report.line),
+        };
+        if row.paused && !row.cancel_requested && row.phase.is_reversible() {
+            return;
+        }
+        if is_held(row.phase) {
+            bgworker::wait(100);
+            continue;
+        }
+        let phase = row.phase.as_str();
+        bgworker::show_activity(Some(&format!("move {move_id} of slot {} by Citus: {phase}", row.slot_id)));
+        match step(row) {
+            Ok(Step::On) => errors = 0,
+            Ok(Step::Rest) => return,
+            Ok(Step::Later(why)) => {
+                let _ = transaction(|| moves::note(move_id, Some(&why), None, None));
+                bgworker::wait(WAIT_MS);
+            }
+            Err(failure) => errors = after_error(move_id, &failure, errors),
+        }
+    }
+}
+
+/// A move of Citus' has neither mirror nor canary; it can be moved back while it is watched.
+fn capabilities() -> Capabilities {
+    Capabilities { mirror: false, canary: false, watch: guc::ROLLBACK_WINDOW.get() > 0, prepare: false }
+}
+
+/// Goes on through phases in which nothing is to be done, as one transaction's part.
+fn pass(mut row: MoveRow, until: &[Phase]) -> PgResult<()> {
+    while !until.contains(&row.phase) {
+        row.phase = moves::advance(&row, Event::Completed, capabilities())?;
+    }
+    Ok(())
+}
+
+fn step(row: MoveRow) -> WorkResult<Step> {
+    let cleans = matches!(row.phase, Phase::Revert | Phase::RevertFailed);
+    if row.cancel_requested && row.phase.is_reversible() && !cleans {
+        return leave(&row, Event::CancelRequested);
+    }
+    match row.phase {
+        Phase::Preflight => preflight(row),
+        Phase::Watch => watch(row),
+        Phase::Revert | Phase::RevertFailed => {
+            clean_up();
+            end(&row)
+        }
+        Phase::Retire => end(&row),
+        Phase::Done | Phase::Cancelled | Phase::Failed => Ok(Step::Rest),
+        _ => carry(row),
+    }
+}
+
+fn leave(row: &MoveRow, event: Event) -> WorkResult<Step> {
+    transaction(|| moves::advance(row, event, capabilities())).map(|_| Step::On)
+}
+
+fn end(row: &MoveRow) -> WorkResult<Step> {
+    leave(row, Event::Completed)
+}
+
+/// Why it cannot begin now, though it may later; None: it can.
+fn obstacle(row: &MoveRow) -> PgResult<Option<String>> {
+    let sick = node::sick_shards()?;
+    if sick.contains(&row.from_shard) || sick.contains(&row.to_shard) {
+        return Ok(Some("a node that does not answer".to_string()));
+    }
+    Ok(moving::others()?.map(|who| format!("others that move shards of the cluster: {who}")))
+}
+
+fn preflight(row: MoveRow) -> WorkResult<Step> {
+    transaction(|| {
+        layout::follow()?;
+        if let Some(why) = obstacle(&row)? {
+            return Ok(Step::Later(why));
+        }
+        moving::check(row.slot_id, row.to_shard)?;
+        if !moving::is_on(row.slot_id, row.from_shard)? {
+            return Err(wrong_state(format!("slot {} is no longer where it was", row.slot_id))
+                .set_detail("Somebody else has moved it since."));
+        }
+        pass(row, &[Phase::Copy])?;
+        Ok(Step::On)
+    })
+}
+
+/// Has Citus move the shards, and goes on in the transaction that it does so in.
+fn carry(row: MoveRow) -> WorkResult<Step> {
+    // Somebody may have begun to move shards while this one waited.
+    if let Some(why) = transaction(|| obstacle(&row))? {
+        return Ok(Step::Later(why));
+    }
+    transaction(|| {
+        if !moving::take_turn()? {
+            return Ok(Step::Later("another move of the cluster".to_string()));
+        }
+        moving::carry(row.slot_id, row.from_shard, row.to_shard)?;
+        layout::follow()?;
+        moving::set_swapped(row.move_id)?;
+        pass(row, &[Phase::Watch, Phase::Retire])?;
+        Ok(Step::On)
+    })
+}
+
+/// The way back stands open for `foreshard.rollback_window`: the same move, the other way round.
+fn watch(row: MoveRow) -> WorkResult<Step> {
+    if !row.rollback_requested && !row.cancel_requested {
+        let is_over = row.swapped_age_s.is_none_or(|age_s| age_s >= f64::from(guc::ROLLBACK_WINDOW.get()));
+        return if is_over { end(&row) } else { Ok(Step::Rest) };
+    }
+    if let Some(why) = transaction(|| obstacle(&row))? {
+        return Ok(Step::Later(why));
+    }
+    transaction(|| {
+        if !moving::take_turn()? {
+            return Ok(Step::Later("another move of the cluster".to_string()));
+        }
+        if moving::is_on(row.slot_id, row.to_shard)? {
+            moving::carry(row.slot_id, row.to_shard, row.from_shard)?;
+        }
+        layout::follow()?;
+        record_event("moved_back", Some(row.move_id), Some(row.slot_id), json!({"engine": "citus"}))?;
+        moves::advance(&row, Event::RollbackRequested, capabilities())?;
+        Ok(Step::On)
+    })
+}
+
+/// What a move that was broken off has left on the nodes; Citus also looks for that by itself from time to time.
+fn clean_up() {
+    match transaction(moving::clean_up) {
+        Ok(None) => {}
+        Ok(Some(why)) | Err(Failure { line: why, .. }) => pgrx::log!("foreshard: clean-up of Citus: {why}"),
+    }
+}
+
+/// Notes the error, cleans up, pauses, and gives up where nothing has changed yet. Returns the errors in a row so far.
+fn after_error(move_id: i64, failure: &Failure, errors: u32) -> u32 {
+    let line = failure.line.as_str();
+    let _ = transaction(|| moves::note(move_id, None, Some(line), None));
+    pgrx::log!("foreshard: move {move_id}: {line}");
+    clean_up();
+    let Ok(Some(row)) = transaction(|| claim_and_load(move_id)) else { return errors };
+    if row.cancel_requested {
+        return 0;
+    }
+    let errors = errors + 1;
+    let limit = if is_transient(failure) || failure.code == PgSqlErrorCode::ERRCODE_INTERNAL_ERROR {
+        MAX_ERRORS * 2
+    } else {
+        MAX_ERRORS
+    };
+    let hopeless = matches!(
+        failure.code,
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
+            | PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+            | PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE
+    );
+    if hopeless || errors >= limit {
+        // After the move only the way back can fail: then the slot stays where it is.
+        let event = Event::FatalError;
+        if let Err(report) = transaction(|| moves::advance(&row, event, capabilities())) {
+            pgrx::log!("foreshard: move {move_id}: {}", report.line);
+        }
+        return 0;
+    }
+    bgworker::wait((200_i64 << errors.min(5)).min(MAX_BACKOFF_MS));
+    errors
+}
