@@ -55,11 +55,10 @@ FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class
 UNION ALL
 SELECT 'error', 'table ' || m.table_oid, 'not partitioned by the hash of its key',
        format('key %I, partitioned %s', m.key_column, pg_catalog.pg_get_partkeydef(c.oid)),
-       format('Undo the change, or give it up: SELECT foreshard.undistribute(%L).', m.table_oid)
+       'Partition it by the hash of that column again.'
 FROM foreshard.managed_table m JOIN pg_catalog.pg_class c ON c.oid = m.table_oid
 LEFT JOIN pg_catalog.pg_partitioned_table r ON r.partrelid = c.oid
-LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = r.partattrs[0]
-WHERE r.partstrat IS DISTINCT FROM 'h' OR a.attname IS DISTINCT FROM m.key_column
+WHERE r.partstrat IS DISTINCT FROM 'h' OR r.partnatts <> 1
 UNION ALL
 SELECT 'error', 'partition ' || p.partition, 'its bound is not that of its slot',
        format('slot %s: modulus %s, remainder %s; partition: %s', s.slot_id, s.modulus, s.remainder, pg_catalog.pg_get_expr(c.relpartbound, c.oid)),
@@ -73,9 +72,14 @@ SELECT 'error', 'shard ' || h.shard_name, 'its tablespace does not exist', forma
 FROM foreshard.shard h WHERE h.node_name = 'local' AND h.tablespace_name NOT IN (SELECT spcname FROM pg_catalog.pg_tablespace)
 UNION ALL
 SELECT 'warning', 'relation ' || c.oid::regclass, 'left over from a move that nobody knows', pg_catalog.pg_size_pretty(pg_catalog.pg_total_relation_size(c.oid)),
-       format('ALTER EXTENSION foreshard DROP TABLE %s; DROP TABLE %s;', c.oid::regclass, c.oid::regclass)
-FROM pg_catalog.pg_class c
-WHERE c.relnamespace = 'foreshard'::regnamespace AND c.relkind IN ('r', 'p', 'f') AND c.relname ~ '^(shadow|capture|split|place)_[0-9]'
+       CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+            THEN format('ALTER EXTENSION foreshard DROP %1$s %2$s; ', k.kind, c.oid::regclass) ELSE '' END || format('DROP %s %s;', k.kind, c.oid::regclass)
+FROM pg_catalog.pg_class c, LATERAL (SELECT CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END AS kind) k
+WHERE c.relnamespace = 'foreshard'::regnamespace AND c.relkind IN ('r', 'p', 'f')
+  AND c.relname ~ '^(shadow|capture|split|place)_[0-9]+(_[0-9]+)*(_twin|_old)?$'
+  -- A graph may have any name.
+  AND NOT EXISTS (SELECT FROM foreshard.graph g WHERE c.oid IN (g.metagraph, g.closure, g.components))
+  AND NOT EXISTS (SELECT FROM foreshard.graph_partition g WHERE c.oid = g.partition)
   AND NOT EXISTS (SELECT FROM foreshard.move_relation r WHERE c.oid IN (r.shadow, r.capture_log, r.twin))
   AND NOT EXISTS (SELECT FROM foreshard.move_child k WHERE c.oid IN (k.child, k.log))
   AND NOT EXISTS (SELECT FROM foreshard.remote_table t WHERE t.partition = c.oid)
@@ -110,7 +114,7 @@ FROM foreshard.graph g, LATERAL (VALUES ('edges', g.edge_table), ('directory', g
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = x.relation)
 UNION ALL
 SELECT 'error', 'graph ' || g.graph_name, 'its closure is not kept: triggers are disabled or gone', 'table ' || g.edge_table,
-       format('Enable them (ALTER TABLE %s ENABLE TRIGGER ALL), then SELECT foreshard.rebuild_graph(%L).', g.edge_table, g.graph_name)
+       format('ALTER TABLE %s ENABLE ALWAYS TRIGGER … for each trigger foreshard_graph_…; when one is gone, drop the graph and create it again. Then SELECT foreshard.rebuild_graph(%L);', g.edge_table, g.graph_name)
 FROM foreshard.graph g JOIN pg_catalog.pg_class c ON c.oid = g.edge_table
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc)
    OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc

@@ -23,7 +23,15 @@ JOIN foreshard.citus_shard t USING (slot_id)
 LEFT JOIN foreshard.move m ON m.slot_id = s.slot_id AND NOT m.finished;
 
 -- What the keeper cannot put right by itself, as the catalog is now. A slot that is being moved is left out.
+-- The functions of PostgreSQL that tell what is below a table lock all of it until the transaction ends.
 CREATE VIEW foreshard.layout_problems AS
+WITH RECURSIVE below AS (
+    SELECT m.group_id, m.table_oid, i.inhrelid, ARRAY[i.inhrelid] AS path
+    FROM foreshard.managed_table m JOIN pg_catalog.pg_inherits i ON i.inhparent = m.table_oid WHERE NOT i.inhdetachpending
+    UNION ALL
+    SELECT b.group_id, b.table_oid, i.inhrelid, b.path || i.inhrelid
+    FROM below b JOIN pg_catalog.pg_inherits i ON i.inhparent = b.inhrelid WHERE NOT i.inhdetachpending
+)
 SELECT q.group_id, q.slot_id, q."table", q.partition, q.problem, q.advice
 FROM (
     SELECT s.group_id, s.slot_id, m.table_oid AS "table", NULL::regclass AS partition, 'no_partition' AS problem,
@@ -34,16 +42,12 @@ FROM (
     LEFT JOIN foreshard.slot_partition p ON (p.slot_id, p.table_oid) = (s.slot_id, m.table_oid)
     LEFT JOIN pg_catalog.pg_class l ON l.oid = p.partition
     WHERE s.home_slot_id IS NULL
-      AND (l.oid IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(p.partition) a WHERE a.relid = m.table_oid))
+      AND (l.oid IS NULL OR NOT EXISTS (SELECT FROM below b WHERE (b.table_oid, b.inhrelid) = (m.table_oid, p.partition)))
     UNION ALL
-    SELECT m.group_id, NULL, m.table_oid, c.oid::regclass, 'no_slot',
+    SELECT b.group_id, NULL, b.table_oid, c.oid::regclass, 'no_slot',
            'No slot has this bound, so it is neither observed nor moved: detach it and attach one with the modulus and remainder of a slot (see foreshard.slots).'
-    FROM foreshard.managed_table m
-    CROSS JOIN LATERAL pg_catalog.pg_partition_tree(m.table_oid) t
-    JOIN pg_catalog.pg_class c ON c.oid = t.relid
-    WHERE t.isleaf AND t.level > 0 AND NOT EXISTS (SELECT FROM foreshard.slot_partition p
-        JOIN pg_catalog.pg_class l ON l.oid = p.partition
-        WHERE p.partition IN (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(t.relid) a))
+    FROM below b JOIN pg_catalog.pg_class c ON c.oid = b.inhrelid
+    WHERE c.relkind <> 'p' AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.partition = ANY (b.path))
     UNION ALL
     SELECT s.group_id, s.slot_id, p.table_oid, p.partition, 'other_tablespace',
            format('Its storage is not on shard %s: move it there with ALTER TABLE %s SET TABLESPACE %I.', h.shard_name, p.partition, h.tablespace_name)

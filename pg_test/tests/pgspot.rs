@@ -8,7 +8,9 @@ use std::process::Command;
 fn sql_is_clean_for_pgspot() -> Result<()> {
     let pgspot = repository().join("target/pg18-venv/bin/pgspot");
     if !pgspot.exists() {
-        if std::env::var("CI").is_ok_and(|ci| ci == "true") {
+        // Only whoever tests PostgreSQL 18 has that environment.
+        if std::env::var("CI").is_ok_and(|ci| ci == "true") && repository().join("target/pg18-venv").exists()
+        {
             return Err(Error::new("There is no pgspot.", "scripts/bootstrap.sh all installs it."));
         }
         println!("skipped: sql_is_clean_for_pgspot, there is no pgspot (scripts/bootstrap.sh all)");

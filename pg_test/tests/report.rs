@@ -33,8 +33,11 @@ fn browser() -> Result<Option<PathBuf>> {
 
 /// Runs the browser on a page of a folder; what it printed and what it logged.
 fn browse(browser: &Path, folder: &Path, page: &str, name: &str, more: &[&str]) -> Result<(String, String)> {
-    let output = Command::new(browser)
+    let output = Command::new("timeout")
+        .arg("60")
+        .arg(browser)
         .args([
+            "--disable-dev-shm-usage",
             "--headless",
             "--no-sandbox",
             "--disable-gpu",

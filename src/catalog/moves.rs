@@ -128,6 +128,9 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
                     AND m.swapped_at > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
            AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \
                     AND coalesce(m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => CASE WHEN m.way_back_of IS NULL THEN $3 ELSE $4 END), false)) \
+           AND NOT (m.phase IN ('preflight', 'copy') AND NOT m.cancel_requested AND EXISTS (SELECT FROM foreshard.citus_shard t WHERE t.slot_id = m.slot_id) \
+                    AND (EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL) \
+                         OR EXISTS (SELECT FROM foreshard.shard h JOIN foreshard.node n USING (node_name) WHERE h.shard_id IN (m.from_shard, m.to_shard) AND n.state = 'down'))) \
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \

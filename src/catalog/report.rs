@@ -226,7 +226,9 @@ fn recommendations() -> PgResult<Part<Recommendation>> {
     part(
         "SELECT count(*) OVER (), r.recommendation_id, r.action, r.slot_id, o.slot_id, r.from_shard::text, r.to_shard::text, r.confidence, \
                 r.benefit, r.bytes, r.imbalance_before, r.imbalance_after, pg_catalog.left(r.reason, $2), pg_catalog.left(r.refusal, $2), \
-                pg_catalog.left(r.advice, $2), extract(epoch FROM r.start_at)::float8, extract(epoch FROM r.overload_at)::float8 \
+                pg_catalog.left(r.advice, $2), extract(epoch FROM r.start_at)::float8, extract(epoch FROM r.overload_at)::float8, \
+                r.\"table\"::text, CASE WHEN pg_catalog.jsonb_typeof(r.keys) = 'array' THEN r.keys->>0 END, \
+                CASE WHEN pg_catalog.jsonb_typeof(r.keys) = 'object' AND pg_catalog.length(r.keys::text) <= 4 * $2 THEN r.keys::text END \
          FROM foreshard.recommendations r LEFT JOIN foreshard.heat_map s ON s.slot_id = r.slot_id \
          LEFT JOIN foreshard.heat_map o ON r.action = 'merge' AND o.group_id = s.group_id AND o.modulus = s.modulus \
              AND o.remainder = (s.remainder + s.modulus / 2) % s.modulus AND o.home_slot_id IS NULL \
@@ -250,6 +252,9 @@ fn recommendations() -> PgResult<Part<Recommendation>> {
                 advice: row.get(15)?,
                 start_at: row.get(16)?,
                 overload_at: row.get(17)?,
+                table: row.get(18)?,
+                key: row.get(19)?,
+                map: row.get(20)?,
             })
         },
     )

@@ -1,8 +1,9 @@
-//! Moves of slots of a Citus cluster: Citus copies, catches up and switches, in one statement that commits with the phase it leads
-//! to. Around it are the checks before, attempts, the clean-up of what is broken off, and the way back.
+//! Moves of slots of a Citus cluster: Citus copies, catches up and switches, in one statement. Around it are the checks before,
+//! attempts, the clean-up of what is broken off, and the way back.
 //!
-//! The phases are those of all moves; the ones between the copy and the watch are Citus' own business and passed in that
-//! transaction.
+//! The phases are those of all moves; the ones between the copy and the watch are Citus' own business. Writers wait from Citus' switch
+//! to the end of its transaction, so nothing else is done in that one: what it did is read off Citus' catalog afterwards, also by a
+//! carrier that comes after one that was killed in between.
 
 use super::{MAX_BACKOFF_MS, MAX_ERRORS, claim_and_load, is_held, is_transient};
 use crate::catalog::citus::{layout, moving};
@@ -19,14 +20,11 @@ use serde_json::json;
 enum Step {
     /// The phase has changed.
     On,
-    /// Nothing could be done yet: come again.
+    /// Nothing could be done yet: another carrier comes again, and others come first.
     Later(String),
     /// Nothing to do for a long while.
     Rest,
 }
-
-/// Pause while somebody else moves shards, or a node is away, ms.
-const WAIT_MS: i64 = 500;
 
 /// Drives one move until it has ended or is gone.
 pub fn drive(move_id: i64) {
@@ -52,7 +50,7 @@ pub fn drive(move_id: i64) {
             Ok(Step::Rest) => return,
             Ok(Step::Later(why)) => {
                 let _ = transaction(|| moves::note(move_id, Some(&why), None, None));
-                bgworker::wait(WAIT_MS);
+                return;
             }
             Err(failure) => errors = after_error(move_id, &failure, errors),
         }
@@ -74,6 +72,10 @@ fn pass(mut row: MoveRow, until: &[Phase]) -> PgResult<()> {
 
 fn step(row: MoveRow) -> WorkResult<Step> {
     let cleans = matches!(row.phase, Phase::Revert | Phase::RevertFailed);
+    // Whoever carried it was killed before it could say so; or somebody else has moved it there.
+    if row.phase == Phase::Copy && transaction(|| moving::is_on(row.slot_id, row.to_shard))? {
+        return arrive(row);
+    }
     if row.cancel_requested && row.phase.is_reversible() && !cleans {
         return leave(&row, Event::CancelRequested);
     }
@@ -123,17 +125,32 @@ fn preflight(row: MoveRow) -> WorkResult<Step> {
     })
 }
 
-/// Has Citus move the shards, and goes on in the transaction that it does so in.
+/// Has Citus move the shards.
 fn carry(row: MoveRow) -> WorkResult<Step> {
     // Somebody may have begun to move shards while this one waited.
     if let Some(why) = transaction(|| obstacle(&row))? {
         return Ok(Step::Later(why));
     }
+    match citus_moves(row.slot_id, row.from_shard, row.to_shard)? {
+        Step::On => arrive(row),
+        step => Ok(step),
+    }
+}
+
+/// One move by Citus, in a transaction in which nothing else is done.
+fn citus_moves(slot_id: i64, from: i32, to: i32) -> WorkResult<Step> {
     transaction(|| {
         if !moving::take_turn()? {
             return Ok(Step::Later("another move of the cluster".to_string()));
         }
-        moving::carry(row.slot_id, row.from_shard, row.to_shard)?;
+        moving::carry(slot_id, from, to)?;
+        Ok(Step::On)
+    })
+}
+
+/// The shards are where they should be: notes it, and goes on.
+fn arrive(row: MoveRow) -> WorkResult<Step> {
+    transaction(|| {
         layout::follow()?;
         moving::set_swapped(row.move_id)?;
         pass(row, &[Phase::Watch, Phase::Retire])?;
@@ -150,14 +167,18 @@ fn watch(row: MoveRow) -> WorkResult<Step> {
     if let Some(why) = transaction(|| obstacle(&row))? {
         return Ok(Step::Later(why));
     }
+    if transaction(|| moving::is_on(row.slot_id, row.to_shard))?
+        && let later @ Step::Later(_) = citus_moves(row.slot_id, row.to_shard, row.from_shard)?
+    {
+        return Ok(later);
+    }
     transaction(|| {
-        if !moving::take_turn()? {
-            return Ok(Step::Later("another move of the cluster".to_string()));
-        }
-        if moving::is_on(row.slot_id, row.to_shard)? {
-            moving::carry(row.slot_id, row.to_shard, row.from_shard)?;
-        }
         layout::follow()?;
+        if !moving::is_on(row.slot_id, row.from_shard)? {
+            moves::note(row.move_id, None, Some("somebody else has moved the slot since"), None)?;
+            moves::advance(&row, Event::SourceChanged, capabilities())?;
+            return Ok(Step::On);
+        }
         record_event("moved_back", Some(row.move_id), Some(row.slot_id), json!({"engine": "citus"}))?;
         moves::advance(&row, Event::RollbackRequested, capabilities())?;
         Ok(Step::On)
@@ -179,7 +200,7 @@ fn after_error(move_id: i64, failure: &Failure, errors: u32) -> u32 {
     pgrx::log!("foreshard: move {move_id}: {line}");
     clean_up();
     let Ok(Some(row)) = transaction(|| claim_and_load(move_id)) else { return errors };
-    if row.cancel_requested {
+    if row.cancel_requested && row.phase.is_reversible() {
         return 0;
     }
     let errors = errors + 1;

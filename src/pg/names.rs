@@ -67,3 +67,9 @@ pub fn set_schema(table: pg_sys::Oid, schema: pg_sys::Oid) {
         pg_sys::CommandCounterIncrement();
     }
 }
+
+/// Whether an extension is in this database.
+pub fn has_extension(name: &CStr) -> bool {
+    // SAFETY: a look into pg_extension by a C string; a missing one gives InvalidOid.
+    unsafe { pg_sys::get_extension_oid(name.as_ptr(), true) != pg_sys::InvalidOid }
+}

@@ -417,10 +417,11 @@ impl Decision {
         self.assignment(self.plan.independent(|index, _| self.verdicts[index].stated >= least))
     }
 
-    /// The steps that may be taken now without anybody being asked: those of tables in mode auto.
-    pub fn takeable(&self) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
+    /// The steps that may be taken now without anybody being asked: those of tables in mode auto, of Citus or of all others.
+    pub fn takeable(&self, citus: bool) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
         let auto = |step: &Step| {
-            self.slot(step.segment).is_some_and(|slot| self.modes.of(slot.group_id) == Mode::Auto)
+            let own = self.slot(step.segment).filter(|slot| slot.is_citus == citus);
+            own.is_some_and(|slot| self.modes.of(slot.group_id) == Mode::Auto)
         };
         // What counts on a step that only a person may take must wait for it.
         self.assignment(

@@ -30,7 +30,8 @@ pub extern "C-unwind" fn foreshard_carrier_main(argument: pg_sys::Datum) {
     match bgworker::transaction(session::prepare_worker) {
         Ok(()) => match bgworker::transaction(|| moving::is_of_citus(move_id)) {
             Ok(true) => mover::citus::drive(move_id),
-            _ => mover::drive(move_id),
+            Ok(false) => mover::drive(move_id),
+            Err(failure) => pgrx::log!("foreshard carrier: {}", failure.line),
         },
         Err(report) => pgrx::log!("foreshard carrier: {}", report.line),
     }

@@ -13,12 +13,15 @@ pub fn look() {
         // Only the next bucket tries again.
         let _ = transaction(|| counters::asked(Some(&failure.line)));
     }
+    // Citus asks its nodes for that, and waits for those that are cut off.
+    if let Err(failure) = transaction(moving::note_progress) {
+        pgrx::log!("foreshard citus: progress of moves: {}", failure.line);
+    }
 }
 
 fn follow() -> WorkResult<()> {
     transaction(layout::follow)?;
-    transaction(moving::note_others)?;
-    transaction(moving::note_progress)
+    transaction(moving::note_others)
 }
 
 /// Interrupts carriers whose move somebody has cancelled while Citus was at it; they clean up and end it.
@@ -38,7 +41,8 @@ fn ask() -> WorkResult<()> {
     transaction(|| {
         counters::store(&answers)?;
         counters::asked(None)
-    })
+    })?;
+    transaction(|| counters::store_tenants(&answers))
 }
 
 fn one_by_one(nodes: Vec<i32>) -> Vec<Answer> {

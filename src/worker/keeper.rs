@@ -198,7 +198,8 @@ impl Keeper {
     /// One round of forecasting and planning. In auto mode what may be done now is filed: moves first, then divisions of
     /// slots, then placements of keys. What fails takes nothing else along.
     fn plan(&mut self, now_s: f64) -> WorkResult<()> {
-        let Some((decision, moving)) = bgworker::transaction(decide)? else { return Ok(()) };
+        let Some(decision) = bgworker::transaction(decide)? else { return Ok(()) };
+        let moving = take(&decision);
         let gatherers = &mut self.learner.gatherers;
         gatherers.plan(&decision, now_s);
         if !moving && !divide(&decision) {
@@ -250,25 +251,33 @@ fn save_sources() -> WorkResult<()> {
     if unsaved.is_empty() { Ok(()) } else { in_background(|| data_source::save(&unsaved)) }
 }
 
-/// What there is to decide about, and whether moves are under way; in auto mode those that may be made now are filed.
-/// None: nothing.
-fn decide() -> PgResult<Option<(Decision, bool)>> {
+/// What there is to decide about; None: nothing.
+fn decide() -> PgResult<Option<Decision>> {
     let decision = planner::decide(guc::FORECAST_HORIZON.get())?;
     if decision.slots.is_empty() {
         return Ok(None);
     }
     decision.store()?;
-    let moving = decision.slots.iter().any(|s| s.moving && !s.prepared) || take(&decision)?;
-    Ok(Some((decision, moving)))
+    Ok(Some(decision))
 }
 
-/// Files the moves that may be made now; false: none.
-fn take(decision: &Decision) -> PgResult<bool> {
-    let (map, confidence) = decision.takeable();
-    let (false, Some(confidence)) = (map.is_empty(), confidence) else { return Ok(false) };
-    let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
-    acts::record_auto(&filed)?;
-    Ok(true)
+/// Files the moves that may be made now: of slots here and on servers, and of slots of Citus, each unless one of those is under
+/// way. Whether one of the former is, now.
+fn take(decision: &Decision) -> bool {
+    let is_moving = |citus| decision.slots.iter().any(|s| s.is_citus == citus && s.moving && !s.prepared);
+    let filed = |citus| {
+        let (map, confidence) = decision.takeable(citus);
+        let (false, Some(confidence)) = (map.is_empty(), confidence) else { return false };
+        is_filed("moves", || {
+            let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
+            acts::record_auto(&filed)?;
+            Ok(true)
+        })
+    };
+    if !is_moving(true) {
+        filed(true);
+    }
+    is_moving(false) || filed(false)
 }
 
 /// Files the first division that nothing speaks against, in a transaction of its own: one that fails takes along neither

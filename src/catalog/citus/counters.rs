@@ -91,9 +91,18 @@ pub fn store(answers: &[Answer]) -> PgResult<()> {
     for answer in answers {
         if let Ok(said) = &answer.said {
             store_shards(answer.citus_node, said)?;
-            store_tenants(answer.citus_node, said)?;
         }
         store_health(answer)?;
+    }
+    Ok(())
+}
+
+/// Keeps what answers say of tenants; apart from the rest, because Citus reads the texts of tenants as keys, which may fail.
+pub fn store_tenants(answers: &[Answer]) -> PgResult<()> {
+    for answer in answers {
+        if let Ok(said) = &answer.said {
+            store_tenants_of(answer.citus_node, said)?;
+        }
     }
     Ok(())
 }
@@ -120,8 +129,9 @@ fn store_shards(citus_node: i32, said: &Value) -> PgResult<()> {
     Ok(())
 }
 
-/// Replaces what is known of the tenants of a node; where Citus does not count them, nothing is.
-fn store_tenants(citus_node: i32, said: &Value) -> PgResult<()> {
+/// Replaces what is known of the tenants of a node; where Citus does not count them, nothing is. The slots of tenants are
+/// looked up for keys of PostgreSQL's own types only: what reads a text of another type may be somebody's code.
+fn store_tenants_of(citus_node: i32, said: &Value) -> PgResult<()> {
     let mut tenants = said.get("t").and_then(Value::as_array).cloned().unwrap_or_default();
     tenants.truncate(TENANTS);
     spi::run(
@@ -136,7 +146,8 @@ fn store_tenants(citus_node: i32, said: &Value) -> PgResult<()> {
          SELECT g.group_id, q.one->>1, o.node_name, s.slot_id, (q.one->>2)::int8, (q.one->>3)::float8, pg_catalog.now() \
          FROM pg_catalog.jsonb_array_elements($1) AS q (one) JOIN foreshard.colocation_group g ON g.citus_colocation = (q.one->>0)::int \
          JOIN foreshard.node o ON o.citus_node = $2 \
-         LEFT JOIN LATERAL (SELECT m.table_oid FROM foreshard.citus_table m WHERE m.group_id = g.group_id AND m.key_column IS NOT NULL LIMIT 1) m ON true \
+         LEFT JOIN LATERAL (SELECT m.table_oid FROM foreshard.citus_table m JOIN pg_catalog.pg_attribute a ON a.attrelid = m.table_oid AND a.attname = m.key_column \
+             WHERE m.group_id = g.group_id AND a.atttypid < 16384 LIMIT 1) m ON true \
          LEFT JOIN foreshard.citus_shard s ON s.citus_shard = CASE WHEN m.table_oid IS NOT NULL \
              THEN pg_catalog.get_shard_id_for_distribution_column(m.table_oid, q.one->>1) END \
          WHERE q.one->>1 IS NOT NULL ON CONFLICT DO NOTHING",

@@ -7,7 +7,8 @@ use serde_json::json;
 
 /// Shards of tables that Citus distributes over nodes, one copy each: by hash, or as a whole. With the range of hashes.
 const SHARDS: &str = "SELECT s.shardid, s.logicalrelid, t.colocationid, p.groupid, \
-        coalesce(s.shardminvalue::int, -2147483648) AS hash_from, coalesce(s.shardmaxvalue::int, 2147483647) AS hash_to \
+        coalesce(CASE WHEN t.partmethod = 'h' THEN s.shardminvalue::int END, -2147483648) AS hash_from, \
+        coalesce(CASE WHEN t.partmethod = 'h' THEN s.shardmaxvalue::int END, 2147483647) AS hash_to \
     FROM pg_catalog.pg_dist_partition t JOIN pg_catalog.pg_dist_shard s USING (logicalrelid) \
     JOIN pg_catalog.pg_dist_placement p USING (shardid) JOIN pg_catalog.pg_dist_colocation c USING (colocationid) \
     JOIN pg_catalog.pg_class k ON k.oid = t.logicalrelid \

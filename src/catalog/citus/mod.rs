@@ -41,6 +41,11 @@ fn version() -> PgResult<Option<String>> {
     spi::one::<String>("SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'citus'", &[])
 }
 
+/// Whether the extension is in this database.
+pub fn is_here() -> PgResult<bool> {
+    Ok(version()?.is_some())
+}
+
 /// Whether a table is one of the adopted cluster.
 pub fn has_table(table: pg_sys::Oid) -> PgResult<bool> {
     let sql = "SELECT EXISTS (SELECT FROM foreshard.citus_table WHERE table_oid = $1)";

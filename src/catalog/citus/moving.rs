@@ -15,6 +15,9 @@ const CLEAN_UP_MS: i32 = 20_000;
 
 /// Who else moves shards of the cluster, or is about to, in words; None: nobody.
 pub fn others() -> PgResult<Option<String>> {
+    if !super::is_here()? {
+        return Ok(None);
+    }
     spi::one::<String>(
         "SELECT pg_catalog.string_agg(q.who, ', ' ORDER BY q.who) FROM ( \
              SELECT DISTINCT format('%s with process %s', coalesce(nullif(a.backend_type, 'client backend'), 'a session'), l.pid) AS who \

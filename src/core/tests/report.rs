@@ -115,7 +115,7 @@ fn report(name: &str, many: usize, value: f64) -> Report {
 
 fn recommendation(name: &str, n: usize, value: f64) -> Recommendation {
     let text = || Some(name.to_string());
-    let actions = ["move", "split", "prepare", "merge", "none", name];
+    let actions = ["move", "split", "prepare", "merge", "isolate", "place", "home", "none", name];
     Recommendation {
         id: n as i64,
         action: actions[n % actions.len()].to_string(),
@@ -132,6 +132,9 @@ fn recommendation(name: &str, n: usize, value: f64) -> Recommendation {
         advice: text(),
         start_at: Some(value),
         overload_at: Some(value),
+        table: text(),
+        key: text(),
+        map: text(),
     }
 }
 
@@ -267,5 +270,23 @@ proptest! {
         let hidden = known + more - known.min(30);
         let said = format!("{hidden} more tables are not shown");
         prop_assert_eq!(page.contains(&said), hidden > 0);
+    }
+}
+
+/// Whatever the catalog allows as an action has a statement that does it.
+#[test]
+fn every_action_has_its_statement() {
+    let all = [
+        ("move", "SELECT foreshard.move_slot(1, 'it''s');"),
+        ("split", "SELECT foreshard.split_slot(1);"),
+        ("prepare", "SELECT foreshard.prepare_split(1);"),
+        ("merge", "SELECT foreshard.merge_slots(1, 5);"),
+        ("isolate", "SELECT foreshard.isolate_key('it''s', 'it''s'::text);"),
+        ("home", "SELECT foreshard.unisolate_key('it''s', 'it''s'::text);"),
+        ("place", "SELECT foreshard.place_keys('it''s', 'it''s', whole => false);"),
+    ];
+    for (action, expected) in all {
+        let one = Recommendation { action: action.to_string(), ..recommendation("it's", 1, 1.0) };
+        assert_eq!(foreshard_core::report::remedy(&one).as_deref(), Some(expected));
     }
 }

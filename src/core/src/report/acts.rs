@@ -12,6 +12,23 @@ pub fn remedy(one: &Recommendation) -> Option<String> {
         ("split", ..) => Some(format!("SELECT foreshard.split_slot({slot});")),
         ("prepare", ..) => Some(format!("SELECT foreshard.prepare_split({slot});")),
         ("merge", _, Some(other)) => Some(format!("SELECT foreshard.merge_slots({slot}, {other});")),
+        _ => keys_remedy(one),
+    }
+}
+
+/// The same for chosen keys.
+fn keys_remedy(one: &Recommendation) -> Option<String> {
+    let table = literal(one.table.as_ref()?);
+    match (one.action.as_str(), &one.key, &one.map) {
+        ("isolate", Some(key), _) => {
+            Some(format!("SELECT foreshard.isolate_key({table}, {}::text);", literal(key)))
+        }
+        ("home", Some(key), _) => {
+            Some(format!("SELECT foreshard.unisolate_key({table}, {}::text);", literal(key)))
+        }
+        ("place" | "home", _, Some(map)) => {
+            Some(format!("SELECT foreshard.place_keys({table}, {}, whole => false);", literal(map)))
+        }
         _ => None,
     }
 }
@@ -27,6 +44,9 @@ fn title(one: &Recommendation) -> Markup {
             html! { "Prepare a split of slot " (slot) " on " (name_or_dash(one.from.as_deref())) }
         }
         ("merge", _, Some(other)) => html! { "Merge slots " (slot) " and " (other) },
+        ("isolate", ..) => html! { "Give the busiest key of slot " (slot) " a place of its own" },
+        ("place", ..) => html! { "Place keys of slot " (slot) },
+        ("home", ..) => html! { "Bring keys home to slot " (slot) },
         _ => html! { (name(&one.action)) " slot " (slot) },
     }
 }
@@ -46,7 +66,10 @@ fn card(one: &Recommendation, clock: Clock) -> Markup {
             @if let Some(refusal) = &one.refusal {
                 p.advice { "Not taken by itself: " (text::sentence(refusal)) ". " @if let Some(advice) = &one.advice { (text::sentence(advice)) } }
             }
-            @if let Some(sql) = remedy(one) { pre { code { (sql) } } }
+            @match remedy(one) {
+                Some(sql) => { pre { code { (sql) } } }
+                None => { p.advice { "See recommendation " (one.id) " in foreshard.recommendations." } }
+            }
         }
     }
 }

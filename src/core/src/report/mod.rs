@@ -12,6 +12,7 @@ mod page;
 mod plot;
 mod text;
 
+pub use acts::remedy;
 pub use text::literal;
 
 /// Slots in the heat map.
@@ -188,7 +189,7 @@ pub struct Ahead {
 pub struct Recommendation {
     /// Its number.
     pub id: i64,
-    /// `move`, `split`, `prepare`, `merge` or `none`.
+    /// `move`, `split`, `prepare`, `merge`, `isolate`, `place`, `home` or `none`.
     pub action: String,
     /// The slot.
     pub slot_id: i64,
@@ -216,6 +217,12 @@ pub struct Recommendation {
     pub start_at: Option<f64>,
     /// When the overload begins without it.
     pub overload_at: Option<f64>,
+    /// Of chosen keys: their table, as SQL names it.
+    pub table: Option<String>,
+    /// The key, if it is about one.
+    pub key: Option<String>,
+    /// Where each key shall be, as a JSON object; None as well when it is long, or not for the caller to see.
+    pub map: Option<String>,
 }
 
 /// A move.
