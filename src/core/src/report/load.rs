@@ -17,8 +17,11 @@ fn peak(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     values.flatten().fold(None, |most, value| Some(most.map_or(value, |most: f64| most.max(value))))
 }
 
+/// Labels and loads of one shard.
+type Three = [(&'static str, Option<f64>); 3];
+
 /// Of one shard: load now, forecast peak if nothing moves, forecast peak once everything recommended is done.
-fn three<'a>(report: &'a Report, shard: &Shard) -> [(&'a str, Option<f64>); 3] {
+fn three(report: &Report, shard: &Shard) -> Three {
     let curve = report.curves.iter().find(|curve| curve.shard == shard.name);
     let ahead = curve.map_or(&[][..], |curve| &curve.ahead);
     [
@@ -34,8 +37,8 @@ pub fn shards(report: &Report) -> Markup {
     if shown.is_empty() {
         return html! { p.lead { "There is no shard yet: " code { "SELECT foreshard.add_shard('name');" } } };
     }
-    let all: Vec<(&Shard, [(&str, Option<f64>); 3])> = shown.iter().map(|s| (s, three(report, s))).collect();
-    let used = |(shard, loads): &(&Shard, [(&str, Option<f64>); 3])| {
+    let all: Vec<(&Shard, Three)> = shown.iter().map(|s| (s, three(report, s))).collect();
+    let used = |(shard, loads): &(&Shard, Three)| {
         peak(loads.iter().map(|l| l.1)).map_or(0.0, |load| load / shard.capacity)
     };
     // The line of full capacity is worth its room only if somebody comes near.
