@@ -149,7 +149,7 @@ fn one_move(name: &str, n: usize, value: f64) -> Move {
         phase: name.into(),
         state: states[n % states.len()].to_string(),
         started_at: Some(value),
-        finished_at: (n % 2 == 0).then_some(value),
+        finished_at: n.is_multiple_of(2).then_some(value),
         percent: Some(value),
         eta_s: Some(value),
         bytes: Some(i64::MAX),

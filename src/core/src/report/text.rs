@@ -123,7 +123,7 @@ pub fn bytes(value: i64) -> String {
     while size >= 999.5 && unit + 1 < units.len() {
         (size, unit) = (size / 1024.0, unit + 1);
     }
-    format!("{} {}", number(size), units[unit])
+    format!("{} {}", number((size * 100.0).round() / 100.0), units[unit])
 }
 
 /// A length of time.
