@@ -10,6 +10,7 @@ use foreshard_core::graph::shards::{
     NodeMove, Placed, ShardError, Shards, balance, deviating, distribute, place_near,
 };
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 fn equal(count: usize) -> Shards {
     Shards::new(&vec![1.0; count]).unwrap()
@@ -227,7 +228,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn heat_that_is_measured_anew_sends_no_node_back(
+    fn heat_that_is_measured_anew_sends_nothing_to_and_fro(
         seed in any::<u64>(), count in 2_usize..5, hot in 1_usize..12, threshold in 0.5_f64..9.0,
     ) {
         let shards = equal(count);
@@ -236,18 +237,19 @@ proptest! {
         let heat: Vec<f64> = (0..40)
             .map(|node| if node < hot { 1_000.0 + f64::from(numbers.below(9_000)) } else { f64::from(numbers.below(50)) })
             .collect();
-        let mut left: Vec<(u32, u16)> = Vec::new();
+        let mut seen = BTreeSet::from([places.clone()]);
         for _ in 0..50 {
             // Every load a little larger or smaller than it is.
             let nodes: Vec<Placed> = heat
                 .iter()
                 .map(|load| Placed { load: load * (0.98 + f64::from(numbers.below(41)) / 1_000.0), kind: 0 })
                 .collect();
-            for NodeMove { node, from, to } in deviating(&nodes, &places, &shards, threshold, 100) {
-                prop_assert!(!left.contains(&(node, to)), "node {} went back to shard {}", node, to);
-                left.push((node, from));
-                places[node as usize] = to;
+            let moves = deviating(&nodes, &places, &shards, threshold, 100);
+            for NodeMove { node, to, .. } in &moves {
+                places[*node as usize] = *to;
             }
+            // Every move relieves by more than measuring may be wrong: so no distribution comes again.
+            prop_assert!(moves.is_empty() || seen.insert(places.clone()), "as it was before: {:?}", places);
         }
     }
 }
