@@ -15,6 +15,7 @@ pub mod definition;
 pub mod dependency;
 pub mod division;
 pub mod drain;
+pub mod due;
 pub mod event;
 pub mod forecast_error;
 pub mod gathering;

@@ -195,7 +195,7 @@ fn ahead() -> PgResult<HashMap<String, BTreeMap<i64, Ahead>>> {
     let mut found: HashMap<String, BTreeMap<i64, Ahead>> = HashMap::new();
     let stored = spi::rows(
         "SELECT h.shard::text, extract(epoch FROM f.at)::float8, pg_catalog.sum(f.cost_units_per_s), pg_catalog.sum(f.lower), pg_catalog.sum(f.upper) \
-         FROM foreshard.forecasts f JOIN foreshard.heat_map h USING (slot_id) GROUP BY 1, 2",
+         FROM foreshard.forecasts f JOIN foreshard.heat_map h USING (slot_id) WHERE f.at > pg_catalog.now() GROUP BY 1, 2",
         &[],
         |row| {
             let at = row.need::<f64>(2)?;
@@ -210,7 +210,8 @@ fn ahead() -> PgResult<HashMap<String, BTreeMap<i64, Ahead>>> {
     let planned = spi::rows(
         "SELECT coalesce(r.to_shard, h.shard)::text, extract(epoch FROM f.at)::float8, pg_catalog.sum(f.cost_units_per_s) \
          FROM foreshard.forecasts f JOIN foreshard.heat_map h USING (slot_id) \
-         LEFT JOIN foreshard.recommendations r ON r.slot_id = f.slot_id AND r.action = 'move' GROUP BY 1, 2",
+         LEFT JOIN foreshard.recommendations r ON r.slot_id = f.slot_id AND r.action = 'move' \
+         WHERE f.at > pg_catalog.now() GROUP BY 1, 2",
         &[],
         |row| Ok((row.need::<String>(1)?, row.need::<f64>(2)?, row.get::<f64>(3)?)),
     )?;
@@ -265,7 +266,7 @@ fn moves() -> PgResult<Part<Move>> {
         "SELECT count(*) OVER (), move_id, kind, slot_id, from_shard::text, to_shard::text, phase, state, \
                 extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8, percent::float8, \
                 extract(epoch FROM eta)::float8, bytes_done::int8, requested_by::text, pg_catalog.left(reason, $2), pg_catalog.left(last_error, $2) \
-         FROM foreshard.progress_moves ORDER BY move_id DESC LIMIT $1",
+         FROM foreshard.progress_moves ORDER BY finished_at IS NULL AND started_at IS NOT NULL DESC, move_id DESC LIMIT $1",
         &[(MAX_ENTRIES as i64).into(), LONGEST.into()],
         |row| {
             Ok(Move {

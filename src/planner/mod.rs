@@ -8,6 +8,7 @@ pub mod gatherings;
 mod links;
 mod models;
 mod modes;
+mod options;
 mod pools;
 mod scene;
 mod trust;
@@ -22,9 +23,10 @@ use divisions::{Action, Division};
 use foreshard_core::calibration::{Calibration, Present, permission, relieves_distress};
 use foreshard_core::forecast::{ForecastOptions, Series};
 use foreshard_core::placement::{
-    ANY, Hold, Link, Pace, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing,
+    ANY, Hold, Link, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing,
 };
 use modes::Modes;
+use options::{pace, plan_options};
 use pools::{CITUS, Pool};
 use std::collections::{BTreeMap, HashMap};
 use window::Opening;
@@ -40,12 +42,6 @@ const MAX_LEADS: i32 = 24;
 const MAX_HISTORY: usize = 2016;
 /// Sampled futures per slot, behind every confidence.
 const FUTURES: u64 = 64;
-/// Bytes per second of a move before any was measured.
-const USUAL_RATE: f64 = 20e6;
-/// What a move takes beside its bytes and the canary, s.
-const OVERHEAD_S: f64 = 5.0;
-/// By how much a move may take longer than expected.
-const MARGIN: f64 = 1.5;
 /// Forecasts are reproducible: the seed depends on nothing but the sample, and what slots did together they do
 /// together in a sampled future.
 const SEED: u64 = 0x5EED_F02E;
@@ -226,34 +222,6 @@ fn segments(
             }
         })
         .collect()
-}
-
-/// The planner's options as the settings say.
-fn plan_options(horizon_s: i32) -> PlanOptions {
-    PlanOptions {
-        imbalance_high: guc::IMBALANCE_HIGH.get(),
-        imbalance_low: guc::IMBALANCE_LOW.get().min(guc::IMBALANCE_HIGH.get()),
-        min_hot_buckets: guc::HOT_BUCKETS.get().max(0) as u32,
-        move_cost_per_mib: guc::MOVE_COST_PER_MB.get(),
-        payback_s: f64::from(horizon_s),
-        foresight: match guc::FORESIGHT.get() {
-            never if never <= 0.0 => f64::INFINITY,
-            share => share,
-        },
-        ..PlanOptions::default()
-    }
-}
-
-/// How fast moves are.
-fn pace(lead_s: i32) -> PgResult<Pace> {
-    let steps = guc::CANARY_STEPS.get().map_or(0, |steps| steps.to_string_lossy().matches(',').count() + 1);
-    Ok(Pace {
-        lead_s: lead_s.max(1) as u32,
-        bytes_per_s: decision::move_rate()?.unwrap_or(USUAL_RATE),
-        fixed_s: OVERHEAD_S + steps as f64 * f64::from(guc::CANARY_DWELL.get()) / 1e3,
-        concurrent: guc::MAX_CONCURRENT_MOVES.get().max(1) as usize,
-        margin: MARGIN,
-    })
 }
 
 /// Forecasts and plans now.

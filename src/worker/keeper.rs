@@ -6,7 +6,7 @@ use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
 use crate::catalog::graph::{influence, moving};
-use crate::catalog::{act as acts, citus, data_source, heat, moves, node, relation, session, slot_key};
+use crate::catalog::{act as acts, citus, data_source, due, heat, moves, node, relation, session, slot_key};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -214,8 +214,8 @@ impl Keeper {
             return Ok(());
         }
         let known: Vec<i64> = self.carriers.iter().map(|(id, _)| *id).collect();
-        let due = bgworker::transaction(|| moves::without_carrier(room as i64))?;
-        for move_id in due.into_iter().filter(|id| !known.contains(id)) {
+        let waiting = bgworker::transaction(|| due::without_carrier(room as i64))?;
+        for move_id in waiting.into_iter().filter(|id| !known.contains(id)) {
             if self.carriers.len() >= room {
                 break;
             }

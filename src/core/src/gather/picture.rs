@@ -31,7 +31,7 @@ pub(super) struct Settled {
     pub(super) places: Vec<u16>,
     /// Lists whose other keys go home.
     pub(super) cleared: BTreeSet<(u32, u16)>,
-    /// As in [`Gathering`].
+    /// As in [`super::Gathering`].
     pub(super) crossing: (f64, f64),
     pub(super) balance: (f64, f64),
 }

@@ -133,7 +133,8 @@ fn summary(report: &Report, clock: Clock) -> Markup {
     let (class, word, why) = verdict(report, clock);
     let open: Vec<_> = report.recommendations.known.iter().filter(|r| r.action != "none").collect();
     let ready = open.iter().filter(|r| r.refusal.is_none()).count();
-    let going: Vec<_> = report.moves.known.iter().filter(|m| m.finished_at.is_none()).collect();
+    let going: Vec<_> =
+        report.moves.known.iter().filter(|m| m.started_at.is_some() && m.finished_at.is_none()).collect();
     let eta = going
         .iter()
         .filter_map(|m| m.eta_s)

@@ -1,0 +1,41 @@
+//! What the settings say to the planner.
+
+use crate::catalog::decision;
+use crate::pg::guc;
+use crate::pg::report::PgResult;
+use foreshard_core::placement::{Pace, PlanOptions};
+
+/// Bytes per second of a move before any was measured.
+const USUAL_RATE: f64 = 20e6;
+/// What a move takes beside its bytes and the canary, s.
+const OVERHEAD_S: f64 = 5.0;
+/// By how much a move may take longer than expected.
+const MARGIN: f64 = 1.5;
+
+/// The planner's options as the settings say.
+pub fn plan_options(horizon_s: i32) -> PlanOptions {
+    PlanOptions {
+        imbalance_high: guc::IMBALANCE_HIGH.get(),
+        imbalance_low: guc::IMBALANCE_LOW.get().min(guc::IMBALANCE_HIGH.get()),
+        min_hot_buckets: guc::HOT_BUCKETS.get().max(0) as u32,
+        move_cost_per_mib: guc::MOVE_COST_PER_MB.get(),
+        payback_s: f64::from(horizon_s),
+        foresight: match guc::FORESIGHT.get() {
+            never if never <= 0.0 => f64::INFINITY,
+            share => share,
+        },
+        ..PlanOptions::default()
+    }
+}
+
+/// How fast moves are.
+pub fn pace(lead_s: i32) -> PgResult<Pace> {
+    let steps = guc::CANARY_STEPS.get().map_or(0, |steps| steps.to_string_lossy().matches(',').count() + 1);
+    Ok(Pace {
+        lead_s: lead_s.max(1) as u32,
+        bytes_per_s: decision::move_rate()?.unwrap_or(USUAL_RATE),
+        fixed_s: OVERHEAD_S + steps as f64 * f64::from(guc::CANARY_DWELL.get()) / 1e3,
+        concurrent: guc::MAX_CONCURRENT_MOVES.get().max(1) as usize,
+        margin: MARGIN,
+    })
+}
