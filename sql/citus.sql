@@ -1,6 +1,9 @@
 -- A Citus cluster that this server coordinates: its nodes are nodes and shards, its colocation groups are groups, and
 -- what Citus calls shards are slots, as pg_dist_node and the like say. Nothing here changes anything in Citus.
 
+-- Nothing is looked up in a schema that somebody else may have made first.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 CREATE TABLE foreshard.citus_cluster (
     cluster_name name PRIMARY KEY,
     -- a database coordinates one cluster
@@ -75,3 +78,5 @@ COMMENT ON VIEW foreshard.citus_tenants IS 'The busiest tenants where citus.stat
 COMMENT ON VIEW foreshard.citus_clusters IS 'The adopted Citus cluster: what is known of it, what its nodes last failed with, and what others are moving.';
 
 SELECT pg_catalog.pg_extension_config_dump('foreshard.citus_cluster', '');
+
+SET LOCAL search_path TO foreshard, pg_temp;
