@@ -150,9 +150,8 @@ RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_tem
         SELECT c.severity, c.object, c.problem, c.detail, c.hint FROM foreshard.catalog_problems c
         UNION ALL
         SELECT 'error', 'graph ' || g.graph, 'its closure is wrong', d.wrong || ' differences', format('SELECT foreshard.rebuild_graph(%L);', g.graph)
-        FROM (SELECT q.graph_name AS graph FROM foreshard.graph q JOIN pg_class c ON c.oid = q.edge_table AND pg_has_role(c.relowner, 'USAGE')
-              WHERE EXISTS (SELECT FROM pg_class x WHERE x.oid = q.closure) AND EXISTS (SELECT FROM pg_class x WHERE x.oid = q.metagraph)
-                AND EXISTS (SELECT FROM pg_class x WHERE x.oid = q.components) OFFSET 0) g
+        FROM (SELECT q.graph FROM foreshard.graphs q JOIN pg_class c ON c.oid = q.edges AND pg_has_role(c.relowner, 'USAGE')
+              WHERE EXISTS (SELECT FROM pg_class x WHERE x.oid = q.closure) AND EXISTS (SELECT FROM pg_class x WHERE x.oid = q.metagraph) OFFSET 0) g
         CROSS JOIN LATERAL (SELECT count(*) AS wrong FROM foreshard.check_graph(g.graph::text)) d
         WHERE closures AND d.wrong > 0
     )
