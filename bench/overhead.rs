@@ -114,14 +114,7 @@ struct State {
 type Series = Vec<Speed>;
 
 fn main() -> ExitCode {
-    match Options::parse().and_then(|options| run(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    foreshard_test::bars::end(Options::parse().and_then(|options| run(&options)))
 }
 
 /// Measures and prints everything; whether all bars hold.

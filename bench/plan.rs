@@ -40,14 +40,7 @@ fn parse() -> Result<Options> {
 }
 
 fn main() -> ExitCode {
-    match parse().and_then(|options| bench(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    foreshard_test::bars::end(parse().and_then(|options| bench(&options)))
 }
 
 /// Slots with shares of Zipf's law to the `skew`, each with its peak at another hour, all placed by number.

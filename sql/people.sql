@@ -150,6 +150,7 @@ RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_tem
         SELECT c.severity, c.object, c.problem, c.detail, c.hint FROM foreshard.catalog_problems c
         UNION ALL
         SELECT 'error', 'graph ' || g.graph, 'its closure is wrong', d.wrong || ' differences', format('SELECT foreshard.rebuild_graph(%L);', g.graph)
+        -- what is not the caller's, or half gone, makes check_graph() raise: it must not get there (OFFSET 0)
         FROM (SELECT q.graph FROM foreshard.graphs q JOIN pg_class c ON c.oid = q.edges AND pg_has_role(c.relowner, 'USAGE')
               WHERE EXISTS (SELECT FROM pg_class x WHERE x.oid = q.closure) AND EXISTS (SELECT FROM pg_class x WHERE x.oid = q.metagraph) OFFSET 0) g
         CROSS JOIN LATERAL (SELECT count(*) AS wrong FROM foreshard.check_graph(g.graph::text)) d

@@ -1,4 +1,4 @@
--- What a DBA looks at. Views only read; every one is granted to PUBLIC unless it shows other people's work.
+-- What a DBA looks at. Views only read; they are granted to pg_monitor, in functions.sql.
 
 -- Nothing is looked up in a schema that somebody else may have made first.
 SET LOCAL search_path TO pg_catalog, pg_temp;

@@ -163,14 +163,7 @@ struct Row {
 }
 
 fn main() -> ExitCode {
-    match Options::parse().and_then(|options| bench(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    foreshard_test::bars::end(Options::parse().and_then(|options| bench(&options)))
 }
 
 /// The name of a file without its endings.

@@ -1,9 +1,10 @@
 //! PageRank against the bandwidth of memory; sampled betweenness against exact.
 
-use crate::{bar, read, timed};
+use crate::{read, timed};
 use foreshard_core::graph::Digraph;
 use foreshard_core::graph::between::{exact, sampled};
 use foreshard_core::graph::rank::{RankOptions, Ranks, page_rank};
+use foreshard_test::bars::bar_most;
 use foreshard_test::{Error, Result};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -106,7 +107,7 @@ pub fn rank(graph: &Digraph) -> Result<bool> {
             speed / 1e9
         );
         if threads == 1 {
-            holds &= bar("pagerank / memory bandwidth floor", took / floor, 3.0);
+            holds &= bar_most("pagerank / memory bandwidth floor", took / floor, 3.0);
         }
     }
     Ok(holds)
@@ -146,7 +147,7 @@ pub fn between(file: Option<&Path>) -> Result<bool> {
         let (guess, took) = timed(|| sampled(&graph, epsilon, 0.1, 1, |_| ControlFlow::Continue(())));
         let guess = guess.map_err(wrong)?;
         println!("sampled, epsilon {epsilon}, delta 0.1: {} samples, {took:.3} s", guess.samples);
-        holds &= bar("error of sampled betweenness", far(&values, &guess.values), guess.error_bound);
+        holds &= bar_most("error of sampled betweenness", far(&values, &guess.values), guess.error_bound);
     }
     Ok(holds)
 }

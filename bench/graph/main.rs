@@ -78,22 +78,8 @@ pub fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
     (result, begun.elapsed().as_secs_f64())
 }
 
-/// Prints a bar; whether it holds.
-pub fn bar(what: &str, value: f64, most: f64) -> bool {
-    let holds = value <= most;
-    println!("{} {what}: {value:.3} (bar {most})", if holds { "PASS  " } else { "MISSED" });
-    holds
-}
-
 fn main() -> ExitCode {
-    match Options::parse().and_then(|options| bench(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    foreshard_test::bars::end(Options::parse().and_then(|options| bench(&options)))
 }
 
 /// Everything that was asked for; whether the bars hold.

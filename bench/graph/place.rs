@@ -1,12 +1,13 @@
 //! Placement: by structure, and by what is used together.
 
-use crate::{bar, read, timed};
+use crate::{read, timed};
 use foreshard_core::graph::Digraph;
 use foreshard_core::graph::partition::{
     Adaptive, AdaptiveOptions, PartitionOptions, WeightedGraph, cut_share, partition,
 };
 use foreshard_core::graph::rank::{RankOptions, page_rank};
 use foreshard_core::graph::shards::{Placed, Shards, balance, distribute};
+use foreshard_test::bars::bar_most;
 use foreshard_test::{Error, Result};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -106,6 +107,6 @@ pub fn trace(path: &Path) -> Result<bool> {
     );
     let more = format!("; {} nodes moved, {follow:.1} s", adaptive.moved());
     moving.print("adaptive", &shards, &more);
-    let crossing = bar("windows on more than one shard, %", moving.crossing_percent(), 30.0);
-    Ok(bar("max/mean load", balance(&moving.loads, &shards), 1.10) && crossing)
+    let crossing = bar_most("windows on more than one shard, %", moving.crossing_percent(), 30.0);
+    Ok(bar_most("max/mean load", balance(&moving.loads, &shards), 1.10) && crossing)
 }

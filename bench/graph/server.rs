@@ -1,8 +1,9 @@
 //! What a server makes of it: closures in tables, against plain SQL on the same server in the same run.
 
-use crate::{bar, timed};
+use crate::timed;
 use foreshard_core::graph::Digraph;
 use foreshard_core::graph::maintain::{MaintainOptions, MemoryClosure};
+use foreshard_test::bars::{bar_least, bar_most};
 use foreshard_test::{Client, Cluster, ClusterOptions, Result};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -109,12 +110,6 @@ fn bulk(client: &mut Client) -> Result<bool> {
     done?;
     println!("WITH RECURSIVE with depths (up to {deepest}), and both indexes: {theirs:.2} s");
     Ok(bar_least("WITH RECURSIVE / create_graph, the same closure", theirs / ours, 10.0))
-}
-
-fn bar_least(what: &str, value: f64, least: f64) -> bool {
-    let holds = value >= least;
-    println!("{} {what}: {value:.2} (bar at least {least})", if holds { "PASS  " } else { "MISSED" });
-    holds
 }
 
 fn quantile(sorted: &[f64], share: f64) -> f64 {
@@ -266,7 +261,7 @@ fn single(
     let wrong = hand.query_one(
         "SELECT count(*) FROM foreshard.g_closure c FULL JOIN hand h ON h.a = c.ancestor AND h.d = c.descendant WHERE h.depth IS DISTINCT FROM c.depth",
     )?;
-    holds &= bar("rows in which both closures differ", wrong.parse().unwrap_or(f64::NAN), 0.0);
+    holds &= bar_most("rows in which both closures differ", wrong.parse().unwrap_or(f64::NAN), 0.0);
     Ok(holds)
 }
 

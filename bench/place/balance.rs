@@ -1,9 +1,9 @@
 //! A table of few slots whose load is uneven, brought to balance by splits, isolations, merges and moves.
 
-use crate::bar;
 use foreshard_core::division::{Candidate, Keys, Thresholds, Verdict, judge, may_merge};
 use foreshard_core::graph::keys::key_hash;
 use foreshard_core::placement::{ANY, Hold, PlanOptions, Segment, Shard, plan_linked};
+use foreshard_test::bars::bar_most;
 use foreshard_test::{Error, Result};
 
 /// Rounds over the whole trace.
@@ -291,5 +291,5 @@ pub fn bench(shards: usize, accesses: &[u32], keys: usize) -> Result<bool> {
         largest(&unmoved),
         largest(served)
     );
-    Ok(bar("max/mean load over the best possible", largest(served) / best, 1.05))
+    Ok(bar_most("max/mean load over the best possible", largest(served) / best, 1.05))
 }

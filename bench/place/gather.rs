@@ -1,11 +1,12 @@
 //! Keys that are used together, gathered by lists of chosen keys.
 
-use crate::{Options, bar};
+use crate::Options;
 use foreshard_core::gather::{
     GatherOptions, Gatherer, Layout as Present, Located, Room, SlotState, compensated,
 };
 use foreshard_core::graph::keys::key_hash;
 use foreshard_core::graph::shards::{Shards, balance};
+use foreshard_test::bars::bar_most;
 use foreshard_test::{Error, Result};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -210,6 +211,6 @@ pub fn bench(options: &Options, accesses: &[u32]) -> Result<(bool, Layout)> {
         bytes as f64 / 1e6
     );
     println!("{} chosen keys in {lists} lists of at most {longest}", table.chosen.len());
-    let fine = bar("windows on more than one shard, %", scores[2].percent(), 40.0);
-    Ok((bar("max/mean load", balance(&scores[2].loads, &shards), 1.10) && fine, table.chosen))
+    let fine = bar_most("windows on more than one shard, %", scores[2].percent(), 40.0);
+    Ok((bar_most("max/mean load", balance(&scores[2].loads, &shards), 1.10) && fine, table.chosen))
 }

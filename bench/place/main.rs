@@ -89,22 +89,8 @@ impl Options {
     }
 }
 
-/// Prints a bar; whether it holds.
-pub fn bar(what: &str, value: f64, most: f64) -> bool {
-    let holds = value <= most;
-    println!("{} {what}: {value:.3} (bar {most})", if holds { "PASS  " } else { "MISSED" });
-    holds
-}
-
 fn main() -> ExitCode {
-    match Options::parse().and_then(|options| bench(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    foreshard_test::bars::end(Options::parse().and_then(|options| bench(&options)))
 }
 
 fn bench(options: &Options) -> Result<bool> {

@@ -129,14 +129,7 @@ enum Bars {
 }
 
 fn main() -> ExitCode {
-    match Options::parse().and_then(|options| bench(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    foreshard_test::bars::end(Options::parse().and_then(|options| bench(&options)))
 }
 
 /// The values of every file, gaps filled with what was before.

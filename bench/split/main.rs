@@ -39,14 +39,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match parse().and_then(|options| run(&options)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    foreshard_test::bars::end(parse().and_then(|options| run(&options)))
 }
 
 fn parse() -> Result<Options> {

@@ -7,6 +7,7 @@
 //!   and is removed when dropped (`FORESHARD_KEEP=1` keeps its directory).
 //! * [`Client`]: libpq, with prepared statements, one asynchronous query, COPY and notices.
 //! * [`Awake`]: processors that do not doze off, for those who measure time in microseconds.
+//! * [`bars`]: bars, and how a bench ends.
 //! * [`load`]: an open-loop load generator that measures from the time a statement was due.
 //!
 //! ```no_run
@@ -20,6 +21,7 @@
 //! ```
 
 pub mod awake;
+pub mod bars;
 pub mod cluster;
 pub mod error;
 mod ffi;

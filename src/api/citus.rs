@@ -3,14 +3,14 @@
 use crate::catalog::citus::{self, require_coordinator, strategy};
 use crate::catalog::{name_of, node, record_event};
 use crate::pg::report::{PgResult, bad_argument, wrong_state};
-use crate::pg::{names, security, spi};
+use crate::pg::{security, spi};
 use pgrx::AnyElement;
 use pgrx::prelude::*;
 use serde_json::json;
 
 /// The slot of a key of a table of the adopted cluster, and the name of its shard; None: the table is not one of those.
 pub(super) fn slot_of_key(table: pg_sys::Oid, key: &AnyElement) -> PgResult<Option<(i64, String)>> {
-    if !names::has_extension(c"citus") {
+    if !citus::is_here() {
         return Ok(None);
     }
     let as_owner = security::as_extension_owner()?;

@@ -82,7 +82,7 @@ pub fn standing(slot_id: i64) -> PgResult<Option<Standing>> {
 
 /// One recommendation about a slot as a whole.
 pub struct Row<'a> {
-    /// split, prepare, merge, isolate, place, home or none.
+    /// split, prepare, merge, isolate, home or none.
     pub action: &'a str,
     /// Slot.
     pub slot_id: i64,
@@ -100,17 +100,15 @@ pub struct Row<'a> {
     pub over_s: Option<f64>,
     /// Of keys: the table, and where they should be.
     pub keys: Option<(pg_sys::Oid, &'a Value)>,
-    /// What it is worth.
-    pub benefit: Option<f64>,
 }
 
 /// Adds recommendations.
 pub fn store(rows: &[Row]) -> PgResult<()> {
     for row in rows {
         spi::run(
-            "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, reason, refusal, advice, foreseen, start_at, overload_at, keys, table_oid, benefit) \
+            "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, reason, refusal, advice, foreseen, start_at, overload_at, keys, table_oid) \
              VALUES (pg_catalog.now(), $1, $2, $3, $4, $5, $6, $7, $8 > 0, \
-                 pg_catalog.now() + pg_catalog.make_interval(secs => $9), pg_catalog.now() + pg_catalog.make_interval(secs => $8), $10, $11::oid::regclass, $12)",
+                 pg_catalog.now() + pg_catalog.make_interval(secs => $9), pg_catalog.now() + pg_catalog.make_interval(secs => $8), $10, $11::oid::regclass)",
             &[
                 row.action.into(),
                 row.slot_id.into(),
@@ -123,7 +121,6 @@ pub fn store(rows: &[Row]) -> PgResult<()> {
                 row.start_s.into(),
                 row.keys.map(|(_, keys)| JsonB(keys.clone())).into(),
                 row.keys.map(|(table, _)| table).into(),
-                row.benefit.into(),
             ],
         )?;
     }

@@ -314,7 +314,6 @@ pub fn store(divisions: &[Division], said: &[Said], slots: &[SlotRow], lead_s: i
                 start_s: start_s.map(|start_s| opens_s.map_or(start_s, |opens_s| start_s.max(opens_s))),
                 over_s,
                 keys: keys.as_ref().map(|(table, keys)| (*table, keys)),
-                benefit: None,
             })
         })
         .collect();

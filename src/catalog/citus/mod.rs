@@ -6,7 +6,7 @@ pub mod moving;
 pub mod strategy;
 
 use crate::pg::report::{PgResult, PgSqlErrorCode, busy, error, unknown, unsupported, wrong_state};
-use crate::pg::spi;
+use crate::pg::{names, spi};
 use foreshard_core::citus::{LEAST, Version};
 use pgrx::pg_sys;
 
@@ -33,7 +33,7 @@ pub fn is_due(interval_s: i32) -> PgResult<bool> {
     // A little early: what is read then belongs to the bucket that ends then.
     let due =
         |cluster: Cluster| cluster.asked_age_s.is_none_or(|age_s| age_s >= f64::from(interval_s) - 0.05);
-    Ok(cluster()?.is_some_and(due) && version()?.is_some())
+    Ok(is_here() && cluster()?.is_some_and(due))
 }
 
 /// The version of the extension in this database.
@@ -42,8 +42,8 @@ fn version() -> PgResult<Option<String>> {
 }
 
 /// Whether the extension is in this database.
-pub fn is_here() -> PgResult<bool> {
-    Ok(version()?.is_some())
+pub fn is_here() -> bool {
+    names::has_extension(c"citus")
 }
 
 /// Whether a table is one of the adopted cluster.

@@ -15,7 +15,7 @@ const CLEAN_UP_MS: i32 = 20_000;
 
 /// Who else moves shards of the cluster, or is about to, in words; None: nobody.
 pub fn others() -> PgResult<Option<String>> {
-    if !super::is_here()? {
+    if !super::is_here() {
         return Ok(None);
     }
     spi::one::<String>(

@@ -51,7 +51,7 @@ pub fn cost(citus_shard: i64) -> PgResult<f32> {
         "WITH own AS (SELECT s.slot_id, s.group_id FROM foreshard.citus_shard t JOIN foreshard.slot s USING (slot_id) WHERE t.citus_shard = $1), \
               peak AS (SELECT s.slot_id, coalesce(f.peak, t.heat) AS peak FROM own o JOIN foreshard.slot s USING (group_id) \
                    LEFT JOIN foreshard.slot_heat t ON t.slot_id = s.slot_id \
-                   LEFT JOIN (SELECT slot_id, max(cost_units_per_s) AS peak FROM foreshard.forecast WHERE at > pg_catalog.now() GROUP BY 1) f ON f.slot_id = s.slot_id) \
+                   LEFT JOIN LATERAL (SELECT max(c.cost_units_per_s) AS peak FROM foreshard.forecast c WHERE c.slot_id = s.slot_id AND c.at > pg_catalog.now()) f ON true) \
          SELECT (SELECT p.peak FROM peak p JOIN own USING (slot_id)), (SELECT avg(p.peak) FROM peak p)",
         &[citus_shard.into()],
         |row| Ok((row.get::<f64>(1)?, row.get::<f64>(2)?)),

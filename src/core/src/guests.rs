@@ -127,6 +127,11 @@ pub fn relayout(
             join(&mut drafts, from, into);
         }
     }
+    Some(finished(drafts, moved))
+}
+
+/// What has to be made so that the guests become as drafted.
+fn finished(drafts: Vec<Draft>, moved: usize) -> Relayout {
     let mut result = Relayout { moved, ..Relayout::default() };
     for Draft { guest, changed, .. } in drafts {
         if !changed {
@@ -138,7 +143,7 @@ pub fn relayout(
             result.made.push(guest);
         }
     }
-    Some(result)
+    result
 }
 
 /// A guest that there was not before.
