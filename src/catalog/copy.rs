@@ -5,7 +5,7 @@
 use super::name_of;
 use super::shadow::RelationRow;
 use crate::pg::report::{PgResult, internal};
-use crate::pg::{lock, security, spi};
+use crate::pg::{load, lock, security, spi};
 use pgrx::pg_sys;
 
 /// Size up to which a log with dead entries is scanned in well under a millisecond, bytes.
@@ -23,6 +23,7 @@ pub struct CopyPlan {
     key_names: Vec<String>,
     operators: Vec<String>,
     owner: pg_sys::Oid,
+    shadow_oid: pg_sys::Oid,
     /// Attribute numbers that both copies store.
     pub stored: Vec<i16>,
 }
@@ -60,6 +61,7 @@ pub fn plan(row: &RelationRow) -> PgResult<CopyPlan> {
         key_names: keys.iter().map(|(name, _)| name.clone()).collect(),
         operators: keys.into_iter().map(|(_, operator)| operator).collect(),
         owner: security::relation_owner(row.source)?,
+        shadow_oid: row.shadow,
     })
 }
 
@@ -86,14 +88,35 @@ impl CopyPlan {
     /// Copies blocks [first, last) and returns the rows. Rows whose key is logged are left to the replay:
     /// the bare shadow then holds only versions that existed at capture, so its keys are unique.
     pub fn chunk(&self, first: i64, last: i64) -> PgResult<u64> {
+        let is_bare = self.is_bare()?;
         let _guard = security::as_restricted_owner(self.owner);
-        self.insert_from(&format!(
+        let rows = format!(
             "ONLY {} s WHERE s.ctid >= '({first},0)'::tid AND s.ctid < '({last},0)'::tid \
                AND NOT EXISTS (SELECT FROM {} l WHERE {})",
             self.source,
             self.log,
             self.key_match("l", "s")
-        ))
+        );
+        match is_bare {
+            true => load::fill(
+                self.shadow_oid,
+                &self.stored,
+                &format!("SELECT {} FROM {rows}", self.prefixed("s")),
+            ),
+            false => self.insert_from(&rows),
+        }
+    }
+
+    /// Whether the shadow can be filled by the page: the copy of a move or merge before its indexes are built. The
+    /// staging table of a split routes its rows.
+    fn is_bare(&self) -> PgResult<bool> {
+        Ok(spi::one::<bool>(
+            "SELECT c.relkind = 'r' AND a.amhandler = 'pg_catalog.heap_tableam_handler'::pg_catalog.regproc AND NOT c.relhastriggers \
+                 AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisready) \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam WHERE c.oid = $1",
+            &[self.shadow_oid.into()],
+        )?
+        .unwrap_or(false))
     }
 
     /// Makes the shadow equal to the source for every key logged by this transaction's snapshot (one

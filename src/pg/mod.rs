@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod invalidation;
 pub mod keydatum;
 pub mod keytext;
+pub mod load;
 pub mod local;
 pub mod lock;
 pub mod mirror;
