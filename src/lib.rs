@@ -41,6 +41,7 @@ pub extern "C-unwind" fn _PG_init() {
         pg::region::register();
         pg::sources::register();
         observe::register();
+        pg::partition::direct::register();
         pg::mirror::register();
         pg::hooks::register(catalog::shadow::sources_under_way);
         worker::launcher::register();

@@ -1,7 +1,9 @@
 //! Every difference between PostgreSQL 15, 16, 17 and 18. No other file mentions a version.
 
+mod rights;
 mod run;
 
+pub use rights::{columns_read, is_named, name_again, set_named, unname};
 pub use run::{RunArguments, asks_other_nodes, register_run_hook, run_next, walk_plan_state};
 
 use pgrx::pg_sys;
@@ -86,24 +88,6 @@ pub unsafe fn datum_is_equal(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool,
 pub unsafe fn datum_image_hash(value: pg_sys::Datum, by_value: bool, length: i32) -> u32 {
     // SAFETY: as promised by the caller; raises when a toasted value cannot be fetched.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::datum_image_hash(value, by_value, length)) }
-}
-
-/// Whether a statement names this relation itself (privileges are checked on it), rather than reaching it as
-/// the partition of another one.
-///
-/// # Safety
-/// `entry` must be a relation's range table entry.
-pub unsafe fn is_named(entry: *const pg_sys::RangeTblEntry) -> bool {
-    #[cfg(feature = "pg15")]
-    // SAFETY: as promised by the caller.
-    unsafe {
-        (*entry).requiredPerms != 0
-    }
-    #[cfg(not(feature = "pg15"))]
-    // SAFETY: as promised by the caller.
-    unsafe {
-        (*entry).perminfoindex != 0
-    }
 }
 
 /// The number of a relation's storage, 0 when it is gone.

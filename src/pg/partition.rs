@@ -2,6 +2,7 @@
 //! of a managed table there may be lists of chosen keys.
 
 mod bound;
+pub mod direct;
 mod list;
 
 pub use self::bound::{MAX_LIST_BYTES, list_bytes};
