@@ -481,6 +481,8 @@ CREATE TABLE foreshard.move_relation (
     twin        oid,
     blocks_total bigint NOT NULL,
     blocks_done bigint NOT NULL DEFAULT 0,
+    -- blocks of the shadow after the last chunk of this source; what lies behind is of a chunk that failed
+    shadow_blocks bigint NOT NULL DEFAULT 0,
     rows_done   bigint NOT NULL DEFAULT 0,
     rows_total  bigint,
     PRIMARY KEY (move_id, source)

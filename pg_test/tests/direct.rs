@@ -10,7 +10,7 @@ use support::{cluster, database, expect_error, wait_for, wait_for_move};
 const TYPES: [(&str, &str); 13] = [
     ("smallint", "g::smallint"),
     ("int", "g * 7919"),
-    ("bigint", "g * 1000000007"),
+    ("bigint", "g * 1000000007::bigint"),
     ("text", "md5(g::text)"),
     ("text COLLATE \"C\"", "'k ' || g"),
     ("varchar(40)", "md5(g::text)"),

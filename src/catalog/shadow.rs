@@ -29,6 +29,8 @@ pub struct RelationRow {
     pub blocks_total: i64,
     /// Blocks copied.
     pub blocks_done: i64,
+    /// Blocks of the shadow after the last chunk, whichever source that was of.
+    pub shadow_blocks: i64,
     /// Attribute numbers of the identity key.
     pub key: Vec<i16>,
     /// Of a split: an empty heap of the shape of its copies.
@@ -68,7 +70,8 @@ pub fn sources_under_way() -> PgResult<Vec<pg_sys::Oid>> {
 pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
     spi::rows(
         "SELECT r.source, r.shadow, r.capture_log, r.capture_trigger, r.fingerprint, r.blocks_total, r.blocks_done, \
-                coalesce((SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] FROM pg_catalog.pg_index i WHERE i.indexrelid = r.identity_index), '{}'), r.twin \
+                coalesce((SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] FROM pg_catalog.pg_index i WHERE i.indexrelid = r.identity_index), '{}'), r.twin, \
+                (SELECT max(o.shadow_blocks) FROM foreshard.move_relation o WHERE o.move_id = r.move_id AND o.shadow = r.shadow) \
          FROM foreshard.move_relation r WHERE r.move_id = $1 ORDER BY r.source",
         &[move_id.into()],
         |row| {
@@ -82,6 +85,7 @@ pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
                 blocks_done: row.need(7)?,
                 key: row.need(8)?,
                 twin: row.get(9)?,
+                shadow_blocks: row.need(10)?,
             })
         },
     )

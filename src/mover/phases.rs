@@ -138,8 +138,8 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         }
         spi::set_local("track_counts", "off")?;
         let last = (relation.blocks_done + chunk_blocks).min(relation.blocks_total);
-        let rows = copy::plan(relation)?.chunk(relation.blocks_done, last)?;
-        copy::set_progress(row.move_id, relation.source, last, rows)?;
+        let filled = copy::plan(relation)?.chunk(relation.blocks_done, last, relation.shadow_blocks)?;
+        copy::set_progress(row.move_id, relation.source, last, &filled)?;
         moves::waits_no_more(row.move_id)?;
         copied_blocks = last - relation.blocks_done;
         Ok(Outcome::Again(0))

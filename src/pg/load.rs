@@ -136,8 +136,8 @@ impl Load {
         self.bytes = 0;
     }
 
-    /// Stores what is left and closes the table; all rows that were added.
-    pub fn finish(mut self) -> u64 {
+    /// Stores what is left and closes the table.
+    pub fn finish(mut self) -> Filled {
         if self.filled > 0 {
             self.flush();
         }
@@ -145,11 +145,13 @@ impl Load {
         unsafe {
             pg_sys::FreeBulkInsertState(self.state);
             self.slots.iter().for_each(|slot| pg_sys::ExecDropSingleTupleTableSlot(*slot));
+            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+            let blocks = pg_sys::RelationGetNumberOfBlocksInFork(self.relation, main);
             pg_sys::relation_close(self.relation, pg_sys::NoLock as i32);
             pg_sys::MemoryContextDelete(self.context);
             pg_sys::CommandCounterIncrement();
+            Filled { rows: self.rows, blocks }
         }
-        self.rows
     }
 }
 
@@ -162,12 +164,33 @@ struct Receiver {
     columns: Vec<usize>,
 }
 
-/// Stores the rows of a query; `columns` are the attribute numbers that its columns have in the table. As
-/// `INSERT INTO table (columns) query`, for tables as [`Load`] wants them.
+/// Where rows of a query go.
+pub struct Target<'a> {
+    /// The heap, as [`Load`] wants it, of which nobody else reads or writes anything yet.
+    pub table: pg_sys::Oid,
+    /// The attribute numbers that the query's columns have in it.
+    pub columns: &'a [i16],
+    /// Its blocks after what was committed last: whatever lies behind is of somebody who failed, and goes.
+    pub from_block: u32,
+    /// Rows are stored as old ones, which every snapshot sees, as COPY with FREEZE does it, and their pages are marked so. If
+    /// this transaction fails they stay until the next one begins at the same block.
+    pub frozen: bool,
+}
+
+/// What was stored.
+pub struct Filled {
+    /// Rows.
+    pub rows: u64,
+    /// Blocks that the table has now.
+    pub blocks: u32,
+}
+
+/// Stores the rows of a query, behind all that is there.
 ///
 /// # Errors
 /// Whatever the query raises; XX000 when it is no query.
-pub fn fill(table: pg_sys::Oid, columns: &[i16], query: &str) -> PgResult<u64> {
+pub fn fill(target: &Target, query: &str) -> PgResult<Filled> {
+    let Target { table, columns, from_block, frozen } = *target;
     let columns = columns.iter().map(|attnum| usize::from(attnum.unsigned_abs()).saturating_sub(1)).collect();
     let public = pg_sys::DestReceiver {
         receiveSlot: Some(receive),
@@ -178,7 +201,11 @@ pub fn fill(table: pg_sys::Oid, columns: &[i16], query: &str) -> PgResult<u64> {
     };
     // A parallel query could not be given a command of ours in its middle.
     super::spi::set_local("max_parallel_workers_per_gather", "0")?;
-    let mut receiver = Receiver { public, load: Load::open(table, Values::Passing, 0), columns };
+    let options = if frozen { pg_sys::HEAP_INSERT_FROZEN } else { 0 };
+    let load = Load::open(table, Values::Passing, options);
+    // SAFETY: the relation is open.
+    unsafe { begin_at(load.relation, from_block) };
+    let mut receiver = Receiver { public, load, columns };
     // SAFETY: the receiver outlives the query, and its public part comes first; connected for the time of the call,
     // an ERROR ends the connection and everything else with the transaction.
     unsafe {
@@ -193,6 +220,45 @@ pub fn fill(table: pg_sys::Oid, columns: &[i16], query: &str) -> PgResult<u64> {
         }
     }
     Ok(receiver.load.finish())
+}
+
+/// Makes a new block, the first behind `block` others, the one that is filled next.
+///
+/// # Safety
+/// `relation` must be an open heap.
+unsafe fn begin_at(relation: pg_sys::Relation, block: u32) {
+    let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+    let exclusive = pg_sys::ExclusiveLock as i32;
+    // SAFETY: as promised by the caller; truncated under ACCESS EXCLUSIVE, extended under the lock for that.
+    unsafe {
+        if pg_sys::RelationGetNumberOfBlocksInFork(relation, main) > block {
+            pg_sys::LockRelationOid((*relation).rd_id, super::lock::ACCESS_EXCLUSIVE);
+            pg_sys::RelationTruncate(relation, block);
+        }
+        pg_sys::LockRelationForExtension(relation, exclusive);
+        // After a crash blocks that were never written may be missing.
+        let at = loop {
+            let new = pg_sys::InvalidBlockNumber;
+            let buffer = pg_sys::ReadBufferExtended(
+                relation,
+                main,
+                new,
+                pg_sys::ReadBufferMode::RBM_NORMAL,
+                std::ptr::null_mut(),
+            );
+            let at = pg_sys::BufferGetBlockNumber(buffer);
+            pg_sys::ReleaseBuffer(buffer);
+            pgrx::check_for_interrupts!();
+            if at >= block {
+                break at;
+            }
+        };
+        pg_sys::UnlockRelationForExtension(relation, exclusive);
+        // Else it would go on in the block that it filled last.
+        if let Some(storage) = (*relation).rd_smgr.as_mut() {
+            storage.smgr_targblock = at;
+        }
+    }
 }
 
 #[pgrx::pg_guard]

@@ -14,6 +14,7 @@ use crate::catalog::remote::{self, copy, digest, make, reap, swap};
 use crate::catalog::{link, name_of, record_event, shadow};
 use crate::engine::{Engine, Foreign};
 use crate::pg::bgworker::{Failure, WorkResult, transaction, transaction_repeatable_read};
+use crate::pg::load::Filled;
 use crate::pg::report::{PgResult, busy, internal, refuse, unsupported};
 use crate::pg::{bgworker, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
@@ -189,11 +190,13 @@ fn copy_chunk(row: &MoveRow) -> WorkResult<Outcome> {
         let last = (relation.blocks_done + chunk_blocks).min(relation.blocks_total);
         match pair.chunk(relation.blocks_done, last)? {
             Ok(rows) => {
-                progress::set_progress(row.move_id, relation.source, last, rows)?;
+                progress::set_progress(row.move_id, relation.source, last, &Filled { rows, blocks: 0 })?;
                 copied = last - relation.blocks_done;
             }
             // An earlier transaction was committed there, though not here: the node counts.
-            Err(there) => progress::set_progress(row.move_id, relation.source, there, 0)?,
+            Err(there) => {
+                progress::set_progress(row.move_id, relation.source, there, &Filled { rows: 0, blocks: 0 })?
+            }
         }
         moves::waits_no_more(row.move_id)?;
         Ok(Outcome::Again(0))

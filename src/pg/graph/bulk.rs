@@ -75,6 +75,6 @@ impl Bulk {
 
     /// Stores what is left and closes the table; all rows that were added.
     pub fn finish(self) -> u64 {
-        self.load.finish()
+        self.load.finish().rows
     }
 }

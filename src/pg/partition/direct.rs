@@ -236,6 +236,10 @@ unsafe extern "C-unwind" fn complete(planned: *mut pg_sys::PlannedStmt, way: *co
             (*planned).relationOids = pg_sys::lappend_oid((*planned).relationOids, *above);
         }
         compat::unname(leaf);
+        // As PostgreSQL calls a partition that it reads instead of the table.
+        if (*leaf).alias.is_null() {
+            (*leaf).alias = (*leaf).eref;
+        }
     }
 }
 
