@@ -150,7 +150,7 @@ fn every_form_of_select_gives_the_same() -> Result<()> {
 /// Who may read the table may look up in it, and nobody else.
 fn rights(cluster: &Cluster, client: &mut Client) -> Result<()> {
     client.exec(
-        "CREATE ROLE reader LOGIN; CREATE ROLE some LOGIN; CREATE ROLE below LOGIN; GRANT SELECT ON t TO reader; GRANT SELECT (id, n) ON t TO some; \
+        "CREATE ROLE reader LOGIN; CREATE ROLE half LOGIN; CREATE ROLE below LOGIN; GRANT SELECT ON t TO reader; GRANT SELECT (id, n) ON t TO half; \
          DO $$ BEGIN EXECUTE (SELECT string_agg(format('GRANT SELECT ON %s TO below', relid::regclass), ';') FROM pg_partition_tree('t') WHERE level > 0); END $$",
     )?;
     let look = "SELECT v FROM t WHERE id = 8";
@@ -161,9 +161,9 @@ fn rights(cluster: &Cluster, client: &mut Client) -> Result<()> {
     let mut reader = as_role("reader")?;
     assert_eq!(both(&mut reader, look)?, "v8");
     assert_eq!(both(&mut reader, "SELECT v FROM t WHERE id = 7")?, "v7");
-    let mut some = as_role("some")?;
-    assert_eq!(both(&mut some, "SELECT n FROM t WHERE id = 8")?, "2");
-    assert!(both(&mut some, look)?.starts_with("42501 permission denied for table t"));
+    let mut half = as_role("half")?;
+    assert_eq!(both(&mut half, "SELECT n FROM t WHERE id = 8")?, "2");
+    assert!(both(&mut half, look)?.starts_with("42501 permission denied for table t"));
     let mut below = as_role("below")?;
     assert!(both(&mut below, look)?.starts_with("42501 permission denied for table t"));
     // A plan that is kept is checked when it is used.
