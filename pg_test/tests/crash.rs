@@ -200,6 +200,31 @@ fn crash_in_copy(server: &mut Server, ledger: &Ledger, slot: &str, victim: Victi
     server.assert_settled()
 }
 
+/// A chunk that fails has stored rows that look committed: the next one must cut them off, or they are there twice.
+#[test]
+fn what_a_failed_chunk_stored_is_gone() -> Result<()> {
+    let mut server = Server::start(&options("crash-chunk").set("foreshard.copy_chunk", "1GB"))?;
+    server.query(
+        "CREATE TABLE wide (id bigint PRIMARY KEY, v text); \
+         INSERT INTO wide SELECT g, repeat('x', 100) FROM generate_series(1, 400000) g; SELECT foreshard.distribute('wide', 'id', 1)",
+    )?;
+    let slot = server.slots("wide")?[0].clone();
+    let move_id = server.move_slot(&slot)?;
+    let stored = format!(
+        "SELECT coalesce(pg_relation_size(max(shadow)) > 4000000 AND max(blocks_done) = 0, false) FROM foreshard.move_relation WHERE move_id = {move_id}"
+    );
+    let mut killed = 0;
+    for victim in [Victim::Carrier, Victim::Postmaster, Victim::Carrier] {
+        server.wait_query(&stored, "t")?;
+        kill(&mut server, victim)?;
+        killed += usize::from(server.query(&blocks_done(&move_id))? == "0");
+    }
+    assert!(killed > 0, "every chunk was committed before its carrier was killed");
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(server.query("SELECT count(*) || ' ' || count(DISTINCT id) FROM wide")?, "400000 400000");
+    server.assert_settled()
+}
+
 fn blocks_done(move_id: &str) -> String {
     format!("SELECT sum(blocks_done) FROM foreshard.move_relation WHERE move_id = {move_id}")
 }
