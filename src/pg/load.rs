@@ -262,6 +262,7 @@ unsafe fn begin_at(relation: pg_sys::Relation, block: u32) {
 }
 
 #[pgrx::pg_guard]
+// SAFETY: called by PostgreSQL; touches nothing.
 unsafe extern "C-unwind" fn begin(
     _self_: *mut pg_sys::DestReceiver,
     _operation: i32,
@@ -270,9 +271,11 @@ unsafe extern "C-unwind" fn begin(
 }
 
 #[pgrx::pg_guard]
+// SAFETY: as `begin`.
 unsafe extern "C-unwind" fn end(_self_: *mut pg_sys::DestReceiver) {}
 
 #[pgrx::pg_guard]
+// SAFETY: called by PostgreSQL with the receiver it was given, while the query runs.
 unsafe extern "C-unwind" fn receive(
     slot: *mut pg_sys::TupleTableSlot,
     self_: *mut pg_sys::DestReceiver,
