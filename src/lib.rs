@@ -43,6 +43,8 @@ pub extern "C-unwind" fn _PG_init() {
         observe::register();
         pg::mirror::register();
         pg::hooks::register(catalog::shadow::sources_under_way);
-        worker::launcher::register();
+        if !pg::is_binary_upgrade() {
+            worker::launcher::register();
+        }
     }
 }

@@ -48,6 +48,7 @@ pub mod split;
 pub mod statistics;
 pub mod story;
 pub mod unit_cost;
+pub mod upgraded;
 pub mod waiting;
 pub mod watched;
 pub mod wayback;

@@ -6,7 +6,9 @@ use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
 use crate::catalog::graph::{influence, moving};
-use crate::catalog::{act as acts, citus, data_source, due, heat, moves, node, relation, session, slot_key};
+use crate::catalog::{
+    act as acts, citus, data_source, due, heat, moves, node, relation, session, shadow, slot_key, upgraded,
+};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -76,6 +78,8 @@ extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
 
 #[derive(Default)]
 struct Keeper {
+    /// Nothing of what is stored is of another server.
+    settled: bool,
     last_bucket_s: f64,
     last_plan_s: f64,
     last_expire_s: f64,
@@ -92,6 +96,15 @@ struct Keeper {
 impl Keeper {
     fn tick(&mut self) {
         let now_s = bgworker::now_s();
+        if !self.settled {
+            // Before anything trusts what is stored.
+            let outcome = bgworker::transaction(upgraded::settle);
+            self.settled = outcome.is_ok();
+            report("another server", outcome);
+            if !self.settled {
+                return;
+            }
+        }
         self.carriers.retain(|(_, handle)| handle.is_alive());
         report("swapped moves", watch::look());
         report("moves", self.start_carriers());
@@ -306,5 +319,6 @@ fn expire() -> PgResult<()> {
     }
     moving::expire(guc::RETAIN_HISTORY.get())?;
     slot_key::expire()?;
+    shadow::restore_toast_names()?;
     heat::expire(&keep, guc::RETAIN_BUCKET.get(), guc::RETAIN_HISTORY.get())
 }
