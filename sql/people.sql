@@ -145,6 +145,10 @@ RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_tem
                CASE w.keeper_state WHEN 'starting' THEN 'If this stays, raise max_worker_processes.' ELSE 'SELECT foreshard.start_keeper();' END
         FROM w WHERE w.preloaded AND w.keeper_pid IS NULL AND NOT pg_is_in_recovery()
         UNION ALL
+        SELECT 'warning', 'worker', 'the keeper takes longer than a bucket', round(w.keeper_look_ms) || ' ms for ' || s.setting || ' s',
+               'Raise foreshard.bucket, or have fewer slots.'
+        FROM w, pg_settings s WHERE s.name = 'foreshard.bucket' AND w.keeper_look_ms > 1000 * s.setting::int
+        UNION ALL
         SELECT p.severity, p.object, p.problem, p.detail, p.hint FROM foreshard.problems_of_settings() p
         UNION ALL
         SELECT c.severity, c.object, c.problem, c.detail, c.hint FROM foreshard.catalog_problems c

@@ -38,7 +38,10 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
     let database = argument.value() as u32;
     bgworker::on_exit(leave);
     bgworker::begin(database);
-    shmem::with_entry(database, |entry| entry.keeper = bgworker::pid());
+    shmem::with_entry(database, |entry| {
+        entry.keeper = bgworker::pid();
+        entry.look_us = 0;
+    });
     if let Err(report) = bgworker::transaction(session::prepare_worker) {
         pgrx::log!("foreshard keeper: {}", report.line);
     }
@@ -57,7 +60,9 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
         }
         bgworker::show_activity(None);
         // Readings keep their pace, however long this took.
-        let spent_ms = ((bgworker::now_s() - begun_s) * 1e3) as i64;
+        let spent_us = ((bgworker::now_s() - begun_s) * 1e6) as u32;
+        shmem::with_entry(database, |entry| entry.look_us = spent_us.max(entry.look_us - entry.look_us / 10));
+        let spent_ms = i64::from(spent_us / 1000);
         bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
     }
 }

@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod placed;
 pub mod profile;
 pub mod rows;
+pub mod soak;
 pub mod sources;
 pub mod standby;
 pub mod truth;
