@@ -36,6 +36,7 @@ extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["com
 pub extern "C-unwind" fn _PG_init() {
     pg::guc::register();
     pg::graph::call::register(graph::changed::statement);
+    pg::compat::explain::register(catalog::described::scanned, catalog::described::written);
     if pg::is_preloading() {
         pg::shmem::register();
         pg::region::register();

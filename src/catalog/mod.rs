@@ -13,6 +13,7 @@ pub mod data_source;
 pub mod decision;
 pub mod definition;
 pub mod dependency;
+pub mod described;
 pub mod division;
 pub mod drain;
 pub mod due;

@@ -1,5 +1,6 @@
 //! Every difference between PostgreSQL 15, 16, 17 and 18. No other file mentions a version.
 
+pub mod explain;
 mod run;
 
 pub use run::{RunArguments, asks_other_nodes, register_run_hook, run_next, walk_plan_state};
