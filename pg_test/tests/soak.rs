@@ -40,8 +40,9 @@ const ACTS: [(&str, u64); 12] = [
 ];
 
 struct Soak {
-    server: Server,
+    // Dropped before the server: a client that does not know what became of its work asks until it is told.
     ledger: Ledger,
+    server: Server,
     random: Random,
     counts: [u64; ACTS.len()],
     memory: Memory,
