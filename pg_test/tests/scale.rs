@@ -11,8 +11,6 @@ use foreshard_test::{Client, Result};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Seconds between two readings: a fifth of the default, and the bar for a look.
-const BUCKET_S: u64 = 2;
 /// Threads that share the connections.
 const WORKERS: usize = 4;
 
@@ -21,15 +19,18 @@ struct Size {
     connections: usize,
     tables: usize,
     slots: usize,
+    /// Under load.
     seconds: u64,
+    /// Between two readings, s: at most a fifth of the default, and the bar for a look.
+    bucket_s: u64,
 }
 
 impl Size {
     fn from_env() -> Size {
         if std::env::var_os("FORESHARD_SCALE").is_some() {
-            Size { connections: 500, tables: 200, slots: 10, seconds: 20 }
+            Size { connections: 500, tables: 200, slots: 10, seconds: 20, bucket_s: 2 }
         } else {
-            Size { connections: 60, tables: 20, slots: 10, seconds: 4 }
+            Size { connections: 60, tables: 20, slots: 10, seconds: 2, bucket_s: 1 }
         }
     }
 }
@@ -38,7 +39,7 @@ fn start(size: &Size) -> Result<Server> {
     let wanted = options("scale")
         .set("max_connections", &(size.connections + 10).to_string())
         .set("superuser_reserved_connections", "3")
-        .set("foreshard.bucket", &BUCKET_S.to_string())
+        .set("foreshard.bucket", &size.bucket_s.to_string())
         .set("foreshard.plan_interval", "10")
         .set("jit", "off");
     let mut server = Server::start(&wanted)?;
@@ -63,10 +64,10 @@ fn keeper(server: &mut Server) -> Result<(i32, f64)> {
 }
 
 /// Watches for some time: the keeper's longest look is below its bucket.
-fn watch(server: &mut Server, what: &str, seconds: u64) -> Result<()> {
+fn watch(server: &mut Server, size: &Size, what: &str) -> Result<()> {
     let (begun, mut longest) = (Instant::now(), 0.0_f64);
     let (mut pid, mut ms) = keeper(server)?;
-    while begun.elapsed() < Duration::from_secs(seconds) {
+    while begun.elapsed() < Duration::from_secs(size.bucket_s * 3) {
         (pid, ms) = keeper(server)?;
         longest = longest.max(ms);
         std::thread::sleep(Duration::from_millis(300));
@@ -76,7 +77,7 @@ fn watch(server: &mut Server, what: &str, seconds: u64) -> Result<()> {
         "{what}: keeper's longest look {longest:.0} ms, lately {ms:.0} ms; its memory {memory_mb:.1} MB"
     );
     assert!(pid > 0, "no keeper\n{}", server.log_tail());
-    assert!(longest < BUCKET_S as f64 * 1e3, "{what}: a look took {longest} ms");
+    assert!(longest < size.bucket_s as f64 * 1e3, "{what}: a look took {longest} ms");
     Ok(())
 }
 
@@ -157,7 +158,7 @@ fn a_large_server_is_looked_after_in_time() -> Result<()> {
     let size = Size::from_env();
     let mut server = start(&size)?;
     server.query("CREATE ROLE ordinary LOGIN")?;
-    watch(&mut server, "no connections", BUCKET_S * 3)?;
+    watch(&mut server, &size, "no connections")?;
     let begun = Instant::now();
     let mut clients = (0..size.connections - 10)
         .map(|_| server.cluster.connect("postgres"))
@@ -165,11 +166,11 @@ fn a_large_server_is_looked_after_in_time() -> Result<()> {
     println!("{} connections in {:.1} s", clients.len(), begun.elapsed().as_secs_f64());
     let per_s = load(&mut clients, &size, size.seconds)?;
     println!("{per_s:.0} statements/s over {} connections", clients.len());
-    watch(&mut server, "after the load", BUCKET_S * 2)?;
+    watch(&mut server, &size, "after the load")?;
     ask(&mut server)?;
     // Idle backends up to the limit: the workers are not among them, and go on.
     fill_up(&server, &mut clients)?;
-    watch(&mut server, &format!("{} connections, all that fit", clients.len()), BUCKET_S * 2)?;
+    watch(&mut server, &size, &format!("{} connections, all that fit", clients.len()))?;
     let observed = server
         .query("SELECT count(*) FROM foreshard.heat_map WHERE observed_at > now() - interval '10 s'")?;
     assert_eq!(observed, (size.tables * size.slots).to_string(), "slots that are observed");

@@ -20,6 +20,9 @@ const SHORT: f64 = 0.25;
 const REST: Duration = Duration::from_secs(60);
 /// Longest time that anybody may wait for a lock, s. Faults hold some for most of a second.
 const MAX_WAIT_S: f64 = 5.0;
+/// Of every so many seconds, the first ones pass without orders, so that the auto mode has its turn.
+const ROUND_S: f64 = 30.0;
+const CALM_S: f64 = 12.0;
 /// Slots up to which more are made.
 const MANY_SLOTS: usize = 10;
 
@@ -154,15 +157,22 @@ impl Soak {
         }
     }
 
-    /// A crash of all of the server: what is long-lived begins anew.
+    /// A crash of all of the server, with moves under way: what is long-lived begins anew. Nobody creates files then, since
+    /// PostgreSQL itself leaves those of a transaction that a crash ends.
     fn crash(&mut self) -> Result<()> {
+        self.server.set(&[("foreshard.mode", "off"), ("foreshard.hold_at_phase", "verify")])?;
+        let moving =
+            "SELECT count(*) FROM foreshard.move WHERE NOT finished AND phase NOT IN ('verify', 'prepared')";
+        self.perform("move");
+        self.server.wait_query(moving, "0")?;
         let any = "SELECT pid FROM pg_stat_activity WHERE backend_type IN ('foreshard carrier', 'client backend') \
              AND application_name <> 'steady' AND pid <> pg_backend_pid() ORDER BY backend_type DESC LIMIT 1";
         if let Ok(pid) = self.server.query(any)?.parse() {
             // It may have ended meanwhile.
             let _ = self.server.cluster.kill9(pid);
         }
-        self.server.query("SELECT 1").map(drop)
+        self.server.query("SELECT 1")?;
+        self.server.set(&[("foreshard.mode", "auto"), ("foreshard.hold_at_phase", "")])
     }
 
     fn sample(&mut self, at_s: f64) -> Result<()> {
@@ -190,7 +200,10 @@ impl Soak {
                 next_s += 1.0;
                 self.sample(begun.elapsed().as_secs_f64())?;
             }
-            self.act();
+            // A short test has no time for that.
+            if until_s < 2.0 * ROUND_S || begun.elapsed().as_secs_f64() % ROUND_S > CALM_S {
+                self.act();
+            }
             self.random.nap(250);
         }
         Ok(())
