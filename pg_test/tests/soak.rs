@@ -161,10 +161,13 @@ impl Soak {
     /// PostgreSQL itself leaves those of a transaction that a crash ends.
     fn crash(&mut self) -> Result<()> {
         self.server.set(&[("foreshard.mode", "off"), ("foreshard.hold_at_phase", "verify")])?;
-        let moving =
-            "SELECT count(*) FROM foreshard.move WHERE NOT finished AND phase NOT IN ('verify', 'prepared')";
         self.perform("move");
-        self.server.wait_query(moving, "0")?;
+        // Every carrier is held, and there is one, unless nothing moves at all.
+        let held = "SELECT carriers = held AND (held > 0 OR moves = 0) FROM (SELECT count(*) AS carriers FROM pg_stat_activity \
+                 WHERE backend_type = 'foreshard carrier') c, \
+             (SELECT count(*) FILTER (WHERE phase = 'verify') AS held, count(*) FILTER (WHERE phase <> 'prepared') AS moves \
+              FROM foreshard.move WHERE NOT finished) m";
+        self.server.wait_query(held, "t")?;
         let any = "SELECT pid FROM pg_stat_activity WHERE backend_type IN ('foreshard carrier', 'client backend') \
              AND application_name <> 'steady' AND pid <> pg_backend_pid() ORDER BY backend_type DESC LIMIT 1";
         if let Ok(pid) = self.server.query(any)?.parse() {
