@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report fuzz psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run
+.PHONY: help demo report fuzz psql demo-stop test soak scale bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ bench-move: ## the same at 500/s, at 2000/s and with an open transaction, every 
 
 chaos: ## 220 kills, cancels, locks, DDL and full disks under a ledger; PG=18 SEED=7 FAULTS=50
 	@scripts/chaos.sh
+
+soak: ## everything at once for a long time, faults included; MINUTES=30 PG=18 SEED=7
+	@MINUTES='$(MINUTES)' PG='$(PG)' SEED='$(SEED)' scripts/soak.sh
+
+scale: ## 500 connections, 200 managed tables, 2,000 slots, with figures; PG=18
+	@PG='$(PG)' scripts/soak.sh scale
 
 fuzz: ## every SQL function with random and hostile arguments; SECONDS=60 SEED=7 PG=18
 	@FUZZ_SECONDS='$(SECONDS)' SEED='$(SEED)' PG='$(PG)' scripts/fuzz.sh

@@ -68,7 +68,7 @@ COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the 
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, integer, bigint) IS 'Cost of the triggers that a statement fires: a row per trigger, then the total; NULL means unknown.';
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, jsonb, bigint) IS 'Cost of the triggers that a statement with rows like this one fires: a row per trigger, then the total; NULL means unknown.';
 COMMENT ON FUNCTION foreshard.report_html() IS 'All of it on one self-contained HTML page: loads, forecasts, recommendations with their SQL, moves, costs, keys, problems. Shows what the caller may see.';
-COMMENT ON FUNCTION foreshard.worker_states() IS 'Internal: whether the library is preloaded, of which version, and which workers serve this database.';
+COMMENT ON FUNCTION foreshard.worker_states() IS 'Internal: whether the library is preloaded, of which version, which workers serve this database, and how long the looks of its keeper take.';
 COMMENT ON FUNCTION foreshard.sparkline(double precision[]) IS 'Levels of values as a line of blocks.';
 COMMENT ON FUNCTION foreshard.observation_areas() IS 'Internal: behind the view stat_foreshard.';
 COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the view stat_sampling.';

@@ -523,6 +523,16 @@ CREATE TABLE foreshard.journal (
 CREATE INDEX journal_at_idx ON foreshard.journal (at);
 CREATE INDEX journal_move_idx ON foreshard.journal (move_id);
 
+-- In which server these tables are. pg_upgrade carries them, and all relations, to another one, where functions and triggers
+-- have other oids and what moves had left in the catalogs is gone.
+CREATE TABLE foreshard.server_mark (
+    only_one    boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    system_identifier bigint NOT NULL,
+    major_version int NOT NULL,
+    capture_function oid NOT NULL,
+    since       timestamptz NOT NULL DEFAULT now()
+);
+
 CREATE FUNCTION foreshard.capture() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_capture';
 

@@ -421,6 +421,20 @@ pub(super) fn forget(move_id: i64) -> PgResult<()> {
     Ok(())
 }
 
+/// Toast tables of slots that were in use when a move ended: pg_upgrade insists on their own names.
+pub fn restore_toast_names() -> PgResult<()> {
+    let waiting = spi::rows(
+        "SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition \
+         JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid \
+         WHERE t.relname <> 'pg_toast_' || c.oid \
+           AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = p.slot_id AND NOT m.finished) \
+         ORDER BY 1 LIMIT 10",
+        &[],
+        |row| row.need::<pg_sys::Oid>(1),
+    )?;
+    waiting.into_iter().try_for_each(restore_toast_name)
+}
+
 /// After a swap the toast table carries the shadow's number in its name; give it back its own.
 pub(super) fn restore_toast_name(source: pg_sys::Oid) -> PgResult<()> {
     let toast = spi::rows(

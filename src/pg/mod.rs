@@ -47,3 +47,9 @@ pub fn is_preloading() -> bool {
     // SAFETY: a flag of the server, read while the library loads.
     unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress }
 }
+
+/// Whether pg_upgrade runs this server, to read an old cluster or to fill a new one: then nothing may act by itself.
+pub fn is_binary_upgrade() -> bool {
+    // SAFETY: a flag of the server, set from its command line before any library is loaded.
+    unsafe { pgrx::pg_sys::IsBinaryUpgrade }
+}

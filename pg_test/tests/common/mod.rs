@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod placed;
 pub mod profile;
 pub mod rows;
+pub mod soak;
 pub mod sources;
 pub mod standby;
 pub mod truth;
@@ -53,13 +54,23 @@ pub fn options(name: &str) -> ClusterOptions {
 impl Server {
     /// Starts a server with tablespaces, extension, shards and amcheck.
     pub fn start(options: &ClusterOptions) -> Result<Server> {
-        let mut server = Server { cluster: Cluster::start(options)?, admin: None };
+        Server::start_on(Cluster::start(options)?)
+    }
+
+    /// As [`start`](Self::start), on a cluster that was just made.
+    pub fn start_on(cluster: Cluster) -> Result<Server> {
+        let mut server = Server::of(cluster);
         server.make_tablespaces()?;
         server.query("CREATE EXTENSION foreshard; CREATE EXTENSION amcheck")?;
         for name in SHARDS {
             server.query(&format!("SELECT foreshard.add_shard('{name}', '{name}')"))?;
         }
         Ok(server)
+    }
+
+    /// A cluster as it is.
+    pub fn of(cluster: Cluster) -> Server {
+        Server { cluster, admin: None }
     }
 
     /// Starts a server that has only the tablespaces.
