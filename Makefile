@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report fuzz psql demo-stop test soak scale bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run
+.PHONY: help demo report fuzz psql demo-stop test soak scale bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run docs-test deb deb-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,9 +69,18 @@ bench-split: ## a split, cold and prepared, its way back and a merge, against do
 bench-citus: ## foreshard as a rebalance strategy of Citus against its own ones; needs an installed Citus; ARGS="--seconds 10"
 	@scripts/bench-citus.sh $(ARGS)
 
-docs: ## the README's generated parts, and the Rust documentation below target/doc
+docs: ## what is generated of README.md and docs/, and the Rust documentation below target/doc
 	@scripts/docs.sh
 	@cargo doc --no-deps --document-private-items --workspace
+
+docs-test: ## the SQL of README.md and docs/ runs, and what is generated is current; PG=18 FORESHARD_ONLY=tutorial
+	@scripts/docs.sh test
+
+deb: ## a Debian package, postgresql-15-foreshard, below target/deb
+	@scripts/deb.sh
+
+deb-test: ## install that package in a clean Debian root and do there what a new user does; needs root and mmdebstrap
+	@scripts/deb-test.sh $(DEB)
 
 install: ## install into a real server; PG_CONFIG=… names it
 	@scripts/install.sh $(PG_CONFIG)
