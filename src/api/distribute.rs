@@ -178,10 +178,11 @@ fn require_here(group_id: i32) -> PgResult<()> {
     ))
 }
 
-/// Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.
+/// Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE, or, `online`, begins to do
+/// so in the background ([`online`]).
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn undistribute(table: Regclass) -> PgResult<()> {
+fn undistribute(table: Regclass, online: default!(bool, "false")) -> PgResult<()> {
     transaction::require_read_committed(
         "tables can be undistributed only in transactions of isolation level READ COMMITTED",
     )?;
@@ -195,6 +196,9 @@ fn undistribute(table: Regclass) -> PgResult<()> {
     require_still(managed.group_id)?;
     require_here(managed.group_id)?;
     drop(as_owner);
+    if online {
+        return online::undistribute(table, managed.group_id, &name);
+    }
     let check = || {
         let reasons = preflight::against_undistribute(table)?;
         refuse(format!("table {name} cannot be undistributed"), &reasons, EACH_LINE)

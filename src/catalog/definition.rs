@@ -46,7 +46,10 @@ pub struct Definition {
     pub indexes: Vec<IndexDefinition>,
     /// Sequences owned by columns: (sequence, column), quoted.
     pub sequences: Vec<(String, String)>,
-    /// Statements to run once the new table is filled and indexed, in order.
+    /// Statements that add its foreign keys, and then what they are commented with: the first of what is to be run once
+    /// the new table is filled and indexed.
+    pub keys: Vec<String>,
+    /// Statements to run after those, in order.
     pub after: Vec<String>,
     /// Statements that take the old table's dependents out of the way.
     pub before: Vec<String>,
@@ -89,6 +92,7 @@ pub fn capture(table: pg_sys::Oid) -> PgResult<Definition> {
         columns,
         indexes: indexes(table)?,
         sequences,
+        keys: Vec::new(),
         after: Vec::new(),
         before: Vec::new(),
         per_leaf: Vec::new(),
@@ -195,9 +199,9 @@ fn foreign_keys(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()>
             definition.before.push(format!("ALTER TABLE {referencing} DROP CONSTRAINT {name}"));
         }
         let holder = if outbound { definition.name.clone() } else { referencing };
-        definition.after.push(format!("ALTER TABLE {holder} ADD CONSTRAINT {name} {body}"));
+        definition.keys.push(format!("ALTER TABLE {holder} ADD CONSTRAINT {name} {body}"));
         if let Some(text) = comment {
-            definition.after.push(comment_on("CONSTRAINT", &format!("{name} ON {holder}"), &text));
+            definition.keys.push(comment_on("CONSTRAINT", &format!("{name} ON {holder}"), &text));
         }
     }
     Ok(())

@@ -38,6 +38,7 @@ pub mod prepared;
 pub mod profile;
 pub mod rebuild;
 pub mod relation;
+pub mod release;
 pub mod remote;
 pub mod report;
 pub mod session;

@@ -1,12 +1,13 @@
 //! distribute(…, online => true): the table becomes the only slot of a group at once, and that slot is split into as
-//! many as were asked for, in the background.
+//! many as were asked for, in the background. undistribute(…, online => true): all slots are copied into one table in the
+//! background, which in the end is the table; of a table with one slot, the partition becomes the table at once.
 
 use super::super::reshard::{require_slot_owner, wake_keeper};
 use super::{EACH_LINE, check_key, check_slots, places, require_plain, require_same};
 use crate::catalog::relation::kind;
-use crate::catalog::{adopt, birth, colocation, name_of, preflight, record_event, split};
+use crate::catalog::{adopt, birth, colocation, name_of, preflight, record_event, release, split};
 use crate::mover::short_lock;
-use crate::pg::report::{PgResult, internal, notice, refuse, wrong_state};
+use crate::pg::report::{PgResult, internal, notice, refuse, unsupported, wrong_state};
 use crate::pg::{lock, partition, security, shmem, spi};
 use pgrx::pg_sys;
 use serde_json::json;
@@ -93,4 +94,61 @@ fn divide(slot_id: i64, group_id: i32, slots: i32, shards: Option<&[String]>, na
     ));
     wake_keeper();
     Ok(())
+}
+
+/// See the module. None of the group's slots is being moved, all are here, and the caller owns the table.
+pub fn undistribute(table: pg_sys::Oid, group_id: i32, name: &str) -> PgResult<()> {
+    shmem::require_preloaded()?;
+    let as_owner = security::as_extension_owner()?;
+    let undivided = colocation::undivided_slot(table)?;
+    let others = colocation::tables_of_group(group_id)?;
+    drop(as_owner);
+    check_release(table, name)?;
+    if undivided.is_some() {
+        return release_now(table, name);
+    }
+    if let Some(other) = others.into_iter().find(|other| *other != table) {
+        return Err(unsupported(format!("table {name} cannot be undistributed online")).set_detail(format!(
+            "colocated: {} is in the same colocation group, and slots go up in a table with all their tables",
+            name_of(other)?
+        )).set_hint("Undistribute the other tables of the group without online first, then this one."));
+    }
+    let user = security::current_user()?;
+    let as_owner = security::as_extension_owner()?;
+    let move_id = release::file(table, group_id, &user)?;
+    drop(as_owner);
+    notice(&format!(
+        "the slots of table {name} are copied into one table in the background (move {move_id}), which then takes its place"
+    ));
+    wake_keeper();
+    Ok(())
+}
+
+fn check_release(table: pg_sys::Oid, name: &str) -> PgResult<()> {
+    let reasons = release::reasons(table)?;
+    refuse(format!("table {name} cannot be undistributed online"), &reasons, EACH_LINE)
+}
+
+/// The only partition becomes the table, under one short lock.
+fn release_now(table: pg_sys::Oid, name: &str) -> PgResult<()> {
+    let (mut around, sequences) = preflight::around(table)?;
+    around.push(release::only_partition(table)?);
+    let lock_timeout = short_lock::lock_in_session(&around, lock::ACCESS_EXCLUSIVE, &sequences)?;
+    let held = Instant::now();
+    require_same(table, name)?;
+    check_release(table, name)?;
+    let leaf = release::only_partition(table)?;
+    if around.last() != Some(&leaf) {
+        return Err(
+            wrong_state(format!("table {name} was changed by another session")).set_hint("Try again.")
+        );
+    }
+    release::release(table, leaf)?;
+    let as_owner = security::as_extension_owner()?;
+    colocation::delete_managed(table)?;
+    let held_us = held.elapsed().as_micros() as u64;
+    let detail = json!({"table": name, "online": true, "held_us": held_us});
+    record_event("undistribute", None, None, detail)?;
+    drop(as_owner);
+    spi::set_local("lock_timeout", &lock_timeout)
 }
