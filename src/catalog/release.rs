@@ -3,7 +3,7 @@
 //! undistributing a table online (docs/decisions/0008).
 
 use super::child::{self, parent_of};
-use super::definition::capture;
+use super::definition::{Definition, capture};
 use super::rebuild::{drop_aside, step_aside};
 use super::shadow::RelationRow;
 use super::{birth, colocation, name_of, place, preflight, split, whole};
@@ -21,12 +21,18 @@ struct Heir {
     indexes: Vec<(pg_sys::Oid, pg_sys::Oid)>,
     /// Constraints to rename: (from, to).
     constraints: Vec<(String, String)>,
-    /// It has the foreign keys already.
-    has_keys: bool,
+    /// It is a copy that a worker has made: it has no foreign keys yet, and nobody calls whose rights would be asked.
+    is_copy: bool,
 }
 
 fn run(sql: &str) -> PgResult<()> {
     spi::run(sql, &[]).map(drop)
+}
+
+/// Runs a statement as a role whose code it may run; None: as whoever calls.
+fn run_by(author: Option<pg_sys::Oid>, sql: &str) -> PgResult<()> {
+    let _guard = author.map(security::as_restricted_owner);
+    run(sql)
 }
 
 /// Everything that speaks against making a managed table an ordinary one online.
@@ -167,8 +173,11 @@ pub fn release(table: pg_sys::Oid, leaf: pg_sys::Oid) -> PgResult<()> {
         |row| Ok((row.need(1)?, row.need(2)?)),
     )?;
     forget_keys_to_come(table)?;
+    // Before the partition is a table like all others, whose default may name this one.
+    let definition = capture(table)?;
     run(&format!("ALTER TABLE {} DETACH PARTITION {}", name_of(table)?, name_of(leaf)?))?;
-    succeed(table, &Heir { table: leaf, indexes, constraints, has_keys: true })
+    let heir = Heir { table: leaf, indexes, constraints, is_copy: false };
+    succeed(table, definition, &heir)
 }
 
 /// Makes the copy of all partitions of a managed table the table; they go. Everything is locked, the mirror has made the
@@ -184,12 +193,14 @@ pub fn replace(move_id: i64, relations: &[RelationRow]) -> PgResult<()> {
             name_of(table)?
         )));
     }
+    forget_keys_to_come(table)?;
+    let definition = capture(table)?;
     child::take_over(move_id, first.source, &[copy])?;
     run(&format!("ALTER EXTENSION foreshard DROP TABLE {}", name_of(copy)?))?;
     names::set_schema(copy, names::schema(table));
     let indexes = copied_indexes(move_id, first)?;
-    forget_keys_to_come(table)?;
-    succeed(table, &Heir { table: copy, indexes, constraints: Vec::new(), has_keys: false })
+    let heir = Heir { table: copy, indexes, constraints: Vec::new(), is_copy: true };
+    succeed(table, definition, &heir)
 }
 
 /// Reads what [`replace`] will read under its locks.
@@ -222,8 +233,7 @@ fn forget_keys_to_come(table: pg_sys::Oid) -> PgResult<()> {
 }
 
 /// The heir takes the place of `table`, which goes with all that it still has.
-fn succeed(table: pg_sys::Oid, heir: &Heir) -> PgResult<()> {
-    let mut definition = capture(table)?;
+fn succeed(table: pg_sys::Oid, mut definition: Definition, heir: &Heir) -> PgResult<()> {
     let defaults = defaults(table, heir.table)?;
     hand_over_sequences(table, heir.table)?;
     definition.sequences.clear();
@@ -243,15 +253,18 @@ fn succeed(table: pg_sys::Oid, heir: &Heir) -> PgResult<()> {
             quote_identifier(to)
         ))?;
     }
+    let owner = security::relation_owner(heir.table)?;
     for change in &defaults {
-        run(&format!("ALTER TABLE {name} {change}"))?;
+        run_by(Some(owner), &format!("ALTER TABLE {name} {change}"))?;
     }
     strip(heir.table, name)?;
-    if !heir.has_keys {
+    if heir.is_copy {
         add_keys(heir.table, &definition.keys)?;
     }
     take_comments(table, heir)?;
-    definition.after.iter().try_for_each(|statement| run(statement))?;
+    for remake in &definition.after {
+        run_by(remake.author.filter(|_| heir.is_copy), &remake.sql)?;
+    }
     // What somebody made of the table that is not carried over stops us here.
     drop_aside(&aside, table)?;
     storage::forget_cached(heir.table);
