@@ -127,6 +127,52 @@ impl Waits {
     }
 }
 
+/// The slots of a group, of whatever moduli, get another table's rows; the group is held still meanwhile.
+#[test]
+fn a_table_in_use_joins_a_group() -> Result<()> {
+    let mut server = Server::start(&options("online-join").set("foreshard.copy_chunk", "64kB"))?;
+    ledger::create(&mut server, 6_000)?;
+    server.query("SELECT foreshard.distribute('acc', 'id', 4)")?;
+    let slots = server.slots("acc")?;
+    let split = server.split_slot(&slots[1])?;
+    server.wait_end(&split, "done")?;
+    let ledger = Ledger::start(&server, 6_000, 3);
+    let mut c = server.cluster.connect("postgres")?;
+    let join = "SELECT foreshard.distribute('note', 'id', colocate_with => 'acc', online => true)";
+    expect_code(c.exec(&join.replace("'id',", "'v',")), "0A000");
+    expect_code(c.exec(&join.replace("'id',", "'id', 4,")), "22023");
+    let newest = "SELECT max(move_id) FROM foreshard.move WHERE kind = 'join' AND partner_of IS NULL";
+    server.hold(Some("catch_up"))?;
+    assert_eq!(server.query(join)?, "5");
+    let first = server.query(newest)?;
+    server.wait_phase(&first, "catch_up")?;
+    expect_code(c.exec(&format!("SELECT foreshard.split_slot({})", slots[0])), "55006");
+    expect_code(c.exec("SELECT foreshard.undistribute('acc')"), "55006");
+    server.query(&format!("SELECT foreshard.cancel_move({first})"))?;
+    server.hold(None)?;
+    server.wait_end(&first, "cancelled")?;
+    assert_eq!(layout(&mut server, "note")?.lines().count(), 1);
+    server.query(join)?;
+    let second = server.query(newest)?;
+    let held_us = server.wait_undistributed(&second)?;
+    println!("note: joined 5 slots, locks held {:.1} ms", held_us as f64 / 1e3);
+    ledger.work(100)?;
+    ledger.assert_equal(&mut server)?;
+    assert_eq!(layout(&mut server, "acc")?, layout(&mut server, "note")?);
+    for table in ledger::TABLES {
+        assert_located(&mut server, table, "id")?;
+    }
+    assert_eq!(server.query("SELECT count(*) FROM foreshard.colocation_group")?, "1");
+    assert_eq!(server.query("SELECT count(*) FROM foreshard.slot")?, "5");
+    server.assert_settled()?;
+    // They move together.
+    server.move_and_wait(&slots[0])?;
+    ledger.work(50)?;
+    ledger.assert_equal(&mut server)?;
+    ledger.finish();
+    server.assert_settled()
+}
+
 #[test]
 fn a_cancelled_one_can_be_taken_up_again() -> Result<()> {
     let mut server = Server::start(&options("online-cancel"))?;

@@ -1,9 +1,10 @@
 //! Engines: how the copies of a slot come to be and change places. One trait; `local` moves between
 //! tablespaces of this server, `split` replaces a slot by several, `place` gives keys of one partitions of their
-//! own, `undistribute` makes one ordinary table of all slots, `foreign` moves to, from and between other servers by postgres_fdw. What Citus
+//! own, `join` gives a table the slots of a group, `undistribute` makes one ordinary table of all slots, `foreign` moves to, from and between other servers by postgres_fdw. What Citus
 //! moves needs none of this: see `mover/citus.rs`.
 
 mod foreign;
+mod join;
 mod local;
 mod merge;
 mod place;
@@ -11,6 +12,7 @@ mod split;
 mod undistribute;
 
 pub use foreign::Foreign;
+pub use join::Join;
 pub use local::Local;
 pub use merge::Merge;
 pub use place::Place;
@@ -129,6 +131,9 @@ pub fn of(row: &MoveRow) -> &'static dyn Engine {
     }
     if row.is_place {
         return &Place;
+    }
+    if row.joins {
+        return &Join;
     }
     if row.undistributes {
         return &Undistribute;
