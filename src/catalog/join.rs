@@ -2,7 +2,7 @@
 //! tables (docs/decisions/0008).
 
 use super::split::{self, Part, parts, slot};
-use super::{colocation, heat, moves, name_of, record_event, shadow};
+use super::{colocation, moves, name_of, record_event, shadow};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::spi;
 use pgrx::{JsonB, pg_sys};
@@ -73,12 +73,8 @@ pub fn place(move_id: i64, slot_id: i64) -> PgResult<Vec<Part>> {
     parts(move_id)
 }
 
-/// The last work: what was only for the table's own slot goes, and with it the join itself. The counters of the slots
-/// have those of the new partitions from now on.
+/// The last work: what was only for the table's own slot goes, and with it the join itself.
 pub fn settle(move_id: i64, slot_id: i64) -> PgResult<()> {
-    for part in parts(move_id)?.iter().filter_map(|part| part.slot_id) {
-        heat::divide(part, &[(part, 1.0)])?;
-    }
     shadow::drop_all(move_id)?;
     colocation::forget_group_of(slot_id)
 }
