@@ -203,7 +203,7 @@ pub fn replace(move_id: i64, relations: &[RelationRow]) -> PgResult<()> {
     succeed(table, definition, &heir)
 }
 
-/// Reads what [`replace`] will read under its locks.
+/// Reads what [`replace`] will read under its locks, and runs for nothing what it will run: all is planned then.
 pub fn rehearse(move_id: i64, relations: &[RelationRow]) -> PgResult<()> {
     let Some(first) = relations.first() else { return Ok(()) };
     let table = parent_of(first.source)?;
@@ -211,7 +211,12 @@ pub fn rehearse(move_id: i64, relations: &[RelationRow]) -> PgResult<()> {
     defaults(table, first.shadow)?;
     copied_indexes(move_id, first)?;
     birth::newborn(table)?;
-    children(table).map(drop)
+    children(table)?;
+    let none = pg_sys::InvalidOid;
+    hand_over_sequences(none, none)?;
+    strip(none, "")?;
+    take_comments(none, &Heir { table: none, indexes: Vec::new(), constraints: Vec::new(), is_copy: true })?;
+    preflight::own_sequences(table).map(drop)
 }
 
 /// (Index of the table, that of the copy), of the copy of some partitions, given by the first of them.
@@ -236,6 +241,8 @@ fn forget_keys_to_come(table: pg_sys::Oid) -> PgResult<()> {
 fn succeed(table: pg_sys::Oid, mut definition: Definition, heir: &Heir) -> PgResult<()> {
     let defaults = defaults(table, heir.table)?;
     hand_over_sequences(table, heir.table)?;
+    storage::forget_cached(heir.table);
+    storage::forget_cached(table);
     definition.sequences.clear();
     let aside = step_aside(table, &definition)?;
     names::rename(heir.table, &definition.bare_name, false);
@@ -305,8 +312,6 @@ fn hand_over_sequences(table: pg_sys::Oid, heir: pg_sys::Oid) -> PgResult<()> {
            AND EXISTS (SELECT FROM pg_catalog.pg_class s WHERE s.oid = d.objid AND s.relkind = 'S')",
         &args,
     )?;
-    storage::forget_cached(heir);
-    storage::forget_cached(table);
     Ok(())
 }
 

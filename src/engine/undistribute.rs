@@ -104,7 +104,7 @@ impl Engine for Undistribute {
         if lock::is_predicate_locked(&sources)? {
             return Ok(false);
         }
-        let (_, sequences) = preflight::around(table_of(relations)?)?;
+        let sequences = preflight::own_sequences(table_of(relations)?)?;
         let own = relations.iter().take(1).flat_map(|r| [r.shadow].into_iter().chain(r.twin));
         let own: Vec<pg_sys::Oid> = own.collect();
         if !(lock::try_lock_all(&sequences, lock::SHARE_ROW_EXCLUSIVE)

@@ -171,12 +171,8 @@ fn look_unchanged(relations: &[RelationRow]) -> PgResult<bool> {
 
 /// Whether somebody could not mirror what it changed.
 fn backlog(relations: &[RelationRow]) -> PgResult<Option<Event>> {
-    for relation in relations {
-        if copy::has_entries(relation.log)? {
-            return Ok(Some(Event::FatalError));
-        }
-    }
-    Ok(None)
+    let logs: Vec<pg_sys::Oid> = relations.iter().map(|relation| relation.log).collect();
+    Ok(copy::have_entries(&logs)?.then_some(Event::FatalError))
 }
 
 /// Everything under ACCESS EXCLUSIVE. Whatever is not `Done` ends this transaction at once.
