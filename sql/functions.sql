@@ -54,7 +54,7 @@ COMMENT ON FUNCTION foreshard.drain_shard(text, boolean) IS 'Empties a shard: no
 COMMENT ON FUNCTION foreshard.drop_shard(text) IS 'Forgets a shard that holds nothing.';
 COMMENT ON FUNCTION foreshard.start_keeper() IS 'Internal: asks for the keeper worker of this database.';
 COMMENT ON FUNCTION foreshard.distribute(regclass, text, integer, regclass, text[], boolean, boolean) IS 'Turns an ordinary table into a managed, hash-partitioned one, in one transaction under ACCESS EXCLUSIVE, or online: at once with one slot, which is split in the background.';
-COMMENT ON FUNCTION foreshard.undistribute(regclass) IS 'Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.';
+COMMENT ON FUNCTION foreshard.undistribute(regclass, boolean) IS 'Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE, or online: its slots are copied into one table in the background.';
 COMMENT ON FUNCTION foreshard.get_shard_location(regclass, "any") IS 'Name of the shard that holds a key.';
 COMMENT ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) IS 'A new bigint key that hashes to where the row should live: near the key given, within bounded load. Never given twice.';
 COMMENT ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) IS 'A new uuid key that hashes to where the row should live: near the key given, within bounded load.';

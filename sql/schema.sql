@@ -391,7 +391,7 @@ CREATE TABLE foreshard.resharding_request (
 CREATE TABLE foreshard.move (
     move_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     request_id  bigint NOT NULL REFERENCES foreshard.resharding_request ON DELETE CASCADE,
-    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split', 'merge', 'place')),
+    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split', 'merge', 'place', 'undistribute', 'join')),
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     from_shard  int NOT NULL REFERENCES foreshard.shard,
     -- of a split: where the part goes that keeps the slot's id
@@ -428,6 +428,7 @@ CREATE TABLE foreshard.move (
     other_slot  bigint,
     -- where that slot was
     other_shard int REFERENCES foreshard.shard,
+    -- of a slot that goes up in another one, by a merge or an undistribution, or that a table gets which joins: that change
     partner_of  bigint REFERENCES foreshard.move ON DELETE CASCADE,
     -- the split that this merge would undo; counts as finished until the split has ended
     way_back_of bigint REFERENCES foreshard.move ON DELETE CASCADE,

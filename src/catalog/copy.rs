@@ -223,10 +223,19 @@ impl CopyPlan {
     }
 }
 
-/// Whether a log has an entry now.
-pub fn has_entries(log: pg_sys::Oid) -> PgResult<bool> {
-    let sql = format!("SELECT EXISTS (SELECT FROM {})", name_of(log)?);
-    Ok(spi::one::<bool>(&sql, &[])?.unwrap_or(false))
+/// Logs that one statement looks at.
+const LOGS_AT_ONCE: usize = 64;
+
+/// Whether one of some logs has an entry now; in few statements, because users wait.
+pub fn have_entries(logs: &[pg_sys::Oid]) -> PgResult<bool> {
+    for some in logs.chunks(LOGS_AT_ONCE) {
+        let looks = some.iter().map(|log| Ok(format!("SELECT 1 FROM {}", name_of(*log)?)));
+        let looks = looks.collect::<PgResult<Vec<String>>>()?.join(" UNION ALL ");
+        if spi::one::<bool>(&format!("SELECT EXISTS ({looks})"), &[])?.unwrap_or(false) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Stores the progress of a copy, in the transaction that copied.

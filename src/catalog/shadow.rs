@@ -46,11 +46,11 @@ pub fn partitions_of_slot(slot_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
     )
 }
 
-/// Leaf partitions of a move: of its slot, and of the slot that is merged into it; ascending.
+/// Leaf partitions of a move: of its slot, and of the slots that go up in it; ascending.
 pub fn partitions_of_move(move_id: i64, slot_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
     spi::rows(
         "SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition \
-         WHERE p.slot_id = $1 OR p.slot_id = (SELECT other_slot FROM foreshard.move WHERE move_id = $2) ORDER BY 1",
+         WHERE p.slot_id = $1 OR p.slot_id IN (SELECT slot_id FROM foreshard.move WHERE partner_of = $2 AND kind <> 'join' UNION ALL SELECT other_slot FROM foreshard.move WHERE move_id = $2) ORDER BY 1",
         &[slot_id.into(), move_id.into()],
         |row| row.need(1),
     )

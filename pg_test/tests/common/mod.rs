@@ -213,6 +213,31 @@ impl Server {
         }
     }
 
+    /// Begins to undistribute a table online; the move's id.
+    pub fn undistribute(&mut self, table: &str) -> Result<String> {
+        self.query(&format!("SELECT foreshard.undistribute('{table}', online => true)"))?;
+        self.query(
+            "SELECT max(move_id) FROM foreshard.move WHERE kind = 'undistribute' AND partner_of IS NULL",
+        )
+    }
+
+    /// Waits until that has ended, which its row does not outlive; how long its cutover held the locks, us.
+    pub fn wait_undistributed(&mut self, move_id: &str) -> Result<u64> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let sql = format!("SELECT finished FROM foreshard.move WHERE move_id = {move_id}");
+            match self.query(&sql)?.as_str() {
+                "" => break,
+                "f" if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                _ => return Err(self.lost(move_id, "its end")),
+            }
+        }
+        let held = self.query(&format!(
+            "SELECT detail->>'held_us' FROM foreshard.history WHERE event = 'cutover' AND move_id = {move_id}"
+        ))?;
+        Ok(held.parse().unwrap_or(u64::MAX))
+    }
+
     fn lost(&mut self, move_id: &str, expected: &str) -> Error {
         let sql = format!("SELECT row_to_json(p) FROM foreshard.progress_moves p WHERE move_id = {move_id}");
         let state = self.query(&sql).unwrap_or_else(|error| error.to_string());

@@ -167,7 +167,7 @@ impl Pair {
                 }
                 Some((_, ids)) => forget = ids,
             }
-        } else if !crate::catalog::copy::has_entries(self.log)? {
+        } else if !crate::catalog::copy::have_entries(&[self.log])? {
             return Ok(Replayed { keys: 0, forget: None, emptied: false, complete: true });
         }
         let columns = self.shape.names.join(", ");
