@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report fuzz psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run
+.PHONY: help demo report fuzz psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus bench-scale chaos docs install check clean-run
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-split: ## a split, cold and prepared, its way back and a merge, against do
 
 bench-citus: ## foreshard as a rebalance strategy of Citus against its own ones; needs an installed Citus; ARGS="--seconds 10"
 	@scripts/bench-citus.sh $(ARGS)
+
+bench-scale: ## a coordinator and nodes: what balancing by itself is worth against the best there is; ARGS="--nodes 3"
+	@scripts/bench-scale.sh $(ARGS)
 
 docs: ## the README's generated parts, and the Rust documentation below target/doc
 	@scripts/docs.sh

@@ -42,7 +42,7 @@ pub extern "C-unwind" fn _PG_init() {
         pg::sources::register();
         observe::register();
         pg::mirror::register();
-        pg::hooks::register(catalog::shadow::sources_under_way);
+        pg::hooks::register(catalog::shadow::sources_under_way, catalog::remote::farewell::leave_all);
         worker::launcher::register();
     }
 }
