@@ -55,8 +55,7 @@ pub struct Looks {
 /// All nodes of postgres_fdw, or the one of a name.
 pub fn nodes(name: Option<&str>) -> PgResult<Vec<NodeRow>> {
     spi::rows(
-        "SELECT n.node_name::text, n.server_name::text, n.remote_schema::text, r.oid, n.round_trip_ms, n.state, n.failures, n.owner_id::text, \
-                coalesce(n.lease, n.next_lease)::text \
+        "SELECT n.node_name::text, n.server_name::text, n.remote_schema::text, r.oid, n.round_trip_ms, n.state, n.failures, n.owner_id::text, n.lease::text \
          FROM foreshard.node n LEFT JOIN pg_catalog.pg_roles r ON r.rolname = n.checked_as \
          WHERE n.engine = 'postgres_fdw' AND ($1 IS NULL OR n.node_name = $1::name) ORDER BY 1",
         &[name.into()],

@@ -1,6 +1,7 @@
 //! The worker of health checks: asks every node that is due how it is, reads the statistics of the tables there, and
 //! drops there what nobody needs. It ends when that is done; a node that is cut off holds up nobody else.
 
+use crate::catalog::link;
 use crate::catalog::node::{self, NodeRow};
 use crate::catalog::remote::{self, lease, reap, statistics};
 use crate::catalog::session;
@@ -38,9 +39,11 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
         Ok(nodes) => nodes,
         Err(failure) => return pgrx::log!("foreshard nodes: {}", failure.line),
     };
+    link::keep();
     for node in nodes {
         bgworker::show_activity(Some(&format!("looking at node {}", node.name)));
         if let Err(failure) = look_after(&node) {
+            link::distrust();
             pgrx::log!("foreshard node {}: {}", node.name, failure.line);
         }
     }
@@ -89,6 +92,7 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
     let now = node.breaker.after(looks.is_some(), limit);
     transaction(|| node::store(node, now, looks, why))?;
     if looks.is_none() {
+        link::distrust();
         return Ok(());
     }
     let _bound = Bound::set(WORK_MS);
@@ -103,6 +107,7 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
     for orphan in transaction(|| reap::left_on(node))? {
         // Who made it may have lost its user mapping, or its right to connect.
         if transaction(|| reap::drop_orphan(node, &orphan, true)).is_err() {
+            link::distrust();
             transaction(|| reap::drop_orphan(node, &orphan, false))?;
         }
     }

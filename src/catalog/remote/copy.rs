@@ -219,6 +219,15 @@ impl Pair {
         Ok(())
     }
 
+    /// Makes everything that a copy on a node was given durable there, whatever `synchronous_commit` the sessions of
+    /// postgres_fdw had: a commit that is flushed flushes those before it.
+    pub fn flush_there(&self) -> PgResult<()> {
+        if let Some((link, remote)) = self.copy.link(self.shape.owner)? {
+            link.exec(&format!("UPDATE {} SET blocks = blocks", remote.aid_there("state")))?;
+        }
+        Ok(())
+    }
+
     /// Blocks of the source.
     pub fn blocks(&self) -> PgResult<i64> {
         if let Some((link, remote)) = self.source.link(self.shape.owner)? {

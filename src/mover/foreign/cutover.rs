@@ -182,6 +182,7 @@ fn locked(
             Round::Keys(..) => {}
         }
     }
+    transaction(|| pairs(row)?.unwrap_or_default().iter().try_for_each(copy::Pair::flush_there))?;
     let left = patience_ms.saturating_sub(begun.elapsed().as_millis());
     if copies_are_here(row)? && !snapshots_are_gone(row, left)? {
         return Ok(Some(Stop::Blocked));
