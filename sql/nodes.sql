@@ -124,8 +124,7 @@ BEGIN
         RETURN;
     END IF;
     SELECT a.table_oid, a.node, a.difference INTO found FROM foreshard.altered_tables a
-    WHERE tg_tag = 'REASSIGN OWNED'
-       OR EXISTS (SELECT FROM pg_catalog.pg_event_trigger_ddl_commands() d
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_event_trigger_ddl_commands() d
                   WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid IN (a.table_oid, a.partition))
     LIMIT 1;
     -- Our own workers bring home what was altered while this was disabled.
@@ -140,7 +139,7 @@ BEGIN
 END
 $$;
 CREATE EVENT TRIGGER foreshard_table_altered ON ddl_command_end
-    WHEN TAG IN ('ALTER TABLE', 'ALTER FOREIGN TABLE', 'REASSIGN OWNED')
+    WHEN TAG IN ('ALTER TABLE', 'ALTER FOREIGN TABLE')
     EXECUTE FUNCTION foreshard.table_altered();
 
 COMMENT ON FUNCTION foreshard.table_portrait(oid) IS 'Internal: what of a table its slots on nodes have in common with it.';

@@ -107,7 +107,7 @@ fn a_stalled_node_holds_nobody_up() -> Result<()> {
     // A node that accepts connections and says nothing is down, and the workers leave when they are told to.
     world.proxy.as_ref().ok_or("no proxy")?.set(Link::Stalled);
     let begun = Instant::now();
-    world.here.wait_query("SELECT bool_and(state = 'down') FROM foreshard.nodes", "t")?;
+    world.here.wait_query("SELECT bool_or(state = 'down') FROM foreshard.nodes", "t")?;
     println!("down after {:?}", begun.elapsed());
     world.proxy.as_ref().ok_or("no proxy")?.set(Link::Up);
     world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
