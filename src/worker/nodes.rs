@@ -15,7 +15,7 @@ use pgrx::prelude::*;
 /// The extra number of a worker that looks at the Citus cluster instead.
 pub const CITUS: i64 = 1;
 /// How long a node may take to say how it is, ms; one that accepts connections and says nothing is down like others.
-const PATIENCE_MS: u128 = 10_000;
+const PATIENCE_MS: u128 = 5_000;
 /// How long everything else may take on one node, ms: the next one is waiting.
 const WORK_MS: u128 = 120_000;
 
@@ -85,7 +85,7 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
     });
     let (looks, why) = match &looked {
         Ok(looks) => (Some(looks), None),
-        Err(_) if bound.was_cut() => (None, Some("it did not say within ten seconds how it is")),
+        Err(_) if bound.was_cut() => (None, Some("it did not say within five seconds how it is")),
         Err(Failure { line, .. }) => (None, Some(line.as_str())),
     };
     drop(bound);
