@@ -59,9 +59,11 @@ impl Bound {
         Bound(Some(id))
     }
 
-    /// Whether it went off.
-    pub fn was_cut(&self) -> bool {
-        self.0.is_some() && CUT.load(Ordering::Relaxed)
+    /// Ends it; whether it went off, so that nothing that a connection held there is held any more.
+    pub fn end(self) -> bool {
+        let is_set = self.0.is_some();
+        drop(self);
+        is_set && CUT.load(Ordering::Relaxed)
     }
 }
 

@@ -83,12 +83,12 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
         wire::watch();
         node::look_at(&link, &node.server, &node.schema)
     });
+    let was_cut = bound.end();
     let (looks, why) = match &looked {
         Ok(looks) => (Some(looks), None),
-        Err(_) if bound.was_cut() => (None, Some("it did not say within five seconds how it is")),
+        Err(_) if was_cut => (None, Some("it did not say within five seconds how it is")),
         Err(Failure { line, .. }) => (None, Some(line.as_str())),
     };
-    drop(bound);
     let now = node.breaker.after(looks.is_some(), limit);
     transaction(|| node::store(node, now, looks, why))?;
     if looks.is_none() {

@@ -187,7 +187,9 @@ fn locked(
     if copies_are_here(row)? && !snapshots_are_gone(row, left)? {
         return Ok(Some(Stop::Blocked));
     }
-    drop(bound);
+    if bound.end() {
+        return Ok(Some(Stop::Blocked));
+    }
     transaction(|| exchange(row, attempt, direction, held, begun))
 }
 
