@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report fuzz psql demo-stop test soak scale bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run docs-test deb deb-test
+.PHONY: help demo report fuzz psql demo-stop test soak scale bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run docs-test deb deb-test bench-scale
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-split: ## a split, cold and prepared, its way back and a merge, against do
 
 bench-citus: ## foreshard as a rebalance strategy of Citus against its own ones; needs an installed Citus; ARGS="--seconds 10"
 	@scripts/bench-citus.sh $(ARGS)
+
+bench-scale: ## a coordinator and nodes: what balancing by itself is worth against the best there is; ARGS="--nodes 3"
+	@scripts/bench-scale.sh $(ARGS)
 
 docs: ## what is generated of README.md and docs/, and the Rust documentation below target/doc
 	@scripts/docs.sh

@@ -50,6 +50,7 @@ COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of ever
 COMMENT ON FUNCTION foreshard.add_shard(text, text, double precision, text) IS 'Adds a shard: a tablespace, of this server or of a node, with a capacity in cost units (ms of CPU) per second.';
 COMMENT ON FUNCTION foreshard.add_node(text, text, text, text) IS 'Makes a foreign server of postgres_fdw a node, on which shards may be, or adopts the Citus cluster that this server coordinates (engine => ''citus'').';
 COMMENT ON FUNCTION foreshard.drop_node(text) IS 'Forgets a node that has no shards and no tables of ours any more.';
+COMMENT ON FUNCTION foreshard.claim_node(text) IS 'Takes the tables on a node for this server''s, after a clone, restore or promotion: the other server touches them no more.';
 COMMENT ON FUNCTION foreshard.drain_shard(text, boolean) IS 'Empties a shard: nothing is placed on it any more, and its slots move to others; returns how many moves were filed.';
 COMMENT ON FUNCTION foreshard.drop_shard(text) IS 'Forgets a shard that holds nothing.';
 COMMENT ON FUNCTION foreshard.start_keeper() IS 'Internal: asks for the keeper worker of this database.';
@@ -118,7 +119,7 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer
 -- next_key() checks the privilege to insert.
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
-GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling() TO pg_monitor;
 -- It is in heat_map, which a DBA may grant to anybody.
 GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]) TO PUBLIC;
@@ -133,7 +134,7 @@ GRANT EXECUTE ON FUNCTION foreshard.citus_shard_cost(bigint), foreshard.citus_no
 GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.catalog_problems, foreshard.load_history, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
-    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
+    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.altered_tables, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,
     foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 

@@ -122,8 +122,18 @@ WHERE 5 > (SELECT count(*) FROM pg_catalog.pg_trigger t
            WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc AND t.tgenabled IN ('O', 'A')
              AND pg_catalog.encode(t.tgargs, 'escape') = format('%s\000%s\000', g.graph_id, x.role))
 UNION ALL
-SELECT 'warning', 'event trigger ' || e.evtname, 'disabled: graphs do not go with their edges', '', format('ALTER EVENT TRIGGER %I ENABLE;', e.evtname)
-FROM pg_catalog.pg_event_trigger e WHERE e.evtname = 'foreshard_graph_tables_dropped' AND e.evtenabled NOT IN ('O', 'A');
+SELECT 'error', 'node ' || n.node_name, 'another server holds the tables there', 'a clone, a restored backup, a promoted standby, or what this is a copy of',
+       format('If this is the server that goes on, stop the other one; then SELECT foreshard.claim_node(%L);', n.node_name)
+FROM foreshard.node n WHERE NOT n.held
+UNION ALL
+SELECT 'error', 'table ' || a.table_oid, format('was altered while slots of it are on node %s', a.node), string_agg(DISTINCT a.difference, '; '),
+       'Undo it, or bring the slots home with foreshard.drain_shard().'
+FROM foreshard.altered_tables a GROUP BY a.table_oid, a.node
+UNION ALL
+SELECT 'warning', 'event trigger ' || e.evtname,
+       CASE e.evtname WHEN 'foreshard_table_altered' THEN 'disabled: tables can be altered without their slots on nodes' ELSE 'disabled: graphs do not go with their edges' END,
+       '', format('ALTER EVENT TRIGGER %I ENABLE;', e.evtname)
+FROM pg_catalog.pg_event_trigger e WHERE e.evtname IN ('foreshard_graph_tables_dropped', 'foreshard_table_altered') AND e.evtenabled NOT IN ('O', 'A');
 
 CREATE FUNCTION foreshard."check"(closures boolean DEFAULT false,
     OUT severity text, OUT object text, OUT problem text, OUT detail text, OUT hint text)

@@ -480,6 +480,8 @@ CREATE TABLE foreshard.move_relation (
     portrait    text,
     -- of a split: an empty heap of the same shape
     twin        oid,
+    -- of a source on a node: its file there when its changes began to be logged
+    file_there  text,
     blocks_total bigint NOT NULL,
     blocks_done bigint NOT NULL DEFAULT 0,
     -- blocks of the shadow after the last chunk of this source; what lies behind is of a chunk that failed

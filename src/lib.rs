@@ -48,5 +48,7 @@ pub extern "C-unwind" fn _PG_init() {
         if !pg::is_binary_upgrade() {
             worker::launcher::register();
         }
+        pg::hooks::register(catalog::shadow::sources_under_way, catalog::remote::farewell::leave_all);
+        worker::launcher::register();
     }
 }

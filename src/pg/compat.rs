@@ -252,18 +252,29 @@ pub fn vxid_text(vxid: &pg_sys::VirtualTransactionId) -> String {
     return format!("{}/{}", vxid.procNumber, vxid.localTransactionId);
 }
 
+/// PostgreSQL's own handler of SIGTERM, which ends a worker at the next safe point; libpq, which may be waiting for a
+/// node, gets there by losing its connection.
+///
+/// # Safety
+/// A signal handler.
+unsafe extern "C-unwind" fn cut_and_die(signal: i32) {
+    super::wire::cut();
+    // SAFETY: as promised by the caller.
+    unsafe { raw::die(signal) };
+}
+
 /// PostgreSQL's own handlers for the signals a worker gets.
 pub fn install_signal_handlers() {
     // SAFETY: handlers are async-signal-safe functions of the server; called before signals are unblocked.
     unsafe {
         #[cfg(feature = "pg18")]
         {
-            pg_sys::pqsignal_be(libc::SIGTERM, Some(raw::die));
+            pg_sys::pqsignal_be(libc::SIGTERM, Some(cut_and_die));
             pg_sys::pqsignal_be(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
         }
         #[cfg(not(feature = "pg18"))]
         {
-            pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
+            pg_sys::pqsignal(libc::SIGTERM, Some(cut_and_die));
             pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
         }
     }

@@ -41,6 +41,7 @@ pub mod tuple;
 pub mod types;
 pub mod usage;
 pub mod window;
+pub mod wire;
 
 /// Whether the postmaster is loading `shared_preload_libraries` right now.
 pub fn is_preloading() -> bool {

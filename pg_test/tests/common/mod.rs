@@ -7,6 +7,7 @@ pub mod closures;
 pub mod files;
 pub mod known;
 pub mod ledger;
+pub mod nodes;
 pub mod placed;
 pub mod profile;
 pub mod rows;
