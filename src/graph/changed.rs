@@ -164,7 +164,7 @@ pub(super) fn repair(graph: &Graph, id: i32, touched: Touched, most: u64) -> PgR
 /// The rows of touched nodes with themselves come and go with the nodes.
 fn own_rows(reader: &mut Reader<'_>, touched: u32, changes: &mut Vec<RowChange>) -> PgResult<()> {
     for node in 0..touched {
-        let there = reader.row(node, node)?.map(|(depth, _)| depth);
+        let there = reader.stored(node, node)?;
         let alive = reader.is_alive(node)?;
         if alive != there.is_some() {
             let after = alive.then_some(0);

@@ -66,7 +66,7 @@ pub struct Part {
     pub table: pg_sys::Oid,
     /// Its unique index on (ancestor, descendant).
     pub pairs: pg_sys::Oid,
-    /// Its index on (descendant, ancestor).
+    /// Its index that leads from descendants to ancestors and depths.
     pub reverse: pg_sys::Oid,
     /// Capacity of the shard, 0 while it is being emptied.
     pub capacity: f64,
@@ -324,9 +324,10 @@ fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
                     LATERAL ROWS FROM (unnest(t.most_common_vals::text::int[]), unnest(t.most_common_freqs)) AS u (shard, share) \
                     WHERE c.oid = {metagraph} AND u.shard = p.shard_id), 0)::float8 \
          FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id), \
-         LATERAL (SELECT min(i.indexrelid) FILTER (WHERE i.indisunique AND i.indkey[0] = 1 AND i.indkey[1] = 2) AS pairs, \
-                         min(i.indexrelid) FILTER (WHERE i.indkey[0] = 2 AND i.indkey[1] = 1) AS reverse \
-                  FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition AND i.indnkeyatts = 2 AND i.indisvalid AND i.indislive AND i.indimmediate \
+         LATERAL (SELECT min(i.indexrelid) FILTER (WHERE i.indisunique AND i.indnkeyatts = 2 AND i.indkey[0] = 1 AND i.indkey[1] = 2) AS pairs, \
+                         min(i.indexrelid) FILTER (WHERE i.indkey[0] = 2 AND 1 = ANY (i.indkey)) AS reverse \
+                  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid AND x.relam = 403 \
+                  WHERE i.indrelid = p.partition AND 3 = ANY (i.indkey) AND i.indisvalid AND i.indislive AND i.indimmediate \
                    AND i.indpred IS NULL AND i.indexprs IS NULL) i \
          WHERE p.graph_id = {graph_id} ORDER BY p.shard_id"
     );
