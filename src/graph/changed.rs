@@ -147,7 +147,7 @@ pub(super) fn repair(graph: &Graph, id: i32, touched: Touched, most: u64) -> PgR
     let _fresh = fresh_snapshot();
     let count = touched.keys.len();
     let mut reader = Reader::new(graph, touched.keys, &held.shards)?;
-    let options = MaintainOptions { max_depth: graph.max_depth, max_work: most };
+    let options = MaintainOptions { max_depth: graph.max_depth, max_work: patience(graph, most) };
     match maintain(&mut reader, &touched.pairs, &options) {
         Ok(mut changes) => {
             own_rows(&mut reader, count, &mut changes)?;
@@ -159,6 +159,15 @@ pub(super) fn repair(graph: &Graph, id: i32, touched: Touched, most: u64) -> PgR
             diff::repair(graph, &held.components, most)
         }
     }
+}
+
+/// So many steps are always tried.
+const LEAST_STEPS: u64 = 200_000;
+
+/// How many steps are tried before everything is compared: about what that takes, unless it might be more than `most`.
+fn patience(graph: &Graph, most: u64) -> u64 {
+    let rows = graph.parts.iter().map(|part| part.rows).sum::<f64>() as u64;
+    if rows == 0 || rows.saturating_mul(2) > most { most } else { rows.max(LEAST_STEPS).min(most) }
 }
 
 /// The rows of touched nodes with themselves come and go with the nodes.

@@ -46,8 +46,10 @@ struct Stored {
     needed: NewEntries,
 }
 
-/// So many rows are written at once.
-const BATCH: usize = 1000;
+/// So many new rows are stored at once.
+const ROWS: usize = 1000;
+/// So many rows get their index entries at once.
+const ENTRIES: usize = 32_768;
 
 /// An index, ready for new entries.
 struct OpenIndex {
@@ -141,9 +143,10 @@ impl Leaf {
             values
         };
         self.waiting.push(values);
-        if self.waiting.len() >= BATCH {
-            self.flush();
+        if self.waiting.len() >= ROWS {
+            self.store();
         }
+        self.flush_many();
     }
 
     /// Deletes the row at a place.
@@ -168,7 +171,11 @@ impl Leaf {
             pg_sys::heap_freetuple(tuple);
             pg_sys::MemoryContextSwitchTo(before);
         }
-        if self.stored.len() >= BATCH {
+        self.flush_many();
+    }
+
+    fn flush_many(&mut self) {
+        if self.stored.len() >= ENTRIES {
             self.flush();
         }
     }
@@ -189,7 +196,12 @@ impl Leaf {
                     _ => std::cmp::Ordering::Equal,
                 });
             }
-            order.iter().filter_map(row).for_each(|row| self.enter(index, row));
+            for (done, row) in order.iter().filter_map(row).enumerate() {
+                if done.is_multiple_of(1024) {
+                    pgrx::check_for_interrupts!();
+                }
+                self.enter(index, row);
+            }
         }
         // SAFETY: nothing refers to what is in there any more.
         unsafe {
@@ -207,8 +219,10 @@ impl Leaf {
     /// Stores new rows.
     fn store(&mut self) {
         let count = self.waiting.len();
-        // SAFETY: every slot has room for the columns of the table, whose number was looked at.
+        // SAFETY: every slot has room for the columns of the table, whose number was looked at; what is allocated on the
+        // way goes with the values.
         unsafe {
+            let outer = pg_sys::MemoryContextSwitchTo(self.context);
             if self.slots.len() < count {
                 // They outlive this batch.
                 let before = pg_sys::MemoryContextSwitchTo(self.lasting);
@@ -237,6 +251,7 @@ impl Leaf {
                     clear(*slot);
                 }
             }
+            pg_sys::MemoryContextSwitchTo(outer);
         }
     }
 
