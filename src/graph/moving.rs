@@ -5,6 +5,8 @@
 //! and a crash leaves nothing half done: what was not committed is still in the queue.
 
 use super::component::{self, Touched};
+use super::rewrite;
+use super::write::Writer;
 use crate::catalog::colocation;
 use crate::catalog::graph::{self, Graph, create, influence, moving};
 use crate::pg::graph::keys::NodeKey;
@@ -75,12 +77,13 @@ pub enum Outcome {
     Refused(pgrx::pg_sys::panic::ErrorReport),
 }
 
-/// Moves one node. `version`: only if the node is that version.
+/// Moves one node; the writer is one of the graph. `version`: only if the node is that version.
 ///
 /// # Errors
 /// 40001 in a transaction with an old snapshot; what the server says.
 pub fn move_one(
     graph: &Graph,
+    writer: &mut Writer<'_>,
     allowed: &BTreeMap<String, Vec<i32>>,
     node: &str,
     to: i32,
@@ -121,7 +124,7 @@ pub fn move_one(
     if row.shard_id == to {
         return Ok(Outcome::There(row.version));
     }
-    let rows = moving::rewrite(graph, &key, row.shard_id, to)?;
+    let rows = moving::place(graph, &key, to)? + rewrite::closure(graph, writer, &key, row.shard_id, to)?;
     Ok(Outcome::Moved(row.version + 1, rows))
 }
 
@@ -171,15 +174,16 @@ pub fn work(one: bool) -> PgResult<bool> {
     // Components are held in any order here, so whoever waits too long is we, before anybody looks for a deadlock;
     // and what we hold meanwhile is not held for long.
     spi::set_local("lock_timeout", LOCK_TIMEOUT)?;
+    let _plans = spi::KeptPlans::begin()?;
     let waiting = moving::next(if one { 1 } else { MOST_PER_TRANSACTION })?;
     let Some(first) = waiting.first() else { return Ok(false) };
     let shards: Vec<i32> = waiting.iter().map(|move_| move_.to_shard).collect();
     let graph = with_parts(first.graph_id, &shards)?;
     let allowed = allowed(first.graph_id)?;
     let most = u64::try_from(guc::GRAPH_MOVE_BATCH.get()).unwrap_or(1);
-    let mut rewritten = 0;
+    let (mut rewritten, mut writer) = (0, Writer::new(&graph));
     for move_ in &waiting {
-        let made = move_one(&graph, &allowed, &move_.node, move_.to_shard, Some(move_.version))?;
+        let made = move_one(&graph, &mut writer, &allowed, &move_.node, move_.to_shard, Some(move_.version))?;
         match made {
             Outcome::Moved(_, rows) => {
                 rewritten += rows;
