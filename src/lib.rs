@@ -44,11 +44,9 @@ pub extern "C-unwind" fn _PG_init() {
         observe::register();
         pg::partition::direct::register();
         pg::mirror::register();
-        pg::hooks::register(catalog::shadow::sources_under_way);
+        pg::hooks::register(catalog::shadow::sources_under_way, catalog::remote::farewell::leave_all);
         if !pg::is_binary_upgrade() {
             worker::launcher::register();
         }
-        pg::hooks::register(catalog::shadow::sources_under_way, catalog::remote::farewell::leave_all);
-        worker::launcher::register();
     }
 }

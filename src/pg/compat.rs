@@ -1,7 +1,7 @@
 //! Every difference between PostgreSQL 15, 16, 17 and 18. No other file mentions a version.
 
-mod rights;
 pub mod explain;
+mod rights;
 mod run;
 
 pub use rights::{columns_read, is_named, name_again, set_named, unname};
