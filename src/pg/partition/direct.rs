@@ -192,7 +192,8 @@ unsafe fn descend(
     (way.leaf != pg_sys::InvalidOid).then_some(way)
 }
 
-/// Whether a column has the same number in both, for all of them.
+/// Whether a column has the same number in both, for all of them. Columns that are computed when they are read (since 18) are
+/// computed as the table says, not the partition: those are left to PostgreSQL.
 ///
 /// # Safety
 /// Both must be open.
@@ -203,7 +204,8 @@ unsafe fn same_columns(a: pg_sys::Relation, b: pg_sys::Relation) -> bool {
         (*a).natts == (*b).natts
             && (0..(*a).natts.max(0) as usize).all(|at| {
                 let (a, b) = (&*compat::attribute(a, at), &*compat::attribute(b, at));
-                a.attisdropped == b.attisdropped
+                a.attgenerated as u8 != b'v'
+                    && a.attisdropped == b.attisdropped
                     && a.atttypid == b.atttypid
                     && a.atttypmod == b.atttypmod
                     && a.attcollation == b.attcollation
