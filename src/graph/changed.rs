@@ -188,7 +188,8 @@ fn own_rows(reader: &mut Reader<'_>, touched: u32, changes: &mut Vec<RowChange>)
 fn truncated(graph: &Graph) -> PgResult<()> {
     let held = super::component::hold_all(graph)?;
     let _fresh = fresh_snapshot();
-    diff::repair(graph, &held, u64::MAX)
+    // Its parts may have changed while we waited.
+    diff::repair(&*graph::again(graph.id)?, &held, u64::MAX)
 }
 
 /// 53400: a statement is too much for its bound.

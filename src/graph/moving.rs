@@ -100,6 +100,7 @@ pub fn move_one(
     touched.keys.number(&key).map_err(|problem| super::input::too_large(&problem))?;
     component::hold(graph, &touched)?;
     let _fresh = fresh_snapshot();
+    require_same_parts(graph)?;
     // Again: it may have moved while we waited.
     let Some(row) = find()? else { return Ok(missing()) };
     if let Some(version) = version
@@ -126,6 +127,22 @@ pub fn move_one(
     }
     let rows = moving::place(graph, &key, to)? + rewrite::closure(graph, writer, &key, row.shard_id, to)?;
     Ok(Outcome::Moved(row.version + 1, rows))
+}
+
+/// While a component was waited for, somebody may have given the closure another part: rows there would be overlooked.
+///
+/// # Errors
+/// 40001 then.
+fn require_same_parts(graph: &Graph) -> PgResult<()> {
+    let tables = |graph: &Graph| graph.parts.iter().map(|part| part.table).collect::<Vec<_>>();
+    if tables(graph) == tables(&*graph::again(graph.id)?) {
+        return Ok(());
+    }
+    Err(error(
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        format!("the closure of graph \"{}\" was given another part meanwhile", graph.name),
+    )
+    .set_hint("Repeat the transaction."))
 }
 
 /// Files moves of nodes, given with names of shards; how many. Nodes that are there already are left out.

@@ -7,7 +7,7 @@ use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::leaf::ClosureRow;
 use crate::pg::graph::lookup::{Lookup, Place, Reads};
 use crate::pg::lock::ROW_EXCLUSIVE;
-use crate::pg::report::PgResult;
+use crate::pg::report::{PgResult, internal};
 use pgrx::pg_sys;
 
 /// A row, with the node at its other end.
@@ -43,8 +43,8 @@ pub fn closure(graph: &Graph, writer: &mut Writer<'_>, node: &NodeKey, from: i32
         }
     }
     let home = graph.parts.iter().find(|part| part.shard_id == from);
-    let below = home.map(|part| named(graph, part.table, part.pairs, node, 2)).transpose()?;
-    for row in below.unwrap_or_default() {
+    let home = home.ok_or_else(|| internal("the closure has no part for the shard of a node"))?;
+    for row in named(graph, home.table, home.pairs, node, 2)? {
         writer.leaf(from)?.delete(row.place);
         writer.leaf(to)?.insert(&ClosureRow {
             ancestor: node,

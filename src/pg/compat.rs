@@ -40,6 +40,7 @@ mod raw {
         pub fn SetLatch(latch: *mut pg_sys::Latch);
         pub fn RegisterTimeout(id: u32, handler: unsafe extern "C-unwind" fn()) -> u32;
         pub fn enable_timeout_after(id: u32, delay_ms: i32);
+        pub fn enable_timeout_every(id: u32, first: pg_sys::TimestampTz, delay_ms: i32);
         pub fn disable_timeout(id: u32, keep_indicator: bool);
         pub fn SignalHandlerForConfigReload(signal: i32);
     }
@@ -206,6 +207,15 @@ pub fn register_timeout(handler: unsafe extern "C-unwind" fn()) -> u32 {
 pub fn enable_timeout(id: u32, delay_ms: i32) {
     // SAFETY: the id was registered; raises nothing but FATAL.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::enable_timeout_after(id, delay_ms)) }
+}
+
+/// Lets it go off for the first time in `first_ms`, and then again and again.
+pub fn enable_timeouts(id: u32, first_ms: i64, delay_ms: i32) {
+    // SAFETY: as above.
+    unsafe {
+        let first = pg_sys::GetCurrentTimestamp() + first_ms * 1000;
+        pg_sys::ffi::pg_guard_ffi_boundary(|| raw::enable_timeout_every(id, first, delay_ms));
+    }
 }
 
 /// Stops it.

@@ -19,6 +19,9 @@ static TIMEOUT: Local<Option<u32>> = Local::new(None);
 /// It went off.
 static CUT: AtomicBool = AtomicBool::new(false);
 
+/// Once cut, again so often, ms: who loses a connection may make another one.
+const AGAIN_MS: i32 = 100;
+
 /// Shuts every socket of this process down. Async-signal-safe. Only in workers, which have no client.
 pub fn cut() {
     // SAFETY: shutdown() may be called in signal handlers and on any number: what is no socket stays as it is. The
@@ -27,7 +30,10 @@ pub fn cut() {
         let errno = libc::__errno_location();
         let before = *errno;
         for descriptor in 3..MOST_SOCKETS {
-            libc::shutdown(descriptor, libc::SHUT_RDWR);
+            // What listens may be shared with other processes.
+            if option(descriptor, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Some(0) {
+                libc::shutdown(descriptor, libc::SHUT_RDWR);
+            }
         }
         *errno = before;
     }
@@ -44,7 +50,8 @@ unsafe extern "C-unwind" fn expire() {
 pub struct Bound(Option<u32>);
 
 impl Bound {
-    /// Cuts every connection of this worker when `limit_ms` have passed. In other sessions it does nothing.
+    /// Cuts every connection of this worker when `limit_ms` have passed, and whatever it connects to after that. In other
+    /// sessions it does nothing.
     pub fn set(limit_ms: u128) -> Bound {
         if !bgworker::is_ours() {
             return Bound(None);
@@ -55,7 +62,7 @@ impl Bound {
             id
         });
         CUT.store(false, Ordering::Relaxed);
-        compat::enable_timeout(id, limit_ms.clamp(1, 86_400_000) as i32);
+        compat::enable_timeouts(id, limit_ms.clamp(1, 86_400_000) as i64, AGAIN_MS);
         Bound(Some(id))
     }
 

@@ -79,6 +79,8 @@ pub struct Part {
 /// A graph.
 #[derive(Clone, Debug)]
 pub struct Graph {
+    /// Number.
+    pub id: i32,
     /// Name.
     pub name: String,
     /// Whom the graph's tables belong to.
@@ -251,6 +253,7 @@ fn read(graph_id: i32) -> PgResult<Graph> {
     }
     let edge_query = edge_query(&super::name_of(row.edges)?, &source_name, &target_name, is_edge.as_deref());
     Ok(Graph {
+        id: graph_id,
         owner,
         kind,
         max_depth: row.max_depth.and_then(|depth| u32::try_from(depth).ok()),

@@ -45,11 +45,15 @@ pub fn leave_lease(node: &NodeRow) -> Option<Ended> {
     answers(node).then(|| subtransaction::run(|| lease::leave(node).unwrap_or_report()))
 }
 
-/// What on a node is there for a move only: a remote table, and whether it holds a slot, so that only its aids go.
+/// What on a node is there for a move only: a remote table, and whether it holds rows of the user's, so that only its aids
+/// go. Copies and sources that were put away are members of the extension; partitions are not, nor is what somebody detached.
 fn remaining(node: &NodeRow) -> PgResult<Vec<(RemoteRow, bool)>> {
     let found = spi::rows(
-        "SELECT r.remote_id, i.inhrelid IS NOT NULL FROM foreshard.remote_table r LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid = r.partition \
-         WHERE r.node_name = $1::name AND (r.dressed OR i.inhrelid IS NULL) ORDER BY 1",
+        "SELECT r.remote_id, o.is_users FROM foreshard.remote_table r CROSS JOIN LATERAL ( \
+             SELECT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) AND NOT EXISTS ( \
+                 SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = r.partition \
+                     AND d.objsubid = 0 AND d.deptype = 'e') AS is_users) o \
+         WHERE r.node_name = $1::name AND (r.dressed OR NOT o.is_users) ORDER BY 1",
         &[node.name.as_str().into()],
         |row| Ok((row.need::<i64>(1)?, row.need::<bool>(2)?)),
     )?;

@@ -53,11 +53,13 @@ pub fn look(link: &Link, node: &NodeRow) -> PgResult<Option<String>> {
     link.one(&format!("SELECT lease::text FROM {}", table(node)))
 }
 
-/// Begins to replace the token that is there, if it is one of ours: the next one, to be committed before it is written.
+/// Begins to replace the token that is there, if it is one of ours: the next one, to be committed before it is written. One
+/// whose writing was not seen to end is tried again: it may yet come about.
 pub fn propose(node: &NodeRow, there: Option<&str>) -> PgResult<Option<String>> {
     spi::set_local("synchronous_commit", "on")?;
     spi::one_mut::<String>(
-        "UPDATE foreshard.node SET lease = coalesce($2::uuid, lease), next_lease = pg_catalog.gen_random_uuid() \
+        "UPDATE foreshard.node SET lease = coalesce($2::uuid, lease), \
+             next_lease = CASE WHEN $2::uuid <> next_lease THEN next_lease ELSE pg_catalog.gen_random_uuid() END \
          WHERE node_name = $1::name AND ($2::uuid IS NULL OR $2::uuid IN (lease, next_lease)) RETURNING next_lease::text",
         &[node.name.as_str().into(), there.into()],
     )
