@@ -4,7 +4,7 @@ pub mod explain;
 mod rights;
 mod run;
 
-pub use rights::{columns_read, is_named, name_again, set_named, unname};
+pub use rights::{checked_as, columns_read, is_named, name_again, set_named, unname};
 pub use run::{RunArguments, asks_other_nodes, register_run_hook, run_next, walk_plan_state};
 
 use pgrx::pg_sys;

@@ -41,6 +41,24 @@ pub unsafe fn columns_read(
     }
 }
 
+/// The role whose rights count for a relation of a query; 0: the current one.
+///
+/// # Safety
+/// `entry` must be a relation's range table entry of the query.
+pub unsafe fn checked_as(query: *const pg_sys::Query, entry: *const pg_sys::RangeTblEntry) -> pg_sys::Oid {
+    #[cfg(feature = "pg15")]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let _ = query;
+        (*entry).checkAsUser
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        rights((*query).rteperminfos, entry).map_or(pg_sys::InvalidOid, |rights| (*rights).checkAsUser)
+    }
+}
+
 /// What a range table entry asks rights for.
 ///
 /// # Safety

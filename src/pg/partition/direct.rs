@@ -6,21 +6,16 @@
 //! been named, and the plan gets what makes it one of the table: the right to read is the table's, and the plan is made
 //! anew when the table or a table between changes. Everything that is not surely the same is planned as always.
 
-use super::{PartitionKey, partition_key};
+use super::asked::Keys;
 use crate::pg::plan::pointers;
-use crate::pg::{compat, guc, invalidation, region};
+use crate::pg::{compat, guc, region};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::cell::RefCell;
-use std::collections::HashMap;
 
 /// Levels of partitions: the slot, and the lists of chosen keys below it.
 const MAX_LEVELS: usize = 3;
 /// The whole row's bit in the columns that are read.
 const WHOLE_ROW: i32 = -pg_sys::FirstLowInvalidHeapAttributeNumber;
-/// The strategies of equality.
-const HASH_EQUAL: i32 = 1;
-const BTREE_EQUAL: i32 = 3;
 
 static mut PREVIOUS: pg_sys::planner_hook_type = None;
 
@@ -116,6 +111,8 @@ unsafe fn may_be_direct(parse: *const pg_sys::Query) -> bool {
             && !(*parse).jointree.is_null()
             && !(*(*parse).jointree).quals.is_null()
             && pg_sys::enable_partition_pruning
+            // Else the bounds of the partition, with all the keys of all lists, would be looked at as well.
+            && pg_sys::constraint_exclusion != pg_sys::ConstraintExclusionType::CONSTRAINT_EXCLUSION_ON as i32
     }
 }
 
@@ -132,12 +129,34 @@ unsafe extern "C-unwind" fn choose(parse: *mut pg_sys::Query, params: pg_sys::Pa
         if !managed || pg_sys::bms_is_member(WHOLE_ROW, columns) {
             return;
         }
-        if let Some(found) = descend(parse, entry, params) {
+        if let Some(found) = descend(parse, entry, params).filter(|way| may_estimate(parse, entry, way.leaf))
+        {
             *way = found;
             (*entry).relid = found.leaf;
             (*entry).relkind = pg_sys::RELKIND_RELATION as std::ffi::c_char;
             (*entry).inh = false;
             compat::set_named(parse, entry, found.leaf);
+        }
+    }
+}
+
+/// Whether the planner may look at the partition's statistics for the other conditions: for a partition that was reached
+/// through its table the right to read that one is enough, for one that is named it is not.
+///
+/// # Safety
+/// As for `choose`.
+unsafe fn may_estimate(
+    parse: *mut pg_sys::Query,
+    entry: *mut pg_sys::RangeTblEntry,
+    leaf: pg_sys::Oid,
+) -> bool {
+    // SAFETY: as promised by the caller; a catalog look-up by oid.
+    unsafe {
+        let is_alone = (*(*(*parse).jointree).quals).type_ == pg_sys::NodeTag::T_OpExpr;
+        is_alone || {
+            let named = compat::checked_as(parse, entry);
+            let user = if named == pg_sys::InvalidOid { pg_sys::GetUserId() } else { named };
+            pg_sys::pg_class_aclcheck(leaf, user, pg_sys::ACL_SELECT.into()) == pg_sys::AclResult::ACLCHECK_OK
         }
     }
 }
@@ -163,7 +182,7 @@ unsafe fn descend(
         let child = unsafe {
             way.above[level] = (*relation).rd_id;
             let oid = Keys::with((*relation).rd_id, |key| key.partition(relation, parse, params)).flatten();
-            let child = oid.map(|oid| pg_sys::try_relation_open(oid, (*entry).rellockmode));
+            let child = oid.map(|oid| open_at_once(oid, (*entry).rellockmode));
             if relation != top {
                 pg_sys::relation_close(relation, pg_sys::NoLock as i32);
             }
@@ -190,6 +209,25 @@ unsafe fn descend(
     // SAFETY: opened above.
     unsafe { pg_sys::relation_close(top, pg_sys::NoLock as i32) };
     (way.leaf != pg_sys::InvalidOid).then_some(way)
+}
+
+/// Opens and locks a partition without waiting for anybody: null if that takes waiting, or it is gone. Whoever waits does so in
+/// the planner itself, whose errors reach the user as they are.
+///
+/// # Safety
+/// Inside a transaction.
+unsafe fn open_at_once(relation: pg_sys::Oid, mode: i32) -> pg_sys::Relation {
+    // SAFETY: as promised by the caller; a lock that turns out to be of nothing is given back.
+    unsafe {
+        if !pg_sys::ConditionalLockRelationOid(relation, mode) {
+            return std::ptr::null_mut();
+        }
+        let open = pg_sys::try_relation_open(relation, pg_sys::NoLock as i32);
+        if open.is_null() {
+            pg_sys::UnlockRelationOid(relation, mode);
+        }
+        open
+    }
 }
 
 /// Whether a column has the same number in both, for all of them. Columns that are computed when they are read (since 18) are
@@ -242,237 +280,5 @@ unsafe extern "C-unwind" fn complete(planned: *mut pg_sys::PlannedStmt, way: *co
         if (*leaf).alias.is_null() {
             (*leaf).alias = (*leaf).eref;
         }
-    }
-}
-
-/// How a table is partitioned, as far as look-ups want it.
-struct Key {
-    partitioning: PartitionKey,
-    family: pg_sys::Oid,
-    type_: pg_sys::Oid,
-    function: pg_sys::FmgrInfo,
-}
-
-thread_local! {
-    static KEYS: RefCell<Keys> = RefCell::new(Keys::default());
-}
-
-/// What the session remembers; forgotten as soon as one of the tables changes.
-#[derive(Default)]
-struct Keys {
-    generation: u64,
-    by_table: HashMap<u32, Option<Key>>,
-}
-
-impl Keys {
-    /// The most tables remembered.
-    const MOST: usize = 1024;
-
-    fn with<R>(table: pg_sys::Oid, ask: impl FnOnce(&mut Key) -> R) -> Option<R> {
-        let key = KEYS.with_borrow_mut(|keys| {
-            if keys.generation != invalidation::generation() || keys.by_table.len() >= Self::MOST {
-                keys.by_table.clear();
-                keys.generation = invalidation::generation();
-            }
-            keys.by_table.remove(&table.to_u32())
-        });
-        // Read, and used, while it is nobody's: both may raise.
-        let mut key = match key {
-            Some(known) => known,
-            None => {
-                invalidation::watch([table]);
-                Key::read(table)
-            }
-        };
-        let answer = key.as_mut().map(ask);
-        KEYS.with_borrow_mut(|keys| keys.by_table.insert(table.to_u32(), key));
-        answer
-    }
-}
-
-impl Key {
-    fn read(table: pg_sys::Oid) -> Option<Key> {
-        let partitioning = partition_key(table).ok()?;
-        // SAFETY: catalog look-ups by oid; the function's memory lasts as long as the session.
-        unsafe {
-            let family = pg_sys::get_opclass_family(partitioning.opclass);
-            let type_ = pg_sys::get_opclass_input_type(partitioning.opclass);
-            let number =
-                if partitioning.strategy == b'h' { super::HASH_EXTENDED } else { super::BTREE_ORDER };
-            let support = pg_sys::get_opfamily_proc(family, type_, type_, number);
-            if support == pg_sys::InvalidOid || pg_sys::get_atttype(table, partitioning.attribute) != type_ {
-                return None;
-            }
-            let mut function = pg_sys::FmgrInfo::default();
-            pg_sys::fmgr_info_cxt(support, &mut function, pg_sys::TopMemoryContext);
-            Some(Key { partitioning, family, type_, function })
-        }
-    }
-
-    /// The partition that the conditions of a query lead to.
-    ///
-    /// # Safety
-    /// `relation` must be the open table that this is the key of, the query one from it.
-    unsafe fn partition(
-        &mut self,
-        relation: pg_sys::Relation,
-        parse: *mut pg_sys::Query,
-        params: pg_sys::ParamListInfo,
-    ) -> Option<pg_sys::Oid> {
-        // SAFETY: as promised by the caller; the descriptor lasts as long as the relation is open.
-        unsafe {
-            let value = self.value((*(*parse).jointree).quals, params)?;
-            let descriptor = pg_sys::RelationGetPartitionDesc(relation, true);
-            let bounds = (*descriptor).boundinfo;
-            if bounds.is_null() || (*descriptor).nparts <= 0 {
-                return None;
-            }
-            let number = if self.partitioning.strategy == b'h' {
-                let mut hash = [0];
-                compat::partition_hashes(
-                    &mut self.function,
-                    self.partitioning.collation,
-                    &[value],
-                    &mut hash,
-                );
-                let remainder = hash[0].checked_rem(u64::try_from((*bounds).nindexes).ok()?)?;
-                *(*bounds).indexes.add(remainder as usize)
-            } else {
-                let mut found = false;
-                let mut collation = self.partitioning.collation;
-                let at = pg_sys::partition_list_bsearch(
-                    &mut self.function,
-                    &mut collation,
-                    bounds,
-                    value,
-                    &mut found,
-                );
-                if found && at >= 0 { *(*bounds).indexes.add(at as usize) } else { (*bounds).default_index }
-            };
-            let number =
-                usize::try_from(number).ok().filter(|number| *number < (*descriptor).nparts as usize)?;
-            Some(*(*descriptor).oids.add(number))
-        }
-    }
-
-    /// The key's value that the conditions ask for: one of those that all have to hold is `key = value`.
-    ///
-    /// # Safety
-    /// `quals` must be an analysed condition.
-    unsafe fn value(&self, quals: *mut pg_sys::Node, params: pg_sys::ParamListInfo) -> Option<pg_sys::Datum> {
-        // SAFETY: each node is read as the struct its tag names.
-        unsafe {
-            match (*quals).type_ {
-                pg_sys::NodeTag::T_OpExpr => self.compared(quals.cast(), params),
-                pg_sys::NodeTag::T_BoolExpr => {
-                    let both: *mut pg_sys::BoolExpr = quals.cast();
-                    if (*both).boolop != pg_sys::BoolExprType::AND_EXPR {
-                        return None;
-                    }
-                    pointers::<pg_sys::Node>((*both).args)
-                        .filter(|each| (**each).type_ == pg_sys::NodeTag::T_OpExpr)
-                        .find_map(|each| self.compared(each.cast(), params))
-                }
-                _ => None,
-            }
-        }
-    }
-
-    /// The value that a condition compares the key with for equality.
-    ///
-    /// # Safety
-    /// `condition` must be an analysed OpExpr.
-    unsafe fn compared(
-        &self,
-        condition: *mut pg_sys::OpExpr,
-        params: pg_sys::ParamListInfo,
-    ) -> Option<pg_sys::Datum> {
-        // SAFETY: each node is read as the struct its tag names; catalog look-ups by oid.
-        unsafe {
-            let condition = &*condition;
-            let mut sides = pointers::<pg_sys::Node>(condition.args);
-            let (left, right) = (sides.next()?, sides.next()?);
-            let given = match (self.is_key(left), self.is_key(right)) {
-                (true, false) => right,
-                (false, true) => left,
-                _ => return None,
-            };
-            let strategy = if self.partitioning.strategy == b'h' { HASH_EQUAL } else { BTREE_EQUAL };
-            let collated = self.partitioning.collation != pg_sys::InvalidOid;
-            if (collated && condition.inputcollid != self.partitioning.collation)
-                || pg_sys::get_op_opfamily_strategy(condition.opno, self.family) != strategy
-            {
-                return None;
-            }
-            let (value, type_) = known_value(given, params)?;
-            if type_ == self.type_ { Some(value) } else { integer(value, type_, self.type_) }
-        }
-    }
-
-    /// # Safety
-    /// `node` must be an analysed expression.
-    unsafe fn is_key(&self, node: *mut pg_sys::Node) -> bool {
-        // SAFETY: read as the struct its tag names.
-        unsafe {
-            (*node).type_ == pg_sys::NodeTag::T_Var && {
-                let var = &*node.cast::<pg_sys::Var>();
-                var.varno as u32 == 1 && var.varlevelsup == 0 && var.varattno == self.partitioning.attribute
-            }
-        }
-    }
-}
-
-/// The value, and its type, that an expression has for certain: a constant, or a parameter the planner may take for one.
-/// NULL is none.
-///
-/// # Safety
-/// `node` must be an analysed expression, `params` what the planner got.
-unsafe fn known_value(
-    node: *mut pg_sys::Node,
-    params: pg_sys::ParamListInfo,
-) -> Option<(pg_sys::Datum, pg_sys::Oid)> {
-    // SAFETY: read as the struct its tag names; parameters are numbered from 1.
-    unsafe {
-        match (*node).type_ {
-            pg_sys::NodeTag::T_Const => {
-                let constant = &*node.cast::<pg_sys::Const>();
-                (!constant.constisnull).then_some((constant.constvalue, constant.consttype))
-            }
-            pg_sys::NodeTag::T_Param if !params.is_null() => {
-                let param = &*node.cast::<pg_sys::Param>();
-                if param.paramkind != pg_sys::ParamKind::PARAM_EXTERN
-                    || param.paramid <= 0
-                    || param.paramid > (*params).numParams
-                {
-                    return None;
-                }
-                let mut space = pg_sys::ParamExternData::default();
-                let given = match (*params).paramFetch {
-                    Some(fetch) => fetch(params, param.paramid, true, &mut space),
-                    None => (*params).params.as_mut_ptr().add(param.paramid as usize - 1),
-                };
-                let given = given.as_ref()?;
-                let constant = u32::from(given.pflags) & pg_sys::PARAM_FLAG_CONST != 0;
-                (constant && !given.isnull && given.ptype == param.paramtype)
-                    .then_some((given.value, given.ptype))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// An integer of one type as one of another, if it is one of that: they are equal across types.
-fn integer(value: pg_sys::Datum, from: pg_sys::Oid, to: pg_sys::Oid) -> Option<pg_sys::Datum> {
-    let wide = match from {
-        pg_sys::INT2OID => i64::from(value.value() as i16),
-        pg_sys::INT4OID => i64::from(value.value() as i32),
-        pg_sys::INT8OID => value.value() as i64,
-        _ => return None,
-    };
-    match to {
-        pg_sys::INT2OID => i16::try_from(wide).ok().map(pg_sys::Datum::from),
-        pg_sys::INT4OID => i32::try_from(wide).ok().map(pg_sys::Datum::from),
-        pg_sys::INT8OID => Some(pg_sys::Datum::from(wide)),
-        _ => None,
     }
 }
