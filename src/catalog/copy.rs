@@ -118,7 +118,8 @@ impl CopyPlan {
         let found = spi::rows(
             "SELECT c.relkind = 'r' AND a.amhandler = 'pg_catalog.heap_tableam_handler'::pg_catalog.regproc AND NOT c.relhastriggers \
                     AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisready), \
-                 s.reltoastrelid = 0 OR pg_catalog.pg_relation_size(s.reltoastrelid) = 0 \
+                 (s.reltoastrelid = 0 OR pg_catalog.pg_relation_size(s.reltoastrelid) = 0) \
+                     AND (c.reltoastrelid = 0 OR pg_catalog.pg_relation_size(c.reltoastrelid) = 0) \
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam, pg_catalog.pg_class s WHERE c.oid = $1 AND s.oid = $2",
             &[self.shadow_oid.into(), self.source_oid.into()],
             |row| Ok((row.need::<bool>(1)?, row.need::<bool>(2)?)),

@@ -56,7 +56,7 @@ pub fn file(slot_id: i64, table: pg_sys::Oid, group_id: i32, user: &str) -> PgRe
 pub fn place(move_id: i64, slot_id: i64) -> PgResult<Vec<Part>> {
     spi::run(
         "UPDATE foreshard.managed_table t SET group_id = s.group_id FROM foreshard.move_part p JOIN foreshard.slot s USING (slot_id) \
-         WHERE p.move_id = $1 AND p.part = 0 AND t.table_oid = (SELECT table_oid FROM foreshard.slot_partition WHERE slot_id = $2)",
+         WHERE p.move_id = $1 AND p.part = 0 AND t.table_oid IN (SELECT table_oid FROM foreshard.slot_partition WHERE slot_id = $2)",
         &[move_id.into(), slot_id.into()],
     )?;
     spi::run("DELETE FROM foreshard.slot_partition WHERE slot_id = $1", &[slot_id.into()])?;

@@ -356,7 +356,7 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
     if let Some(routes) = MoveRoutes::of(row.move_id) {
         routes.remove();
     }
-    let mut locked = Vec::new();
+    let (mut locked, mut more) = (Vec::new(), false);
     let captured = transaction(|| {
         let mut captured = Vec::new();
         for relation in shadow::relations(row.move_id)? {
@@ -364,6 +364,8 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
                 captured.push(relation);
             }
         }
+        more = captured.len() > engine.at_once();
+        captured.truncate(engine.at_once());
         locked = captured.iter().map(|r| r.source).collect();
         Ok(captured)
     })?;
@@ -380,6 +382,9 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
         if !done {
             short_lock::report_blocked(row.move_id, &locked, attempt)?;
             return Ok(Outcome::Again(short_lock::backoff_ms(attempt)));
+        }
+        if more {
+            return Ok(Outcome::Again(0));
         }
     }
     transaction(|| {

@@ -2,7 +2,7 @@
 //! a ring of buffers of its own, so that what others work with stays in memory.
 
 use super::lock::ROW_EXCLUSIVE;
-use super::report::{PgResult, cstring, internal};
+use super::report::{PgResult, PgSqlErrorCode, cstring, error, internal};
 use pgrx::pg_sys;
 
 /// The most rows stored at once.
@@ -188,7 +188,7 @@ pub struct Filled {
 /// Stores the rows of a query, behind all that is there.
 ///
 /// # Errors
-/// Whatever the query raises; XX000 when it is no query.
+/// Whatever the query raises; XX000 when it is no query; 55P03 when something is to be cut off and somebody is at the table.
 pub fn fill(target: &Target, query: &str) -> PgResult<Filled> {
     let Target { table, columns, from_block, frozen } = *target;
     let columns = columns.iter().map(|attnum| usize::from(attnum.unsigned_abs()).saturating_sub(1)).collect();
@@ -201,10 +201,12 @@ pub fn fill(target: &Target, query: &str) -> PgResult<Filled> {
     };
     // A parallel query could not be given a command of ours in its middle.
     super::spi::set_local("max_parallel_workers_per_gather", "0")?;
-    let options = if frozen { pg_sys::HEAP_INSERT_FROZEN } else { 0 };
+    // The map of free space would lead to blocks before `from_block`, where a failed chunk is not cut off. Without it only the
+    // last block is looked at, which is that one.
+    let options = pg_sys::HEAP_INSERT_SKIP_FSM | if frozen { pg_sys::HEAP_INSERT_FROZEN } else { 0 };
     let load = Load::open(table, Values::Passing, options);
     // SAFETY: the relation is open.
-    unsafe { begin_at(load.relation, from_block) };
+    unsafe { begin_at(load.relation, from_block)? };
     let mut receiver = Receiver { public, load, columns };
     // SAFETY: the receiver outlives the query, and its public part comes first; connected for the time of the call,
     // an ERROR ends the connection and everything else with the transaction.
@@ -226,13 +228,16 @@ pub fn fill(target: &Target, query: &str) -> PgResult<Filled> {
 ///
 /// # Safety
 /// `relation` must be an open heap.
-unsafe fn begin_at(relation: pg_sys::Relation, block: u32) {
+unsafe fn begin_at(relation: pg_sys::Relation, block: u32) -> PgResult<()> {
     let main = pg_sys::ForkNumber::MAIN_FORKNUM;
     let exclusive = pg_sys::ExclusiveLock as i32;
     // SAFETY: as promised by the caller; truncated under ACCESS EXCLUSIVE, extended under the lock for that.
     unsafe {
         if pg_sys::RelationGetNumberOfBlocksInFork(relation, main) > block {
-            pg_sys::LockRelationOid((*relation).rd_id, super::lock::ACCESS_EXCLUSIVE);
+            // A vacuum may be at it.
+            if !super::lock::try_lock_all(&[(*relation).rd_id], super::lock::ACCESS_EXCLUSIVE) {
+                return Err(error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, "the copy is in use"));
+            }
             pg_sys::RelationTruncate(relation, block);
         }
         pg_sys::LockRelationForExtension(relation, exclusive);
@@ -259,6 +264,7 @@ unsafe fn begin_at(relation: pg_sys::Relation, block: u32) {
             storage.smgr_targblock = at;
         }
     }
+    Ok(())
 }
 
 #[pgrx::pg_guard]
