@@ -11,6 +11,10 @@ use pgrx::pg_sys::panic::ErrorReportable;
 
 /// How long users of a table on a node may wait for the end of a log, ms; and we for them.
 const LOCK_MS: i32 = 1_000;
+/// How often a node is tried.
+const ATTEMPTS: usize = 3;
+/// `query_canceled`.
+const CANCELLED: &str = "57014";
 
 /// Clears every node. No worker of ours is at work. Failures are told, and change nothing: should the extension stay
 /// after all, moves under way find that their logs or copies are gone, and begin again or are reverted.
@@ -18,7 +22,7 @@ pub fn leave_all() -> PgResult<()> {
     let _owner = security::as_extension_owner()?;
     for node in node::nodes(None)? {
         let left = remaining(&node)?;
-        let ended = answers(&node).then(|| subtransaction::run(|| leave(&node, &left).unwrap_or_report()));
+        let ended = answers(&node).then(|| try_to_leave(&node, &left));
         if ended != Some(Ended::Well) && !left.is_empty() {
             let names: Vec<String> =
                 left.iter().flat_map(|(row, ..)| [row.table_there(), row.aid_there("log")]).collect();
@@ -34,6 +38,19 @@ pub fn leave_all() -> PgResult<()> {
         }
     }
     Ok(())
+}
+
+/// Leaves a node. What a worker had begun there may take a moment to end, so a failure is not the last word, but for a cancel.
+fn try_to_leave(node: &NodeRow, left: &[(RemoteRow, bool)]) -> Ended {
+    let mut ended = Ended::Well;
+    for _ in 0..ATTEMPTS {
+        ended = subtransaction::run(|| leave(node, left).unwrap_or_report());
+        let is_cancelled = matches!(&ended, Ended::Failed(code) if reading::sqlstate(*code) == CANCELLED);
+        if ended == Ended::Well || is_cancelled {
+            break;
+        }
+    }
+    ended
 }
 
 fn answers(node: &NodeRow) -> bool {

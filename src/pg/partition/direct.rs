@@ -156,7 +156,8 @@ unsafe fn may_estimate(
         is_alone || {
             let named = compat::checked_as(parse, entry);
             let user = if named == pg_sys::InvalidOid { pg_sys::GetUserId() } else { named };
-            pg_sys::pg_class_aclcheck(leaf, user, pg_sys::ACL_SELECT.into()) == pg_sys::AclResult::ACLCHECK_OK
+            pg_sys::pg_class_aclcheck(leaf, user, pg_sys::ACL_SELECT as pg_sys::AclMode)
+                == pg_sys::AclResult::ACLCHECK_OK
         }
     }
 }
