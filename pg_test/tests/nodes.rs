@@ -269,9 +269,16 @@ fn the_extension_goes(world: &mut World, slot: &str, before: &str) -> Result<()>
     let move_id = world.move_to(slot, "on_n1")?;
     world.here.wait_phase(&move_id, "catch_up")?;
     let mut c = world.here.cluster.connect("postgres")?;
+    c.take_notices();
     c.exec("DROP EXTENSION foreshard CASCADE")?;
+    let told = c.take_notices().join("; ");
+    println!("{told}");
     assert_eq!(rows_of_acc(world)?, before);
-    for (database, tables) in [("postgres", "0"), ("second", "2")] {
+    for (node, database, tables) in [("n1", "postgres", "0"), ("n2", "second", "2")] {
+        // What does not answer in time on a busy machine is told, and stays.
+        if told.contains(&format!("node \"{node}\" may keep")) {
+            continue;
+        }
         let mut there = world.there.connect(database)?;
         let left = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'foreshard%'";
         assert_eq!(there.query_one(left)?, "0", "functions in {database}");
