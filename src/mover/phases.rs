@@ -9,7 +9,7 @@ use crate::engine::{Digests, Engine, MAX_SKIPPED_KEYS};
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::{PgResult, busy, error, refuse};
 use crate::pg::route::MoveRoutes;
-use crate::pg::{bgworker, digest, guc, lock, spi};
+use crate::pg::{bgworker, digest, guc, lock, spi, storage};
 use foreshard_core::phase::{Event, Phase};
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
@@ -18,6 +18,10 @@ use std::time::Instant;
 
 /// Log entries that may be pending when catch-up hands over to verification.
 const CAUGHT_UP_KEYS: i64 = 2_000;
+/// What is cut off an old file at once, before it is dropped.
+const SHORTEN_BYTES: i64 = 64 << 20;
+/// How long commits have the disk to themselves between two cuts.
+const SHORTEN_PAUSE_MS: i64 = 10;
 /// A PostgreSQL block, as all packaged servers are built.
 const BLOCK_KIB: i32 = (pg_sys::BLCKSZ / 1024) as i32;
 
@@ -386,6 +390,13 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
         if more {
             return Ok(Outcome::Again(0));
         }
+    }
+    let shortened = transaction(|| {
+        let Some(long) = shadow::longer_than(row.move_id, SHORTEN_BYTES)? else { return Ok(false) };
+        Ok(storage::shorten(long, (SHORTEN_BYTES / i64::from(pg_sys::BLCKSZ)) as u32))
+    })?;
+    if shortened {
+        return Ok(Outcome::Again(SHORTEN_PAUSE_MS));
     }
     transaction(|| {
         if row.phase == Phase::Retire {

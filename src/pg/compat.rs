@@ -1,9 +1,11 @@
 //! Every difference between PostgreSQL 15, 16, 17 and 18. No other file mentions a version.
 
 pub mod explain;
+mod pages;
 mod rights;
 mod run;
 
+pub use pages::{extend, log_pages, needs_wal, toast};
 pub use rights::{checked_as, columns_read, is_named, name_again, set_named, unname};
 pub use run::{RunArguments, asks_other_nodes, register_run_hook, run_next, walk_plan_state};
 

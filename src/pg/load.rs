@@ -1,64 +1,65 @@
-//! Filling a heap by the page, as COPY does it: one WAL record and one look for room for all rows of a page, and
-//! a ring of buffers of its own, so that what others work with stays in memory.
+//! Filling a heap by the page, past shared memory, as CLUSTER does it: pages are made in private memory, logged as a
+//! whole and written once, so that what others work with stays in memory and no page is written as zeros first.
+//!
+//! A checkpoint that begins in between is the danger: its pages of the log may be behind its redo point, but the pages
+//! themselves not on the disk. Every write asks the next checkpoint to sync the file; when one has begun since the first
+//! page, the file is synced here (as `bulk_write.c` of PostgreSQL 17 does it).
 
+use super::compat::{self, needs_wal};
 use super::lock::ROW_EXCLUSIVE;
 use super::report::{PgResult, PgSqlErrorCode, cstring, error, internal};
+use super::visibility;
 use pgrx::pg_sys;
 
-/// The most rows stored at once.
-const BATCH_ROWS: usize = 1000;
-/// Beyond this rows are stored at once whatever their number, bytes. Values that are stored out of line do not count.
-const BATCH_BYTES: usize = 256 * 1024;
+/// Pages that are logged and written at once: as many as a WAL record takes.
+const BATCH_PAGES: usize = pg_sys::XLR_MAX_BLOCK_ID as usize;
+/// A page, bytes.
+const PAGE_BYTES: usize = pg_sys::BLCKSZ as usize;
+/// Rows beyond this have values moved out of line, bytes: TOAST_TUPLE_THRESHOLD, a quarter of a page.
+const TOAST_BYTES: u32 = 2032;
+/// What forming rows may leave behind before it is cleared, bytes.
+const SCRATCH_BYTES: usize = 256 * 1024;
+/// Where a page's line pointers begin, bytes.
+const HEADER_BYTES: usize = std::mem::offset_of!(pg_sys::PageHeaderData, pd_linp);
+const MAIN: pg_sys::ForkNumber::Type = pg_sys::ForkNumber::MAIN_FORKNUM;
 
-/// How a batch keeps its rows until they are stored.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Values {
-    /// As values, which the caller keeps where [`Load::context`] is, or for as long as the table is filled.
-    Kept,
-    /// As rows of their own, because values are gone when the next row comes.
-    Passing,
-}
-
-/// A heap that is being filled. It must have no index that writers maintain, no constraint and no trigger: nothing
-/// looks at the rows.
+/// A heap that is being filled behind its last block. It must have no index that writers maintain, no constraint and no
+/// trigger: nothing looks at the rows. Nobody else may lengthen it.
 pub struct Load {
     relation: pg_sys::Relation,
-    slots: Vec<*mut pg_sys::TupleTableSlot>,
-    filled: usize,
-    bytes: usize,
-    state: pg_sys::BulkInsertState,
-    options: u32,
-    values: Values,
     context: pg_sys::MemoryContext,
+    values: Vec<pg_sys::Datum>,
+    nulls: Vec<bool>,
+    scratch_bytes: usize,
+    /// [`BATCH_PAGES`] pages, aligned as direct I/O wants it.
+    pages: *mut u8,
+    /// Pages begun, the last of which is being filled.
+    begun: usize,
+    /// What stays free of each page, bytes.
+    spare_bytes: usize,
+    first_block: u32,
+    next_block: u32,
+    frozen: bool,
+    redo: pg_sys::XLogRecPtr,
+    xid: pg_sys::TransactionId,
+    command: pg_sys::CommandId,
     rows: u64,
 }
 
 impl Load {
-    /// Opens a heap. `options` are `HEAP_INSERT_*`.
-    pub fn open(table: pg_sys::Oid, values: Values, options: u32) -> Self {
+    /// Opens a heap. `frozen`: rows are stored as old ones, which every snapshot sees, and their pages are marked so.
+    pub fn open(table: pg_sys::Oid, frozen: bool) -> Self {
         // SAFETY: raises for what cannot be opened; everything lives in the current context, which the caller keeps.
         unsafe {
             let relation = pg_sys::relation_open(table, ROW_EXCLUSIVE);
-            let kind = match values {
-                Values::Kept => &raw const pg_sys::TTSOpsVirtual,
-                Values::Passing => &raw const pg_sys::TTSOpsHeapTuple,
-            };
-            let slot = || {
-                let slot = pg_sys::MakeSingleTupleTableSlot((*relation).rd_att, kind);
-                // Columns that are never given are NULL.
-                for at in 0..(*(*relation).rd_att).natts.max(0) as usize {
-                    *(*slot).tts_isnull.add(at) = true;
-                }
-                slot
-            };
+            let columns = (*(*relation).rd_att).natts.max(0) as usize;
+            let room: *mut u8 = pg_sys::palloc((BATCH_PAGES + 1) * PAGE_BYTES).cast();
+            let options: *const pg_sys::StdRdOptions = (*relation).rd_options.cast();
+            let fill_percent =
+                options.as_ref().map_or(100, |options| options.fillfactor.clamp(10, 100) as usize);
+            let block = pg_sys::RelationGetNumberOfBlocksInFork(relation, MAIN);
             Self {
                 relation,
-                slots: (0..BATCH_ROWS).map(|_| slot()).collect(),
-                filled: 0,
-                bytes: 0,
-                state: pg_sys::GetBulkInsertState(),
-                options,
-                values,
                 context: pg_sys::AllocSetContextCreateInternal(
                     pg_sys::CurrentMemoryContext,
                     c"foreshard bulk load".as_ptr(),
@@ -66,91 +67,192 @@ impl Load {
                     pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                     pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
                 ),
+                values: vec![pg_sys::Datum::from(0usize); columns],
+                nulls: vec![true; columns],
+                scratch_bytes: 0,
+                pages: room.add(room.align_offset(PAGE_BYTES)),
+                begun: 0,
+                spare_bytes: PAGE_BYTES * (100 - fill_percent) / 100,
+                first_block: block,
+                next_block: block,
+                frozen,
+                redo: pg_sys::GetRedoRecPtr(),
+                xid: pg_sys::GetCurrentTransactionId(),
+                command: pg_sys::GetCurrentCommandId(true),
                 rows: 0,
             }
         }
     }
 
-    /// Columns of the table, dropped ones included.
-    pub fn columns(&self) -> usize {
-        // SAFETY: the relation is open.
-        unsafe { (*(*self.relation).rd_att).natts.max(0) as usize }
-    }
-
-    /// Where values may live until their batch is stored.
+    /// Where values may live until their row is added.
     pub fn context(&self) -> pg_sys::MemoryContext {
         self.context
     }
 
-    /// Adds a row: column (from 0), value and whether it is NULL; columns beyond the table's are left out.
+    /// Adds a row: column (from 0), value and whether it is NULL. Columns that are never given are NULL; those
+    /// beyond the table's are left out.
     ///
     /// # Safety
-    /// Values are of their columns' types and live as long as [`Values`] says.
+    /// Values are of their columns' types.
     pub unsafe fn push(&mut self, row: impl Iterator<Item = (usize, pg_sys::Datum, bool)>) {
-        let Some(slot) = self.slots.get(self.filled).copied() else { return };
-        let columns = self.columns();
-        // SAFETY: the slot is empty and has room for every column. What materialising raises passes no destructor.
-        unsafe {
-            for (at, value, is_null) in row.filter(|(at, ..)| *at < columns) {
-                *(*slot).tts_values.add(at) = value;
-                *(*slot).tts_isnull.add(at) = is_null;
-            }
-            pg_sys::ExecStoreVirtualTuple(slot);
-            if self.values == Values::Passing {
-                if let Some(materialize) = (*(*slot).tts_ops).materialize {
-                    materialize(slot);
-                }
-                let tuple = (*slot.cast::<pg_sys::HeapTupleTableSlot>()).tuple;
-                self.bytes += if tuple.is_null() { 0 } else { (*tuple).t_len as usize };
+        for (at, value, is_null) in row {
+            if let (Some(to), Some(null)) = (self.values.get_mut(at), self.nulls.get_mut(at)) {
+                (*to, *null) = (value, is_null);
             }
         }
-        self.filled += 1;
+        // SAFETY: a value for each column.
+        unsafe {
+            let before = pg_sys::MemoryContextSwitchTo(self.context);
+            let mut tuple = pg_sys::heap_form_tuple(
+                (*self.relation).rd_att,
+                self.values.as_mut_ptr(),
+                self.nulls.as_mut_ptr(),
+            );
+            let has_external = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_HASEXTERNAL != 0;
+            if has_external || (*tuple).t_len > TOAST_BYTES {
+                let options =
+                    pg_sys::HEAP_INSERT_SKIP_FSM | if self.frozen { pg_sys::HEAP_INSERT_FROZEN } else { 0 };
+                tuple = compat::toast(self.relation, tuple, options as i32);
+            }
+            self.add(tuple);
+            pg_sys::MemoryContextSwitchTo(before);
+            self.scratch_bytes += (*tuple).t_len as usize;
+            if self.scratch_bytes >= SCRATCH_BYTES {
+                pgrx::check_for_interrupts!();
+                pg_sys::MemoryContextReset(self.context);
+                self.scratch_bytes = 0;
+            }
+        }
         self.rows += 1;
-        if self.filled == self.slots.len() || self.bytes >= BATCH_BYTES {
-            self.flush();
+    }
+
+    /// Puts a row onto the page that is being filled, or onto a new one.
+    ///
+    /// # Safety
+    /// `tuple` must be a row of the table.
+    unsafe fn add(&mut self, tuple: pg_sys::HeapTuple) {
+        // SAFETY: as promised by the caller.
+        let bytes = unsafe { (*tuple).t_len as usize };
+        let pointer_bytes = std::mem::size_of::<pg_sys::ItemIdData>();
+        let aligned = bytes.next_multiple_of(pg_sys::MAXIMUM_ALIGNOF as usize);
+        // SAFETY: pages are ours and as long as their headers say; a row fits into an empty page, else forming it raised.
+        unsafe {
+            let mut page = self.page();
+            let full = page.is_none_or(|page| {
+                let free = usize::from((*page).pd_upper - (*page).pd_lower);
+                let is_empty = usize::from((*page).pd_lower) == HEADER_BYTES;
+                free < aligned + pointer_bytes + if is_empty { 0 } else { self.spare_bytes }
+            });
+            if full {
+                page = Some(self.begin_page());
+            }
+            let Some(page) = page else { return };
+            let free = usize::from((*page).pd_upper - (*page).pd_lower);
+            if free < aligned + pointer_bytes {
+                pgrx::ereport!(
+                    ERROR,
+                    PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                    format!("row is too big: size {bytes}")
+                );
+            }
+            let upper = usize::from((*page).pd_upper) - aligned;
+            let offset = (usize::from((*page).pd_lower) - HEADER_BYTES) / pointer_bytes + 1;
+            let block = self.next_block + self.begun as u32 - 1;
+            let header = page.cast::<u8>().add(upper).cast::<pg_sys::HeapTupleHeaderData>();
+            std::ptr::copy_nonoverlapping((*tuple).t_data.cast::<u8>(), header.cast(), bytes);
+            self.mark(header, block, offset as u16);
+            let mut pointer = pg_sys::ItemIdData::default();
+            pointer.set_lp_off(upper as u32);
+            pointer.set_lp_flags(pg_sys::LP_NORMAL);
+            pointer.set_lp_len(bytes as u32);
+            page.cast::<u8>().add(usize::from((*page).pd_lower)).cast::<pg_sys::ItemIdData>().write(pointer);
+            (*page).pd_lower += pointer_bytes as u16;
+            (*page).pd_upper = upper as u16;
         }
     }
 
+    /// Whose a row is, as `heap_prepare_insert` marks it.
+    ///
+    /// # Safety
+    /// `header` must be a row on a page of ours.
+    unsafe fn mark(&self, header: *mut pg_sys::HeapTupleHeaderData, block: u32, offset: u16) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let row = &mut *header;
+            row.t_infomask &= !(pg_sys::HEAP_XACT_MASK as u16);
+            row.t_infomask2 &= !(pg_sys::HEAP2_XACT_MASK as u16);
+            row.t_infomask |= pg_sys::HEAP_XMAX_INVALID as u16;
+            if self.frozen {
+                row.t_infomask |= pg_sys::HEAP_XMIN_FROZEN as u16;
+            }
+            row.t_choice.t_heap.t_xmin = self.xid;
+            row.t_choice.t_heap.t_xmax = pg_sys::InvalidTransactionId;
+            row.t_choice.t_heap.t_field3.t_cid = self.command;
+            row.t_ctid.ip_blkid.bi_hi = (block >> 16) as u16;
+            row.t_ctid.ip_blkid.bi_lo = block as u16;
+            row.t_ctid.ip_posid = offset;
+        }
+    }
+
+    fn page(&self) -> Option<*mut pg_sys::PageHeaderData> {
+        let last = self.begun.checked_sub(1)?;
+        // SAFETY: `begun` never passes BATCH_PAGES.
+        Some(unsafe { self.pages.add(last * PAGE_BYTES).cast() })
+    }
+
+    fn begin_page(&mut self) -> *mut pg_sys::PageHeaderData {
+        if self.begun == BATCH_PAGES {
+            self.flush();
+        }
+        // SAFETY: less than BATCH_PAGES are begun.
+        unsafe {
+            let page = self.pages.add(self.begun * PAGE_BYTES);
+            self.begun += 1;
+            pg_sys::PageInit(page.cast(), PAGE_BYTES, 0);
+            let page = page.cast::<pg_sys::PageHeaderData>();
+            if self.frozen {
+                (*page).pd_flags |= pg_sys::PD_ALL_VISIBLE as u16;
+            }
+            page
+        }
+    }
+
+    /// Logs and writes what is begun.
     fn flush(&mut self) {
         pgrx::check_for_interrupts!();
-        // SAFETY: as many slots as are filled; what storing allocates lives in our context until it is done.
+        // SAFETY: whole pages of the blocks behind the heap's last; nobody else lengthens it.
         unsafe {
-            let before = pg_sys::MemoryContextSwitchTo(self.context);
-            pg_sys::heap_multi_insert(
-                self.relation,
-                self.slots.as_mut_ptr(),
-                self.filled as i32,
-                pg_sys::GetCurrentCommandId(true),
-                self.options as i32,
-                self.state,
-            );
-            for slot in self.slots.iter().take(self.filled) {
-                if let Some(clear) = (*(**slot).tts_ops).clear {
-                    clear(*slot);
-                }
+            let mut blocks: Vec<u32> = (0..self.begun as u32).map(|at| self.next_block + at).collect();
+            let mut pages: Vec<pg_sys::Page> =
+                (0..self.begun).map(|at| self.pages.add(at * PAGE_BYTES).cast()).collect();
+            if needs_wal(self.relation) {
+                compat::log_pages(self.relation, &mut blocks, &mut pages);
             }
-            pg_sys::MemoryContextSwitchTo(before);
-            pg_sys::MemoryContextReset(self.context);
+            for (block, page) in blocks.iter().zip(&pages) {
+                compat::extend(self.relation, *block, *page);
+            }
+            self.next_block += self.begun as u32;
         }
-        self.filled = 0;
-        self.bytes = 0;
+        self.begun = 0;
     }
 
     /// Stores what is left and closes the table.
     pub fn finish(mut self) -> Filled {
-        if self.filled > 0 {
+        if self.begun > 0 {
             self.flush();
         }
         // SAFETY: opened in `open`; the lock stays to the end of the transaction.
         unsafe {
-            pg_sys::FreeBulkInsertState(self.state);
-            self.slots.iter().for_each(|slot| pg_sys::ExecDropSingleTupleTableSlot(*slot));
-            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
-            let blocks = pg_sys::RelationGetNumberOfBlocksInFork(self.relation, main);
+            if self.frozen {
+                visibility::set_all_frozen(self.relation, self.first_block, self.next_block);
+            }
+            if self.next_block > self.first_block && self.redo != pg_sys::GetRedoRecPtr() {
+                pg_sys::smgrimmedsync(pg_sys::RelationGetSmgr(self.relation), MAIN);
+            }
             pg_sys::relation_close(self.relation, pg_sys::NoLock as i32);
             pg_sys::MemoryContextDelete(self.context);
             pg_sys::CommandCounterIncrement();
-            Filled { rows: self.rows, blocks }
+            Filled { rows: self.rows, blocks: self.next_block }
         }
     }
 }
@@ -201,12 +303,8 @@ pub fn fill(target: &Target, query: &str) -> PgResult<Filled> {
     };
     // A parallel query could not be given a command of ours in its middle.
     super::spi::set_local("max_parallel_workers_per_gather", "0")?;
-    // The map of free space would lead to blocks before `from_block`, where a failed chunk is not cut off. Without it only the
-    // last block is looked at, which is that one.
-    let options = pg_sys::HEAP_INSERT_SKIP_FSM | if frozen { pg_sys::HEAP_INSERT_FROZEN } else { 0 };
-    let load = Load::open(table, Values::Passing, options);
-    // SAFETY: the relation is open.
-    unsafe { begin_at(load.relation, from_block)? };
+    begin_at(table, from_block)?;
+    let load = Load::open(table, frozen);
     let mut receiver = Receiver { public, load, columns };
     // SAFETY: the receiver outlives the query, and its public part comes first; connected for the time of the call,
     // an ERROR ends the connection and everything else with the transaction.
@@ -224,45 +322,19 @@ pub fn fill(target: &Target, query: &str) -> PgResult<Filled> {
     Ok(receiver.load.finish())
 }
 
-/// Makes a new block, the first behind `block` others, the one that is filled next.
-///
-/// # Safety
-/// `relation` must be an open heap.
-unsafe fn begin_at(relation: pg_sys::Relation, block: u32) -> PgResult<()> {
-    let main = pg_sys::ForkNumber::MAIN_FORKNUM;
-    let exclusive = pg_sys::ExclusiveLock as i32;
-    // SAFETY: as promised by the caller; truncated under ACCESS EXCLUSIVE, extended under the lock for that.
+/// Makes a heap `block` blocks long.
+fn begin_at(table: pg_sys::Oid, block: u32) -> PgResult<()> {
+    // SAFETY: raises for what cannot be opened; truncated under ACCESS EXCLUSIVE.
     unsafe {
-        if pg_sys::RelationGetNumberOfBlocksInFork(relation, main) > block {
+        let relation = pg_sys::relation_open(table, ROW_EXCLUSIVE);
+        if pg_sys::RelationGetNumberOfBlocksInFork(relation, MAIN) > block {
             // A vacuum may be at it.
-            if !super::lock::try_lock_all(&[(*relation).rd_id], super::lock::ACCESS_EXCLUSIVE) {
+            if !super::lock::try_lock_all(&[table], super::lock::ACCESS_EXCLUSIVE) {
                 return Err(error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, "the copy is in use"));
             }
             pg_sys::RelationTruncate(relation, block);
         }
-        pg_sys::LockRelationForExtension(relation, exclusive);
-        // After a crash blocks that were never written may be missing.
-        let at = loop {
-            let new = pg_sys::InvalidBlockNumber;
-            let buffer = pg_sys::ReadBufferExtended(
-                relation,
-                main,
-                new,
-                pg_sys::ReadBufferMode::RBM_NORMAL,
-                std::ptr::null_mut(),
-            );
-            let at = pg_sys::BufferGetBlockNumber(buffer);
-            pg_sys::ReleaseBuffer(buffer);
-            pgrx::check_for_interrupts!();
-            if at >= block {
-                break at;
-            }
-        };
-        pg_sys::UnlockRelationForExtension(relation, exclusive);
-        // Else it would go on in the block that it filled last.
-        if let Some(storage) = (*relation).rd_smgr.as_mut() {
-            storage.smgr_targblock = at;
-        }
+        pg_sys::relation_close(relation, pg_sys::NoLock as i32);
     }
     Ok(())
 }

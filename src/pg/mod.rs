@@ -40,6 +40,7 @@ pub mod trigger;
 pub mod tuple;
 pub mod types;
 pub mod usage;
+mod visibility;
 pub mod window;
 pub mod wire;
 

@@ -164,6 +164,26 @@ pub fn drop_own_table(relation: pg_sys::Oid) {
     drop_object(address(pg_sys::RelationRelationId, relation));
 }
 
+/// Cuts `blocks` blocks off the end of one of foreshard's own tables that nobody reads any more, and tells whether
+/// any are left. A file that is dropped as it stands, with hundreds of megabytes, keeps the file system so busy that
+/// everybody's commits wait. False also when somebody is at the table: it goes when it is dropped.
+pub fn shorten(relation: pg_sys::Oid, blocks: u32) -> bool {
+    if !super::lock::try_lock_all(&[relation], super::lock::ACCESS_EXCLUSIVE) {
+        return false;
+    }
+    // SAFETY: opened under the lock that truncation asks for; raises for what cannot be opened.
+    unsafe {
+        let open = pg_sys::relation_open(relation, pg_sys::NoLock as i32);
+        let now = pg_sys::RelationGetNumberOfBlocksInFork(open, pg_sys::ForkNumber::MAIN_FORKNUM);
+        let left = now.saturating_sub(blocks);
+        if left < now {
+            pg_sys::RelationTruncate(open, left);
+        }
+        pg_sys::relation_close(open, pg_sys::NoLock as i32);
+        left > 0
+    }
+}
+
 fn drop_object(object: pg_sys::ObjectAddress) {
     let flags = pg_sys::PERFORM_DELETION_INTERNAL
         | pg_sys::PERFORM_DELETION_QUIETLY

@@ -3,7 +3,7 @@
 
 use super::keys::{KeyKind, NodeKey};
 use super::leaf::ClosureRow;
-use crate::pg::load::{Load, Values};
+use crate::pg::load::Load;
 use pgrx::{IntoDatum, pg_sys};
 
 /// A value of a column.
@@ -31,13 +31,12 @@ pub struct Bulk {
 impl Bulk {
     /// Opens a heap that this (sub)transaction has created and that has no index yet.
     pub fn open(table: pg_sys::Oid, kind: KeyKind) -> Self {
-        let options = pg_sys::HEAP_INSERT_SKIP_FSM | pg_sys::HEAP_INSERT_FROZEN;
-        Self { load: Load::open(table, Values::Kept, options), kind }
+        Self { load: Load::open(table, true), kind }
     }
 
     /// Adds a row of a closure.
     pub fn push_closure(&mut self, row: &ClosureRow<'_>) {
-        // SAFETY: values live in the load's context until the batch is stored.
+        // SAFETY: values live in the load's context until the row is added.
         let values = unsafe {
             let before = pg_sys::MemoryContextSwitchTo(self.load.context());
             let values = row.values(self.kind);
