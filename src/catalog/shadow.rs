@@ -386,20 +386,22 @@ pub fn trigger_exists(trigger: pg_sys::Oid) -> PgResult<bool> {
     .unwrap_or(false))
 }
 
-/// The next table of a move's own, or its toast table, that is longer than `bytes`: see [`storage::shorten`].
-pub fn longer_than(move_id: i64, bytes: i64) -> PgResult<Option<pg_sys::Oid>> {
-    spi::one(
-        "SELECT f.oid FROM (SELECT pg_catalog.unnest(ARRAY[r.shadow, r.capture_log, r.twin]) AS oid FROM foreshard.move_relation r \
-                             WHERE r.move_id = $1 \
-                            UNION SELECT c.oid FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid IN (m.child, m.log) \
-                             WHERE m.move_id = $1 AND c.relrewrite = m.source) o \
-           JOIN pg_catalog.pg_class c ON c.oid = o.oid AND c.relkind = 'r' AND c.relrewrite <> 0 \
-          CROSS JOIN LATERAL (VALUES (c.oid), (c.reltoastrelid)) f (oid) \
-          WHERE f.oid <> 0 AND pg_catalog.pg_relation_size(f.oid) > $2 LIMIT 1",
+/// Tables of a move's own, their toast tables and all their indexes that are longer than `bytes`: see [`storage::shorten`].
+pub fn longer_than(move_id: i64, bytes: i64) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "WITH own AS ( \
+             SELECT f.oid FROM (SELECT pg_catalog.unnest(ARRAY[r.shadow, r.capture_log, r.twin]) AS oid FROM foreshard.move_relation r \
+                                 WHERE r.move_id = $1 \
+                                UNION SELECT c.oid FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid IN (m.child, m.log) \
+                                 WHERE m.move_id = $1 AND c.relrewrite = m.source) o \
+               JOIN pg_catalog.pg_class c ON c.oid = o.oid AND c.relkind = 'r' AND c.relrewrite <> 0 \
+              CROSS JOIN LATERAL (VALUES (c.oid), (c.reltoastrelid)) f (oid)) \
+         SELECT a.oid FROM (TABLE own UNION SELECT i.indexrelid FROM own JOIN pg_catalog.pg_index i ON i.indrelid = own.oid) a \
+          WHERE a.oid <> 0 AND pg_catalog.pg_relation_size(a.oid) > $2 ORDER BY a.oid",
         &[move_id.into(), bytes.into()],
+        |row| row.need(1),
     )
 }
-
 /// Drops shadows and logs of a move and forgets its relations; what is gone already is fine.
 pub fn drop_all(move_id: i64) -> PgResult<()> {
     for row in relations(move_id)? {

@@ -18,14 +18,9 @@ pub fn cluster(options: &ClusterOptions) -> Result<Cluster> {
 
 /// As [`cluster`], of a given installation.
 pub fn cluster_of(install: Install, options: &ClusterOptions) -> Result<Cluster> {
-    // The shared disk of a test machine may be fuller than a server's.
     let cluster = Cluster::start_with(
         install,
-        &options
-            .clone()
-            .set("foreshard.min_free_disk", "0")
-            .set("foreshard.rollback_window", "0")
-            .set("foreshard.canary_steps", ""),
+        &options.clone().set("foreshard.rollback_window", "0").set("foreshard.canary_steps", ""),
     )?;
     let mut client = cluster.connect("postgres")?;
     for name in SPACES {
