@@ -20,6 +20,7 @@ pub fn bench(options: &Options, accesses: &[u32], keys: usize, layout: &Layout) 
         &ClusterOptions::new("bench-place")
             .set("shared_buffers", "512MB")
             .set("foreshard.rollback_window", "0")
+            .set("foreshard.canary_steps", "")
             .set("foreshard.max_leaves", "4096"),
     )?;
     let mut client = cluster.connect("postgres")?;

@@ -108,6 +108,8 @@ fn run(options: &Options) -> Result<bool> {
             .set("max_wal_size", "8GB")
             .set("maintenance_work_mem", "256MB")
             // What is measured does not depend on the disk of the day.
+            // A canary stands as long as its settings say, whatever the split costs.
+            .set("foreshard.canary_steps", "")
             .set("foreshard.rollback_window", &options.window_s.to_string()),
     )?;
     let mut client = prepare(&cluster, options)?;

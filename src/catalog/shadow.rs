@@ -312,6 +312,32 @@ pub fn index_pairs(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::O
     )
 }
 
+/// The copies that the rows of one relation are divided over: the partitions of its shadow, or the shadow.
+pub fn copies(row: &RelationRow) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "SELECT coalesce(i.inhrelid, c.oid) FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_inherits i ON i.inhparent = c.oid \
+         WHERE c.oid = $1 AND (c.relkind = 'r' OR i.inhrelid IS NOT NULL) ORDER BY 1",
+        &[row.shadow.into()],
+        |row| row.need(1),
+    )
+}
+
+/// (Index of a relation, that of one of its copies) pairs. A copy that is made like another relation has them by the index of
+/// the table that both are partitions of.
+pub fn index_pairs_of(
+    move_id: i64,
+    source: pg_sys::Oid,
+    copy: pg_sys::Oid,
+) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid)>> {
+    spi::rows(
+        "SELECT DISTINCT o.indexrelid, m.shadow_index FROM foreshard.move_index m JOIN pg_catalog.pg_index o ON o.indrelid = $2 \
+         WHERE m.move_id = $1 AND m.heap = $3 AND (o.indexrelid = m.source_index OR EXISTS (SELECT FROM pg_catalog.pg_inherits a \
+             JOIN pg_catalog.pg_inherits b ON b.inhparent = a.inhparent WHERE a.inhrelid = m.source_index AND b.inhrelid = o.indexrelid)) ORDER BY 1",
+        &[move_id.into(), source.into(), copy.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
 /// Every index and toast relation whose storage or links the swap of a relation touches, ascending.
 pub fn swapped_with(move_id: i64, row: &RelationRow) -> PgResult<Vec<pg_sys::Oid>> {
     spi::rows(

@@ -178,7 +178,7 @@ fn fit(engine: &dyn Engine, row: &MoveRow, relations: &[RelationRow]) -> PgResul
 }
 
 /// Whether every source looks as it did when its changes began to be mirrored.
-fn look_unchanged(relations: &[RelationRow]) -> PgResult<bool> {
+pub(super) fn look_unchanged(relations: &[RelationRow]) -> PgResult<bool> {
     for relation in relations {
         if !(looks_unchanged(relation)? && shadow::is_mirroring(relation.trigger)?) {
             return Ok(false);

@@ -5,6 +5,7 @@
 
 pub mod closures;
 pub mod files;
+pub mod halves;
 pub mod known;
 pub mod ledger;
 pub mod nodes;
@@ -29,8 +30,8 @@ pub const PHASES: [&str; 10] =
     ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "canary", "cutover", "retire"];
 
 /// Those of a split.
-pub const SPLIT_PHASES: [&str; 9] =
-    ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "cutover", "retire"];
+pub const SPLIT_PHASES: [&str; 10] =
+    ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "canary", "cutover", "retire"];
 
 /// A server whose database `postgres` has the extension and two shards.
 pub struct Server {
