@@ -23,6 +23,7 @@ pub mod graph;
 pub mod guest;
 pub mod heat;
 pub mod hot_key;
+pub mod late;
 pub mod layout;
 pub mod link;
 pub mod list_size;

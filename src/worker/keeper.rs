@@ -7,9 +7,9 @@ use super::publish::Publisher;
 use super::watch;
 use crate::catalog::graph::{influence, moving};
 use crate::catalog::{act as acts, citus, data_source, due, heat, moves, node, relation, session, slot_key};
-use crate::observe::directory;
+use crate::observe::{directory, drain};
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
-use crate::pg::guc;
+use crate::pg::{guc, usage};
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use crate::pg::shmem::{self, State};
@@ -37,12 +37,13 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
     bgworker::on_exit(leave);
     bgworker::begin(database);
     shmem::with_entry(database, |entry| entry.keeper = bgworker::pid());
+    drain::serve();
     if let Err(report) = bgworker::transaction(session::prepare_worker) {
         pgrx::log!("foreshard keeper: {}", report.line);
     }
     let mut state = Keeper::default();
     loop {
-        let begun_s = bgworker::now_s();
+        let begun_ns = usage::elapsed_ns();
         match bgworker::transaction(relation::has_extension) {
             Ok(true) => state.tick(),
             Ok(false) => {
@@ -54,9 +55,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
             Err(report) => pgrx::log!("foreshard keeper: {}", report.line),
         }
         bgworker::show_activity(None);
-        // Readings keep their pace, however long this took.
-        let spent_ms = ((bgworker::now_s() - begun_s) * 1e3) as i64;
-        bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
+        state.rest(begun_ns);
     }
 }
 
@@ -65,6 +64,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     let pid = bgworker::pid();
+    drain::serve_no_more();
     // Somebody may drop the database; a carrier that is at it makes its routes anew.
     route::keep_only(&[]);
     shmem::with_entry(bgworker::database(), |entry| {
@@ -90,6 +90,19 @@ struct Keeper {
 }
 
 impl Keeper {
+    /// Sleeps until a second after a tick began (readings keep their pace, however long it took), or until somebody
+    /// has work. When samples fill the rings, reads them meanwhile, as often as that takes.
+    fn rest(&mut self, begun_ns: u64) {
+        loop {
+            let spent_ms = (usage::elapsed_ns().saturating_sub(begun_ns) / 1_000_000) as i64;
+            bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
+            if !self.learner.is_called() {
+                return;
+            }
+            self.learner.read(&self.publisher, bgworker::now_s());
+        }
+    }
+
     fn tick(&mut self) {
         let now_s = bgworker::now_s();
         self.carriers.retain(|(_, handle)| handle.is_alive());
@@ -119,8 +132,8 @@ impl Keeper {
             let (reader, publisher, costs) = (&mut self.reader, &mut self.publisher, &self.learner.costs);
             report("observation", bgworker::transaction(|| reader.observe(publisher, costs, now_s)));
             self.learner.costs.read();
-            self.publisher.publish(true);
-            report("learning", self.learner.store(&self.publisher, now_s));
+            self.publisher.publish();
+            report("learning", self.learner.store(&mut self.publisher, now_s));
         }
         if is_due(self.last_plan_s, now_s, f64::from(guc::PLAN_INTERVAL.get()) - 0.05) {
             self.last_plan_s = now_s;
@@ -138,7 +151,7 @@ impl Keeper {
             learner.restore(now_s)?;
             publisher.refresh()
         })?;
-        publisher.publish(false);
+        publisher.publish();
         if changed { learner.forget_gone(publisher) } else { Ok(()) }
     }
 

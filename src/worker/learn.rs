@@ -103,8 +103,14 @@ impl Learner {
         self.costs.restore(now_s)
     }
 
+    /// Whether keepers were called to read since the last reading, because the rings fill.
+    pub fn is_called(&self) -> bool {
+        self.cursors.are_called()
+    }
+
     /// Reads every sample since the last time.
     pub fn read(&mut self, publisher: &Publisher, now_s: f64) {
+        self.cursors.answer();
         let Self { cursors, triggers, groups, pairs, edges, lost, gatherers, .. } = self;
         lost[0].1 += cursors.triggers(|sample| triggers.observe(sample));
         lost[1].1 += cursors.keys(|sample| {
@@ -129,9 +135,12 @@ impl Learner {
     }
 
     /// Stores what was learnt, topic by topic: what fails does not hold up the rest.
-    pub fn store(&mut self, publisher: &Publisher, now_s: f64) -> WorkResult<()> {
+    pub fn store(&mut self, publisher: &mut Publisher, now_s: f64) -> WorkResult<()> {
         let triggers = &mut self.triggers;
-        let done = in_background(|| triggers.store()).map(|seen| triggers.stored(seen));
+        let mut done = in_background(|| triggers.store()).map(|seen| triggers.stored(seen));
+        if triggers.take_new_copies() {
+            done = done.and(in_background(|| publisher.find_copies()));
+        }
         let (keys, pairs) = (self.store_keys(publisher, now_s), self.store_pairs(publisher, now_s));
         let costs = in_background(|| self.costs.store()).map(|stored| {
             if stored {

@@ -10,6 +10,7 @@ pub mod graph;
 pub mod keeper;
 mod key_load;
 pub mod launcher;
+mod late;
 mod learn;
 mod load;
 pub mod nodes;

@@ -64,8 +64,11 @@ pub struct Triggers {
     /// What shared memory has an entry for.
     entries: HashMap<u64, ProfileIdentity>,
     /// Entries that are told as another trigger's: PostgreSQL gives the checks of a foreign key a name of
-    /// their own in every partition.
+    /// their own in every partition. Backends are told ([`super::publish`]) and count them together from then on.
     alias: HashMap<u64, u64>,
+    /// Those of them that were there the last time but one: nobody counts there any more.
+    left: Vec<u64>,
+    new_copies: bool,
     /// The triggers that are told.
     identities: HashMap<u64, ProfileIdentity>,
     /// Totals already in the sums.
@@ -100,6 +103,11 @@ impl Triggers {
     /// The trigger as which an entry is told.
     fn told(&self, key: u64) -> u64 {
         self.alias.get(&key).copied().unwrap_or(key)
+    }
+
+    /// Whether backends counted something under the name of a copy since the last time: they have to be told.
+    pub fn take_new_copies(&mut self) -> bool {
+        std::mem::take(&mut self.new_copies)
     }
 
     /// Learns from one measured call.
@@ -171,6 +179,7 @@ impl Triggers {
             if let Some(name) = names.remove(&index) {
                 told.name = ProfileIdentity::name_words(name.as_bytes());
                 self.alias.insert(activity.key, told.key());
+                self.new_copies = true;
             }
             self.entries.insert(activity.key, activity.identity);
             self.identities.insert(told.key(), told);
@@ -206,6 +215,9 @@ impl Triggers {
     /// What [`Triggers::store`] returned is safely stored.
     pub fn stored(&mut self, seen: Vec<(u64, [u64; TOTALS])>) {
         self.seen.extend(seen);
+        let left = std::mem::take(&mut self.left);
+        self.forgotten(&left);
+        self.left = self.alias.keys().copied().collect();
         for (key, known) in &mut self.known {
             if self.identities.contains_key(key) {
                 known.unsaved = false;
@@ -223,21 +235,18 @@ impl Triggers {
 
     /// What [`Triggers::forget_gone`] found is gone for good: here and in shared memory, too.
     pub fn forgotten(&mut self, keys: &[u64]) {
-        let mut shrunk = Vec::new();
+        // The sums lose nothing by an entry that is gone, only shared memory does.
+        for (key, totals) in drain::forget_profiles(keys) {
+            if let Some(seen) = self.alias.get(&key).and_then(|told| self.seen.get_mut(told)) {
+                seen.iter_mut().zip(totals).for_each(|(seen, gone)| *seen = seen.saturating_sub(gone));
+            }
+        }
         for key in keys {
-            drain::forget_profile(*key);
             self.entries.remove(key);
             self.identities.remove(key);
             self.seen.remove(key);
             self.known.remove(key);
-            shrunk.extend(self.alias.remove(key));
-        }
-        // The sums lost nothing by an entry that is gone, only shared memory did.
-        let totals = self.totals(&drain::profiles());
-        for told in shrunk {
-            if let (Some(seen), Some(now)) = (self.seen.get_mut(&told), totals.get(&told)) {
-                *seen = *now;
-            }
+            self.alias.remove(key);
         }
     }
 }
