@@ -231,7 +231,8 @@ fn slots_of(c: &mut Client, a: u32, b: u32) -> Result<(i64, i64)> {
 
 #[test]
 fn keys_pairs_and_unit_costs() -> Result<()> {
-    let mut cluster = cluster(&options("keys").set("foreshard.hot_slot_threshold", "20"))?;
+    let options = options("keys").set("foreshard.hot_slot_threshold", "20").set("foreshard.sample_buffer", "512");
+    let mut cluster = cluster(&options)?;
     let mut c = working_database(&cluster, "d")?;
     let (a, b) = slots_of(&mut c, 7, 8)?;
     assert_eq!(c.query_one("SELECT count(*) FROM foreshard.hot_keys")?, "0", "cold slots give no keys");
@@ -257,7 +258,29 @@ fn keys_pairs_and_unit_costs() -> Result<()> {
     wait_for(&mut c, known, "t")?;
     assert_eq!(load.error_texts().len(), 0, "{:?}", load.error_texts());
     drop(load);
+    rings_are_read_in_time(&mut c)?;
     what_was_measured_survives(&mut cluster, c)
+}
+
+/// Thousands of samples in a second go through a ring of 512: the keeper reads it as often as that takes.
+fn rings_are_read_in_time(c: &mut Client) -> Result<()> {
+    let area = |column: &str| {
+        format!("SELECT {column} FROM foreshard.stat_foreshard WHERE area = 'trigger samples'")
+    };
+    let number = |text: String| text.parse::<i64>().unwrap_or(-1);
+    std::thread::sleep(Duration::from_millis(2_200));
+    let (written, lost) = (number(c.query_one(&area("written"))?), number(c.query_one(&area("lost"))?));
+    let begun = Instant::now();
+    update(c, 6_000)?;
+    let took = begun.elapsed();
+    std::thread::sleep(Duration::from_millis(2_200));
+    let written = number(c.query_one(&area("written"))?) - written;
+    let lost = number(c.query_one(&area("lost"))?) - lost;
+    println!("{written} samples in {took:?}, {lost} of them lost");
+    let kept_by_the_second = 512 * (took.as_secs() as i64 + 2);
+    assert!(written >= 6_000 && written > 2 * kept_by_the_second, "{written} samples in {took:?} prove nothing");
+    assert!(lost < written / 4, "{lost} of {written} samples were overwritten before they were read");
+    Ok(())
 }
 
 fn what_was_measured_survives(cluster: &mut Cluster, mut c: Client) -> Result<()> {
@@ -375,13 +398,38 @@ fn keys_of_outer_rows_are_not_read() -> Result<()> {
     for _ in 0..20 {
         c.exec_prepared("get", &[Some("17")])?;
     }
-    wait_for(&mut c, "SELECT key FROM foreshard.hot_keys WHERE \"table\" = 'w_text'::regclass", "17")
+    wait_for(&mut c, "SELECT key FROM foreshard.hot_keys WHERE \"table\" = 'w_text'::regclass", "17")?;
+    keys_of_scans_without_an_index(&mut c)
+}
+
+/// A table that is small or has no index on its key is looked through: the condition says what for.
+fn keys_of_scans_without_an_index(c: &mut Client) -> Result<()> {
+    c.exec("CREATE TABLE plain (key bigint NOT NULL, v varchar(9), n int)")?;
+    c.exec("INSERT INTO plain SELECT g, g, g FROM generate_series(1, 300) g")?;
+    c.exec("SELECT foreshard.distribute('plain', 'key', 2)")?;
+    c.exec("CREATE TABLE worded (v varchar(9) NOT NULL, n int)")?;
+    c.exec("INSERT INTO worded SELECT g, g FROM generate_series(1, 300) g")?;
+    c.exec("SELECT foreshard.distribute('worded', 'v', 2)")?;
+    wait_watched(c, 12)?;
+    c.exec("SET enable_seqscan = on")?;
+    c.prepare("scan", "SELECT n FROM plain WHERE key = $1")?;
+    for _ in 0..5 {
+        c.exec_prepared("scan", &[Some("41")])?;
+        c.exec("SELECT n FROM plain WHERE n > 0 AND 42 = key; UPDATE worded SET n = n + 1 WHERE v = '43'")?;
+        // Neither of these names a key that all rows have.
+        c.exec("SELECT n FROM plain WHERE key = 44 OR n = 44; SELECT n FROM plain WHERE n = 45 AND key > 0")?;
+    }
+    let keys = "SELECT string_agg(key, ',' ORDER BY key) FROM foreshard.hot_keys WHERE \"table\" IN ('plain'::regclass, 'worded'::regclass)";
+    wait_for(c, keys, "41,42,43")
 }
 
 #[test]
 fn new_tables_are_watched_at_once() -> Result<()> {
-    let mut cluster =
-        cluster(&options("watched").set("foreshard.bucket", "3600s").set("foreshard.max_relations", "64"))?;
+    let options = options("watched")
+        .set("foreshard.bucket", "3600s")
+        .set("foreshard.max_relations", "64")
+        .set("foreshard.max_trigger_profiles", "16");
+    let mut cluster = cluster(&options)?;
     let mut c = database(&cluster, "d")?;
     c.exec("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)")?;
     keeper(&mut c)?;
@@ -401,6 +449,8 @@ fn new_tables_are_watched_at_once() -> Result<()> {
         c.exec("SELECT count(*) FROM t")?;
         Ok(c.query_one(samples)? == before)
     })?;
+    copies_are_one_trigger(&mut c)?;
+    what_is_dropped_is_withdrawn(&cluster, &mut c)?;
     // What does not fit is counted, and said once.
     c.exec("CREATE TABLE wide (id int PRIMARY KEY)")?;
     c.exec("SELECT foreshard.distribute('wide', 'id', 256)")?;
@@ -410,8 +460,47 @@ fn new_tables_are_watched_at_once() -> Result<()> {
     std::thread::sleep(Duration::from_millis(2500));
     let said = cluster.log_contents().matches("partitions are not watched").count();
     assert_eq!(said, 1, "said {said} times");
+    assert_ne!(c.query_one(USED)?, "0|0|0");
     c.exec("DROP EXTENSION foreshard CASCADE")?;
     c.exec("CREATE EXTENSION foreshard")?;
-    wait_watched(&mut c, 0)?;
+    wait_for(&mut c, USED, "0|0|0")?;
     cluster.restart()
+}
+
+/// Entries of shared memory in use: relations, copies of triggers, trigger profiles.
+const USED: &str = "SELECT string_agg(used::text, '|' ORDER BY area) FROM foreshard.stat_foreshard WHERE used IS NOT NULL";
+
+/// The checks of a foreign key have a name of their own on every partition, of which there are more than entries.
+fn copies_are_one_trigger(c: &mut Client) -> Result<()> {
+    c.exec("CREATE TABLE u (id int PRIMARY KEY, t_id int)")?;
+    c.exec("SELECT foreshard.distribute('u', 'id', 20)")?;
+    wait_watched(c, 30)?;
+    let copies = "SELECT used FROM foreshard.stat_foreshard WHERE area = 'trigger copies'";
+    assert_eq!(c.query_one(copies)?, "0");
+    c.exec("ALTER TABLE u ADD FOREIGN KEY (t_id) REFERENCES t")?;
+    let made = "SELECT count(*) FROM pg_trigger g JOIN foreshard.slot_partition p ON p.partition = g.tgrelid WHERE g.tgisinternal";
+    let made = c.query_one(made)?;
+    assert!(made.parse::<u32>().unwrap_or(0) >= 40, "{made} triggers");
+    wait_for(c, copies, &made)?;
+    c.exec("INSERT INTO u SELECT g, g % 100 + 1 FROM generate_series(1, 2000) g")?;
+    c.exec("UPDATE u SET t_id = t_id % 100 + 1")?;
+    let profiles = "SELECT used, dropped FROM foreshard.stat_foreshard WHERE area = 'trigger profiles'";
+    let profiles = c.exec(profiles)?.to_text();
+    assert_eq!(profiles.trim(), "2|0", "a check is one trigger for INSERT and one for UPDATE");
+    Ok(())
+}
+
+/// Nobody else takes out what a database has left behind that was dropped.
+fn what_is_dropped_is_withdrawn(cluster: &Cluster, c: &mut Client) -> Result<()> {
+    let before = c.query_one(USED)?;
+    let mut other = database(cluster, "e")?;
+    other.exec("CREATE TABLE v (id int PRIMARY KEY); CREATE FUNCTION idle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")?;
+    other.exec("SELECT foreshard.distribute('v', 'id', 4)")?;
+    other.exec("CREATE TRIGGER idle BEFORE INSERT ON v FOR EACH ROW EXECUTE FUNCTION idle()")?;
+    wait_watched(c, 35)?;
+    other.exec("INSERT INTO v VALUES (1)")?;
+    assert_ne!(c.query_one(USED)?, before);
+    drop(other);
+    c.exec("DROP DATABASE e WITH (FORCE)")?;
+    wait_for(c, USED, &before)
 }

@@ -57,6 +57,18 @@ fn a_reader_is_called_before_anything_is_lost() {
 }
 
 #[test]
+fn what_was_placed_since_a_reading_stays() {
+    let segment = Segment::default();
+    segment.placed_ns.fetch_add(700, Ordering::Relaxed);
+    let read = segment.placed_ns.load(Ordering::Relaxed);
+    segment.placed_ns.fetch_add(30, Ordering::Relaxed);
+    segment.take_placed(read);
+    assert_eq!(segment.placed_ns.load(Ordering::Relaxed), 30);
+    segment.take_placed(31);
+    assert_eq!(segment.placed_ns.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn the_name_of_a_copy_is_told_with_the_oid_of_what_it_is_copied_from() {
     let padded = |name: &str| std::array::from_fn(|i| name.as_bytes().get(i).copied().unwrap_or(0));
     for (name, oid, wanted) in [
