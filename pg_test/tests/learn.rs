@@ -231,7 +231,8 @@ fn slots_of(c: &mut Client, a: u32, b: u32) -> Result<(i64, i64)> {
 
 #[test]
 fn keys_pairs_and_unit_costs() -> Result<()> {
-    let options = options("keys").set("foreshard.hot_slot_threshold", "20").set("foreshard.sample_buffer", "512");
+    let options =
+        options("keys").set("foreshard.hot_slot_threshold", "20").set("foreshard.sample_buffer", "512");
     let mut cluster = cluster(&options)?;
     let mut c = working_database(&cluster, "d")?;
     let (a, b) = slots_of(&mut c, 7, 8)?;
@@ -278,7 +279,10 @@ fn rings_are_read_in_time(c: &mut Client) -> Result<()> {
     let lost = number(c.query_one(&area("lost"))?) - lost;
     println!("{written} samples in {took:?}, {lost} of them lost");
     let kept_by_the_second = 512 * (took.as_secs() as i64 + 2);
-    assert!(written >= 6_000 && written > 2 * kept_by_the_second, "{written} samples in {took:?} prove nothing");
+    assert!(
+        written >= 6_000 && written > 2 * kept_by_the_second,
+        "{written} samples in {took:?} prove nothing"
+    );
     assert!(lost < written / 4, "{lost} of {written} samples were overwritten before they were read");
     Ok(())
 }
@@ -468,7 +472,8 @@ fn new_tables_are_watched_at_once() -> Result<()> {
 }
 
 /// Entries of shared memory in use: relations, copies of triggers, trigger profiles.
-const USED: &str = "SELECT string_agg(used::text, '|' ORDER BY area) FROM foreshard.stat_foreshard WHERE used IS NOT NULL";
+const USED: &str =
+    "SELECT string_agg(used::text, '|' ORDER BY area) FROM foreshard.stat_foreshard WHERE used IS NOT NULL";
 
 /// The checks of a foreign key have a name of their own on every partition, of which there are more than entries.
 fn copies_are_one_trigger(c: &mut Client) -> Result<()> {

@@ -47,9 +47,8 @@ pub type Placed = HashMap<u32, u64>;
 /// that begins now is going to see.
 pub fn placed() -> Placed {
     let Some(region) = region::get() else { return Placed::new() };
-    let own = own_entries(region).map(|(place, relation)| {
-        (relation, region.segments[place].placed_ns.load(Ordering::Relaxed))
-    });
+    let own = own_entries(region)
+        .map(|(place, relation)| (relation, region.segments[place].placed_ns.load(Ordering::Relaxed)));
     own.filter(|(_, placed_ns)| *placed_ns > 0).collect()
 }
 

@@ -1,8 +1,8 @@
 //! What a keeper reads out of shared memory: its own database's part of everything.
 
 use super::samples::{DependencySample, KeySample, TransactionSample, TriggerSample};
-use crate::pg::{bgworker, shmem};
 use crate::pg::region::{self, Dropped};
+use crate::pg::{bgworker, shmem};
 use foreshard_core::shared::{ProfileIdentity, SEGMENT_COUNTERS, TOTALS};
 use std::sync::atomic::Ordering;
 

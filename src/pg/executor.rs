@@ -288,7 +288,9 @@ unsafe extern "C-unwind" fn end(query: *mut pg_sys::QueryDesc) {
 /// Whether it is time for a statement to give its keys, because some slot is hot.
 #[inline]
 fn gives_keys() -> bool {
-    GLANCE.gates.get().any_hot() && !GLANCE.passes(&GLANCE.key_gap, guc::now(&guc::KEY_SAMPLE_INTERVAL))
+    GLANCE.gates.get().any_hot()
+        && watching().is_some()
+        && !GLANCE.passes(&GLANCE.key_gap, guc::now(&guc::KEY_SAMPLE_INTERVAL))
 }
 
 /// # Safety

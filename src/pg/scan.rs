@@ -142,7 +142,9 @@ pub(super) unsafe fn compared_with(
             }
             let operator = &*node.cast::<pg_sys::OpExpr>();
             let mut sides = super::plan::pointers::<pg_sys::Expr>(operator.args);
-            let (Some(left), Some(right), None) = (sides.next(), sides.next(), sides.next()) else { return None };
+            let (Some(left), Some(right), None) = (sides.next(), sides.next(), sides.next()) else {
+                return None;
+            };
             if !EQUAL.contains(&operator.opfuncid.to_u32()) {
                 return None;
             }

@@ -43,7 +43,8 @@ impl Latecomers {
     /// Looks which transactions are open, and which have ended since the last time.
     pub fn look(&mut self, now_s: f64, bucket_s: f64) -> PgResult<()> {
         let open = late::open(now_s - bucket_s * LONG_BUCKETS)?;
-        self.ended.retain(|_, ended| (0.0..REPORT_S.max(2.0 * bucket_s)).contains(&(now_s - ended.known_at_s)));
+        self.ended
+            .retain(|_, ended| (0.0..REPORT_S.max(2.0 * bucket_s)).contains(&(now_s - ended.known_at_s)));
         let still: HashSet<(i32, u64)> = open.iter().map(|o| (o.pid, o.began_s.to_bits())).collect();
         for was in &self.open {
             if !still.contains(&(was.pid, was.began_s.to_bits())) {
@@ -60,7 +61,13 @@ impl Latecomers {
 
     /// Takes the rates of a partition apart, if a long transaction that used it has ended; with how long before the
     /// bucket, which began at `from_s`, that had begun. Else they are what is usual from now on.
-    pub fn spread(&mut self, relation: u32, seen: &Rates, from_s: f64, elapsed_s: f64) -> Option<(Spread, f64)> {
+    pub fn spread(
+        &mut self,
+        relation: u32,
+        seen: &Rates,
+        from_s: f64,
+        elapsed_s: f64,
+    ) -> Option<(Spread, f64)> {
         let ended = self.ended.get(&relation).filter(|_| self.room > 0);
         let before_s = ended.map_or(0.0, |ended| (from_s - ended.began_s).min(LONGEST_S));
         let found = self.usual.get(&relation).and_then(|usual| spread(seen, usual, elapsed_s, before_s));

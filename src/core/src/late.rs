@@ -72,7 +72,9 @@ mod tests {
     #[test]
     fn the_usual_is_left_alone() {
         assert_eq!(spread(&writes(40.0), &writes(20.0), 10.0, 90.0), None);
-        for (elapsed_s, before_s) in [(0.0, 9.0), (10.0, 0.0), (10.0, -1.0), (f64::NAN, 9.0), (10.0, f64::NAN)] {
+        for (elapsed_s, before_s) in
+            [(0.0, 9.0), (10.0, 0.0), (10.0, -1.0), (f64::NAN, 9.0), (10.0, f64::NAN)]
+        {
             assert_eq!(spread(&writes(5_000.0), &writes(0.0), elapsed_s, before_s), None);
         }
         assert_eq!(spread(&writes(f64::NAN), &writes(0.0), 10.0, 90.0).map(|s| s.before.writes_per_s), None);
@@ -84,7 +86,8 @@ mod tests {
         let (rate, bucket_s, half_life_s) = (7.0, 10.0, 60.0);
         let timely = (0..9).fold(1.5, |heat, _| decayed_heat(heat, rate, bucket_s, half_life_s));
         let silent = (0..9).fold(1.5, |heat, _| decayed_heat(heat, 0.0, bucket_s, half_life_s));
-        let late = silent + late_heat(rate, 60.0, 30.0, half_life_s) + late_heat(rate, 30.0, 0.0, half_life_s);
+        let late =
+            silent + late_heat(rate, 60.0, 30.0, half_life_s) + late_heat(rate, 30.0, 0.0, half_life_s);
         assert!((timely - late).abs() < 1e-12, "{timely} {late}");
         assert_eq!(late_heat(f64::INFINITY, 60.0, 0.0, 60.0), 0.0);
         assert_eq!(late_heat(1.0, 60.0, 0.0, 0.0), 0.0);
