@@ -65,16 +65,26 @@ pub fn add(late: &[Late], until_s: f64) -> PgResult<()> {
         return Ok(());
     }
     let column = |of: fn(&Late) -> f64| -> Arg<'static> { late.iter().map(of).collect::<Vec<_>>().into() };
+    // How much of a bucket it lasted. The table to be updated cannot be named in FROM.
+    let part = "(least(extract(epoch FROM h.bucket_at)::float8 + h.resolution_s, $1) - greatest(extract(epoch FROM h.bucket_at)::float8, $1 - q.before_s)) \
+        / h.resolution_s";
+    let columns = [
+        ("reads_per_s", "r1"),
+        ("writes_per_s", "r2"),
+        ("blocks_per_s", "r3"),
+        ("cost_units_per_s", "l1"),
+        ("cpu_ms_per_s", "l2"),
+        ("wal_bytes_per_s", "l3"),
+    ];
+    let set = columns.map(|(column, more)| format!("{column} = h.{column} + q.{more} * {part}")).join(", ");
     spi::run(
-        "UPDATE foreshard.heat_history h SET reads_per_s = h.reads_per_s + q.r1 * o.part, writes_per_s = h.writes_per_s + q.r2 * o.part, \
-             blocks_per_s = h.blocks_per_s + q.r3 * o.part, cost_units_per_s = h.cost_units_per_s + q.l1 * o.part, \
-             cpu_ms_per_s = h.cpu_ms_per_s + q.l2 * o.part, wal_bytes_per_s = h.wal_bytes_per_s + q.l3 * o.part \
-         FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), \
-             pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9)) AS q (slot_id, before_s, r1, r2, r3, l1, l2, l3), \
-         LATERAL (SELECT (least(extract(epoch FROM h.bucket_at) + h.resolution_s, $1) - greatest(extract(epoch FROM h.bucket_at), $1 - q.before_s)) \
-             / h.resolution_s AS part) o \
-         WHERE h.slot_id = q.slot_id AND h.bucket_at < pg_catalog.to_timestamp($1) \
-           AND h.bucket_at > pg_catalog.to_timestamp($1 - q.before_s) - pg_catalog.make_interval(secs => h.resolution_s)",
+        &format!(
+            "UPDATE foreshard.heat_history h SET {set} \
+             FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), \
+                 pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9)) AS q (slot_id, before_s, r1, r2, r3, l1, l2, l3) \
+             WHERE h.slot_id = q.slot_id AND h.bucket_at < pg_catalog.to_timestamp($1) \
+               AND h.bucket_at > pg_catalog.to_timestamp($1 - q.before_s) - pg_catalog.make_interval(secs => h.resolution_s)"
+        ),
         &[
             until_s.into(),
             late.iter().map(|l| l.slot_id).collect::<Vec<_>>().into(),

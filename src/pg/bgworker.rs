@@ -1,11 +1,11 @@
 //! Background workers: start, signals, waits, and a transaction that turns errors into values.
 
 use super::compat;
+use super::glance::GLANCE;
 use super::report::{PgResult, cstring};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a dynamic worker is started with.
 pub struct Spec<'a> {
@@ -96,7 +96,7 @@ pub fn extra() -> i64 {
 /// First call of every worker: PostgreSQL's own handlers (SIGTERM ends it at the next safe point, even
 /// inside a query; SIGHUP re-reads the configuration), then the connection. Database 0: no database.
 pub fn begin(database: u32) {
-    OURS.store(true, Ordering::Relaxed);
+    GLANCE.is_ours.set(true);
     compat::install_signal_handlers();
     // SAFETY: called once, first thing in a worker; user 0 is the bootstrap superuser.
     unsafe {
@@ -108,12 +108,10 @@ pub fn begin(database: u32) {
     }
 }
 
-static OURS: AtomicBool = AtomicBool::new(false);
-
 /// Whether this process is one of our workers, whose statements are not the users' load.
 #[inline]
 pub fn is_ours() -> bool {
-    OURS.load(Ordering::Relaxed)
+    GLANCE.is_ours.get()
 }
 
 /// Ends the worker cleanly; before-exit callbacks run.

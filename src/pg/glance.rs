@@ -29,6 +29,8 @@ pub struct Glance {
     pub drawn: Local<bool>,
     /// Some piece is being measured.
     pub in_frame: Local<bool>,
+    /// This process is one of our workers, whose statements are not the users' load.
+    pub is_ours: Local<bool>,
     /// What is open to all backends.
     pub gates: Local<&'static Gates>,
     /// The statement that runs (a pointer), and where on the stack the frame is that said so.
@@ -50,6 +52,7 @@ pub static GLANCE: Glance = Glance {
     transaction_sampled: Local::new(false),
     drawn: Local::new(false),
     in_frame: Local::new(false),
+    is_ours: Local::new(false),
     gates: Local::new(&CLOSED),
     current: Local::new(NOTHING_RUNS),
 };
