@@ -5,6 +5,7 @@ use crate::pg::spi::{self, Arg};
 use foreshard_core::heat::Rates;
 use foreshard_core::unit_cost::Load;
 use pgrx::pg_sys::Oid;
+use std::collections::HashSet;
 
 /// Locks looked at.
 const MAX_LOCKS: i64 = 65_536;
@@ -61,9 +62,19 @@ pub struct Late {
 /// Adds to the history what came late: all buckets that end by `until_s`, in proportion to how much of each it lasted.
 /// Unknown ones stay unknown.
 pub fn add(late: &[Late], until_s: f64) -> PgResult<()> {
-    if late.is_empty() {
-        return Ok(());
+    let mut rest = late.to_vec();
+    // A statement changes a row once: of each slot one table at a time.
+    while !rest.is_empty() {
+        let mut slots = HashSet::new();
+        let (one_each, others): (Vec<Late>, Vec<Late>) =
+            rest.into_iter().partition(|late| slots.insert(late.slot_id));
+        add_one_each(&one_each, until_s)?;
+        rest = others;
     }
+    Ok(())
+}
+
+fn add_one_each(late: &[Late], until_s: f64) -> PgResult<()> {
     let column = |of: fn(&Late) -> f64| -> Arg<'static> { late.iter().map(of).collect::<Vec<_>>().into() };
     // How much of a bucket it lasted. The table to be updated cannot be named in FROM.
     let part = "(least(extract(epoch FROM h.bucket_at)::float8 + h.resolution_s, $1) - greatest(extract(epoch FROM h.bucket_at)::float8, $1 - q.before_s)) \

@@ -33,7 +33,7 @@ pub struct Watched {
 
 /// A partition's copy of a trigger that PostgreSQL made for itself, which has a name of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Copy {
+pub struct TriggerCopy {
     /// The copy's oid.
     pub trigger: u32,
     /// Oid of the partitioned table's trigger.
@@ -104,7 +104,7 @@ pub fn publish(relations: &[Watched], read: &Placed) -> usize {
 
 /// Makes exactly `copies` the known ones of this database, by their triggers' oids; who does not fit is counted
 /// under a name of its own until the keeper brings it together with the others.
-pub fn publish_copies(copies: &[Copy]) {
+pub fn publish_copies(copies: &[TriggerCopy]) {
     let Some(region) = region::get() else { return };
     let database = bgworker::database();
     shmem::with(|_| {

@@ -112,7 +112,10 @@ impl Keeper {
         report("nodes", self.start_nodes());
         report("citus", self.start_citus());
         report("moves by Citus", super::citus::stop_cancelled());
-        if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
+        if self.last_expire_s == 0.0 {
+            // At the next tick: then what backends have counted is known, and what of it is gone can be forgotten.
+            self.last_expire_s = now_s - EXPIRE_EVERY_S + 0.5;
+        } else if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
             self.last_expire_s = now_s;
             report("history", in_background(expire));
             report("history", self.learner.forget_gone(&self.publisher));

@@ -2,7 +2,7 @@
 //! of them are hot.
 
 use crate::catalog::{heat, watched};
-use crate::observe::directory::{self, Copy, Placed, Watched};
+use crate::observe::directory::{self, Placed, TriggerCopy, Watched};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use foreshard_core::heat::decayed_heat;
@@ -33,10 +33,11 @@ pub struct Publisher {
     /// Partitions that are gone, because they were split or dropped, and their tables.
     former: HashMap<u32, u32>,
     pace: HashMap<i64, Pace>,
-    published: Vec<Watched>,
+    /// None: what an earlier keeper has said may stand there.
+    published: Option<Vec<Watched>>,
     /// What had been placed before the counters were last read.
     placed: Placed,
-    copies: Vec<Copy>,
+    copies: Option<Vec<TriggerCopy>>,
     /// `copies` are not published yet.
     new_copies: bool,
     unwatched: usize,
@@ -70,8 +71,8 @@ impl Publisher {
 
     /// Looks which triggers of partitions are copies with names of their own.
     pub fn find_copies(&mut self) -> PgResult<()> {
-        let copies: Vec<Copy> =
-            watched::copies()?.into_iter().map(|(trigger, root)| Copy { trigger, root }).collect();
+        let found = watched::copies()?.into_iter();
+        let copies = Some(found.map(|(trigger, root)| TriggerCopy { trigger, root }).collect());
         self.new_copies |= copies != self.copies;
         self.copies = copies;
         Ok(())
@@ -115,17 +116,17 @@ impl Publisher {
     /// the slots that were read, of no others.
     pub fn publish(&mut self) {
         if std::mem::take(&mut self.new_copies) {
-            directory::publish_copies(&self.copies);
+            directory::publish_copies(self.copies.as_deref().unwrap_or_default());
         }
         let observe = guc::OBSERVE.get();
         self.judge();
         let wanted: Vec<Watched> = self.relations.iter().map(|r| self.watched(r, observe)).collect();
         let read = self.read();
-        if read.is_empty() && wanted == self.published {
+        if read.is_empty() && self.published.as_ref() == Some(&wanted) {
             return;
         }
         let missing = directory::publish(&wanted, &read);
-        self.published = wanted;
+        self.published = Some(wanted);
         if missing > 0 && self.unwatched == 0 {
             pgrx::log!(
                 "foreshard keeper: {missing} partitions are not watched, shared memory has room for {} of all databases (hint: Raise foreshard.max_relations and restart.)",
