@@ -115,6 +115,10 @@ impl Publisher {
     /// Publishes what has changed, and what follows from a reading. What was placed before that is part of the loads of
     /// the slots that were read, of no others.
     pub fn publish(&mut self) {
+        if self.fingerprint.is_none() {
+            // Nobody has looked yet.
+            return;
+        }
         if std::mem::take(&mut self.new_copies) {
             directory::publish_copies(self.copies.as_deref().unwrap_or_default());
         }
