@@ -250,12 +250,15 @@ fn wants_keys() -> bool {
     GLANCE.gates.get().any_hot() && due(&GLANCE.key_gap, guc::now(&guc::KEY_SAMPLE_INTERVAL))
 }
 
+/// Keys of a statement never take longer; what seems to was spent by other processes, ns.
+const MOST_KEYS_NS: u64 = 100_000;
+
 /// One statement's worth of keys; what that takes is part of the budget.
 fn keys(keys: &[Key], since_ns: u64) {
     statement::push_keys(keys.iter(), GLANCE.interval(guc::KEY_SAMPLE_INTERVAL.get()), 0);
     with(|state| {
         // Reported with the next statement that is measured.
-        state.budget.spend(usage::elapsed_ns().saturating_sub(since_ns));
+        state.budget.spend(usage::elapsed_ns().saturating_sub(since_ns).min(MOST_KEYS_NS));
         state.budget.adjust();
     });
 }
