@@ -66,8 +66,8 @@ pub struct Triggers {
     /// Entries that are told as another trigger's: PostgreSQL gives the checks of a foreign key a name of
     /// their own in every partition. Backends are told ([`super::publish`]) and count them together from then on.
     alias: HashMap<u64, u64>,
-    /// Those of them that were there the last time but one: nobody counts there any more.
-    left: Vec<u64>,
+    /// Totals of those entries at the last two readings.
+    copies: [HashMap<u64, [u64; TOTALS]>; 2],
     new_copies: bool,
     /// The triggers that are told.
     identities: HashMap<u64, ProfileIdentity>,
@@ -146,6 +146,8 @@ impl Triggers {
     pub fn store(&mut self) -> PgResult<Vec<(u64, [u64; TOTALS])>> {
         let activities = drain::profiles();
         self.resolve(&activities)?;
+        let copies = activities.iter().filter(|a| self.alias.contains_key(&a.key));
+        self.copies[1] = copies.map(|a| (a.key, a.totals)).collect();
         let counted = self.counted(&self.totals(&activities));
         profile::add(&counted, self.made_at_s)?;
         let mut learnt = Vec::new();
@@ -215,9 +217,12 @@ impl Triggers {
     /// What [`Triggers::store`] returned is safely stored.
     pub fn stored(&mut self, seen: Vec<(u64, [u64; TOTALS])>) {
         self.seen.extend(seen);
-        let left = std::mem::take(&mut self.left);
-        self.forgotten(&left);
-        self.left = self.alias.keys().copied().collect();
+        // Where nobody has counted for as long as backends were told, nobody does any more.
+        let [before, now] = std::mem::take(&mut self.copies);
+        let (left, used): (HashMap<_, _>, _) =
+            now.into_iter().partition(|(k, totals)| before.get(k) == Some(totals));
+        self.forgotten(&left.into_keys().collect::<Vec<_>>());
+        self.copies[0] = used;
         for (key, known) in &mut self.known {
             if self.identities.contains_key(key) {
                 known.unsaved = false;
@@ -227,10 +232,14 @@ impl Triggers {
 
     /// Finds out what is gone; forgets it in the tables.
     pub fn forget_gone(&self) -> PgResult<Vec<u64>> {
-        let known: Vec<(&u64, &ProfileIdentity)> = self.entries.iter().chain(&self.identities).collect();
-        let identities: Vec<&ProfileIdentity> = known.iter().map(|(_, identity)| *identity).collect();
+        // Entries that nobody has read yet, too.
+        let mut known: HashMap<u64, ProfileIdentity> =
+            drain::profiles().into_iter().map(|activity| (activity.key, activity.identity)).collect();
+        known.extend(self.entries.iter().chain(&self.identities).map(|(key, identity)| (*key, *identity)));
+        let known: Vec<(u64, ProfileIdentity)> = known.into_iter().collect();
+        let identities: Vec<&ProfileIdentity> = known.iter().map(|(_, identity)| identity).collect();
         let gone = profile::forget_gone(&identities)?;
-        Ok(gone.into_iter().filter_map(|i| known.get(i).map(|(key, _)| **key)).collect())
+        Ok(gone.into_iter().filter_map(|i| known.get(i).map(|(key, _)| *key)).collect())
     }
 
     /// What [`Triggers::forget_gone`] found is gone for good: here and in shared memory, too.

@@ -2,7 +2,7 @@
 //! reproducible random numbers.
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
-use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, wait_until};
+use foreshard_test::{Client, Cluster, ClusterOptions, Error, Install, Result, SqlError, wait_until};
 use std::time::Duration;
 
 /// How long anything asynchronous may take.
@@ -13,8 +13,14 @@ pub const SPACES: [&str; 3] = ["ts_a", "ts_b", "ts_c"];
 
 /// Starts a cluster with the tablespaces of [`SPACES`].
 pub fn cluster(options: &ClusterOptions) -> Result<Cluster> {
+    cluster_of(Install::from_env()?, options)
+}
+
+/// As [`cluster`], of a given installation.
+pub fn cluster_of(install: Install, options: &ClusterOptions) -> Result<Cluster> {
     // The shared disk of a test machine may be fuller than a server's.
-    let cluster = Cluster::start(
+    let cluster = Cluster::start_with(
+        install,
         &options
             .clone()
             .set("foreshard.min_free_disk", "0")
@@ -39,6 +45,22 @@ pub fn database(cluster: &Cluster, name: &str) -> Result<Client> {
         client.exec(&format!("SELECT foreshard.add_shard('{shard}', '{space}')"))?;
     }
     Ok(client)
+}
+
+/// Waits until so many relations are watched, all databases together.
+pub fn wait_watched(c: &mut Client, relations: u32) -> Result<()> {
+    wait_for(c, "SELECT used FROM foreshard.stat_foreshard WHERE area = 'relations'", &relations.to_string())
+}
+
+/// The keeper of the current database; waits for it.
+pub fn keeper(c: &mut Client) -> Result<i32> {
+    let sql = "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE backend_type = 'foreshard keeper' AND datname = current_database()";
+    let mut pid = 0;
+    wait_until("a keeper", PATIENCE, || {
+        pid = c.query_one(sql)?.parse().unwrap_or(0);
+        Ok(pid > 0)
+    })?;
+    Ok(pid)
 }
 
 /// The error a statement must end with.
