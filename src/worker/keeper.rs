@@ -105,11 +105,15 @@ impl Keeper {
         loop {
             let spent_ms = (usage::elapsed_ns().saturating_sub(begun_ns) / 1_000_000) as i64;
             bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
-            if !self.learner.is_called() || spent_ms >= TICK_MS {
+            if spent_ms >= TICK_MS || !self.learner.catch_up(&self.publisher) {
                 return;
             }
-            self.learner.read(&self.publisher, bgworker::now_s());
         }
+    }
+
+    /// Reads between the steps of a tick, if the rings fill.
+    fn catch_up(&mut self) {
+        self.learner.catch_up(&self.publisher);
     }
 
     fn tick(&mut self) {
@@ -127,9 +131,11 @@ impl Keeper {
         report("swapped moves", watch::look());
         report("moves", self.start_carriers());
         report("graphs", self.start_graphs());
+        self.catch_up();
         report("nodes", self.start_nodes());
         report("citus", self.start_citus());
         report("moves by Citus", super::citus::stop_cancelled());
+        self.catch_up();
         if self.last_expire_s == 0.0 {
             // At the next tick: then what backends have counted is known, and what of it is gone can be forgotten.
             self.last_expire_s = now_s - EXPIRE_EVERY_S + 0.5;
@@ -154,12 +160,15 @@ impl Keeper {
             report("observation", bgworker::transaction(|| reader.observe(publisher, costs, now_s)));
             self.learner.costs.read();
             self.publisher.publish();
+            self.catch_up();
             report("learning", self.learner.store(&mut self.publisher, now_s));
+            self.catch_up();
         }
         if is_due(self.last_plan_s, now_s, f64::from(guc::PLAN_INTERVAL.get()) - 0.05) {
             self.last_plan_s = now_s;
             for (what, work) in planner::BOOKS {
                 report(what, bgworker::transaction(work));
+                self.catch_up();
             }
             report("planning", self.plan(now_s));
         }

@@ -103,9 +103,13 @@ impl Learner {
         self.costs.restore(now_s)
     }
 
-    /// Whether keepers were called to read since the last reading, because the rings fill.
-    pub fn is_called(&self) -> bool {
-        self.cursors.are_called()
+    /// Reads, if keepers were called since the last reading because the rings fill; whether they were.
+    pub fn catch_up(&mut self, publisher: &Publisher) -> bool {
+        let called = self.cursors.are_called();
+        if called {
+            self.read(publisher, bgworker::now_s());
+        }
+        called
     }
 
     /// Reads every sample since the last time.
@@ -141,7 +145,10 @@ impl Learner {
         if triggers.take_new_copies() {
             done = done.and(in_background(|| publisher.find_copies()));
         }
-        let (keys, pairs) = (self.store_keys(publisher, now_s), self.store_pairs(publisher, now_s));
+        self.catch_up(publisher);
+        let keys = self.store_keys(publisher, now_s);
+        self.catch_up(publisher);
+        let pairs = self.store_pairs(publisher, now_s);
         let costs = in_background(|| self.costs.store()).map(|stored| {
             if stored {
                 self.costs.stored();
