@@ -49,6 +49,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
     let mut state = Keeper::default();
     loop {
         let begun_ns = usage::elapsed_ns();
+        state.learner.catch_up_until_ns = begun_ns + TICK_MS as u64 * 1_000_000;
         match bgworker::transaction(relation::has_extension) {
             Ok(true) => state.tick(),
             Ok(false) => {
@@ -105,7 +106,7 @@ impl Keeper {
         loop {
             let spent_ms = (usage::elapsed_ns().saturating_sub(begun_ns) / 1_000_000) as i64;
             bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
-            if spent_ms >= TICK_MS || !self.learner.catch_up(&self.publisher) {
+            if !self.learner.catch_up(&self.publisher) {
                 return;
             }
         }

@@ -12,7 +12,7 @@ use crate::observe::samples::{DependencySample, KeySample};
 use crate::pg::bgworker::{self, WorkResult};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::PgResult;
-use crate::pg::{guc, keytext, spi};
+use crate::pg::{guc, keytext, spi, usage};
 use foreshard_core::affinity::CoAccess;
 use foreshard_core::sketch::{HotKey, HotKeys};
 use std::collections::hash_map::Entry;
@@ -73,6 +73,8 @@ pub struct Learner {
     pub gatherers: Gatherers,
     edges: HashMap<DependencySample, u64>,
     lost: [(&'static str, u64); 4],
+    /// When nothing is read any more but once a tick, by the monotonic clock: who has fallen behind shall not be held up.
+    pub catch_up_until_ns: u64,
 }
 
 impl Default for Learner {
@@ -92,6 +94,7 @@ impl Default for Learner {
                 ("transaction samples", 0),
                 ("dependency samples", 0),
             ],
+            catch_up_until_ns: 0,
         }
     }
 }
@@ -103,13 +106,14 @@ impl Learner {
         self.costs.restore(now_s)
     }
 
-    /// Reads, if keepers were called since the last reading because the rings fill; whether they were.
+    /// Reads, if keepers were called since the last reading because the rings fill, and it is not yet too late for that;
+    /// whether it did.
     pub fn catch_up(&mut self, publisher: &Publisher) -> bool {
-        let called = self.cursors.are_called();
-        if called {
+        let reads = self.cursors.are_called() && usage::elapsed_ns() < self.catch_up_until_ns;
+        if reads {
             self.read(publisher, bgworker::now_s());
         }
-        called
+        reads
     }
 
     /// Reads every sample since the last time.
