@@ -37,6 +37,14 @@ impl Mode {
     }
 }
 
+/// The value of a plain setting, for hooks that every statement passes: without pgrx's check of the thread, which takes
+/// a call into the dynamic linker.
+#[inline(always)]
+pub fn now<T: pgrx::guc::GucValue<Raw = T> + Copy>(setting: &GucSetting<T>) -> T {
+    // SAFETY: the variable is part of the setting, which is static; PostgreSQL writes it on this process's only thread.
+    unsafe { *setting.as_ptr() }
+}
+
 /// How a GUC may be changed.
 type Ctx = GucContext;
 

@@ -22,6 +22,7 @@
 mod compare;
 mod plan;
 
+use super::glance::GLANCE;
 use super::local::{Local, LocalBox};
 use super::region::{self, Region};
 use super::{bgworker, compat, usage};
@@ -69,20 +70,19 @@ impl Active {
 }
 
 static ACTIVE: LocalBox<Vec<Active>> = LocalBox::new();
-static COUNT: Local<usize> = Local::new(0);
 /// A statement is being looked at: what that runs itself is not.
 static NEVER: Local<bool> = Local::new(false);
 
 /// Whether there is any route or anything to be timed: all that a statement pays otherwise.
 #[inline]
 pub fn concerns_us() -> bool {
-    any() || COUNT.get() > 0
+    any() || GLANCE.routed.get() > 0
 }
 
 fn with_active<R>(work: impl FnOnce(&mut Vec<Active>) -> R) -> Option<R> {
     ACTIVE.with(Vec::new, |active| {
         let result = work(active);
-        COUNT.set(active.len());
+        GLANCE.routed.set(active.len() as u32);
         result
     })
 }
@@ -210,7 +210,7 @@ fn draw(open: &[Target], mut coin: impl FnMut() -> u32) -> Vec<&Target> {
 
 /// A part of a statement begins or ends to run. Times only.
 pub(super) fn runs(query: *mut pg_sys::QueryDesc, since_ns: Option<u64>) -> u64 {
-    if COUNT.get() == 0 {
+    if GLANCE.routed.get() == 0 {
         return 0;
     }
     let now_ns = usage::elapsed_ns();
@@ -290,7 +290,7 @@ fn count_other(region: &Region, spent_ns: u64) {
 
 /// Statements that an abort ended: from subtransaction `level` on, or all. Those that were running failed.
 pub(super) fn forget(level: Option<u32>, failed: bool) {
-    if COUNT.get() == 0 {
+    if GLANCE.routed.get() == 0 {
         return;
     }
     let gone = with_active(|all| {
@@ -446,8 +446,9 @@ pub fn keep_only(moves: &[i64]) {
 }
 
 /// Whether there are routes in any database.
+#[inline]
 pub fn any() -> bool {
-    region::get().is_some_and(|region| region.routes().any())
+    GLANCE.gates.get().any_route()
 }
 
 /// Moves of different databases have the same numbers.

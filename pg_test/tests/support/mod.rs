@@ -42,6 +42,22 @@ pub fn database(cluster: &Cluster, name: &str) -> Result<Client> {
     Ok(client)
 }
 
+/// Waits until so many relations are watched, all databases together.
+pub fn wait_watched(c: &mut Client, relations: u32) -> Result<()> {
+    wait_for(c, "SELECT used FROM foreshard.stat_foreshard WHERE area = 'relations'", &relations.to_string())
+}
+
+/// The keeper of the current database; waits for it.
+pub fn keeper(c: &mut Client) -> Result<i32> {
+    let sql = "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE backend_type = 'foreshard keeper' AND datname = current_database()";
+    let mut pid = 0;
+    wait_until("a keeper", PATIENCE, || {
+        pid = c.query_one(sql)?.parse().unwrap_or(0);
+        Ok(pid > 0)
+    })?;
+    Ok(pid)
+}
+
 /// The error a statement must end with.
 pub fn error_of(client: &mut Client, sql: &str) -> Result<SqlError> {
     match client.exec(sql) {
