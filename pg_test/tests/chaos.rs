@@ -184,7 +184,7 @@ impl Site {
             }
             "writer" | "locker" => self.hold_locks(which),
             "ddl" => self.ddl(),
-            _ => self.fill_disk()?,
+            _ => self.fill_disk().inspect_err(|error| println!("{error}"))?,
         }
         Ok(())
     }
@@ -219,8 +219,7 @@ impl Site {
         }
     }
 
-    /// A move to a file system that gets full, in the middle of the copy or later; after the former the server crashes, too, and has
-    /// to come back although there is no room. Before the indexes are built that ends the move. Later there may
+    /// A move to a file system that gets full, in the middle of the copy or later. Before the indexes are built that ends the move. Later there may
     /// be nothing left that needs room but what clients write: they log what they cannot mirror, and the move
     /// goes on when the disk is free again. After the cutover a full disk would be the clients' own.
     fn fill_disk(&mut self) -> Result<()> {
@@ -247,10 +246,6 @@ impl Site {
         }
         self.server.hold(None)?;
         self.server.wait_end(&move_id, if ends { "failed" } else { "done" })?;
-        if phase == "copy" {
-            self.server.cluster.kill9_postmaster()?;
-            self.server.cluster.start_again()?;
-        }
         disk.free();
         self.disk = Some(disk);
         if !ends {
