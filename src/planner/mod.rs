@@ -15,7 +15,7 @@ mod trust;
 mod window;
 
 use crate::catalog::colocation::ShardRow;
-use crate::catalog::{colocation, decision, event, forecast_error, heat, node};
+use crate::catalog::{colocation, decision, event, forecast_error, heat, node, regressor};
 use crate::pg::guc::Mode;
 use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc};
@@ -95,7 +95,7 @@ fn candidates(horizon_s: i32) -> Vec<i32> {
     all[..=wanted].iter().rev().copied().collect()
 }
 
-/// Complete buckets of every slot at one resolution, gaps as None, with the special events until the horizon.
+/// Complete buckets of every slot at one resolution, gaps as None, with the special events and regressors until the horizon.
 fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i64, Series>> {
     let step = i64::from(resolution_s);
     // The bucket under way is left out: it is not complete.
@@ -113,6 +113,7 @@ fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i6
             step_s: resolution_s as u32,
             values: Vec::new(),
             events: Vec::new(),
+            regressors: Vec::new(),
         });
         let index = ((at_s - entry.start_s) / step).max(0) as usize;
         if index < MAX_HISTORY + 1 {
@@ -121,8 +122,12 @@ fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i6
         }
     }
     let mut events = event::by_slot(since as f64, now_s + f64::from(horizon_s))?;
+    // Somewhat further than the horizon, since models forecast a day of buckets at once.
+    let until_s = now_s + f64::from(horizon_s) + f64::from(MAX_LEADS * resolution_s);
+    let mut regressors = regressor::by_slot(resolution_s, since as f64, until_s)?;
     for (slot_id, series) in &mut all {
         series.events = events.remove(slot_id).unwrap_or_default();
+        series.regressors = regressors.remove(slot_id).unwrap_or_default();
     }
     Ok(all)
 }

@@ -134,7 +134,13 @@ impl Foreshard {
             None => true,
         };
         if refit {
-            let series = Series { start_s: 0, step_s: BUCKET_S, values: history.clone(), events: Vec::new() };
+            let series = Series {
+                start_s: 0,
+                step_s: BUCKET_S,
+                values: history.clone(),
+                events: Vec::new(),
+                regressors: Vec::new(),
+            };
             let model = fit(&series, &ForecastOptions::default()).ok()?;
             self.models[slot] = Some(Kept { model, since_fit: 0 });
         }
