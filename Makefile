@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report fuzz psql demo-stop test bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run
+.PHONY: help demo report fuzz psql demo-stop test soak scale bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run docs-test deb deb-test bench-scale
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ bench-move: ## the same at 500/s, at 2000/s and with an open transaction, every 
 chaos: ## 220 kills, cancels, locks, DDL and full disks under a ledger; PG=18 SEED=7 FAULTS=50
 	@scripts/chaos.sh
 
+soak: ## everything at once for a long time, faults included; MINUTES=30 PG=18 SEED=7
+	@MINUTES='$(MINUTES)' PG='$(PG)' SEED='$(SEED)' scripts/soak.sh
+
+scale: ## 500 connections, 200 managed tables, 2,000 slots, with figures; PG=18
+	@PG='$(PG)' scripts/soak.sh scale
+
 fuzz: ## every SQL function with random and hostile arguments; SECONDS=60 SEED=7 PG=18
 	@FUZZ_SECONDS='$(SECONDS)' SEED='$(SEED)' PG='$(PG)' scripts/fuzz.sh
 
@@ -63,9 +69,21 @@ bench-split: ## a split, cold and prepared, its way back and a merge, against do
 bench-citus: ## foreshard as a rebalance strategy of Citus against its own ones; needs an installed Citus; ARGS="--seconds 10"
 	@scripts/bench-citus.sh $(ARGS)
 
-docs: ## the README's generated parts, and the Rust documentation below target/doc
+bench-scale: ## a coordinator and nodes: what balancing by itself is worth against the best there is; ARGS="--nodes 3"
+	@scripts/bench-scale.sh $(ARGS)
+
+docs: ## what is generated of README.md and docs/, and the Rust documentation below target/doc
 	@scripts/docs.sh
 	@cargo doc --no-deps --document-private-items --workspace
+
+docs-test: ## the SQL of README.md and docs/ runs, and what is generated is current; PG=18 FORESHARD_ONLY=tutorial
+	@scripts/docs.sh test
+
+deb: ## a Debian package, postgresql-15-foreshard, below target/deb
+	@scripts/deb.sh
+
+deb-test: ## install that package in a clean Debian root and do there what a new user does; needs root and mmdebstrap
+	@scripts/deb-test.sh $(DEB)
 
 install: ## install into a real server; PG_CONFIG=… names it
 	@scripts/install.sh $(PG_CONFIG)

@@ -1,9 +1,10 @@
 //! What watching costs: throughput of a server that foreshard observes against the same partitioned
 //! table in a server without foreshard.
 //!
-//! Three servers stand side by side with the same settings and the same 32 hash partitions: one with
+//! Four servers stand side by side with the same settings and the same 32 hash partitions: one with
 //! `shared_preload_libraries` empty, one with foreshard preloaded at its defaults, where foreshard
-//! distributed the table and its keeper runs, and one like that with `foreshard.observe = off`. In a round
+//! distributed the table and its keeper runs, one like that with `foreshard.observe = off`, and one with
+//! `foreshard.direct_lookups = off`, which tells what watching alone costs (it has no bar). In a round
 //! each of them runs pgbench for the same time, in turns of a second with new connections and the same
 //! transactions; the order of turns goes through all permutations, and whoever has no turn is stopped
 //! (SIGSTOP). So what else happens on the machine, and how it drifts, hits all of them alike, and an idle
@@ -32,6 +33,8 @@ use std::process::ExitCode;
 const BAR_DEFAULTS: f64 = 0.98;
 /// Least ratio with observation switched off.
 const BAR_OFF: f64 = 0.995;
+/// The setting that switches watching off.
+const OBSERVE: &str = "foreshard.observe";
 /// Length of the run before the first measured one: longer than `foreshard.bucket`, so that the keeper
 /// has read the counters at least twice under load.
 const WARM_UP_S: u32 = 22;
@@ -89,15 +92,16 @@ impl Options {
     }
 
     fn states(&self) -> Vec<State> {
-        let state = |name, preloaded, observe, bar| State { name, preloaded, observe, bar };
-        let plain = state("plain", false, true, None);
+        let state = |name, preloaded, off, bar| State { name, preloaded, off, bar };
+        let plain = state("plain", false, None, None);
         if self.control {
-            return vec![plain, state("plain again", false, true, None)];
+            return vec![plain, state("plain again", false, None, None)];
         }
         vec![
             plain,
-            state("defaults", true, true, Some(BAR_DEFAULTS)),
-            state("observe off", true, false, Some(BAR_OFF)),
+            state("defaults", true, None, Some(BAR_DEFAULTS)),
+            state("observe off", true, Some(OBSERVE), Some(BAR_OFF)),
+            state("direct off", true, Some("foreshard.direct_lookups"), None),
         ]
     }
 }
@@ -106,7 +110,8 @@ impl Options {
 struct State {
     name: &'static str,
     preloaded: bool,
-    observe: bool,
+    /// A setting that is off.
+    off: Option<&'static str>,
     bar: Option<f64>,
 }
 
@@ -156,10 +161,11 @@ fn measure(
         server.stop()?;
         server.prepare_round(workload)?;
         warm.push(pgbench(server, workload, options.clients, Length::Seconds(WARM_UP_S), 1)?);
-        if state.preloaded && state.observe {
+        if state.preloaded && state.off != Some(OBSERVE) {
             server.require_observing(workload)?;
-        } else if state.preloaded {
-            server.observe_nothing()?;
+        }
+        if let Some(setting) = state.off {
+            server.switch_off(setting)?;
         }
     }
     // What a client of the plain server does in a turn.
@@ -236,7 +242,7 @@ fn report(workload: Workload, states: &[State], series: &[Series]) -> bool {
         let by_time = ratios(Speed::tps);
         let by_cpu = ratios(Speed::per_cpu_tick);
         let (bar, verdict) = match state.bar {
-            None => ("-".to_string(), "CONTROL"),
+            None => ("-".to_string(), ""),
             Some(bar) if median(&by_time) >= bar => (format!("{bar}"), "PASS"),
             Some(bar) => {
                 good = false;

@@ -68,10 +68,11 @@ fn print_cost(name: &str, results: &Results, cost: &Cost) {
 
 fn print_clients(results: &Results) {
     println!("p50, p99 and max: from the time a statement was due; wait: from sending it to its answer;");
-    println!("behind: how late a client sent; gap: without any answer to anybody (ms, the longest each)");
+    println!("behind: how late a client sent; gap: without any answer to anybody (ms, the longest each);");
+    println!("at: when the longest wait ended, s from the begin of what is measured");
     println!(
-        "{:<20} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}",
-        "", "done", "p50", "p99", "max", "wait", "behind", "gap", "errors"
+        "{:<20} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}",
+        "", "done", "p50", "p99", "max", "wait", "at", "behind", "gap", "errors"
     );
     for felt in results.windows.iter().filter(|felt| felt.updates.label != PAUSE) {
         print_window("updates", &felt.updates);
@@ -91,13 +92,14 @@ fn print_clients(results: &Results) {
 
 fn print_window(kind: &str, window: &Window) {
     println!(
-        "{:<20} {:>8} {:>8.2} {:>8.2} {:>8.1} {:>8.1} {:>8.1} {:>8.1} {:>6}",
+        "{:<20} {:>8} {:>8.2} {:>8.2} {:>8.1} {:>8.1} {:>8.2} {:>8.1} {:>8.1} {:>6}",
         format!("{}, {kind}", window.label),
         window.latencies.count(),
         window.latencies.p50_ms(),
         window.latencies.p99_ms(),
         window.latencies.max_ms(),
         milliseconds(window.longest_wait),
+        window.longest_wait_at.as_secs_f64(),
         milliseconds(window.longest_behind),
         milliseconds(window.longest_gap),
         window.errors

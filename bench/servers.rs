@@ -170,9 +170,9 @@ impl Server {
         Ok(())
     }
 
-    /// Switches observation off.
-    pub fn observe_nothing(&mut self) -> Result<()> {
-        self.cluster.set_and_reload(&[("foreshard.observe", "off")])?;
+    /// Switches something off.
+    pub fn switch_off(&mut self, setting: &str) -> Result<()> {
+        self.cluster.set_and_reload(&[(setting, "off")])?;
         Ok(())
     }
 

@@ -13,13 +13,16 @@ const EDGES: &str = "data/graphs/debian_bookworm.edges.xz";
 const NAMES: &str = "data/graphs/debian_bookworm.names.xz";
 /// The package that goes.
 const PACKAGE: &str = "libssl3";
+/// The one that gets a new need in the quick demo: an eighth as many packages need it, and their pairs come and go in
+/// seconds.
+const SMALLER: &str = "libcurl4";
 /// Packages whose needs are looked up together, to see how many shards that takes.
 const LOOKUPS: u32 = 400;
 /// How long the moves of nodes may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The chapter; the cluster has its shards already.
-pub fn chapter(client: &mut Client, screen: &mut Screen) -> Result<()> {
+pub fn chapter(client: &mut Client, screen: &mut Screen, quick: bool) -> Result<()> {
     screen.heading("A graph: Debian's packages and what they need");
     load(client)?;
     let (rows, took) =
@@ -30,7 +33,7 @@ pub fn chapter(client: &mut Client, screen: &mut Screen) -> Result<()> {
         SHARDS.len()
     );
     what_breaks(client)?;
-    change(client)?;
+    change(client, if quick { SMALLER } else { PACKAGE })?;
     placement(client)
 }
 
@@ -124,9 +127,10 @@ fn what_breaks(client: &mut Client) -> Result<()> {
 }
 
 /// A need that comes and goes.
-fn change(client: &mut Client) -> Result<()> {
-    let edge =
-        "SELECT (SELECT id FROM package WHERE name = 'libssl3'), (SELECT id FROM package WHERE name = '0ad')";
+fn change(client: &mut Client, package: &str) -> Result<()> {
+    let edge = format!(
+        "SELECT (SELECT id FROM package WHERE name = '{package}'), (SELECT id FROM package WHERE name = '0ad')"
+    );
     let count = "SELECT sum(reltuples)::bigint FROM pg_class c JOIN foreshard.graphs g ON g.graph = 'deps' JOIN pg_inherits i ON i.inhparent = g.closure AND i.inhrelid = c.oid";
     let pairs: f64 = client.query_one(count)?.parse().unwrap_or(0.0);
     let (made, came) = timed(|| client.exec(&format!("INSERT INTO depends {edge}")));
@@ -136,7 +140,7 @@ fn change(client: &mut Client) -> Result<()> {
         timed(|| client.exec(&format!("DELETE FROM depends WHERE (package, needs) = ({edge})")));
     gone?;
     println!(
-        "  were libssl3 to need the game 0ad: {:.0} more pairs after {:.1} s; taken back, they are gone after {:.1} s",
+        "  were {package} to need the game 0ad: {:.0} more pairs after {:.1} s; taken back, they are gone after {:.1} s",
         more - pairs,
         came,
         went

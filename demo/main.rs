@@ -116,7 +116,7 @@ fn run(options: &Options) -> Result<()> {
     let balance = show_balance(&mut screen, &before, &after);
     let rows = verify(&mut screen, &mut client, &replay, &print_before)?;
     if options.graph {
-        graph::chapter(&mut client, &mut screen)?;
+        graph::chapter(&mut client, &mut screen, options.quick)?;
     }
     conclude(&mut screen, &outcome, &balance, &shown, rows, &replay);
     println!(

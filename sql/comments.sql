@@ -31,6 +31,7 @@ COMMENT ON TABLE foreshard.move_part IS 'What every split or placement of keys m
 COMMENT ON TABLE foreshard.move_relation IS 'Partitions of moves that are under way, with their shadows.';
 COMMENT ON TABLE foreshard.move_index IS 'Indexes of moves that are under way, with their shadows.';
 COMMENT ON TABLE foreshard.move_child IS 'The copies of splits that are under way, by part.';
+COMMENT ON TABLE foreshard.server_mark IS 'In which server this is, so that what pg_upgrade does not carry over is noticed.';
 COMMENT ON TABLE foreshard.journal IS 'What happened, in order.';
 
 COMMENT ON VIEW foreshard.slots IS 'Every slot of every managed table: partition, shard, size and the move it is in.';

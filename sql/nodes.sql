@@ -22,6 +22,12 @@ CREATE TABLE foreshard.node (
     checked_at  timestamptz NOT NULL DEFAULT now(),
     last_error  text,
     added_at    timestamptz NOT NULL DEFAULT now(),
+    -- What tells our tables there from those of other servers, and the token there that tells this server from its
+    -- clones, with the one that is about to replace it; NULL: none yet. Not held: a clone has replaced it.
+    owner_id    uuid NOT NULL DEFAULT gen_random_uuid(),
+    lease       uuid,
+    next_lease  uuid,
+    held        boolean NOT NULL DEFAULT true,
     -- of Citus: pg_dist_node.nodeid, and whether Citus lets it take shards
     citus_node  int UNIQUE,
     takes_shards boolean NOT NULL DEFAULT true,
@@ -46,6 +52,8 @@ CREATE TABLE foreshard.remote_table (
     -- storage parameters and indexes that the parent does not have
     options     text,
     indexes     jsonb NOT NULL DEFAULT '[]',
+    -- the managed table as it was when this one was made like it
+    portrait    text[] NOT NULL,
     -- there may be things there that helped to fill it or log its changes
     dressed     boolean NOT NULL DEFAULT true,
     -- what the node said of it last
@@ -65,7 +73,7 @@ CREATE INDEX remote_table_partition_idx ON foreshard.remote_table (partition);
 
 CREATE VIEW foreshard.nodes AS
 SELECT n.node_name AS node, n.server_name AS server, n.remote_schema, n.remote_version, n.round_trip_ms, n.clock_offset_ms,
-       n.state, n.state_since, n.failures, n.checked_at, n.last_error,
+       n.state, n.state_since, n.failures, nullif(n.checked_at, '-infinity') AS checked_at, n.last_error, n.held,
        (SELECT count(*) FROM foreshard.shard h WHERE h.node_name = n.node_name) AS shards,
        (SELECT count(*) FROM foreshard.remote_table r WHERE r.node_name = n.node_name) AS tables,
        n.engine, n.citus_node
@@ -78,6 +86,66 @@ SELECT r.node_name AS node, format('%I.%I', r.remote_schema, r.remote_name) AS r
        c.oid IS NULL AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished) AS orphan
 FROM foreshard.remote_table r LEFT JOIN pg_catalog.pg_class c ON c.oid = r.partition;
 
+-- What of a table its slots on nodes have in common with it. PostgreSQL changes the foreign tables with the table, and
+-- nothing on the nodes.
+CREATE FUNCTION foreshard.table_portrait(relation oid) RETURNS text[] STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT ARRAY[
+        'owner ' || pg_get_userbyid(c.relowner),
+        'key ' || coalesce(pg_get_partkeydef(c.oid), '')]
+        || ARRAY(SELECT format('column %I %s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
+                               CASE WHEN a.attcollation <> 0 THEN format(' COLLATE %s', a.attcollation::regcollation) END,
+                               CASE WHEN a.attnotnull THEN ' NOT NULL' END)
+                 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
+        || ARRAY(SELECT format('constraint %I %s', k.conname, pg_get_constraintdef(k.oid))
+                 FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'c' ORDER BY k.conname)
+    FROM pg_class c WHERE c.oid = relation
+$$;
+
+-- Slots on nodes whose table, or foreign table, is not what it was when they were made.
+CREATE VIEW foreshard.altered_tables AS
+SELECT r.table_oid, r.partition, r.node_name AS node,
+       array_to_string(ARRAY(SELECT 'without ' || w FROM unnest(r.portrait) w WHERE w <> ALL (n.portrait))
+           || ARRAY(SELECT 'with ' || w FROM unnest(n.portrait) w WHERE w <> ALL (r.portrait))
+           || CASE WHEN NOT f.is_same THEN ARRAY['the foreign table leads elsewhere'] END, '; ') AS difference
+FROM foreshard.remote_table r
+JOIN pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid
+CROSS JOIN LATERAL (SELECT foreshard.table_portrait(r.table_oid)) n (portrait)
+CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_foreign_table t WHERE t.ftrelid = r.partition
+    AND t.ftoptions @> ARRAY['schema_name=' || r.remote_schema, 'table_name=' || r.remote_name])) f (is_same)
+WHERE n.portrait <> r.portrait OR NOT f.is_same;
+
+CREATE FUNCTION foreshard.table_altered() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM foreshard.remote_table) THEN
+        RETURN;
+    END IF;
+    SELECT a.table_oid, a.node, a.difference INTO found FROM foreshard.altered_tables a
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_event_trigger_ddl_commands() d
+                  WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid IN (a.table_oid, a.partition))
+    LIMIT 1;
+    -- Our own workers bring home what was altered while this was disabled.
+    IF found.table_oid IS NOT NULL
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity b
+                       WHERE b.pid = pg_catalog.pg_backend_pid() AND b.backend_type LIKE 'foreshard %') THEN
+        RAISE EXCEPTION 'table % has slots on node "%", which would not be altered', found.table_oid, found.node
+            USING ERRCODE = 'feature_not_supported',
+                  DETAIL = pg_catalog.format('Otherwise than there, the table would be %s.', found.difference),
+                  HINT = 'Bring its slots home with foreshard.move_slot() or foreshard.drain_shard(), alter the table, and let them go again.';
+    END IF;
+END
+$$;
+CREATE EVENT TRIGGER foreshard_table_altered ON ddl_command_end
+    WHEN TAG IN ('ALTER TABLE', 'ALTER FOREIGN TABLE')
+    EXECUTE FUNCTION foreshard.table_altered();
+
+COMMENT ON FUNCTION foreshard.table_portrait(oid) IS 'Internal: what of a table its slots on nodes have in common with it.';
+COMMENT ON FUNCTION foreshard.table_altered() IS 'Internal: refuses to alter a table in a way that its slots on nodes would not follow.';
+COMMENT ON EVENT TRIGGER foreshard_table_altered IS 'Refuses to alter a table in a way that its slots on nodes would not follow.';
+COMMENT ON VIEW foreshard.altered_tables IS 'Slots on nodes whose table is not what it was when they were made there.';
 COMMENT ON TABLE foreshard.node IS 'Other servers that shards may be on, and how they are.';
 COMMENT ON TABLE foreshard.remote_table IS 'Tables that foreshard made on other servers.';
 COMMENT ON VIEW foreshard.nodes IS 'Other servers that shards may be on: version, round trip, clock, whether they answer.';

@@ -113,15 +113,27 @@ SELECT 'error', 'graph ' || g.graph_name, 'a table of it does not exist', x.what
 FROM foreshard.graph g, LATERAL (VALUES ('edges', g.edge_table), ('directory', g.metagraph), ('closure', g.closure), ('components', g.components)) x (what, relation)
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = x.relation)
 UNION ALL
-SELECT 'error', 'graph ' || g.graph_name, 'its closure is not kept: triggers are disabled or gone', 'table ' || g.edge_table,
-       format('ALTER TABLE %s ENABLE ALWAYS TRIGGER … for each trigger foreshard_graph_…; when one is gone, drop the graph and create it again. Then SELECT foreshard.rebuild_graph(%L);', g.edge_table, g.graph_name)
-FROM foreshard.graph g JOIN pg_catalog.pg_class c ON c.oid = g.edge_table
-WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc)
-   OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc
-              AND t.tgenabled NOT IN ('O', 'A'))
+-- Each of its two tables has five, which name the graph and the role of the table.
+SELECT 'error', 'graph ' || g.graph_name, 'its closure is not kept: triggers are disabled or gone', 'table ' || x.relation,
+       format('ALTER TABLE %s ENABLE ALWAYS TRIGGER … for each trigger foreshard_graph_…; when one is gone, drop the graph and create it again. Then SELECT foreshard.rebuild_graph(%L);', x.relation, g.graph_name)
+FROM foreshard.graph g, LATERAL (VALUES (g.edge_table, 'edges'), (g.node_table, 'nodes')) x (relation, role)
+JOIN pg_catalog.pg_class c ON c.oid = x.relation
+WHERE 5 > (SELECT count(*) FROM pg_catalog.pg_trigger t
+           WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc AND t.tgenabled IN ('O', 'A')
+             AND pg_catalog.encode(t.tgargs, 'escape') = format('%s\000%s\000', g.graph_id, x.role))
 UNION ALL
-SELECT 'warning', 'event trigger ' || e.evtname, 'disabled: graphs do not go with their edges', '', format('ALTER EVENT TRIGGER %I ENABLE;', e.evtname)
-FROM pg_catalog.pg_event_trigger e WHERE e.evtname = 'foreshard_graph_tables_dropped' AND e.evtenabled NOT IN ('O', 'A');
+SELECT 'error', 'node ' || n.node_name, 'another server holds the tables there', 'a clone, a restored backup, a promoted standby, or what this is a copy of',
+       format('If this is the server that goes on, stop the other one; then SELECT foreshard.claim_node(%L);', n.node_name)
+FROM foreshard.node n WHERE NOT n.held
+UNION ALL
+SELECT 'error', 'table ' || a.table_oid, format('was altered while slots of it are on node %s', a.node), string_agg(DISTINCT a.difference, '; '),
+       'Undo it, or bring the slots home with foreshard.drain_shard().'
+FROM foreshard.altered_tables a GROUP BY a.table_oid, a.node
+UNION ALL
+SELECT 'warning', 'event trigger ' || e.evtname,
+       CASE e.evtname WHEN 'foreshard_table_altered' THEN 'disabled: tables can be altered without their slots on nodes' ELSE 'disabled: graphs do not go with their edges' END,
+       '', format('ALTER EVENT TRIGGER %I ENABLE;', e.evtname)
+FROM pg_catalog.pg_event_trigger e WHERE e.evtname IN ('foreshard_graph_tables_dropped', 'foreshard_table_altered') AND e.evtenabled NOT IN ('O', 'A');
 
 CREATE FUNCTION foreshard."check"(closures boolean DEFAULT false,
     OUT severity text, OUT object text, OUT problem text, OUT detail text, OUT hint text)
@@ -145,6 +157,10 @@ RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_tem
                CASE w.keeper_state WHEN 'starting' THEN 'If this stays, raise max_worker_processes.' ELSE 'SELECT foreshard.start_keeper();' END
         FROM w WHERE w.preloaded AND w.keeper_pid IS NULL AND NOT pg_is_in_recovery()
         UNION ALL
+        SELECT 'warning', 'worker', 'the keeper takes longer than a bucket', round(w.keeper_look_ms) || ' ms for ' || s.setting || ' s',
+               'Raise foreshard.bucket, or have fewer slots.'
+        FROM w, pg_settings s WHERE s.name = 'foreshard.bucket' AND w.keeper_look_ms > 1000 * s.setting::int
+        UNION ALL
         SELECT p.severity, p.object, p.problem, p.detail, p.hint FROM foreshard.problems_of_settings() p
         UNION ALL
         SELECT c.severity, c.object, c.problem, c.detail, c.hint FROM foreshard.catalog_problems c
@@ -155,6 +171,10 @@ RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_tem
               WHERE EXISTS (SELECT FROM pg_class x WHERE x.oid = q.closure) AND EXISTS (SELECT FROM pg_class x WHERE x.oid = q.metagraph) OFFSET 0) g
         CROSS JOIN LATERAL (SELECT count(*) AS wrong FROM foreshard.check_graph(g.graph::text)) d
         WHERE closures AND d.wrong > 0
+        UNION ALL
+        SELECT 'notice', 'graph ' || q.graph, 'its closure is not compared, since its edges are not yours', 'table ' || q.edges,
+               'Let the owner of that table, or a superuser, run foreshard.check(closures => true).'
+        FROM foreshard.graphs q JOIN pg_class c ON c.oid = q.edges WHERE closures AND NOT pg_has_role(c.relowner, 'USAGE')
     )
     SELECT f.severity, f.object, f.problem, coalesce(f.detail, ''), f.hint FROM found f
     ORDER BY array_position(ARRAY['error', 'warning', 'notice'], f.severity), 2, 3, 4

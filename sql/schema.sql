@@ -402,7 +402,7 @@ CREATE TABLE foreshard.resharding_request (
 CREATE TABLE foreshard.move (
     move_id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     request_id  bigint NOT NULL REFERENCES foreshard.resharding_request ON DELETE CASCADE,
-    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split', 'merge', 'place')),
+    kind        text NOT NULL DEFAULT 'move' CHECK (kind IN ('move', 'split', 'merge', 'place', 'undistribute', 'join')),
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     from_shard  int NOT NULL REFERENCES foreshard.shard,
     -- of a split: where the part goes that keeps the slot's id
@@ -439,6 +439,7 @@ CREATE TABLE foreshard.move (
     other_slot  bigint,
     -- where that slot was
     other_shard int REFERENCES foreshard.shard,
+    -- of a slot that goes up in another one, by a merge or an undistribution, or that a table gets which joins: that change
     partner_of  bigint REFERENCES foreshard.move ON DELETE CASCADE,
     -- the split that this merge would undo; counts as finished until the split has ended
     way_back_of bigint REFERENCES foreshard.move ON DELETE CASCADE,
@@ -490,8 +491,12 @@ CREATE TABLE foreshard.move_relation (
     portrait    text,
     -- of a split: an empty heap of the same shape
     twin        oid,
+    -- of a source on a node: its file there when its changes began to be logged
+    file_there  text,
     blocks_total bigint NOT NULL,
     blocks_done bigint NOT NULL DEFAULT 0,
+    -- blocks of the shadow after the last chunk of this source; what lies behind is of a chunk that failed
+    shadow_blocks bigint NOT NULL DEFAULT 0,
     rows_done   bigint NOT NULL DEFAULT 0,
     rows_total  bigint,
     PRIMARY KEY (move_id, source)
@@ -531,6 +536,16 @@ CREATE TABLE foreshard.journal (
 );
 CREATE INDEX journal_at_idx ON foreshard.journal (at);
 CREATE INDEX journal_move_idx ON foreshard.journal (move_id);
+
+-- In which server these tables are. pg_upgrade carries them, and all relations, to another one, where functions and triggers
+-- have other oids and what moves had left in the catalogs is gone.
+CREATE TABLE foreshard.server_mark (
+    only_one    boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    system_identifier bigint NOT NULL,
+    major_version int NOT NULL,
+    capture_function oid NOT NULL,
+    since       timestamptz NOT NULL DEFAULT now()
+);
 
 CREATE FUNCTION foreshard.capture() RETURNS trigger
     LANGUAGE c AS 'MODULE_PATHNAME', 'foreshard_capture';

@@ -111,7 +111,8 @@ SELECT s.slot_id, s.group_id, s.modulus, s.remainder, h.shard_name AS shard,
        foreshard.sparkline(ARRAY(
            SELECT b.cost_units_per_s FROM (
                SELECT k.bucket_at, k.cost_units_per_s FROM foreshard.heat_history k
-               WHERE k.resolution_s = (SELECT min(f.resolution_s) FROM foreshard.heat_history f) AND k.slot_id = s.slot_id
+               WHERE k.resolution_s = (SELECT coalesce(extract(epoch FROM current_setting('foreshard.bucket', true)::interval)::int,
+                                                       (SELECT min(f.resolution_s) FROM foreshard.heat_history f))) AND k.slot_id = s.slot_id
                ORDER BY k.bucket_at DESC LIMIT 24) b
            ORDER BY b.bucket_at)) AS recent
 FROM foreshard.slot s

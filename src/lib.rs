@@ -36,13 +36,17 @@ extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["com
 pub extern "C-unwind" fn _PG_init() {
     pg::guc::register();
     pg::graph::call::register(graph::changed::statement);
+    pg::compat::explain::register(catalog::described::scanned, catalog::described::written);
     if pg::is_preloading() {
         pg::shmem::register();
         pg::region::register();
         pg::sources::register();
         observe::register();
+        pg::partition::direct::register();
         pg::mirror::register();
-        pg::hooks::register(catalog::shadow::sources_under_way);
-        worker::launcher::register();
+        pg::hooks::register(catalog::shadow::sources_under_way, catalog::remote::farewell::leave_all);
+        if !pg::is_binary_upgrade() {
+            worker::launcher::register();
+        }
     }
 }

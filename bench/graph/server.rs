@@ -135,8 +135,8 @@ fn queries(client: &mut Client) -> Result<bool> {
              SELECT count(*), sum(depth) FROM (SELECT min(depth) FROM c WHERE n <> $1 GROUP BY n HAVING min(depth) >= {DEEP}) q (depth)"
         );
         let function = format!("foreshard.g_{what}");
-        let all = Contest { what, ours: format!("SELECT count(*) FROM {function}($1)"), theirs: pairs };
         println!("{what}, {} nodes {DEEP} or more edges away from something:", nodes.len());
+        let all = Contest { what, ours: format!("SELECT count(*) FROM {function}($1)"), theirs: pairs };
         all.run(client, &nodes, "all of them, without depths")?;
         let deep = Contest {
             what,
@@ -144,9 +144,33 @@ fn queries(client: &mut Client) -> Result<bool> {
             theirs: depths,
         };
         let ratio = deep.run(client, &nodes, &format!("those at depth {DEEP} and more"))?;
+        floor(client, &nodes)?;
         holds &= bar_least(&format!("WITH RECURSIVE / {what} at depth >= {DEEP}, p50"), ratio, 20.0);
     }
     Ok(holds)
+}
+
+/// What no prepared statement of this session is quicker than: one that reads nothing, and one that reads one row by its
+/// key.
+fn floor(client: &mut Client, nodes: &foreshard_test::Rows) -> Result<()> {
+    let mut shown = Vec::new();
+    for sql in ["SELECT $1::int", "SELECT shard_id FROM foreshard.g_metagraph WHERE node = $1::int"] {
+        client.prepare("least", sql)?;
+        let mut times = Vec::new();
+        for row in 0..nodes.len() {
+            let (done, took) =
+                timed(|| client.exec_prepared("least", &[Some(nodes.get(row, 0).unwrap_or("0"))]));
+            done?;
+            times.push(took * 1e6);
+        }
+        client.exec("DEALLOCATE least")?;
+        times.sort_by(f64::total_cmp);
+        shown.push(quantile(&times, 0.5));
+    }
+    if let [nothing, one] = shown.as_slice() {
+        println!("  the floor: p50 {nothing:.0} us there and back, {one:.0} us with one row by its key");
+    }
+    Ok(())
 }
 
 /// Two statements with the same answer about a node.

@@ -8,6 +8,7 @@
 //! * [`Client`]: libpq, with prepared statements, one asynchronous query, COPY and notices.
 //! * [`Awake`]: processors that do not doze off, for those who measure time in microseconds.
 //! * [`bars`]: bars, and how a bench ends.
+//! * [`Proxy`]: a link between two servers that can be stalled or cut.
 //! * [`load`]: an open-loop load generator that measures from the time a statement was due.
 //!
 //! ```no_run
@@ -29,6 +30,7 @@ pub mod install;
 pub mod latency;
 pub mod load;
 pub mod process;
+pub mod proxy;
 mod template;
 mod turn;
 
@@ -40,4 +42,5 @@ pub use ffi::client::{Client, Rows};
 pub use install::Install;
 pub use latency::Latencies;
 pub use process::wait_until;
+pub use proxy::{Link, Proxy};
 pub use turn::in_turn;

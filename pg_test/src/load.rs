@@ -32,6 +32,8 @@ pub struct Window {
     pub latencies: Latencies,
     /// The longest time from sending a step to its answer, failed steps included.
     pub longest_wait: Duration,
+    /// When that answer came, from the window's begin.
+    pub longest_wait_at: Duration,
     /// The longest time by which a client sent a step later than it was due.
     pub longest_behind: Duration,
     /// Steps that failed.
@@ -50,6 +52,7 @@ impl Window {
             label: label.to_string(),
             latencies: Latencies::default(),
             longest_wait: Duration::ZERO,
+            longest_wait_at: Duration::ZERO,
             longest_behind: Duration::ZERO,
             errors: 0,
             longest_gap: Duration::ZERO,
@@ -93,7 +96,11 @@ impl Shared {
         let Some(window) = record.windows.last_mut() else {
             return;
         };
-        window.longest_wait = window.longest_wait.max(now.saturating_duration_since(sent));
+        let wait = now.saturating_duration_since(sent);
+        if wait > window.longest_wait {
+            window.longest_wait = wait;
+            window.longest_wait_at = now.saturating_duration_since(window.begun);
+        }
         window.longest_behind = window.longest_behind.max(sent.saturating_duration_since(due));
         if outcome.is_err() {
             window.errors += 1;

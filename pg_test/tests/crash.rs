@@ -200,6 +200,33 @@ fn crash_in_copy(server: &mut Server, ledger: &Ledger, slot: &str, victim: Victi
     server.assert_settled()
 }
 
+/// A chunk that fails has stored rows that look committed: the next one must cut them off, or they are there twice.
+#[test]
+fn what_a_failed_chunk_stored_is_gone() -> Result<()> {
+    // Rows of many lengths leave room on the pages of earlier chunks.
+    let mut server = Server::start(&options("crash-chunk").set("foreshard.copy_chunk", "48MB"))?;
+    server.query(
+        "CREATE TABLE wide (id bigint PRIMARY KEY, v text); ALTER TABLE wide ALTER COLUMN v SET STORAGE plain; \
+         INSERT INTO wide SELECT g, repeat('x', (g * 7919 % 1800)::int) FROM generate_series(1, 250000) g; SELECT foreshard.distribute('wide', 'id', 1)",
+    )?;
+    let slot = server.slots("wide")?[0].clone();
+    let move_id = server.move_slot(&slot)?;
+    let stored = format!(
+        "SELECT coalesce(max(blocks_done) > 0 AND pg_relation_size(max(shadow)) / 8192 > max(shadow_blocks) + 200, false) \
+         FROM foreshard.move_relation WHERE move_id = {move_id}"
+    );
+    let mut cut_off = 0;
+    for victim in [Victim::Carrier, Victim::Postmaster, Victim::Carrier] {
+        server.wait_query(&stored, "t")?;
+        kill(&mut server, victim)?;
+        cut_off += usize::from(server.query(&stored)? == "t");
+    }
+    assert!(cut_off > 0, "every chunk was committed before its carrier was killed");
+    server.wait_end(&move_id, "done")?;
+    assert_eq!(server.query("SELECT count(*) || ' ' || count(DISTINCT id) FROM wide")?, "250000 250000");
+    server.assert_settled()
+}
+
 fn blocks_done(move_id: &str) -> String {
     format!("SELECT sum(blocks_done) FROM foreshard.move_relation WHERE move_id = {move_id}")
 }

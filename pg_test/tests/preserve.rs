@@ -278,12 +278,32 @@ fn everything_survives_online() -> Result<()> {
     server.assert_settled()?;
     still_works(&mut server)?;
 
+    undistribute_online(&mut server, &plain, &storage)?;
+    // With one slot the partition itself becomes the table.
+    server.hold(Some("copy"))?;
+    server.query(r#"SELECT foreshard.distribute('"Sh op".rich', 'id', 4, online => true)"#)?;
+    let move_id = server.query("SELECT max(move_id) FROM foreshard.move")?;
+    server.query(&format!("SELECT foreshard.cancel_move({move_id})"))?;
+    server.hold(None)?;
+    server.wait_end(&move_id, "cancelled")?;
+    undistribute_online(&mut server, &plain, &storage)
+}
+
+/// Everything about the table is as it was, but that it is an ordinary one; while users write.
+fn undistribute_online(server: &mut Server, plain: &str, storage: &str) -> Result<()> {
     let (rows, facts) = (server.query(DIGEST)?, server.query(FACTS)?);
-    server.query(r#"SELECT foreshard.undistribute('"Sh op".rich')"#)?;
+    let restless = Restless::start(server);
+    let move_id = server.undistribute(r#""Sh op".rich"#)?;
+    if !move_id.is_empty() {
+        server.wait_undistributed(&move_id)?;
+    }
+    assert_eq!(restless.finish(), Vec::<String>::new(), "errors of users");
     assert_eq!(server.query(DIGEST)?, rows, "rows after undistribute");
     assert_same(&facts, &server.query(FACTS)?, "undistribute");
-    assert_same(&plain, &dump(&server)?, "distribute online and undistribute");
-    still_works(&mut server)
+    assert_eq!(server.query(STORAGE)?, storage, "storage after undistribute");
+    assert_same(plain, &dump(server)?, "distribute online and undistribute");
+    server.assert_clean()?;
+    still_works(server)
 }
 
 /// Keys are enforced, triggers fire, policies hide, sequences go on, toasted values can be read.

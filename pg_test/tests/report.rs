@@ -200,10 +200,15 @@ fn status_and_check_say_what_is_wrong() -> Result<()> {
         assert!(status.contains(said), "{said} is not in\n{status}");
     }
     assert_eq!(c.query_one("SELECT foreshard.sparkline('{1,NULL,8,0,4}')")?, "▁ █▁▄");
+    // A closure that the caller may not compare is named.
+    c.exec("CREATE ROLE looker; GRANT pg_monitor TO looker; SET ROLE looker")?;
+    let silent = "SELECT string_agg(severity || ' ' || object, ',') FROM foreshard.check(closures => true)";
+    assert_eq!(c.query_one(silent)?, "notice graph g");
+    c.exec("RESET ROLE")?;
     // Break what there is to break, and see it named.
     let partition = c.query_one("SELECT min(partition::text) FROM foreshard.slots")?;
     c.exec(&format!(
-        "CREATE TABLE foreshard.shadow_1_2 (id int); CREATE PUBLICATION p FOR TABLE {partition}; ALTER TABLE e DISABLE TRIGGER USER; \
+        "CREATE TABLE foreshard.shadow_1_2 (id int); CREATE PUBLICATION p FOR TABLE {partition}; DROP TRIGGER foreshard_graph_1_edges_delete ON e; \
          CREATE TRIGGER stray AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION foreshard.capture(); \
          UPDATE foreshard.shard SET tablespace_name = 'nowhere' WHERE shard_name = 'b'"
     ))?;

@@ -3,10 +3,11 @@
 mod support;
 
 use foreshard_test::install::{repository, run};
-use foreshard_test::{Client, Cluster, ClusterOptions, Result};
+use foreshard_test::{Client, Cluster, ClusterOptions, Error, Install, Result};
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{cluster, database, move_away, wait_for_move, wait_for_phase};
+use support::{cluster, cluster_of, database, move_away, wait_for_move, wait_for_phase};
 
 /// Dumps a database as `pg_dump` does and restores it, without any tolerance, into a new one.
 fn dump_and_restore(cluster: &Cluster, from: &str, to: &str) -> Result<String> {
@@ -129,6 +130,104 @@ fn every_released_version_upgrades_to_a_fresh_install() -> Result<()> {
         ))?;
         assert_eq!(wanted, old.exec(OBJECTS)?.to_text(), "upgraded from {version}");
     }
+    Ok(())
+}
+
+/// A copy of an installation (hard links) that has a next version of the extension; removed when dropped.
+struct NextVersion {
+    install: Install,
+    tree: PathBuf,
+    version: String,
+}
+
+/// What the next version adds, and what it does to a table that has data.
+const NEXT_SQL: &str = "\\echo Use \"ALTER EXTENSION foreshard UPDATE\" to load this file. \\quit
+SET LOCAL search_path TO pg_catalog, pg_temp;
+ALTER TABLE foreshard.shard ADD COLUMN note text NOT NULL DEFAULT 'from before';
+CREATE FUNCTION foreshard.next_version() RETURNS int IMMUTABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS 'SELECT 2';
+COMMENT ON FUNCTION foreshard.next_version() IS 'What is new.';
+REVOKE ALL ON FUNCTION foreshard.next_version() FROM PUBLIC;
+";
+
+impl NextVersion {
+    fn make() -> Result<NextVersion> {
+        let mut install = Install::from_env()?;
+        let tree = install.run_dir.join(format!("next-{}-{}", install.major, std::process::id()));
+        let from = install.run_dir.join(format!("pg{}", install.major));
+        let bin = install
+            .bin_dir
+            .strip_prefix(&from)
+            .map_err(|_| Error::new("The installation is elsewhere.", ""))?;
+        let bin_dir = tree.join(bin);
+        run(Command::new("cp").arg("-al").arg(&from).arg(&tree))?;
+        install.bin_dir = bin_dir;
+        let mut next = NextVersion { install, tree, version: String::new() };
+        let share = run(Command::new(next.install.program("pg_config")).arg("--sharedir"))?;
+        next.write(&Path::new(String::from_utf8_lossy(&share.stdout).trim()).join("extension"))?;
+        Ok(next)
+    }
+
+    /// The control file and the script of the next version. Files are replaced, never written into: they are linked.
+    fn write(&mut self, extension: &Path) -> Result<()> {
+        assert!(extension.starts_with(&self.tree), "{} is not in the copy", extension.display());
+        let path = extension.join("foreshard.control");
+        let control = fs::read_to_string(&path)?;
+        let line = control.lines().find(|line| line.starts_with("default_version")).unwrap_or_default();
+        let version = line.split('\'').nth(1).unwrap_or_default().to_string();
+        let (rest, last) = version.rsplit_once('.').unwrap_or_default();
+        self.version = format!("{rest}.{}", last.parse::<u32>().unwrap_or_default() + 1);
+        fs::remove_file(&path)?;
+        fs::write(&path, control.replace(line, &format!("default_version = '{}'", self.version)))?;
+        fs::write(extension.join(format!("foreshard--{version}--{}.sql", self.version)), NEXT_SQL)?;
+        Ok(())
+    }
+}
+
+impl Drop for NextVersion {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.tree);
+    }
+}
+
+#[test]
+fn an_upgrade_to_the_next_version_keeps_everything() -> Result<()> {
+    let next = NextVersion::make()?;
+    let options = ClusterOptions::new("next").set("foreshard.observe", "off");
+    let mut cluster = cluster_of(next.install.clone(), &options)?;
+    let mut postgres = cluster.connect("postgres")?;
+    let now =
+        "SELECT source FROM pg_extension_update_paths('foreshard') WHERE path IS NOT NULL AND target = ";
+    let now = postgres.query_one(&format!("{now}'{}'", next.version))?;
+    postgres.exec("CREATE DATABASE d TEMPLATE template0")?;
+    let mut c = cluster.connect("d")?;
+    c.exec(&format!("CREATE EXTENSION foreshard VERSION '{now}'"))?;
+    for shard in ["a", "b", "c"] {
+        c.exec(&format!("SELECT foreshard.add_shard('{shard}', 'ts_{shard}')"))?;
+    }
+    populate(&mut c)?;
+    cluster.set_and_reload(&[("foreshard.hold_at_phase", "verify")])?;
+    let slot = c.query_one("SELECT min(slot_id) FROM foreshard.slots")?;
+    let move_id = move_away(&mut c, &slot)?;
+    wait_for_phase(&mut c, &move_id, "verify")?;
+    let before = [c.exec(STATE)?.to_text(), c.exec(SHARDS)?.to_text()];
+
+    c.exec("ALTER EXTENSION foreshard UPDATE")?;
+    assert_eq!(c.query_one("SELECT extversion FROM pg_extension WHERE extname = 'foreshard'")?, next.version);
+    assert_eq!([c.exec(STATE)?.to_text(), c.exec(SHARDS)?.to_text()], before);
+    assert_eq!(
+        c.exec("SELECT DISTINCT note, foreshard.next_version() FROM foreshard.shard")?.to_text(),
+        "from before|2"
+    );
+    let told =
+        "SELECT count(*) FROM foreshard.check() WHERE problem LIKE 'the library is of another version%'";
+    assert_eq!(c.query_one(told)?, "1", "the library is still the old one");
+    // The move that was under way comes to its end, and a new installation is the same as an upgraded one.
+    cluster.set_and_reload(&[("foreshard.hold_at_phase", "")])?;
+    wait_for_move(&mut c, &move_id, "done")?;
+    assert_eq!(c.exec(LOCATED)?.to_text(), "500|500");
+    let upgraded = c.exec(OBJECTS)?.to_text();
+    let mut fresh = database(&cluster, "fresh")?;
+    assert_eq!(fresh.exec(OBJECTS)?.to_text(), upgraded);
     Ok(())
 }
 

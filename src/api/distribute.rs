@@ -12,6 +12,7 @@ use crate::pg::types::Regclass;
 use crate::pg::{partition, security, transaction};
 use foreshard_core::ring::{ShardWeight, place_slots};
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use serde_json::json;
 
@@ -47,10 +48,12 @@ fn distribute(
         return Err(unsupported("online and remote cannot be given together"));
     }
     if online {
-        if colocate_with.is_some() {
-            return Err(unsupported("online and colocate_with cannot be given together"));
-        }
-        return online::distribute(table, key, slots.unwrap_or(DEFAULT_SLOTS), shards.as_deref());
+        let wanted = match colocate_with {
+            Some(_) if slots.is_some() || shards.is_some() => return Err(colocated_has_slots()),
+            Some(Regclass(with)) => online::Wanted::With(with),
+            None => online::Wanted::Slots(slots.unwrap_or(DEFAULT_SLOTS), shards.as_deref()),
+        };
+        return online::distribute(table, key, &wanted);
     }
     let name = name_of(table)?;
     security::require_owner(table, &name)?;
@@ -61,8 +64,7 @@ fn distribute(
     drop(as_owner);
     require_plain(&name, &kind, managed.is_some())?;
     if group.is_some() && (slots.is_some() || shards.is_some()) {
-        return Err(bad_argument("slots and shards cannot be given together with colocate_with")
-            .set_detail("A colocated table has the slots of its group."));
+        return Err(colocated_has_slots());
     }
     check_key(table, key, &name)?;
     check_remote(table, &name, remote)?;
@@ -75,18 +77,8 @@ fn distribute(
     let slots = slots.unwrap_or(DEFAULT_SLOTS);
     let joins = group.is_some();
     let (group_id, base) = match group {
-        Some(group) if group.key_type != key_type => {
-            return Err(bad_argument(format!(
-                "key \"{key}\" has another type than the keys of the colocation group"
-            )));
-        }
         Some(group) => {
-            require_still(group.group_id)?;
-            if colocation::has_chosen_keys(group.group_id)? {
-                return Err(unsupported("the colocation group has keys with partitions of their own")
-                    .set_hint("Bring them home first (foreshard.unisolate_key, foreshard.place_keys), and place them again afterwards."));
-            }
-            require_here(group.group_id)?;
+            require_joinable(&group, key, key_type)?;
             (group.group_id, group.slot_count)
         }
         None => (create_group(key_type, slots, only_local(shards.as_deref(), remote)?.as_deref())?, slots),
@@ -120,6 +112,26 @@ fn distribute(
         send(group_id, slots, shards.as_deref())?;
     }
     Ok(placed.len() as i32)
+}
+
+fn colocated_has_slots() -> ErrorReport {
+    bad_argument("slots and shards cannot be given together with colocate_with")
+        .set_detail("A colocated table has the slots of its group.")
+}
+
+/// Refuses a group that a table with such a key cannot join, or not now; it stays as it is until the transaction ends.
+fn require_joinable(group: &colocation::ManagedRow, key: &str, key_type: pg_sys::Oid) -> PgResult<()> {
+    if group.key_type != key_type {
+        return Err(bad_argument(format!(
+            "key \"{key}\" has another type than the keys of the colocation group"
+        )));
+    }
+    require_still(group.group_id)?;
+    if colocation::has_chosen_keys(group.group_id)? {
+        return Err(unsupported("the colocation group has keys with partitions of their own")
+            .set_hint("Bring them home first (foreshard.unisolate_key, foreshard.place_keys), and place them again afterwards."));
+    }
+    require_here(group.group_id)
 }
 
 /// Files the moves of those slots whose place, with the shards of nodes counted in, is on a node.
@@ -178,10 +190,11 @@ fn require_here(group_id: i32) -> PgResult<()> {
     ))
 }
 
-/// Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE.
+/// Turns a managed table back into an ordinary one, in one transaction under ACCESS EXCLUSIVE, or, `online`, begins to do
+/// so in the background ([`online`]).
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn undistribute(table: Regclass) -> PgResult<()> {
+fn undistribute(table: Regclass, online: default!(bool, "false")) -> PgResult<()> {
     transaction::require_read_committed(
         "tables can be undistributed only in transactions of isolation level READ COMMITTED",
     )?;
@@ -195,6 +208,9 @@ fn undistribute(table: Regclass) -> PgResult<()> {
     require_still(managed.group_id)?;
     require_here(managed.group_id)?;
     drop(as_owner);
+    if online {
+        return online::undistribute(table, managed.group_id, &name);
+    }
     let check = || {
         let reasons = preflight::against_undistribute(table)?;
         refuse(format!("table {name} cannot be undistributed"), &reasons, EACH_LINE)

@@ -274,6 +274,8 @@ fn rebuild_graph(graph_name: &str) -> PgResult<i64> {
         spi::set_local("row_security", "off")?;
         hold_all(&graph)?;
         let _fresh = fresh_snapshot();
+        // Its parts may have changed while we waited.
+        let graph = catalog::again(id)?;
         diff::rebuild(&graph, guc::GRAPH_MAX_ROWS.get().max(1) as u64)?
     };
     let _owner = security::as_extension_owner()?;

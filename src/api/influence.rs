@@ -4,7 +4,7 @@ use super::graph::own_graph_id;
 use crate::catalog::graph::{self as catalog, influence as stored, moving as queue};
 use crate::catalog::{colocation, name_of, record_event};
 use crate::graph::moving::{self, Outcome};
-use crate::graph::{influence, place};
+use crate::graph::{Writer, influence, place};
 use crate::pg::report::{PgResult, bad_argument, unknown};
 use crate::pg::types::JsonText;
 use crate::pg::{security, shmem};
@@ -171,7 +171,7 @@ fn move_node(
     let graph = moving::with_parts(id, &[to])?;
     let allowed = moving::allowed(id)?;
     drop(as_owner);
-    match moving::move_one(&graph, &allowed, node, to, version)? {
+    match moving::move_one(&graph, &mut Writer::new(&graph), &allowed, node, to, version)? {
         Outcome::Moved(version, _) | Outcome::There(version) => Ok(version),
         Outcome::Refused(why) => Err(why),
     }

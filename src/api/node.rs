@@ -2,8 +2,10 @@
 
 use super::reshard::wake_keeper;
 use crate::catalog::link::Link;
+use crate::catalog::remote::{farewell, lease};
 use crate::catalog::{citus, drain, node, record_event};
 use crate::pg::report::{PgResult, bad_argument, notice};
+use crate::pg::subtransaction::Ended;
 use crate::pg::{security, shmem};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -78,6 +80,7 @@ fn add_server(name: &str, server: Option<&str>, remote_schema: &str) -> PgResult
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
     node::insert(name, server, remote_schema, &user, &looks)?;
+    wake_keeper();
     record_event(
         "add_node",
         None,
@@ -96,9 +99,28 @@ fn drop_node(node_name: Option<&str>) -> PgResult<()> {
     if citus::cluster()?.is_some_and(|cluster| cluster.name == name) {
         citus::forget(name)?;
     } else {
+        let node = node::node(name)?;
         node::delete(name)?;
+        // Rolled back, the next health check makes it again.
+        if farewell::leave_lease(&node) == Some(Ended::Well) {
+            pgrx::debug1!("foreshard: node {name} has forgotten this server");
+        } else {
+            notice(&format!("node \"{name}\" did not answer: the table {} stays there", lease::table(&node)));
+        }
     }
     record_event("drop_node", None, None, json!({"node": name}))
+}
+
+/// Takes the tables on a node for this server's: for the one that goes on, after a clone, a restore or a promotion. The
+/// other server touches them no more.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn claim_node(node_name: Option<&str>) -> PgResult<()> {
+    let Some(name) = node_name else { return Err(bad_argument("node_name must not be NULL")) };
+    let _owner = security::as_extension_owner()?;
+    lease::claim(name)?;
+    wake_keeper();
+    Ok(())
 }
 
 /// Empties a shard: nothing is placed on it any more, and every slot that is there moves to the shard that has most

@@ -31,6 +31,7 @@ fn worker_states() -> TableIterator<
         name!(keeper_pid, Option<i32>),
         name!(keeper_state, String),
         name!(carriers, i32),
+        name!(keeper_look_ms, Option<f64>),
     ),
 > {
     let database = bgworker::database();
@@ -54,5 +55,6 @@ fn worker_states() -> TableIterator<
         keeper,
         state.to_string(),
         carriers as i32,
+        keeper.and(entry).map(|entry| f64::from(entry.look_us) / 1e3),
     ))
 }

@@ -345,7 +345,8 @@ const TAKEN_OVER: [&str; 4] = [
      UPDATE pg_catalog.pg_attribute c SET attgenerated = s.attgenerated, attnotnull = s.attnotnull \
      FROM child, pg_catalog.pg_attribute s WHERE s.attrelid = $1 AND c.attrelid = child.child AND s.attnum = c.attnum AND s.attnum > 0 AND s.attgenerated <> ''",
     "WITH child AS (SELECT child FROM pg_catalog.unnest($3) child), \
-          own AS (SELECT m.shadow_index, m.source_index FROM foreshard.move_index m JOIN child c ON c.child = m.heap WHERE m.move_id = $2) \
+          own AS (SELECT DISTINCT ON (m.shadow_index) m.shadow_index, m.source_index FROM foreshard.move_index m JOIN child c ON c.child = m.heap \
+              WHERE m.move_id = $2 ORDER BY m.shadow_index, m.source <> $1) \
      INSERT INTO pg_catalog.pg_description (objoid, classoid, objsubid, description) \
      SELECT child.child, d.classoid, d.objsubid, d.description FROM child, pg_catalog.pg_description d WHERE d.classoid = 'pg_class'::regclass AND d.objoid = $1 \
      UNION ALL SELECT own.shadow_index, d.classoid, d.objsubid, d.description FROM own \

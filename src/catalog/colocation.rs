@@ -192,8 +192,19 @@ pub fn delete_managed(table: pg_sys::Oid) -> PgResult<()> {
 
 fn forget_empty_groups() -> PgResult<()> {
     spi::run(
-        "DELETE FROM foreshard.colocation_group g WHERE g.citus_colocation IS NULL AND NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.group_id = g.group_id)",
+        "DELETE FROM foreshard.colocation_group g WHERE g.citus_colocation IS NULL AND NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.group_id = g.group_id) \
+           AND NOT EXISTS (SELECT FROM foreshard.slot s JOIN foreshard.move m USING (slot_id) WHERE s.group_id = g.group_id AND m.kind = 'join' AND NOT m.finished)",
         &[],
+    )?;
+    Ok(())
+}
+
+/// Forgets the group of a slot whose table has joined another one.
+pub fn forget_group_of(slot_id: i64) -> PgResult<()> {
+    spi::run(
+        "DELETE FROM foreshard.colocation_group g USING foreshard.slot s WHERE s.slot_id = $1 AND g.group_id = s.group_id \
+           AND NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.group_id = g.group_id)",
+        &[slot_id.into()],
     )?;
     Ok(())
 }

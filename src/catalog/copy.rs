@@ -4,6 +4,7 @@
 
 use super::name_of;
 use super::shadow::RelationRow;
+use crate::pg::load::{self, Filled, Target};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{lock, security, spi};
 use pgrx::pg_sys;
@@ -23,6 +24,8 @@ pub struct CopyPlan {
     key_names: Vec<String>,
     operators: Vec<String>,
     owner: pg_sys::Oid,
+    source_oid: pg_sys::Oid,
+    shadow_oid: pg_sys::Oid,
     /// Attribute numbers that both copies store.
     pub stored: Vec<i16>,
 }
@@ -60,6 +63,8 @@ pub fn plan(row: &RelationRow) -> PgResult<CopyPlan> {
         key_names: keys.iter().map(|(name, _)| name.clone()).collect(),
         operators: keys.into_iter().map(|(_, operator)| operator).collect(),
         owner: security::relation_owner(row.source)?,
+        source_oid: row.source,
+        shadow_oid: row.shadow,
     })
 }
 
@@ -83,17 +88,43 @@ impl CopyPlan {
         format!("(SELECT DISTINCT {columns} FROM {}) l", self.log)
     }
 
-    /// Copies blocks [first, last) and returns the rows. Rows whose key is logged are left to the replay:
-    /// the bare shadow then holds only versions that existed at capture, so its keys are unique.
-    pub fn chunk(&self, first: i64, last: i64) -> PgResult<u64> {
+    /// Copies blocks [first, last) behind the blocks that the shadow had after the last chunk. Rows whose key is logged are
+    /// left to the replay: the bare shadow then holds only versions that existed at capture, so its keys are unique.
+    ///
+    /// They are stored frozen. Nobody reads them before the cutover has waited for every snapshot that is older than
+    /// the last of them, so nobody could tell; a chunk that fails leaves them behind its first block, where the next one finds
+    /// them. What it leaves in a toast table would stay for ever, so tables with toasted values are copied without.
+    pub fn chunk(&self, first: i64, last: i64, shadow_blocks: i64) -> PgResult<Filled> {
+        let frozen = self.freezes()?;
         let _guard = security::as_restricted_owner(self.owner);
-        self.insert_from(&format!(
+        let rows = format!(
             "ONLY {} s WHERE s.ctid >= '({first},0)'::tid AND s.ctid < '({last},0)'::tid \
                AND NOT EXISTS (SELECT FROM {} l WHERE {})",
             self.source,
             self.log,
             self.key_match("l", "s")
-        ))
+        );
+        let Some(frozen) = frozen else {
+            return Ok(Filled { rows: self.insert_from(&rows)?, blocks: 0 });
+        };
+        let from_block = u32::try_from(shadow_blocks).map_err(internal)?;
+        let target = Target { table: self.shadow_oid, columns: &self.stored, from_block, frozen };
+        load::fill(&target, &format!("SELECT {} FROM {rows}", self.prefixed("s")))
+    }
+
+    /// Whether rows are stored frozen; None: they cannot be stored by the page. Only a plain heap can whose indexes are not built
+    /// yet, which is the copy of a move or merge; the staging table of a split routes its rows.
+    fn freezes(&self) -> PgResult<Option<bool>> {
+        let found = spi::rows(
+            "SELECT c.relkind = 'r' AND a.amhandler = 'pg_catalog.heap_tableam_handler'::pg_catalog.regproc AND NOT c.relhastriggers \
+                    AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisready), \
+                 (s.reltoastrelid = 0 OR pg_catalog.pg_relation_size(s.reltoastrelid) = 0) \
+                     AND (c.reltoastrelid = 0 OR pg_catalog.pg_relation_size(c.reltoastrelid) = 0) \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_am a ON a.oid = c.relam, pg_catalog.pg_class s WHERE c.oid = $1 AND s.oid = $2",
+            &[self.shadow_oid.into(), self.source_oid.into()],
+            |row| Ok((row.need::<bool>(1)?, row.need::<bool>(2)?)),
+        )?;
+        Ok(found.first().and_then(|(bare, frozen)| bare.then_some(*frozen)))
     }
 
     /// Makes the shadow equal to the source for every key logged by this transaction's snapshot (one
@@ -193,17 +224,27 @@ impl CopyPlan {
     }
 }
 
-/// Whether a log has an entry now.
-pub fn has_entries(log: pg_sys::Oid) -> PgResult<bool> {
-    let sql = format!("SELECT EXISTS (SELECT FROM {})", name_of(log)?);
-    Ok(spi::one::<bool>(&sql, &[])?.unwrap_or(false))
+/// Logs that one statement looks at.
+const LOGS_AT_ONCE: usize = 64;
+
+/// Whether one of some logs has an entry now; in few statements, because users wait.
+pub fn have_entries(logs: &[pg_sys::Oid]) -> PgResult<bool> {
+    for some in logs.chunks(LOGS_AT_ONCE) {
+        let looks = some.iter().map(|log| Ok(format!("SELECT 1 FROM {}", name_of(*log)?)));
+        let looks = looks.collect::<PgResult<Vec<String>>>()?.join(" UNION ALL ");
+        if spi::one::<bool>(&format!("SELECT EXISTS ({looks})"), &[])?.unwrap_or(false) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Stores the progress of a copy, in the transaction that copied.
-pub fn set_progress(move_id: i64, source: pg_sys::Oid, blocks_done: i64, rows: u64) -> PgResult<()> {
+pub fn set_progress(move_id: i64, source: pg_sys::Oid, blocks_done: i64, filled: &Filled) -> PgResult<()> {
+    let (rows, shadow_blocks) = (filled.rows as i64, i64::from(filled.blocks));
     spi::run(
-        "UPDATE foreshard.move_relation SET blocks_done = $3, rows_done = rows_done + $4 WHERE move_id = $1 AND source = $2",
-        &[move_id.into(), source.into(), blocks_done.into(), (rows as i64).into()],
+        "UPDATE foreshard.move_relation SET blocks_done = $3, rows_done = rows_done + $4, shadow_blocks = $5 WHERE move_id = $1 AND source = $2",
+        &[move_id.into(), source.into(), blocks_done.into(), rows.into(), shadow_blocks.into()],
     )?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use super::name_of;
 use crate::pg::report::PgResult;
+use crate::pg::security;
 use crate::pg::spi::{self, Arg};
 use pgrx::pg_sys;
 use pgrx::spi::{quote_identifier, quote_literal};
@@ -28,6 +29,14 @@ impl IndexDefinition {
     }
 }
 
+/// A statement that makes something again.
+pub struct Remake {
+    /// The statement.
+    pub sql: String,
+    /// Whose code may run while it is parsed (a literal of a type of theirs): a worker runs it as that role.
+    pub author: Option<pg_sys::Oid>,
+}
+
 /// What must be made again after a table was rebuilt.
 pub struct Definition {
     /// Schema, quoted.
@@ -46,12 +55,27 @@ pub struct Definition {
     pub indexes: Vec<IndexDefinition>,
     /// Sequences owned by columns: (sequence, column), quoted.
     pub sequences: Vec<(String, String)>,
-    /// Statements to run once the new table is filled and indexed, in order.
-    pub after: Vec<String>,
+    /// Statements that add its foreign keys, and then what they are commented with: the first of what is to be run once
+    /// the new table is filled and indexed.
+    pub keys: Vec<String>,
+    /// Statements to run after those, in order.
+    pub after: Vec<Remake>,
     /// Statements that take the old table's dependents out of the way.
     pub before: Vec<String>,
     /// Statements per leaf partition; `%s` is the leaf's qualified name.
     pub per_leaf: Vec<String>,
+}
+
+impl Definition {
+    /// A statement that runs nobody's code.
+    fn then(&mut self, sql: String) {
+        self.after.push(Remake { sql, author: None });
+    }
+
+    /// A statement that may run code of a role.
+    fn then_by(&mut self, author: pg_sys::Oid, sql: String) {
+        self.after.push(Remake { sql, author: Some(author) });
+    }
 }
 
 fn texts(sql: &str, table: pg_sys::Oid) -> PgResult<Vec<String>> {
@@ -89,13 +113,14 @@ pub fn capture(table: pg_sys::Oid) -> PgResult<Definition> {
         columns,
         indexes: indexes(table)?,
         sequences,
+        keys: Vec::new(),
         after: Vec::new(),
         before: Vec::new(),
         per_leaf: Vec::new(),
         name,
     };
     if let Some(text) = comment {
-        definition.after.push(comment_on("TABLE", &definition.name, &text));
+        definition.then(comment_on("TABLE", &definition.name.clone(), &text));
     }
     foreign_keys(table, &mut definition)?;
     statistics(table, &mut definition)?;
@@ -195,15 +220,16 @@ fn foreign_keys(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()>
             definition.before.push(format!("ALTER TABLE {referencing} DROP CONSTRAINT {name}"));
         }
         let holder = if outbound { definition.name.clone() } else { referencing };
-        definition.after.push(format!("ALTER TABLE {holder} ADD CONSTRAINT {name} {body}"));
+        definition.keys.push(format!("ALTER TABLE {holder} ADD CONSTRAINT {name} {body}"));
         if let Some(text) = comment {
-            definition.after.push(comment_on("CONSTRAINT", &format!("{name} ON {holder}"), &text));
+            definition.then(comment_on("CONSTRAINT", &format!("{name} ON {holder}"), &text));
         }
     }
     Ok(())
 }
 
 fn statistics(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
+    let author = security::relation_owner(table)?;
     let found = spi::rows(
         "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(s.stxname), pg_catalog.pg_get_statisticsobjdef(s.oid), \
                 coalesce(s.stxstattarget, -1)::int, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(s.stxowner)), \
@@ -225,21 +251,22 @@ fn statistics(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
     )?;
     for (name, create, target, owner, foreign, comment) in found {
         definition.before.push(format!("DROP STATISTICS {name}"));
-        definition.after.push(create);
+        definition.then_by(author, create);
         if target >= 0 {
-            definition.after.push(format!("ALTER STATISTICS {name} SET STATISTICS {target}"));
+            definition.then(format!("ALTER STATISTICS {name} SET STATISTICS {target}"));
         }
         if let Some(text) = comment {
-            definition.after.push(comment_on("STATISTICS", &name, &text));
+            definition.then(comment_on("STATISTICS", &name, &text));
         }
         if foreign {
-            definition.after.push(format!("ALTER STATISTICS {name} OWNER TO {owner}"));
+            definition.then(format!("ALTER STATISTICS {name} OWNER TO {owner}"));
         }
     }
     Ok(())
 }
 
 fn triggers(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
+    let author = security::relation_owner(table)?;
     let found = spi::rows(
         "SELECT pg_catalog.pg_get_triggerdef(oid), pg_catalog.quote_ident(tgname), tgenabled::text, \
                 pg_catalog.obj_description(oid, 'pg_trigger') \
@@ -255,7 +282,7 @@ fn triggers(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
         },
     )?;
     for (create, name, enabled, comment) in found {
-        definition.after.push(create);
+        definition.then_by(author, create);
         let state = match enabled.as_str() {
             "D" => Some("DISABLE TRIGGER"),
             "A" => Some("ENABLE ALWAYS TRIGGER"),
@@ -263,16 +290,17 @@ fn triggers(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
             _ => None,
         };
         if let Some(state) = state {
-            definition.after.push(format!("ALTER TABLE {} {state} {name}", definition.name));
+            definition.then(format!("ALTER TABLE {} {state} {name}", definition.name));
         }
         if let Some(text) = comment {
-            definition.after.push(comment_on("TRIGGER", &format!("{name} ON {}", definition.name), &text));
+            definition.then(comment_on("TRIGGER", &format!("{name} ON {}", definition.name), &text));
         }
     }
     Ok(())
 }
 
 fn policies(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
+    let author = security::relation_owner(table)?;
     let found = spi::rows(
         "SELECT format('CREATE POLICY %I ON %s AS %s FOR %s TO %s', p.polname, p.polrelid::regclass, \
                 CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END, \
@@ -287,9 +315,9 @@ fn policies(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
         |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?, row.get::<String>(3)?)),
     )?;
     for (create, what, comment) in found {
-        definition.after.push(create);
+        definition.then_by(author, create);
         if let Some(text) = comment {
-            definition.after.push(format!("COMMENT ON {what} IS {}", quote_literal(&text)));
+            definition.then(format!("COMMENT ON {what} IS {}", quote_literal(&text)));
         }
     }
     let flags = spi::rows(
@@ -298,15 +326,15 @@ fn policies(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
         |row| Ok((row.need::<bool>(1)?, row.need::<bool>(2)?)),
     )?;
     for (enabled, forced) in flags {
-        let name = &definition.name;
+        let name = definition.name.clone();
         if enabled {
             // The copy must see every row; the old table is about to go.
             definition.before.push(format!("ALTER TABLE {name} DISABLE ROW LEVEL SECURITY"));
-            definition.after.push(format!("ALTER TABLE {name} ENABLE ROW LEVEL SECURITY"));
+            definition.then(format!("ALTER TABLE {name} ENABLE ROW LEVEL SECURITY"));
         }
         if forced {
             definition.before.push(format!("ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY"));
-            definition.after.push(format!("ALTER TABLE {name} FORCE ROW LEVEL SECURITY"));
+            definition.then(format!("ALTER TABLE {name} FORCE ROW LEVEL SECURITY"));
         }
     }
     Ok(())
@@ -314,7 +342,7 @@ fn policies(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
 
 /// Ownership first, then exactly the privileges of the old access control list.
 fn grants(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
-    let mut statements = texts(
+    let statements = texts(
         "SELECT s FROM (SELECT 0 AS o, format('REVOKE ALL ON %s FROM %I', c.oid::regclass, pg_catalog.pg_get_userbyid(c.relowner)) AS s \
              FROM pg_catalog.pg_class c WHERE c.oid = $1 AND c.relacl IS NOT NULL \
            UNION ALL SELECT 1, format('GRANT %s ON %s TO %s%s', a.privilege_type, c.oid::regclass, \
@@ -327,17 +355,17 @@ fn grants(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
              FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = $1 AND NOT t.attisdropped) q ORDER BY o",
         table,
     )?;
-    definition.after.append(&mut statements);
+    statements.into_iter().for_each(|statement| definition.then(statement));
     Ok(())
 }
 
 fn publications(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
-    let mut statements = texts(
+    let statements = texts(
         "SELECT format('ALTER PUBLICATION %I ADD TABLE %s', p.pubname, r.prrelid::regclass) \
          FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = $1",
         table,
     )?;
-    definition.after.append(&mut statements);
+    statements.into_iter().for_each(|statement| definition.then(statement));
     let replica_identity = spi::one::<String>(
         &format!("SELECT relreplident::text FROM pg_catalog.pg_class WHERE oid = {STORAGE_MODEL}"),
         &[table.into()],
@@ -352,15 +380,16 @@ fn publications(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()>
 
 /// Views keep their identity, grants and dependents: CREATE OR REPLACE points them to the new table.
 fn views(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
-    let mut statements = texts(
+    let statements = spi::rows(
         "SELECT DISTINCT format('CREATE OR REPLACE VIEW %s%s AS %s', v.oid::regclass, \
                 coalesce(' WITH (' || (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(option_name) || '=' || pg_catalog.quote_literal(option_value), ', ') \
-                   FROM pg_catalog.pg_options_to_table(v.reloptions)) || ')', ''), pg_catalog.pg_get_viewdef(v.oid)) \
+                   FROM pg_catalog.pg_options_to_table(v.reloptions)) || ')', ''), pg_catalog.pg_get_viewdef(v.oid)), v.relowner \
          FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid JOIN pg_catalog.pg_class v ON v.oid = r.ev_class \
          WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND v.relkind = 'v'",
-        table,
+        &[table.into()],
+        |row| Ok((row.need::<String>(1)?, row.need::<pg_sys::Oid>(2)?)),
     )?;
-    definition.after.append(&mut statements);
+    statements.into_iter().for_each(|(statement, author)| definition.then_by(author, statement));
     Ok(())
 }
 
@@ -368,20 +397,23 @@ fn views(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
 /// are taken away and set again: a name outlives the table, the oid in a default does not.
 fn defaults(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
     let found = spi::rows(
-        "SELECT f.adrelid::regclass::text, pg_catalog.quote_ident(a.attname), pg_catalog.pg_get_expr(f.adbin, f.adrelid) \
+        "SELECT f.adrelid::regclass::text, pg_catalog.quote_ident(a.attname), pg_catalog.pg_get_expr(f.adbin, f.adrelid), c.relowner \
          FROM pg_catalog.pg_attrdef f JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum \
          JOIN pg_catalog.pg_class c ON c.oid = f.adrelid \
-         WHERE a.attgenerated = '' AND NOT c.relispartition \
+         WHERE a.attgenerated = '' AND NOT c.relispartition AND c.relrewrite = 0 \
            AND EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid \
                AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.refobjsubid = 0) \
          ORDER BY f.oid",
         &[table.into()],
-        |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?, row.need::<String>(3)?)),
+        |row| {
+            let author: pg_sys::Oid = row.need(4)?;
+            Ok((row.need::<String>(1)?, row.need::<String>(2)?, row.need::<String>(3)?, author))
+        },
     )?;
-    for (holder, column, expression) in found {
+    for (holder, column, expression, author) in found {
         let alter = format!("ALTER TABLE {holder} ALTER COLUMN {column}");
         definition.before.push(format!("{alter} DROP DEFAULT"));
-        definition.after.push(format!("{alter} SET DEFAULT {expression}"));
+        definition.then_by(author, format!("{alter} SET DEFAULT {expression}"));
     }
     Ok(())
 }
@@ -396,8 +428,7 @@ fn column_settings(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<
     for (column, target) in targets {
         let column = quote_identifier(&column);
         definition
-            .after
-            .push(format!("ALTER TABLE {} ALTER COLUMN {column} SET STATISTICS {target}", definition.name));
+            .then(format!("ALTER TABLE {} ALTER COLUMN {column} SET STATISTICS {target}", definition.name));
     }
     Ok(())
 }

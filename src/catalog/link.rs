@@ -9,13 +9,14 @@ use crate::pg::{security, spi};
 use pgrx::pg_sys;
 use std::collections::HashSet;
 
-/// What every session on a node begins with: values have one text form, what it commits is on disk, and nothing
-/// that a role or database has as its default stops it.
+/// What every session on a node begins with: values have one text form, what it commits is on disk, nothing that a
+/// role or database has as its default stops it, and it does not outlive us for long when the network is cut.
 const SESSION: &str = "SET search_path = pg_catalog, pg_temp; SET synchronous_commit = on; SET statement_timeout = 0; \
     SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
     SET default_transaction_isolation = 'read committed'; SET client_min_messages = error; SET jit = off; \
     SET datestyle = 'ISO'; SET intervalstyle = postgres; SET timezone = 'UTC'; SET extra_float_digits = 1; \
-    SET bytea_output = hex; SET row_security = off";
+    SET bytea_output = hex; SET row_security = off; \
+    SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000";
 
 /// The connections that this worker keeps and that are known to be whole; other sessions keep none.
 static KEPT: LocalBox<HashSet<String>> = LocalBox::new();

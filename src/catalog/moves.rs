@@ -26,6 +26,10 @@ pub struct MoveRow {
     pub prepare: bool,
     /// It is a placement of keys.
     pub is_place: bool,
+    /// A table with one slot gets those of a group.
+    pub joins: bool,
+    /// All slots of a table go up in an ordinary one.
+    pub undistributes: bool,
     /// Slot that moves.
     pub slot_id: i64,
     /// Shard it comes from.
@@ -66,7 +70,7 @@ impl MoveRow {
 
     /// Other partitions take the place of those there are: no swap of storage.
     pub fn replaces(&self) -> bool {
-        self.is_split || self.is_merge()
+        self.is_split || self.is_merge() || self.undistributes
     }
 
     /// What it is, for people.
@@ -74,6 +78,7 @@ impl MoveRow {
         match (self.is_split, self.is_merge()) {
             (true, _) => "split",
             (_, true) => "merge",
+            _ if self.undistributes => "undistribution",
             _ => "move",
         }
     }
@@ -84,9 +89,9 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
     let found = spi::rows(
         "SELECT m.move_id, m.slot_id, m.to_shard, h.tablespace_name::text, m.phase, m.cancel_requested OR EXISTS (SELECT FROM foreshard.move o WHERE o.partner_of = m.move_id AND o.cancel_requested), m.finished, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
-                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind IN ('split', 'place'), m.prepare, \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind IN ('split', 'place', 'join'), m.prepare, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of, m.kind = 'place', \
-                m.kind = 'move' AND 'local' <> ANY (ARRAY[h.node_name, f.node_name]) \
+                m.kind = 'move' AND 'local' <> ANY (ARRAY[h.node_name, f.node_name]), m.kind = 'undistribute', m.kind = 'join' \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard JOIN foreshard.shard f ON f.shard_id = m.from_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -112,6 +117,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 way_back_of: row.get(19)?,
                 is_place: row.need(20)?,
                 is_foreign: row.need(21)?,
+                undistributes: row.need(22)?,
+                joins: row.need(23)?,
             })
         },
     )?;

@@ -29,6 +29,17 @@ pub struct NodeRow {
     pub round_trip_ms: f64,
     /// How it is.
     pub breaker: Breaker,
+    /// By what the tables there are told from those of other servers; clones of this one have the same.
+    pub owner_id: String,
+    /// The token that this server last wrote there; None: none yet.
+    pub lease: Option<String>,
+}
+
+impl NodeRow {
+    /// What marks everything there as made from here.
+    pub fn mark(&self) -> String {
+        format!("foreshard of {}", self.owner_id)
+    }
 }
 
 /// What a node says of itself.
@@ -44,7 +55,7 @@ pub struct Looks {
 /// All nodes of postgres_fdw, or the one of a name.
 pub fn nodes(name: Option<&str>) -> PgResult<Vec<NodeRow>> {
     spi::rows(
-        "SELECT n.node_name::text, n.server_name::text, n.remote_schema::text, r.oid, n.round_trip_ms, n.state, n.failures \
+        "SELECT n.node_name::text, n.server_name::text, n.remote_schema::text, r.oid, n.round_trip_ms, n.state, n.failures, n.owner_id::text, n.lease::text \
          FROM foreshard.node n LEFT JOIN pg_catalog.pg_roles r ON r.rolname = n.checked_as \
          WHERE n.engine = 'postgres_fdw' AND ($1 IS NULL OR n.node_name = $1::name) ORDER BY 1",
         &[name.into()],
@@ -60,6 +71,8 @@ pub fn nodes(name: Option<&str>) -> PgResult<Vec<NodeRow>> {
                     state: if down { State::Open } else { State::Closed },
                     failures: row.need::<i32>(7)?.max(0) as u32,
                 },
+                owner_id: row.need(8)?,
+                lease: row.get(9)?,
             })
         },
     )
@@ -90,19 +103,25 @@ pub fn is_down(name: &str) -> ErrorReport {
         .set_hint("It is used again as soon as a health check succeeds (foreshard.node_check_interval).")
 }
 
-/// 08006 while the node of a shard is down.
+/// 08006 while the node of a shard is down, 55000 while it is another server's.
 pub fn require_up(shard_id: i32) -> PgResult<()> {
-    let down = spi::one::<String>(
-        "SELECT n.node_name::text FROM foreshard.shard h JOIN foreshard.node n USING (node_name) WHERE h.shard_id = $1 AND n.state = 'down'",
+    let unusable = spi::rows(
+        "SELECT n.node_name::text, n.held FROM foreshard.shard h JOIN foreshard.node n USING (node_name) \
+         WHERE h.shard_id = $1 AND (n.state = 'down' OR NOT n.held)",
         &[shard_id.into()],
+        |row| Ok((row.need::<String>(1)?, row.need::<bool>(2)?)),
     )?;
-    down.map_or(Ok(()), |name| Err(is_down(&name)))
+    match unusable.into_iter().next() {
+        None => Ok(()),
+        Some((name, true)) => Err(is_down(&name)),
+        Some((name, false)) => Err(super::remote::lease::lost(&name)),
+    }
 }
 
-/// The names of shards whose node is down.
+/// Shards whose node is down, or another server's.
 pub fn sick_shards() -> PgResult<Vec<i32>> {
     spi::rows(
-        "SELECT h.shard_id FROM foreshard.shard h JOIN foreshard.node n USING (node_name) WHERE n.state = 'down'",
+        "SELECT h.shard_id FROM foreshard.shard h JOIN foreshard.node n USING (node_name) WHERE n.state = 'down' OR NOT n.held",
         &[],
         |row| row.need(1),
     )
@@ -215,8 +234,8 @@ pub fn lacking_timeouts(server: &str) -> PgResult<Vec<String>> {
 /// 42710 the name or the server is taken.
 pub fn insert(name: &str, server: &str, schema: &str, user: &str, looks: &Looks) -> PgResult<()> {
     let done = spi::run(
-        "INSERT INTO foreshard.node (node_name, server_name, remote_schema, checked_as, remote_version, round_trip_ms, clock_offset_ms) \
-         VALUES ($1::name, $2::name, $3::name, $4::name, $5, $6, $7) ON CONFLICT DO NOTHING",
+        "INSERT INTO foreshard.node (node_name, server_name, remote_schema, checked_as, remote_version, round_trip_ms, clock_offset_ms, checked_at) \
+         VALUES ($1::name, $2::name, $3::name, $4::name, $5, $6, $7, '-infinity') ON CONFLICT DO NOTHING",
         &[
             name.into(),
             server.into(),
@@ -290,6 +309,12 @@ pub fn is_check_due(interval_s: i32) -> PgResult<bool> {
         &[interval_s.into()],
     )?
     .unwrap_or(false))
+}
+
+/// The catalog of nodes, as a class of locks.
+pub fn class() -> PgResult<pg_sys::Oid> {
+    spi::one::<pg_sys::Oid>("SELECT 'foreshard.node'::regclass::oid", &[])?
+        .ok_or_else(|| internal("no catalog of nodes"))
 }
 
 /// The current role.

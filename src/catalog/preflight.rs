@@ -99,13 +99,17 @@ pub fn around(table: pg_sys::Oid) -> PgResult<(Vec<pg_sys::Oid>, Vec<pg_sys::Oid
     exclusive.extend(others);
     let (_, referenced) = super::child::around(&[table])?;
     exclusive.extend(referenced);
-    let sequences = spi::rows(
+    Ok((exclusive, own_sequences(table)?))
+}
+
+/// Sequences that the columns of a table own, ascending.
+pub fn own_sequences(table: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
         "SELECT s.oid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S' \
          WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.deptype = 'a' ORDER BY 1",
         &[table.into()],
         |row| row.need(1),
-    )?;
-    Ok((exclusive, sequences))
+    )
 }
 
 /// Reasons that stand against hash partitioning `table` by column number `key`.

@@ -83,9 +83,7 @@ pub fn rebuild(table: pg_sys::Oid, shape: &Shape) -> PgResult<Rebuilt> {
             run(&statement.replace("%s", name))?;
         }
     }
-    for statement in &definition.after {
-        run(statement)?;
-    }
+    remake(&definition)?;
     drop_aside(&aside, table)?;
     Ok(Rebuilt { table: oid_of(name)?, leaves: oids_of(&leaf_names)?, rows })
 }
@@ -252,8 +250,14 @@ fn hand_over_sequences(definition: &Definition, aside: &str) -> PgResult<()> {
     Ok(())
 }
 
+/// Makes keys and everything after them again, as whoever calls.
+fn remake(definition: &Definition) -> PgResult<()> {
+    let after = definition.after.iter().map(|remake| &remake.sql);
+    definition.keys.iter().chain(after).try_for_each(|statement| run(statement).map(drop))
+}
+
 /// Drops the old table; whatever still depends on it is reported by PostgreSQL and nothing is lost.
-fn drop_aside(aside: &str, table: pg_sys::Oid) -> PgResult<()> {
+pub fn drop_aside(aside: &str, table: pg_sys::Oid) -> PgResult<()> {
     run(&format!("DROP TABLE {aside}"))?;
     drop_scratch_schema(table)
 }
@@ -271,7 +275,7 @@ pub fn dress(definition: &Definition, aside: &str, shape: &Shape) -> PgResult<()
     give_to_owner(definition, &leaf_names)?;
     build_indexes(definition, &leaf_names, shape)?;
     hand_over_sequences(definition, aside)?;
-    definition.after.iter().try_for_each(|statement| run(statement).map(drop))
+    remake(definition)
 }
 
 /// Brings a table that has stepped aside back into its schema, under a name that is free there.

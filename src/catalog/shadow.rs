@@ -29,6 +29,8 @@ pub struct RelationRow {
     pub blocks_total: i64,
     /// Blocks copied.
     pub blocks_done: i64,
+    /// Blocks of the shadow after the last chunk, whichever source that was of.
+    pub shadow_blocks: i64,
     /// Attribute numbers of the identity key.
     pub key: Vec<i16>,
     /// Of a split: an empty heap of the shape of its copies.
@@ -44,11 +46,11 @@ pub fn partitions_of_slot(slot_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
     )
 }
 
-/// Leaf partitions of a move: of its slot, and of the slot that is merged into it; ascending.
+/// Leaf partitions of a move: of its slot, and of the slots that go up in it; ascending.
 pub fn partitions_of_move(move_id: i64, slot_id: i64) -> PgResult<Vec<pg_sys::Oid>> {
     spi::rows(
         "SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition \
-         WHERE p.slot_id = $1 OR p.slot_id = (SELECT other_slot FROM foreshard.move WHERE move_id = $2) ORDER BY 1",
+         WHERE p.slot_id = $1 OR p.slot_id IN (SELECT slot_id FROM foreshard.move WHERE partner_of = $2 AND kind <> 'join' UNION ALL SELECT other_slot FROM foreshard.move WHERE move_id = $2) ORDER BY 1",
         &[slot_id.into(), move_id.into()],
         |row| row.need(1),
     )
@@ -68,7 +70,8 @@ pub fn sources_under_way() -> PgResult<Vec<pg_sys::Oid>> {
 pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
     spi::rows(
         "SELECT r.source, r.shadow, r.capture_log, r.capture_trigger, r.fingerprint, r.blocks_total, r.blocks_done, \
-                coalesce((SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] FROM pg_catalog.pg_index i WHERE i.indexrelid = r.identity_index), '{}'), r.twin \
+                coalesce((SELECT (i.indkey::int2[])[0:i.indnkeyatts - 1] FROM pg_catalog.pg_index i WHERE i.indexrelid = r.identity_index), '{}'), r.twin, \
+                (SELECT max(o.shadow_blocks) FROM foreshard.move_relation o WHERE o.move_id = r.move_id AND o.shadow = r.shadow) \
          FROM foreshard.move_relation r WHERE r.move_id = $1 ORDER BY r.source",
         &[move_id.into()],
         |row| {
@@ -82,6 +85,7 @@ pub fn relations(move_id: i64) -> PgResult<Vec<RelationRow>> {
                 blocks_done: row.need(7)?,
                 key: row.need(8)?,
                 twin: row.get(9)?,
+                shadow_blocks: row.need(10)?,
             })
         },
     )
@@ -415,6 +419,20 @@ pub(super) fn forget(move_id: i64) -> PgResult<()> {
     )?;
     spi::run("DELETE FROM foreshard.move_relation WHERE move_id = $1", &[move_id.into()])?;
     Ok(())
+}
+
+/// Toast tables of slots that were in use when a move ended: pg_upgrade insists on their own names.
+pub fn restore_toast_names() -> PgResult<()> {
+    let waiting = spi::rows(
+        "SELECT p.partition::oid FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition \
+         JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid \
+         WHERE t.relname <> 'pg_toast_' || c.oid \
+           AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = p.slot_id AND NOT m.finished) \
+         ORDER BY 1 LIMIT 10",
+        &[],
+        |row| row.need::<pg_sys::Oid>(1),
+    )?;
+    waiting.into_iter().try_for_each(restore_toast_name)
 }
 
 /// After a swap the toast table carries the shadow's number in its name; give it back its own.

@@ -190,6 +190,7 @@ fn hand_over(split: i64, merge: i64, relation: &RelationRow) -> PgResult<()> {
             fingerprint: String::new(),
             blocks_total: 0,
             blocks_done: 0,
+            shadow_blocks: 0,
             key,
             twin: relation.twin,
         };

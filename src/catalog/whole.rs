@@ -50,6 +50,15 @@ pub fn create(move_id: i64, sources: &[pg_sys::Oid], part: &Part) -> PgResult<()
     Ok(())
 }
 
+/// The first of the partitions that have a copy in common: it is made like that one.
+pub fn first_source(move_id: i64, copy: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
+    spi::one::<pg_sys::Oid>(
+        "SELECT min(source) FROM foreshard.move_relation WHERE move_id = $1 AND shadow = $2",
+        &[move_id.into(), copy.into()],
+    )?
+    .ok_or_else(|| internal("a copy of nothing"))
+}
+
 /// Reasons against making one partition of two: the copy can only be like both if they are alike.
 pub fn differences(a: pg_sys::Oid, b: pg_sys::Oid) -> PgResult<Vec<String>> {
     let mut found = spi::rows(

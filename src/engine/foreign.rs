@@ -31,6 +31,7 @@ impl Engine for Foreign {
         let from = remote::node_of_shard(row.from_shard)?.map(|(node, _)| node);
         let to_here = to.is_none();
         let nodes: Vec<_> = to.into_iter().chain(from).collect();
+        reasons.extend(against::mixed_owners(partitions)?);
         let mut bytes = 0;
         for partition in partitions {
             reasons.extend(against::against(*partition, &nodes)?);
@@ -68,6 +69,7 @@ impl Engine for Foreign {
                         make::capture_here(row.move_id, pair.source.relation, &pair.shape.key)?;
                 }
             }
+            pair.note_file(row.move_id)?;
             swap::set_blocks(row.move_id, pair.source.relation, pair.blocks()?)?;
             swap::set_fingerprint(row.move_id, &pair)?;
         }

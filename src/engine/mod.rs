@@ -1,19 +1,23 @@
 //! Engines: how the copies of a slot come to be and change places. One trait; `local` moves between
 //! tablespaces of this server, `split` replaces a slot by several, `place` gives keys of one partitions of their
-//! own, `foreign` moves to, from and between other servers by postgres_fdw. What Citus
+//! own, `join` gives a table the slots of a group, `undistribute` makes one ordinary table of all slots, `foreign` moves to, from and between other servers by postgres_fdw. What Citus
 //! moves needs none of this: see `mover/citus.rs`.
 
 mod foreign;
+mod join;
 mod local;
 mod merge;
 mod place;
 mod split;
+mod undistribute;
 
 pub use foreign::Foreign;
+pub use join::Join;
 pub use local::Local;
 pub use merge::Merge;
 pub use place::Place;
 pub use split::Split;
+pub use undistribute::Undistribute;
 
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
@@ -50,6 +54,10 @@ pub trait Engine {
     /// Makes what can be made before anybody is locked out.
     fn prepare(&self, _row: &MoveRow, _partitions: &[pg_sys::Oid]) -> PgResult<()> {
         Ok(())
+    }
+    /// Partitions that begin to be captured, or mirrored, under one lock, so that nobody waits for the work on all.
+    fn at_once(&self) -> usize {
+        usize::MAX
     }
     /// Creates shadow, shadow indexes, log and capture trigger, as far as they are not there; the partitions
     /// are locked. False: they are not what was prepared for.
@@ -123,6 +131,12 @@ pub fn of(row: &MoveRow) -> &'static dyn Engine {
     }
     if row.is_place {
         return &Place;
+    }
+    if row.joins {
+        return &Join;
+    }
+    if row.undistributes {
+        return &Undistribute;
     }
     match (row.is_split, row.is_merge(), row.prepare) {
         (true, _, true) => &Split { prepare: true },

@@ -147,7 +147,7 @@ pub(super) fn repair(graph: &Graph, id: i32, touched: Touched, most: u64) -> PgR
     let _fresh = fresh_snapshot();
     let count = touched.keys.len();
     let mut reader = Reader::new(graph, touched.keys, &held.shards)?;
-    let options = MaintainOptions { max_depth: graph.max_depth, max_work: most };
+    let options = MaintainOptions { max_depth: graph.max_depth, max_work: patience(graph, most) };
     match maintain(&mut reader, &touched.pairs, &options) {
         Ok(mut changes) => {
             own_rows(&mut reader, count, &mut changes)?;
@@ -161,10 +161,19 @@ pub(super) fn repair(graph: &Graph, id: i32, touched: Touched, most: u64) -> PgR
     }
 }
 
+/// So many steps are always tried.
+const LEAST_STEPS: u64 = 200_000;
+
+/// How many steps are tried before everything is compared: about what that takes, unless it might be more than `most`.
+fn patience(graph: &Graph, most: u64) -> u64 {
+    let rows = graph.parts.iter().map(|part| part.rows).sum::<f64>() as u64;
+    if rows == 0 || rows.saturating_mul(2) > most { most } else { rows.max(LEAST_STEPS).min(most) }
+}
+
 /// The rows of touched nodes with themselves come and go with the nodes.
 fn own_rows(reader: &mut Reader<'_>, touched: u32, changes: &mut Vec<RowChange>) -> PgResult<()> {
     for node in 0..touched {
-        let there = reader.row(node, node)?.map(|(depth, _)| depth);
+        let there = reader.stored(node, node)?;
         let alive = reader.is_alive(node)?;
         if alive != there.is_some() {
             let after = alive.then_some(0);
@@ -179,7 +188,8 @@ fn own_rows(reader: &mut Reader<'_>, touched: u32, changes: &mut Vec<RowChange>)
 fn truncated(graph: &Graph) -> PgResult<()> {
     let held = super::component::hold_all(graph)?;
     let _fresh = fresh_snapshot();
-    diff::repair(graph, &held, u64::MAX)
+    // Its parts may have changed while we waited.
+    diff::repair(&*graph::again(graph.id)?, &held, u64::MAX)
 }
 
 /// 53400: a statement is too much for its bound.

@@ -9,7 +9,7 @@ use super::{Homes, new_component};
 use crate::catalog::graph::Graph;
 use crate::catalog::graph::node::{self, NewNode};
 use crate::pg::graph::keys::{KeyKind, NodeKey};
-use crate::pg::graph::lookup::Lookup;
+use crate::pg::graph::lookup::{Lookup, Reads};
 use crate::pg::graph::{fresh_snapshot, latest_snapshot};
 use crate::pg::lock::ACCESS_SHARE;
 use crate::pg::report::{PgResult, wrong_state};
@@ -49,15 +49,10 @@ pub struct Finder {
 
 impl Finder {
     pub fn open(graph: &Graph) -> PgResult<Self> {
+        let open = |table, index, kind| Lookup::open(table, index, 1, kind, ACCESS_SHARE, Reads::Row);
         Ok(Self {
-            directory: Lookup::open(graph.metagraph, graph.metagraph_index, 1, graph.kind, ACCESS_SHARE)?,
-            components: Lookup::open(
-                graph.components,
-                graph.components_index,
-                1,
-                KeyKind::Int8,
-                ACCESS_SHARE,
-            )?,
+            directory: open(graph.metagraph, graph.metagraph_index, graph.kind)?,
+            components: open(graph.components, graph.components_index, KeyKind::Int8)?,
         })
     }
 

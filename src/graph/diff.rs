@@ -7,7 +7,7 @@ use crate::catalog::graph::Graph;
 use crate::catalog::graph::node::{self, NewNode};
 use crate::pg::graph::keys::{KeyKind, NodeKey};
 use crate::pg::graph::leaf::ClosureRow;
-use crate::pg::graph::lookup::{Lookup, Place};
+use crate::pg::graph::lookup::{Lookup, Place, Reads};
 use crate::pg::graph::read;
 use crate::pg::lock::ROW_EXCLUSIVE;
 use crate::pg::report::{PgResult, internal};
@@ -90,7 +90,8 @@ impl<'g> Picture<'g> {
         shards.resize(input.keys.len() as usize, None);
         let mut down = Vec::with_capacity(graph.parts.len());
         for part in &graph.parts {
-            down.push((part.shard_id, Lookup::open(part.table, part.pairs, 1, graph.kind, ROW_EXCLUSIVE)?));
+            let rows = Lookup::open(part.table, part.pairs, 1, graph.kind, ROW_EXCLUSIVE, Reads::Row)?;
+            down.push((part.shard_id, rows));
         }
         Ok(Self { graph, input, shards, homes: Homes::of(graph)?, down })
     }
@@ -229,7 +230,9 @@ pub fn repair(graph: &Graph, components: &BTreeSet<i64>, max_rows: u64) -> PgRes
     let too_many = || changed::too_much_work(graph, max_rows);
     picture.compare(max_rows, too_many, |picture, ancestor, changes| {
         picture.write(&mut writer, ancestor, changes)
-    })
+    })?;
+    writer.flush();
+    Ok(())
 }
 
 /// Everything that is wrong with a graph's closure and directory, under the active snapshot, up to `limit`.
@@ -290,6 +293,7 @@ pub fn rebuild(graph: &Graph, max_rows: u64) -> PgResult<u64> {
         rows += changes.len() as u64;
         picture.write(&mut writer, ancestor, changes)
     })?;
+    writer.flush();
     drop(writer);
     let labels = weak_components(&picture.input.graph);
     let mut nodes = Vec::new();

@@ -16,7 +16,10 @@ pub mod input;
 pub mod moving;
 pub mod place;
 mod reader;
+mod rewrite;
 mod write;
+
+pub use write::Writer;
 
 use crate::catalog::graph::Graph;
 use crate::pg::graph::keys::NodeKey;

@@ -5,6 +5,8 @@
 //! and a crash leaves nothing half done: what was not committed is still in the queue.
 
 use super::component::{self, Touched};
+use super::rewrite;
+use super::write::Writer;
 use crate::catalog::colocation;
 use crate::catalog::graph::{self, Graph, create, influence, moving};
 use crate::pg::graph::keys::NodeKey;
@@ -75,12 +77,13 @@ pub enum Outcome {
     Refused(pgrx::pg_sys::panic::ErrorReport),
 }
 
-/// Moves one node. `version`: only if the node is that version.
+/// Moves one node; the writer is one of the graph. `version`: only if the node is that version.
 ///
 /// # Errors
 /// 40001 in a transaction with an old snapshot; what the server says.
 pub fn move_one(
     graph: &Graph,
+    writer: &mut Writer<'_>,
     allowed: &BTreeMap<String, Vec<i32>>,
     node: &str,
     to: i32,
@@ -97,6 +100,7 @@ pub fn move_one(
     touched.keys.number(&key).map_err(|problem| super::input::too_large(&problem))?;
     component::hold(graph, &touched)?;
     let _fresh = fresh_snapshot();
+    require_same_parts(graph)?;
     // Again: it may have moved while we waited.
     let Some(row) = find()? else { return Ok(missing()) };
     if let Some(version) = version
@@ -121,8 +125,24 @@ pub fn move_one(
     if row.shard_id == to {
         return Ok(Outcome::There(row.version));
     }
-    let rows = moving::rewrite(graph, &key, row.shard_id, to)?;
+    let rows = moving::place(graph, &key, to)? + rewrite::closure(graph, writer, &key, row.shard_id, to)?;
     Ok(Outcome::Moved(row.version + 1, rows))
+}
+
+/// While a component was waited for, somebody may have given the closure another part: rows there would be overlooked.
+///
+/// # Errors
+/// 40001 then.
+fn require_same_parts(graph: &Graph) -> PgResult<()> {
+    let tables = |graph: &Graph| graph.parts.iter().map(|part| part.table).collect::<Vec<_>>();
+    if tables(graph) == tables(&*graph::again(graph.id)?) {
+        return Ok(());
+    }
+    Err(error(
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        format!("the closure of graph \"{}\" was given another part meanwhile", graph.name),
+    )
+    .set_hint("Repeat the transaction."))
 }
 
 /// Files moves of nodes, given with names of shards; how many. Nodes that are there already are left out.
@@ -171,15 +191,16 @@ pub fn work(one: bool) -> PgResult<bool> {
     // Components are held in any order here, so whoever waits too long is we, before anybody looks for a deadlock;
     // and what we hold meanwhile is not held for long.
     spi::set_local("lock_timeout", LOCK_TIMEOUT)?;
+    let _plans = spi::KeptPlans::begin()?;
     let waiting = moving::next(if one { 1 } else { MOST_PER_TRANSACTION })?;
     let Some(first) = waiting.first() else { return Ok(false) };
     let shards: Vec<i32> = waiting.iter().map(|move_| move_.to_shard).collect();
     let graph = with_parts(first.graph_id, &shards)?;
     let allowed = allowed(first.graph_id)?;
     let most = u64::try_from(guc::GRAPH_MOVE_BATCH.get()).unwrap_or(1);
-    let mut rewritten = 0;
+    let (mut rewritten, mut writer) = (0, Writer::new(&graph));
     for move_ in &waiting {
-        let made = move_one(&graph, &allowed, &move_.node, move_.to_shard, Some(move_.version))?;
+        let made = move_one(&graph, &mut writer, &allowed, &move_.node, move_.to_shard, Some(move_.version))?;
         match made {
             Outcome::Moved(_, rows) => {
                 rewritten += rows;

@@ -3,7 +3,7 @@
 use super::Homes;
 use crate::catalog::graph::{Graph, KeyIndex, Part};
 use crate::pg::graph::keys::NodeKey;
-use crate::pg::graph::lookup::{Lookup, Place};
+use crate::pg::graph::lookup::{Lookup, Place, Reads};
 use crate::pg::lock::{ACCESS_SHARE, ROW_EXCLUSIVE};
 use crate::pg::report::{PgResult, internal, wrong_state};
 use foreshard_core::graph::Reached;
@@ -18,6 +18,7 @@ const FIRST_READ: u32 = 8;
 /// Look-ups in one part of the closure, opened as they are needed.
 struct Doors {
     part: Part,
+    rows: Option<Lookup>,
     pairs: Option<Lookup>,
     down: Option<Lookup>,
     up: Option<Lookup>,
@@ -92,12 +93,22 @@ fn opened<'l>(
     index: pg_sys::Oid,
     columns: usize,
     graph: &Graph,
-    lock: i32,
+    (lock, reads): (i32, Reads),
 ) -> PgResult<&'l mut Lookup> {
     match door {
         Some(lookup) => Ok(lookup),
-        None => Ok(door.insert(Lookup::open(table, index, columns, graph.kind, lock)?)),
+        None => Ok(door.insert(Lookup::open(table, index, columns, graph.kind, lock, reads)?)),
     }
+}
+
+/// How users' tables and the directory are read.
+const THEIRS: (i32, Reads) = (ACCESS_SHARE, Reads::Row);
+/// How the closure is read: its indexes have what is asked for.
+const OURS: (i32, Reads) = (ROW_EXCLUSIVE, Reads::Index);
+
+/// How edges are read by an index.
+fn by(index: KeyIndex) -> (i32, Reads) {
+    if index.has_other_end { (ACCESS_SHARE, Reads::Index) } else { THEIRS }
 }
 
 /// 55000: a node lives where the closure has no part.
@@ -112,7 +123,7 @@ fn no_part(graph: &Graph) -> ErrorReport {
 impl<'g> Reader<'g> {
     /// A reader that knows the numbers and shards of some nodes already.
     pub fn new(graph: &'g Graph, keys: KeyTable<NodeKey>, shards: &[i32]) -> PgResult<Self> {
-        let door = |part: &Part| Doors { part: *part, pairs: None, down: None, up: None };
+        let door = |part: &Part| Doors { part: *part, rows: None, pairs: None, down: None, up: None };
         Ok(Self {
             graph,
             shards: shards.iter().map(|shard| Some(*shard)).collect(),
@@ -155,7 +166,7 @@ impl<'g> Reader<'g> {
         }
         let (graph, key) = (self.graph, self.key(node)?);
         let directory =
-            opened(&mut self.directory, graph.metagraph, graph.metagraph_index, 1, graph, ACCESS_SHARE)?;
+            opened(&mut self.directory, graph.metagraph, graph.metagraph_index, 1, graph, THEIRS)?;
         directory.find(&[&key]);
         let found = directory.advance().then(|| directory.int(2)).flatten();
         let shard = found.unwrap_or_else(|| self.homes.of_key(&key));
@@ -170,22 +181,38 @@ impl<'g> Reader<'g> {
         }
     }
 
-    /// Depth and place of a pair's row.
+    fn doors(&mut self, ancestor: u32) -> PgResult<&mut Doors> {
+        let (graph, shard) = (self.graph, self.shard(ancestor)?);
+        let doors = self.doors.iter_mut().find(|doors| doors.part.shard_id == shard);
+        doors.ok_or_else(|| no_part(graph))
+    }
+
+    /// Depth and place of a pair's row, which tells as well where the descendant lives.
     pub fn row(&mut self, ancestor: u32, descendant: u32) -> PgResult<Option<(u32, Place)>> {
         self.look();
-        let shard = self.shard(ancestor)?;
-        let (from, to) = (self.key(ancestor)?, self.key(descendant)?);
-        let graph = self.graph;
-        let Some(doors) = self.doors.iter_mut().find(|doors| doors.part.shard_id == shard) else {
-            return Err(no_part(graph));
-        };
+        let (from, to, graph) = (self.key(ancestor)?, self.key(descendant)?, self.graph);
+        let doors = self.doors(ancestor)?;
         let Part { table, pairs, .. } = doors.part;
-        let lookup = opened(&mut doors.pairs, table, pairs, 2, graph, ROW_EXCLUSIVE)?;
+        let lookup = opened(&mut doors.rows, table, pairs, 2, graph, (ROW_EXCLUSIVE, Reads::Row))?;
         lookup.find(&[&from, &to]);
         if !lookup.advance() {
             return Ok(None);
         }
-        Ok(lookup.int(3).map(|depth| (depth.max(0) as u32, lookup.place())))
+        let (found, shard) =
+            (lookup.int(3).map(|depth| (depth.max(0) as u32, lookup.place())), lookup.int(5));
+        self.remember(descendant, shard);
+        Ok(found)
+    }
+
+    /// Depth of a pair's row, also that of a node with itself.
+    pub fn stored(&mut self, ancestor: u32, descendant: u32) -> PgResult<Option<u32>> {
+        self.look();
+        let (from, to, graph) = (self.key(ancestor)?, self.key(descendant)?, self.graph);
+        let doors = self.doors(ancestor)?;
+        let Part { table, pairs, .. } = doors.part;
+        let lookup = opened(&mut doors.pairs, table, pairs, 2, graph, OURS)?;
+        lookup.find(&[&from, &to]);
+        Ok(lookup.advance().then(|| lookup.int(3)).flatten().map(|depth| depth.max(0) as u32))
     }
 
     /// Up to `limit` rows of one node in one direction, whole if they are fewer.
@@ -203,13 +230,13 @@ impl<'g> Reader<'g> {
             }
             let Part { table, pairs, reverse, shard_id, .. } = doors.part;
             let lookup = match up {
-                true => opened(&mut doors.up, table, reverse, 1, graph, ROW_EXCLUSIVE)?,
-                false => opened(&mut doors.down, table, pairs, 1, graph, ROW_EXCLUSIVE)?,
+                true => opened(&mut doors.up, table, reverse, 1, graph, OURS)?,
+                false => opened(&mut doors.down, table, pairs, 1, graph, OURS)?,
             };
             lookup.find(&[&key]);
             while found.len() < limit && lookup.advance() {
                 let other = lookup.key(if up { 1 } else { 2 });
-                let shard = if up { Some(shard_id) } else { lookup.int(5) };
+                let shard = up.then_some(shard_id);
                 if let (Some(other), Some(depth)) = (other, lookup.int(3)) {
                     found.push((other, depth.max(0) as u32, shard));
                 }
@@ -227,8 +254,8 @@ impl<'g> Reader<'g> {
         self.look();
         let (graph, key) = (self.graph, self.key(node)?);
         let lookup = match out {
-            true => opened(&mut self.out, graph.edges, graph.out.index, 1, graph, ACCESS_SHARE)?,
-            false => opened(&mut self.into, graph.edges, graph.into.index, 1, graph, ACCESS_SHARE)?,
+            true => opened(&mut self.out, graph.edges, graph.out.index, 1, graph, by(graph.out))?,
+            false => opened(&mut self.into, graph.edges, graph.into.index, 1, graph, by(graph.into))?,
         };
         let column = if out { graph.target } else { graph.source };
         let mut found = Vec::new();
@@ -246,16 +273,16 @@ impl<'g> Reader<'g> {
     pub fn is_alive(&mut self, node: u32) -> PgResult<bool> {
         let (graph, key) = (self.graph, self.key(node)?);
         if let Some(nodes) = &graph.nodes {
-            let lookup = opened(&mut self.listed, nodes.table, nodes.index, 1, graph, ACCESS_SHARE)?;
+            let lookup = opened(&mut self.listed, nodes.table, nodes.index, 1, graph, THEIRS)?;
             lookup.find(&[&key]);
             if lookup.advance() {
                 return Ok(true);
             }
         }
-        for (door, KeyIndex { index, .. }, column) in
+        for (door, index, column) in
             [(&mut self.out, graph.out, graph.target), (&mut self.into, graph.into, graph.source)]
         {
-            let lookup = opened(door, graph.edges, index, 1, graph, ACCESS_SHARE)?;
+            let lookup = opened(door, graph.edges, index.index, 1, graph, by(index))?;
             lookup.find(&[&key]);
             while lookup.advance() {
                 // An edge with one end is none.
@@ -311,18 +338,18 @@ impl ClosureReader for Reader<'_> {
         if let Some(known) = self.remembered(descendant, ancestor, true)? {
             return Ok(known);
         }
-        Ok(self.row(ancestor, descendant)?.map(|(depth, _)| depth))
+        self.stored(ancestor, descendant)
     }
 
     fn has_edge(&mut self, source: u32, target: u32) -> PgResult<bool> {
         self.look();
         let (graph, from, to) = (self.graph, self.key(source)?, self.key(target)?);
         if graph.out.has_other_end {
-            let lookup = opened(&mut self.out_pairs, graph.edges, graph.out.index, 2, graph, ACCESS_SHARE)?;
+            let lookup = opened(&mut self.out_pairs, graph.edges, graph.out.index, 2, graph, by(graph.out))?;
             lookup.find(&[&from, &to]);
             return Ok(lookup.advance());
         }
-        let lookup = opened(&mut self.out, graph.edges, graph.out.index, 1, graph, ACCESS_SHARE)?;
+        let lookup = opened(&mut self.out, graph.edges, graph.out.index, 1, graph, by(graph.out))?;
         lookup.find(&[&from]);
         while lookup.advance() {
             if lookup.key(graph.target).as_ref() == Some(&to) {

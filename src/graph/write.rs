@@ -31,6 +31,11 @@ impl<'g> Writer<'g> {
         };
         self.leaves.get_mut(at).map(|(_, leaf)| leaf).ok_or_else(|| internal("no part"))
     }
+
+    /// Writes what waits.
+    pub fn flush(&mut self) {
+        self.leaves.iter_mut().for_each(|(_, leaf)| leaf.flush());
+    }
 }
 
 /// Writes what changes, as the reader's numbers say.
@@ -41,11 +46,12 @@ pub fn apply(graph: &Graph, reader: &mut Reader<'_>, changes: &[RowChange]) -> P
             pgrx::check_for_interrupts!();
         }
         let RowChange { ancestor, descendant, before, after } = *change;
-        let (ancestor_shard, descendant_shard) = (reader.shard(ancestor)?, reader.shard(descendant)?);
+        // The row that is there tells where its descendant lives.
         let place = match before {
             None => None,
             Some(_) => Some(reader.row(ancestor, descendant)?.ok_or_else(lost_row)?.1),
         };
+        let (ancestor_shard, descendant_shard) = (reader.shard(ancestor)?, reader.shard(descendant)?);
         let (Some(from), Some(to)) = (reader.keys.key(ancestor), reader.keys.key(descendant)) else {
             return Err(internal("an unknown node changes"));
         };
@@ -59,6 +65,7 @@ pub fn apply(graph: &Graph, reader: &mut Reader<'_>, changes: &[RowChange]) -> P
             (None, None) => {}
         }
     }
+    writer.flush();
     Ok(())
 }
 

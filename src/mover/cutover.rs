@@ -26,6 +26,9 @@ const FRESH_S: f64 = 60.0;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 1_000;
 
+/// Attempts to find many relations unchanged since they were looked at, before they are looked at under the lock.
+const PATIENT_ATTEMPTS: u32 = 32;
+
 /// One attempt: wait out old snapshots, lock, swap.
 pub fn attempt(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     if row.verified_age_s.is_none_or(|age| age > FRESH_S) {
@@ -171,12 +174,8 @@ fn look_unchanged(relations: &[RelationRow]) -> PgResult<bool> {
 
 /// Whether somebody could not mirror what it changed.
 fn backlog(relations: &[RelationRow]) -> PgResult<Option<Event>> {
-    for relation in relations {
-        if copy::has_entries(relation.log)? {
-            return Ok(Some(Event::FatalError));
-        }
-    }
-    Ok(None)
+    let logs: Vec<pg_sys::Oid> = relations.iter().map(|relation| relation.log).collect();
+    Ok(copy::have_entries(&logs)?.then_some(Event::FatalError))
 }
 
 /// Everything under ACCESS EXCLUSIVE. Whatever is not `Done` ends this transaction at once.
@@ -210,6 +209,10 @@ fn swap_locked(
     }
     // The locks brought every message of changes; without one everything is as it was a moment ago.
     let same = invalidation::generation() == generation;
+    // Of many it takes too long under a lock: autovacuum may have been at one of them.
+    if !same && relations.len() > engine.at_once() && attempt < PATIENT_ATTEMPTS {
+        return Ok(Swap::Blocked);
+    }
     if !same && !fit(engine, row, relations)? {
         return Ok(Swap::Leave(Event::SourceChanged));
     }

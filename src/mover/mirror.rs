@@ -25,7 +25,8 @@ pub(super) enum Attempt {
 
 /// Replays the bounded rest of the log under the lock and turns capture into a mirror.
 pub fn install(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
-    locked(row, attempt, |relations| {
+    let (next, last) = transaction(|| some(engine, row, false))?;
+    locked_some(row, attempt, &next, |relations| {
         let limit = i64::from(guc::CUTOVER_MAX_KEYS.get());
         let mut replayed = 0;
         for relation in relations {
@@ -44,6 +45,9 @@ pub fn install(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
             moves::set_last_replay(row.move_id, 0)?;
         }
         engine.set_mirroring(row, relations, true)?;
+        if !last {
+            return Ok(Attempt::Done);
+        }
         // Closed ones: from now on it is known how statements fare. The parts of a split are other tables.
         if !row.replaces() {
             canary::make_routes(row, relations)?;
@@ -56,11 +60,11 @@ pub fn install(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
 /// Turns a mirror back into capture, so that the carrier may write the shadow again; None: it is capture.
 pub fn demote(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Option<Outcome>> {
     canary::close_routes(row.move_id);
-    let mirrors = transaction(|| is_mirroring(&shadow::relations(row.move_id)?))?;
-    if !mirrors {
+    let (next, _) = transaction(|| some(engine, row, true))?;
+    if next.is_empty() {
         return Ok(None);
     }
-    locked(row, attempt, |relations| {
+    locked_some(row, attempt, &next, |relations| {
         for relation in relations {
             if !is_unchanged(relation)? {
                 return Ok(Attempt::Leave(Event::SourceChanged));
@@ -70,6 +74,20 @@ pub fn demote(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Op
         Ok(Attempt::Done)
     })
     .map(Some)
+}
+
+/// The relations to treat next under one lock, of those that mirror, or do not, and whether they are the last ones.
+/// Their keys are different ones, so some may mirror while others are still logged.
+fn some(engine: &dyn Engine, row: &MoveRow, mirroring: bool) -> PgResult<(Vec<RelationRow>, bool)> {
+    let mut found = Vec::new();
+    for relation in shadow::relations(row.move_id)? {
+        if shadow::is_mirroring(relation.trigger)? == mirroring {
+            found.push(relation);
+        }
+    }
+    let last = found.len() <= engine.at_once();
+    found.truncate(engine.at_once());
+    Ok((found, last))
 }
 
 /// Whether changes of any of these are mirrored.
@@ -89,13 +107,23 @@ pub(super) fn locked(
     work: impl FnOnce(&[RelationRow]) -> PgResult<Attempt>,
 ) -> WorkResult<Outcome> {
     let relations = transaction(|| shadow::relations(row.move_id))?;
+    locked_some(row, attempt, &relations, work)
+}
+
+/// The same on some of them.
+fn locked_some(
+    row: &MoveRow,
+    attempt: u32,
+    relations: &[RelationRow],
+    work: impl FnOnce(&[RelationRow]) -> PgResult<Attempt>,
+) -> WorkResult<Outcome> {
     let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
     let outcome = transaction(|| {
         // With an id assigned, every statement under the lock takes a snapshot of its own.
         let _ = lock::current_xid();
         spi::set_local("synchronous_commit", "off")?;
         if short_lock::try_lock(&sources, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
-            work(&relations)
+            work(relations)
         } else {
             Ok(Attempt::Blocked)
         }

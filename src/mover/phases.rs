@@ -55,6 +55,12 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
         let reasons = engine.preflight(row, &partitions)?;
         if row.is_merge() {
             merge::refuse(row.slot_id, &reasons)?;
+        } else if row.undistributes {
+            refuse(
+                "the table cannot be undistributed online",
+                &reasons,
+                "Cure every reason named and try again.",
+            )?;
         } else if row.is_split {
             split::refuse(row.slot_id, &reasons)?;
         } else {
@@ -68,22 +74,25 @@ fn preflight(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
 }
 
 /// Installs capture and shadows under SHARE ROW EXCLUSIVE: when it is granted, no writer is under way,
-/// and every later one is logged.
+/// and every later one is logged. Partitions of different keys may begin one after the other.
 fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     let partitions = transaction(|| engine.partitions(row))?;
+    let (next, last) = transaction(|| next_to_capture(engine, row, &partitions))?;
     let done = transaction(|| {
         // With an id assigned, every statement under the lock takes a snapshot of its own.
         let _ = lock::current_xid();
-        if !short_lock::try_lock(&partitions, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
+        if !short_lock::try_lock(&next, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
             return Ok(mirror::Attempt::Blocked);
         }
         if engine.partitions(row)? != partitions {
             return Err(busy("the partitions of the slot changed"));
         }
-        if !engine.install(row, &partitions)? {
+        if !engine.install(row, &next)? {
             return Ok(mirror::Attempt::Leave(Event::SourceChanged));
         }
-        moves::advance(row, Event::Completed, engine.capabilities())?;
+        if last {
+            moves::advance(row, Event::Completed, engine.capabilities())?;
+        }
         Ok(mirror::Attempt::Done)
     })?;
     match done {
@@ -91,8 +100,25 @@ fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outco
         mirror::Attempt::Leave(event) => return Ok(Outcome::Leave(event)),
         mirror::Attempt::Blocked => {}
     }
-    short_lock::report_blocked(row.move_id, &partitions, attempt)?;
+    short_lock::report_blocked(row.move_id, &next, attempt)?;
     Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
+}
+
+/// The partitions to capture next, under one lock, and whether they are the last ones.
+fn next_to_capture(
+    engine: &dyn Engine,
+    row: &MoveRow,
+    partitions: &[pg_sys::Oid],
+) -> PgResult<(Vec<pg_sys::Oid>, bool)> {
+    if engine.at_once() >= partitions.len() {
+        return Ok((partitions.to_vec(), true));
+    }
+    let relations = shadow::relations(row.move_id)?;
+    let open = relations.iter().filter(|relation| relation.trigger == pg_sys::InvalidOid);
+    let mut open: Vec<pg_sys::Oid> = open.map(|relation| relation.source).collect();
+    let last = open.len() <= engine.at_once();
+    open.truncate(engine.at_once());
+    Ok((open, last))
 }
 
 /// Whether a source is still what it was at capture; holds ACCESS SHARE from then on, so that it stays
@@ -138,8 +164,8 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         }
         spi::set_local("track_counts", "off")?;
         let last = (relation.blocks_done + chunk_blocks).min(relation.blocks_total);
-        let rows = copy::plan(relation)?.chunk(relation.blocks_done, last)?;
-        copy::set_progress(row.move_id, relation.source, last, rows)?;
+        let filled = copy::plan(relation)?.chunk(relation.blocks_done, last, relation.shadow_blocks)?;
+        copy::set_progress(row.move_id, relation.source, last, &filled)?;
         moves::waits_no_more(row.move_id)?;
         copied_blocks = last - relation.blocks_done;
         Ok(Outcome::Again(0))
@@ -314,8 +340,8 @@ fn tell_difference(
         "verification found {buckets} differing key buckets ({source} rows in the source, {copy} in the copy)"
     );
     moves::note(row.move_id, None, Some(&what), None)?;
-    // Of a merge the copy has the other source's rows as well.
-    let named = if row.is_merge() { Vec::new() } else { plan.differing_rows()? };
+    // Of a merge the copy has the other sources' rows as well.
+    let named = if row.is_merge() || row.undistributes { Vec::new() } else { plan.differing_rows()? };
     let rows: Vec<serde_json::Value> =
         named.iter().filter_map(|row| serde_json::from_str(row).ok()).collect();
     let detail = serde_json::json!({"detail": what, "rows": rows});
@@ -330,7 +356,7 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
     if let Some(routes) = MoveRoutes::of(row.move_id) {
         routes.remove();
     }
-    let mut locked = Vec::new();
+    let (mut locked, mut more) = (Vec::new(), false);
     let captured = transaction(|| {
         let mut captured = Vec::new();
         for relation in shadow::relations(row.move_id)? {
@@ -338,6 +364,8 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
                 captured.push(relation);
             }
         }
+        more = captured.len() > engine.at_once();
+        captured.truncate(engine.at_once());
         locked = captured.iter().map(|r| r.source).collect();
         Ok(captured)
     })?;
@@ -354,6 +382,9 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
         if !done {
             short_lock::report_blocked(row.move_id, &locked, attempt)?;
             return Ok(Outcome::Again(short_lock::backoff_ms(attempt)));
+        }
+        if more {
+            return Ok(Outcome::Again(0));
         }
     }
     transaction(|| {

@@ -1,7 +1,10 @@
 //! Every difference between PostgreSQL 15, 16, 17 and 18. No other file mentions a version.
 
+pub mod explain;
+mod rights;
 mod run;
 
+pub use rights::{checked_as, columns_read, is_named, name_again, set_named, unname};
 pub use run::{RunArguments, asks_other_nodes, register_run_hook, run_next, walk_plan_state};
 
 use pgrx::pg_sys;
@@ -37,6 +40,7 @@ mod raw {
         pub fn SetLatch(latch: *mut pg_sys::Latch);
         pub fn RegisterTimeout(id: u32, handler: unsafe extern "C-unwind" fn()) -> u32;
         pub fn enable_timeout_after(id: u32, delay_ms: i32);
+        pub fn enable_timeout_every(id: u32, first: pg_sys::TimestampTz, delay_ms: i32);
         pub fn disable_timeout(id: u32, keep_indicator: bool);
         pub fn SignalHandlerForConfigReload(signal: i32);
     }
@@ -86,24 +90,6 @@ pub unsafe fn datum_is_equal(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool,
 pub unsafe fn datum_image_hash(value: pg_sys::Datum, by_value: bool, length: i32) -> u32 {
     // SAFETY: as promised by the caller; raises when a toasted value cannot be fetched.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::datum_image_hash(value, by_value, length)) }
-}
-
-/// Whether a statement names this relation itself (privileges are checked on it), rather than reaching it as
-/// the partition of another one.
-///
-/// # Safety
-/// `entry` must be a relation's range table entry.
-pub unsafe fn is_named(entry: *const pg_sys::RangeTblEntry) -> bool {
-    #[cfg(feature = "pg15")]
-    // SAFETY: as promised by the caller.
-    unsafe {
-        (*entry).requiredPerms != 0
-    }
-    #[cfg(not(feature = "pg15"))]
-    // SAFETY: as promised by the caller.
-    unsafe {
-        (*entry).perminfoindex != 0
-    }
 }
 
 /// The number of a relation's storage, 0 when it is gone.
@@ -223,6 +209,15 @@ pub fn enable_timeout(id: u32, delay_ms: i32) {
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| raw::enable_timeout_after(id, delay_ms)) }
 }
 
+/// Lets it go off for the first time in `first_ms`, and then again and again.
+pub fn enable_timeouts(id: u32, first_ms: i64, delay_ms: i32) {
+    // SAFETY: as above.
+    unsafe {
+        let first = pg_sys::GetCurrentTimestamp() + first_ms * 1000;
+        pg_sys::ffi::pg_guard_ffi_boundary(|| raw::enable_timeout_every(id, first, delay_ms));
+    }
+}
+
 /// Stops it.
 pub fn disable_timeout(id: u32) {
     // SAFETY: as above.
@@ -267,18 +262,29 @@ pub fn vxid_text(vxid: &pg_sys::VirtualTransactionId) -> String {
     return format!("{}/{}", vxid.procNumber, vxid.localTransactionId);
 }
 
+/// PostgreSQL's own handler of SIGTERM, which ends a worker at the next safe point; libpq, which may be waiting for a
+/// node, gets there by losing its connection.
+///
+/// # Safety
+/// A signal handler.
+unsafe extern "C-unwind" fn cut_and_die(signal: i32) {
+    super::wire::cut();
+    // SAFETY: as promised by the caller.
+    unsafe { raw::die(signal) };
+}
+
 /// PostgreSQL's own handlers for the signals a worker gets.
 pub fn install_signal_handlers() {
     // SAFETY: handlers are async-signal-safe functions of the server; called before signals are unblocked.
     unsafe {
         #[cfg(feature = "pg18")]
         {
-            pg_sys::pqsignal_be(libc::SIGTERM, Some(raw::die));
+            pg_sys::pqsignal_be(libc::SIGTERM, Some(cut_and_die));
             pg_sys::pqsignal_be(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
         }
         #[cfg(not(feature = "pg18"))]
         {
-            pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
+            pg_sys::pqsignal(libc::SIGTERM, Some(cut_and_die));
             pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
         }
     }

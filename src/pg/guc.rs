@@ -93,6 +93,9 @@ settings! {
     /// Off switch of all watching: for a session (superusers, or whoever is granted SET), or everywhere.
     boolean OBSERVE = c"foreshard.observe", true; Ctx::Suset, NONE;
         c"Watches the load of every slot of managed tables, and what statements and triggers cost; off in a session: that session is not watched.";
+    /// Look-ups by one key are planned for the partition that has it.
+    boolean DIRECT_LOOKUPS = c"foreshard.direct_lookups", true; Ctx::Userset, NONE;
+        c"Plans a SELECT by one key of a managed table for the partition that has the key, without looking at the others.";
     /// One statement in so many is measured.
     int STATEMENT_SAMPLE_INTERVAL = c"foreshard.statement_sample_interval", 100, 1, 1000000; Ctx::Suset, NONE;
         c"One in so many statements on managed tables is measured; more rarely when measuring exceeds foreshard.observe_budget.";

@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
 static mut SOURCES: Option<fn() -> PgResult<Vec<pg_sys::Oid>>> = None;
+static mut FAREWELL: Option<fn() -> PgResult<()>> = None;
 
 /// Time for which a released database gets no new worker.
 const HOLD_US: i64 = 10_000_000;
@@ -16,11 +17,12 @@ const HOLD_US: i64 = 10_000_000;
 const LEAVE_MS: i64 = 3_000;
 
 /// Installs the hook; from `_PG_init` while preloading. `sources` lists the partitions under way in the
-/// current database.
-pub fn register(sources: fn() -> PgResult<Vec<pg_sys::Oid>>) {
+/// current database; `farewell` clears other servers of what only we need there.
+pub fn register(sources: fn() -> PgResult<Vec<pg_sys::Oid>>, farewell: fn() -> PgResult<()>) {
     // SAFETY: single-threaded start-up of the postmaster.
     unsafe {
         SOURCES = Some(sources);
+        FAREWELL = Some(farewell);
         PREVIOUS = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(utility);
     }
@@ -142,15 +144,20 @@ unsafe extern "C-unwind" fn release_databases_of(statement: *mut pg_sys::Node) {
 /// DROP EXTENSION takes the capture logs before the partitions whose triggers go; a writer takes them
 /// the other way round. So the partitions are locked first, when nobody of ours is in the way.
 fn before_drop_extension() {
-    // SAFETY: look-ups in a running transaction; a missing extension gives 0. SOURCES is set once, at
-    // start-up.
-    let (extension, user, sources) =
-        unsafe { (pg_sys::get_extension_oid(c"foreshard".as_ptr(), true), pg_sys::GetUserId(), SOURCES) };
+    // SAFETY: look-ups in a running transaction; a missing extension gives 0. SOURCES and FAREWELL are set
+    // once, at start-up.
+    let (extension, user, sources, farewell) = unsafe {
+        (pg_sys::get_extension_oid(c"foreshard".as_ptr(), true), pg_sys::GetUserId(), SOURCES, FAREWELL)
+    };
     if extension == pg_sys::InvalidOid || !compat::owns_extension(extension, user) {
         return;
     }
     let database = bgworker::database();
     release(database);
+    // Before anything is locked: other servers take their time.
+    if let Some(Err(report)) = farewell.map(|leave| leave()) {
+        report.report(PgLogLevel::ERROR);
+    }
     match sources.map_or(Ok(Vec::new()), |list| list()) {
         Ok(relations) => lock::lock_all_in_any_order(&relations, lock::ACCESS_EXCLUSIVE),
         Err(report) => report.report(PgLogLevel::ERROR),

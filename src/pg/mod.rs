@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod invalidation;
 pub mod keydatum;
 pub mod keytext;
+pub mod load;
 pub mod local;
 pub mod lock;
 pub mod mirror;
@@ -40,9 +41,16 @@ pub mod tuple;
 pub mod types;
 pub mod usage;
 pub mod window;
+pub mod wire;
 
 /// Whether the postmaster is loading `shared_preload_libraries` right now.
 pub fn is_preloading() -> bool {
     // SAFETY: a flag of the server, read while the library loads.
     unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Whether pg_upgrade runs this server, to read an old cluster or to fill a new one: then nothing may act by itself.
+pub fn is_binary_upgrade() -> bool {
+    // SAFETY: a flag of the server, set from its command line before any library is loaded.
+    unsafe { pgrx::pg_sys::IsBinaryUpgrade }
 }

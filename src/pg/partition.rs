@@ -1,7 +1,9 @@
 //! Where PostgreSQL puts a key: the partition that tuple routing itself would choose. Below the hash partitions
 //! of a managed table there may be lists of chosen keys.
 
+mod asked;
 mod bound;
+pub mod direct;
 mod list;
 
 pub use self::bound::{MAX_LIST_BYTES, list_bytes};

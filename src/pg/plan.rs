@@ -104,7 +104,7 @@ pub fn options(instrument: Instrument) -> i32 {
 ///
 /// # Safety
 /// `list` must be null or a valid pointer list.
-pub(super) unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
+pub(in crate::pg) unsafe fn pointers<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
     // SAFETY: as promised by the caller.
     let length = if list.is_null() { 0 } else { unsafe { (*list).length.max(0) as usize } };
     // SAFETY: below length.

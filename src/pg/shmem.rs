@@ -40,6 +40,8 @@ pub struct Entry {
     pub keeper: i32,
     /// Process ids of carriers, 0 for none.
     pub carriers: [i32; MAX_CARRIERS],
+    /// How long the keeper's looks took lately, µs: the longest, forgotten by a tenth with every look.
+    pub look_us: u32,
     /// No worker is started before this time (PostgreSQL microseconds): somebody drops or copies it.
     pub held_until_us: i64,
 }

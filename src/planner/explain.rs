@@ -404,6 +404,8 @@ fn past_in_words(past: &Past) -> String {
         ("merge", "done") => format!("Merge {} made it one with another slot", past.move_id),
         ("merge", phase) => format!("Merge {} ({phase}) with another slot", past.move_id),
         ("place", phase) => format!("Placement {} ({phase}) of keys of it", past.move_id),
+        ("undistribute", phase) => format!("Undistribution {} ({phase}) of its table", past.move_id),
+        ("join", phase) => format!("Join {} ({phase}) of a table that gets its slots", past.move_id),
         (_, "done" | "watch" | "retire") => {
             format!("Move {} brought it from \"{}\" to \"{}\"", past.move_id, past.from, past.to)
         }

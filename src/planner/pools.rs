@@ -44,13 +44,10 @@ pub fn split(places: Vec<Shard>, segments: Vec<Segment>, citus: &[i32]) -> Vec<P
     pools.into_iter().filter(|pool| !pool.places.is_empty()).collect()
 }
 
-/// Plans for every pool; the imbalance is that of the worst.
+/// Plans for every pool; the imbalance is that of the worst. Without a shard there is nothing to plan.
 pub fn plan(pools: &[Pool], links: &[Link], options: &PlanOptions) -> PgResult<Plan> {
     let mut whole =
         Plan { steps: Vec::new(), refusals: Vec::new(), imbalance_before: 1.0, imbalance_after: 1.0 };
-    if pools.is_empty() {
-        return plan_linked(&[], &[], links, options).map_err(internal);
-    }
     for pool in pools {
         let one = plan_linked(&pool.places, &pool.segments, links, options).map_err(internal)?;
         whole.steps.extend(one.steps);

@@ -6,7 +6,9 @@ use super::load::Reader;
 use super::publish::Publisher;
 use super::watch;
 use crate::catalog::graph::{influence, moving};
-use crate::catalog::{act as acts, citus, data_source, due, heat, moves, node, relation, session, slot_key};
+use crate::catalog::{
+    act as acts, citus, data_source, due, heat, moves, node, relation, session, shadow, slot_key, upgraded,
+};
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::guc;
@@ -36,7 +38,10 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
     let database = argument.value() as u32;
     bgworker::on_exit(leave);
     bgworker::begin(database);
-    shmem::with_entry(database, |entry| entry.keeper = bgworker::pid());
+    shmem::with_entry(database, |entry| {
+        entry.keeper = bgworker::pid();
+        entry.look_us = 0;
+    });
     if let Err(report) = bgworker::transaction(session::prepare_worker) {
         pgrx::log!("foreshard keeper: {}", report.line);
     }
@@ -55,7 +60,9 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
         }
         bgworker::show_activity(None);
         // Readings keep their pace, however long this took.
-        let spent_ms = ((bgworker::now_s() - begun_s) * 1e3) as i64;
+        let spent_us = ((bgworker::now_s() - begun_s) * 1e6) as u32;
+        shmem::with_entry(database, |entry| entry.look_us = spent_us.max(entry.look_us - entry.look_us / 10));
+        let spent_ms = i64::from(spent_us / 1000);
         bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
     }
 }
@@ -76,6 +83,8 @@ extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
 
 #[derive(Default)]
 struct Keeper {
+    /// Nothing of what is stored is of another server.
+    settled: bool,
     last_bucket_s: f64,
     last_plan_s: f64,
     last_expire_s: f64,
@@ -92,6 +101,15 @@ struct Keeper {
 impl Keeper {
     fn tick(&mut self) {
         let now_s = bgworker::now_s();
+        if !self.settled {
+            // Before anything trusts what is stored.
+            let outcome = bgworker::transaction(upgraded::settle);
+            self.settled = outcome.is_ok();
+            report("another server", outcome);
+            if !self.settled {
+                return;
+            }
+        }
         self.carriers.retain(|(_, handle)| handle.is_alive());
         report("swapped moves", watch::look());
         report("moves", self.start_carriers());
@@ -306,5 +324,6 @@ fn expire() -> PgResult<()> {
     }
     moving::expire(guc::RETAIN_HISTORY.get())?;
     slot_key::expire()?;
+    shadow::restore_toast_names()?;
     heat::expire(&keep, guc::RETAIN_BUCKET.get(), guc::RETAIN_HISTORY.get())
 }

@@ -1,18 +1,23 @@
 //! The worker of health checks: asks every node that is due how it is, reads the statistics of the tables there, and
 //! drops there what nobody needs. It ends when that is done; a node that is cut off holds up nobody else.
 
-use crate::catalog::link::Link;
+use crate::catalog::link;
 use crate::catalog::node::{self, NodeRow};
-use crate::catalog::remote::{self, reap, statistics};
+use crate::catalog::remote::{self, lease, reap, statistics};
 use crate::catalog::session;
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
-use crate::pg::guc;
-use crate::pg::report::{PgResult, unknown};
+use crate::pg::report::PgResult;
+use crate::pg::wire::{self, Bound};
+use crate::pg::{guc, lock};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 /// The extra number of a worker that looks at the Citus cluster instead.
 pub const CITUS: i64 = 1;
+/// How long a node may take to say how it is, ms; one that accepts connections and says nothing is down like others.
+const PATIENCE_MS: u128 = 5_000;
+/// How long everything else may take on one node, ms: the next one is waiting.
+const WORK_MS: u128 = 120_000;
 
 /// Entry point; the argument is the database's oid.
 ///
@@ -30,13 +35,15 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
     if bgworker::extra() == CITUS {
         return super::citus::look();
     }
-    let nodes = match transaction(|| node::nodes(None)) {
+    let nodes = match transaction(|| Ok(if only_one()? { node::nodes(None)? } else { Vec::new() })) {
         Ok(nodes) => nodes,
         Err(failure) => return pgrx::log!("foreshard nodes: {}", failure.line),
     };
+    link::keep();
     for node in nodes {
         bgworker::show_activity(Some(&format!("looking at node {}", node.name)));
         if let Err(failure) = look_after(&node) {
+            link::distrust();
             pgrx::log!("foreshard node {}: {}", node.name, failure.line);
         }
     }
@@ -49,34 +56,58 @@ extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     super::leave();
 }
 
-fn open(node: &NodeRow) -> PgResult<Link> {
-    let role = node.checked_as.ok_or_else(|| {
-        unknown(format!("the role that added node \"{}\" is gone", node.name))
-            .set_hint("Remove the node and add it again as another role.")
-    })?;
-    Link::open(&node.server, role)
+/// Whether there is no other worker like this one: two of them would renew a claim against each other.
+fn only_one() -> PgResult<bool> {
+    Ok(lock::try_session_lock(node::class()?, 0))
+}
+
+/// Renews this server's claim to what it made on a node; false: another server has done so.
+fn renew(node: &NodeRow) -> WorkResult<bool> {
+    let there = transaction(|| lease::look(&lease::open(node)?, node))?;
+    let next = transaction(|| lease::propose(node, there.as_deref()))?;
+    let written = match &next {
+        Some(next) => transaction(|| lease::write(&lease::open(node)?, node, there.as_deref(), next))?,
+        None => false,
+    };
+    let next = next.filter(|_| written);
+    transaction(|| lease::settle(node, next.as_deref()))?;
+    Ok(written)
 }
 
 /// One health check, and while the node answers what else there is to do on it.
 fn look_after(node: &NodeRow) -> WorkResult<()> {
     let limit = guc::NODE_FAILURES.get().max(1) as u32;
-    let looked = transaction(|| node::look_at(&open(node)?, &node.server, &node.schema));
+    let bound = Bound::set(PATIENCE_MS);
+    let looked = transaction(|| {
+        let link = lease::open(node)?;
+        wire::watch();
+        node::look_at(&link, &node.server, &node.schema)
+    });
+    let was_cut = bound.end();
     let (looks, why) = match &looked {
         Ok(looks) => (Some(looks), None),
+        Err(_) if was_cut => (None, Some("it did not say within five seconds how it is")),
         Err(Failure { line, .. }) => (None, Some(line.as_str())),
     };
     let now = node.breaker.after(looks.is_some(), limit);
     transaction(|| node::store(node, now, looks, why))?;
     if looks.is_none() {
+        link::distrust();
         return Ok(());
     }
-    transaction(|| statistics::collect(&open(node)?, node))?;
+    let _bound = Bound::set(WORK_MS);
+    let is_ours = renew(node)?;
+    transaction(|| statistics::collect(&lease::open(node)?, node))?;
+    if !is_ours {
+        return Ok(());
+    }
     for table in transaction(|| remote::dressed(&node.name))? {
         transaction(|| reap::clear(node, &table, guc::MAX_LOCK_TIME.get()))?;
     }
     for orphan in transaction(|| reap::left_on(node))? {
         // Who made it may have lost its user mapping, or its right to connect.
         if transaction(|| reap::drop_orphan(node, &orphan, true)).is_err() {
+            link::distrust();
             transaction(|| reap::drop_orphan(node, &orphan, false))?;
         }
     }

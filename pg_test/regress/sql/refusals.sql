@@ -1,6 +1,8 @@
 -- Everything distribute and undistribute refuse, with SQLSTATE and reason; nothing changes by it.
 \set SHOW_CONTEXT never
 CREATE EXTENSION foreshard;
+-- Without a shard there is nothing to plan.
+SELECT count(*) FROM foreshard.recommend();
 CREATE TABLE t (id int PRIMARY KEY, v text UNIQUE, doc json, p point, gen int GENERATED ALWAYS AS (1) STORED);
 SELECT foreshard.distribute('t', 'id');
 \echo :SQLSTATE

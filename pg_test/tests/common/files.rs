@@ -30,9 +30,13 @@ fn look(server: &mut Server) -> Result<Vec<String>> {
     )?;
     let mut found = Vec::new();
     list(&data.join("base").join(&database), &mut found);
+    // Where pg_upgrade was at work, the old server's files lie beside those of this one.
+    let mine = format!("PG_{}_", server.cluster.install().major);
     for space in spaces.lines() {
         for version in fs::read_dir(space)?.flatten() {
-            list(&version.path().join(&database), &mut found);
+            if version.file_name().to_string_lossy().starts_with(&mine) {
+                list(&version.path().join(&database), &mut found);
+            }
         }
     }
     let owned = server.query(

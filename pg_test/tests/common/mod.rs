@@ -7,9 +7,11 @@ pub mod closures;
 pub mod files;
 pub mod known;
 pub mod ledger;
+pub mod nodes;
 pub mod placed;
 pub mod profile;
 pub mod rows;
+pub mod soak;
 pub mod sources;
 pub mod standby;
 pub mod truth;
@@ -53,13 +55,23 @@ pub fn options(name: &str) -> ClusterOptions {
 impl Server {
     /// Starts a server with tablespaces, extension, shards and amcheck.
     pub fn start(options: &ClusterOptions) -> Result<Server> {
-        let mut server = Server { cluster: Cluster::start(options)?, admin: None };
+        Server::start_on(Cluster::start(options)?)
+    }
+
+    /// As [`start`](Self::start), on a cluster that was just made.
+    pub fn start_on(cluster: Cluster) -> Result<Server> {
+        let mut server = Server::of(cluster);
         server.make_tablespaces()?;
         server.query("CREATE EXTENSION foreshard; CREATE EXTENSION amcheck")?;
         for name in SHARDS {
             server.query(&format!("SELECT foreshard.add_shard('{name}', '{name}')"))?;
         }
         Ok(server)
+    }
+
+    /// A cluster as it is.
+    pub fn of(cluster: Cluster) -> Server {
+        Server { cluster, admin: None }
     }
 
     /// Starts a server that has only the tablespaces.
@@ -200,6 +212,31 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Begins to undistribute a table online; the move's id.
+    pub fn undistribute(&mut self, table: &str) -> Result<String> {
+        self.query(&format!("SELECT foreshard.undistribute('{table}', online => true)"))?;
+        self.query(
+            "SELECT max(move_id) FROM foreshard.move WHERE kind = 'undistribute' AND partner_of IS NULL",
+        )
+    }
+
+    /// Waits until that has ended, which its row does not outlive; how long its cutover held the locks, us.
+    pub fn wait_undistributed(&mut self, move_id: &str) -> Result<u64> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let sql = format!("SELECT finished FROM foreshard.move WHERE move_id = {move_id}");
+            match self.query(&sql)?.as_str() {
+                "" => break,
+                "f" if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                _ => return Err(self.lost(move_id, "its end")),
+            }
+        }
+        let held = self.query(&format!(
+            "SELECT detail->>'held_us' FROM foreshard.history WHERE event = 'cutover' AND move_id = {move_id}"
+        ))?;
+        Ok(held.parse().unwrap_or(u64::MAX))
     }
 
     fn lost(&mut self, move_id: &str, expected: &str) -> Error {

@@ -12,6 +12,7 @@ use std::time::Duration;
 pub struct Standby {
     child: Child,
     conninfo: String,
+    port: u16,
 }
 
 impl Standby {
@@ -49,9 +50,14 @@ impl Standby {
             .spawn()?;
         let conninfo =
             format!("host={} port={port} user=postgres dbname=postgres", primary.socket_dir().display());
-        let standby = Standby { child, conninfo };
+        let standby = Standby { child, conninfo, port };
         wait_until("the standby accepts clients", PATIENCE, || Ok(standby.connect().is_ok()))?;
         Ok(standby)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Connects as superuser.

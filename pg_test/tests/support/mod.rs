@@ -2,7 +2,7 @@
 //! reproducible random numbers.
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
-use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, wait_until};
+use foreshard_test::{Client, Cluster, ClusterOptions, Error, Install, Result, SqlError, wait_until};
 use std::time::Duration;
 
 /// How long anything asynchronous may take.
@@ -13,8 +13,14 @@ pub const SPACES: [&str; 3] = ["ts_a", "ts_b", "ts_c"];
 
 /// Starts a cluster with the tablespaces of [`SPACES`].
 pub fn cluster(options: &ClusterOptions) -> Result<Cluster> {
+    cluster_of(Install::from_env()?, options)
+}
+
+/// As [`cluster`], of a given installation.
+pub fn cluster_of(install: Install, options: &ClusterOptions) -> Result<Cluster> {
     // The shared disk of a test machine may be fuller than a server's.
-    let cluster = Cluster::start(
+    let cluster = Cluster::start_with(
+        install,
         &options
             .clone()
             .set("foreshard.min_free_disk", "0")

@@ -259,7 +259,8 @@ fn tablespace(shard_id: i32) -> PgResult<String> {
 }
 
 /// Both indexes of a part. With the depth in them, each answers by itself what a node reaches or what reaches it, and
-/// how far away; a query that reaches nodes through the directory asks for the shard as well.
+/// how far away; a query that reaches nodes through the directory asks for the shard as well. What reaches a node is
+/// often very much, so depths come in order there.
 pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     let name = name_of(table)?;
     spi::run(
@@ -273,7 +274,8 @@ pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     // Publications of all tables take it in, and it is changed row by row.
     let key = key.ok_or_else(|| internal("a part's index was not made"))?;
     spi::run(&format!("ALTER TABLE {name} REPLICA IDENTITY USING INDEX {key}"), &[])?;
-    spi::run(&format!("CREATE INDEX ON {name} (descendant, ancestor) INCLUDE (depth)"), &[])?;
+    // The ancestor is not part of the key: ties are then broken by place, which is cheaper to sort by.
+    spi::run(&format!("CREATE INDEX ON {name} (descendant, depth) INCLUDE (ancestor)"), &[])?;
     Ok(())
 }
 

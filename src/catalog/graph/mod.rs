@@ -66,17 +66,21 @@ pub struct Part {
     pub table: pg_sys::Oid,
     /// Its unique index on (ancestor, descendant).
     pub pairs: pg_sys::Oid,
-    /// Its index on (descendant, ancestor).
+    /// Its index that leads from descendants to ancestors and depths.
     pub reverse: pg_sys::Oid,
     /// Capacity of the shard, 0 while it is being emptied.
     pub capacity: f64,
     /// How many nodes are thought to live there, 0 when nobody has counted.
     pub nodes: f64,
+    /// How many rows it is thought to have, likewise.
+    pub rows: f64,
 }
 
 /// A graph.
 #[derive(Clone, Debug)]
 pub struct Graph {
+    /// Number.
+    pub id: i32,
     /// Name.
     pub name: String,
     /// Whom the graph's tables belong to.
@@ -249,6 +253,7 @@ fn read(graph_id: i32) -> PgResult<Graph> {
     }
     let edge_query = edge_query(&super::name_of(row.edges)?, &source_name, &target_name, is_edge.as_deref());
     Ok(Graph {
+        id: graph_id,
         owner,
         kind,
         max_depth: row.max_depth.and_then(|depth| u32::try_from(depth).ok()),
@@ -322,11 +327,13 @@ fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
                     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                     JOIN pg_catalog.pg_stats t ON t.schemaname = n.nspname AND t.tablename = c.relname AND t.attname = 'shard_id', \
                     LATERAL ROWS FROM (unnest(t.most_common_vals::text::int[]), unnest(t.most_common_freqs)) AS u (shard, share) \
-                    WHERE c.oid = {metagraph} AND u.shard = p.shard_id), 0)::float8 \
+                    WHERE c.oid = {metagraph} AND u.shard = p.shard_id), 0)::float8, \
+                coalesce((SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class c WHERE c.oid = p.partition), 0)::float8 \
          FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id), \
-         LATERAL (SELECT min(i.indexrelid) FILTER (WHERE i.indisunique AND i.indkey[0] = 1 AND i.indkey[1] = 2) AS pairs, \
-                         min(i.indexrelid) FILTER (WHERE i.indkey[0] = 2 AND i.indkey[1] = 1) AS reverse \
-                  FROM pg_catalog.pg_index i WHERE i.indrelid = p.partition AND i.indnkeyatts = 2 AND i.indisvalid AND i.indislive AND i.indimmediate \
+         LATERAL (SELECT min(i.indexrelid) FILTER (WHERE i.indisunique AND i.indnkeyatts = 2 AND i.indkey[0] = 1 AND i.indkey[1] = 2) AS pairs, \
+                         min(i.indexrelid) FILTER (WHERE i.indkey[0] = 2 AND 1 = ANY (i.indkey)) AS reverse \
+                  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid AND x.relam = 403 \
+                  WHERE i.indrelid = p.partition AND 3 = ANY (i.indkey) AND i.indisvalid AND i.indislive AND i.indimmediate \
                    AND i.indpred IS NULL AND i.indexprs IS NULL) i \
          WHERE p.graph_id = {graph_id} ORDER BY p.shard_id"
     );
@@ -338,7 +345,8 @@ fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
             (row.int(1), oid(2), oid(3), oid(4))
         {
             let (capacity, nodes) = (row.float(5).unwrap_or(0.0), row.float(6).unwrap_or(0.0));
-            found.push(Part { shard_id, table, pairs, reverse, capacity, nodes });
+            let rows = row.float(7).unwrap_or(0.0);
+            found.push(Part { shard_id, table, pairs, reverse, capacity, nodes, rows });
         }
         Ok(())
     })?;

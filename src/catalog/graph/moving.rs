@@ -1,4 +1,4 @@
-//! Moves of nodes: the queue, and the rows that a move rewrites.
+//! Moves of nodes: the queue, and rows of the directory.
 
 use super::Graph;
 use crate::pg::graph::keys::NodeKey;
@@ -36,31 +36,15 @@ pub fn nodes(graph: &Graph, keys: &[NodeKey]) -> PgResult<Vec<NodeRow>> {
     )
 }
 
-/// Rewrites the directory's row and all rows of the closure that name the node, which is held; how many. As the
-/// graph's owner.
-///
-/// PostgreSQL takes a row whose ancestor moves to the other partition itself; a snapshot sees it in exactly one.
-pub fn rewrite(graph: &Graph, key: &NodeKey, from: i32, to: i32) -> PgResult<u64> {
-    let (table, closure) = (&graph.metagraph_name, &graph.closure_name);
-    let key = || graph.kind.array([key]);
-    let mut rows = spi::run_kept(
-        &format!("UPDATE {table} SET shard_id = $2, version = version + 1 WHERE node = ANY ($1)"),
-        &[key(), to.into()],
-    )?;
-    // First in place, while the rows are where the index finds them at once.
-    rows += spi::run_kept(
+/// Rewrites the directory's row of a node, which is held. As the graph's owner.
+pub fn place(graph: &Graph, key: &NodeKey, to: i32) -> PgResult<u64> {
+    spi::run_kept(
         &format!(
-            "UPDATE {closure} SET descendant_shard = $2 WHERE descendant = ANY ($1) AND descendant_shard <> $2"
+            "UPDATE {} SET shard_id = $2, version = version + 1 WHERE node = ANY ($1)",
+            graph.metagraph_name
         ),
-        &[key(), to.into()],
-    )?;
-    rows += spi::run_kept(
-        &format!(
-            "UPDATE {closure} SET ancestor_shard = $3 WHERE ancestor_shard = $2 AND ancestor = ANY ($1)"
-        ),
-        &[key(), from.into(), to.into()],
-    )?;
-    Ok(rows)
+        &[graph.kind.array([key]), to.into()],
+    )
 }
 
 /// A move that waits.

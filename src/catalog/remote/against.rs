@@ -100,6 +100,18 @@ fn of_roles(partition: pg_sys::Oid, node: &NodeRow) -> PgResult<Vec<String>> {
     )
 }
 
+/// Tables of several owners in one group: a worker that acts for one of them has connections of the others open, which
+/// code of that one could use by their names.
+pub fn mixed_owners(partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
+    spi::rows(
+        "SELECT 'mixed_owners: the tables of the group belong to ' || pg_catalog.string_agg(pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(q.relowner)), ', ' ORDER BY q.relowner) \
+         FROM (SELECT DISTINCT p.relowner FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class p ON p.oid = i.inhparent WHERE i.inhrelid = ANY ($1)) q \
+         HAVING count(*) > 1",
+        &[partitions.to_vec().into()],
+        |row| row.need(1),
+    )
+}
+
 /// Everything that speaks against a table whose unique indexes are those of its partitions.
 pub fn against_layout(table: pg_sys::Oid) -> PgResult<Vec<String>> {
     spi::rows(

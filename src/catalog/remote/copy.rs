@@ -13,6 +13,9 @@ use crate::pg::report::{PgResult, PgSqlErrorCode, error, internal};
 use crate::pg::{security, spi};
 use pgrx::pg_sys;
 
+/// When we are cut off, the lock of a cutover on a node goes after so long, ms.
+const LEFT_ALONE_MS: i32 = 10_000;
+
 /// A partition on one side.
 pub struct Side {
     /// The table here: a heap, or a foreign table.
@@ -167,7 +170,7 @@ impl Pair {
                 }
                 Some((_, ids)) => forget = ids,
             }
-        } else if !crate::catalog::copy::has_entries(self.log)? {
+        } else if !crate::catalog::copy::have_entries(&[self.log])? {
             return Ok(Replayed { keys: 0, forget: None, emptied: false, complete: true });
         }
         let columns = self.shape.names.join(", ");
@@ -216,6 +219,15 @@ impl Pair {
         Ok(())
     }
 
+    /// Makes everything that a copy on a node was given durable there, whatever `synchronous_commit` the sessions of
+    /// postgres_fdw had: a commit that is flushed flushes those before it.
+    pub fn flush_there(&self) -> PgResult<()> {
+        if let Some((link, remote)) = self.copy.link(self.shape.owner)? {
+            link.exec(&format!("UPDATE {} SET blocks = blocks", remote.aid_there("state")))?;
+        }
+        Ok(())
+    }
+
     /// Blocks of the source.
     pub fn blocks(&self) -> PgResult<i64> {
         if let Some((link, remote)) = self.source.link(self.shape.owner)? {
@@ -229,6 +241,30 @@ impl Pair {
         }
         let blocks = "SELECT pg_catalog.pg_relation_size($1::regclass) / pg_catalog.current_setting('block_size')::int8";
         Ok(spi::one::<i64>(blocks, &[self.source.relation.into()])?.unwrap_or(0))
+    }
+
+    /// Notes the file of a source on a node: rows are copied by their places in it.
+    pub fn note_file(&self, move_id: i64) -> PgResult<()> {
+        let Some(file) = self.file_there()? else { return Ok(()) };
+        spi::run(
+            "UPDATE foreshard.move_relation SET file_there = $3 WHERE move_id = $1 AND source = $2",
+            &[move_id.into(), self.source.relation.into(), file.as_str().into()],
+        )?;
+        Ok(())
+    }
+
+    /// Whether a source on a node was rewritten (VACUUM FULL, CLUSTER) since [`note_file`](Self::note_file): what was
+    /// copied by place may be missing rows then. Nobody can rewrite it while the transaction that read a chunk lasts.
+    pub fn was_rewritten(&self) -> PgResult<bool> {
+        let Some(file) = self.file_there()? else { return Ok(false) };
+        let noted = "SELECT file_there FROM foreshard.move_relation WHERE source = $1";
+        Ok(spi::one::<String>(noted, &[self.source.relation.into()])? != Some(file))
+    }
+
+    fn file_there(&self) -> PgResult<Option<String>> {
+        let Some((link, remote)) = self.source.link(self.shape.owner)? else { return Ok(None) };
+        let file = format!("SELECT pg_relation_filenode({})::text", super::literal(&remote.table_there()));
+        link.one(&file)
     }
 
     /// What must not change about the source while it moves; None: it is gone.
@@ -269,7 +305,9 @@ impl Pair {
         }
         if let Some((link, remote)) = self.source.link(self.shape.owner)? {
             link.exec(&format!(
-                "BEGIN; SET LOCAL lock_timeout = {wait_ms}; LOCK TABLE {} IN SHARE MODE",
+                "BEGIN; SET LOCAL lock_timeout = {wait_ms}; SET LOCAL idle_in_transaction_session_timeout = {}; \
+                 LOCK TABLE {} IN SHARE MODE",
+                wait_ms + LEFT_ALONE_MS,
                 remote.table_there()
             ))?;
             held.push(link);

@@ -1,7 +1,7 @@
 //! Making things: on a node the table, what takes its changes in and what logs them; here the foreign tables over
 //! those, or an ordinary table that a slot comes home to. Everything may be made again after a crash.
 
-use super::{RemoteRow, Shape, literal, origin};
+use super::{RemoteRow, Shape, literal};
 use crate::catalog::link::Link;
 use crate::catalog::{mold, shadow};
 use crate::pg::report::{PgResult, busy, internal, wrong_state};
@@ -39,7 +39,7 @@ pub fn table(link: &Link, row: &RemoteRow, shape: &Shape, tablespace: &str) -> P
         shape.by,
         shape.bound,
         quote_identifier(tablespace),
-        literal(&origin()?),
+        literal(&row.mark),
     ))?;
     inbox(link, row, shape)
 }
@@ -87,9 +87,9 @@ pub fn remove(link: &Link, row: &RemoteRow) -> PgResult<()> {
     if text(0).is_none() && text(2).is_none() {
         return Ok(());
     }
-    if text(1) != Some(origin()?) {
+    if text(1).as_deref() != Some(row.mark.as_str()) {
         return Err(busy(format!("table {} on node \"{}\" was not made from here", row.table_there(), row.node))
-            .set_detail("It may belong to another server, or to one that this one was restored from.")
+            .set_detail("It belongs to another server, or somebody made it there.")
             .set_hint("Rename it there, or look in the view foreshard.remote_tables at what this server believes to own."));
     }
     let (inbox, log) = (row.aid_there("inbox"), row.aid_there("log"));

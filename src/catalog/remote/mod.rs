@@ -6,7 +6,9 @@
 pub mod against;
 pub mod copy;
 pub mod digest;
+pub mod farewell;
 pub mod index;
+pub mod lease;
 pub mod make;
 pub mod reap;
 pub mod statistics;
@@ -31,6 +33,8 @@ pub struct RemoteRow {
     pub node: String,
     /// Foreign server of the node.
     pub server: String,
+    /// What marks it there as made from here.
+    pub mark: String,
     /// Its schema there, unquoted.
     pub schema: String,
     /// Its name there, unquoted.
@@ -100,7 +104,7 @@ impl RemoteRow {
 }
 
 const ROW: &str = "SELECT r.remote_id, r.node_name::text, n.server_name::text, r.remote_schema::text, r.remote_name::text, r.table_oid::oid, \
-        r.owner_name::text, r.partition::oid, r.key_columns::text[], r.options, r.indexes \
+        r.owner_name::text, r.partition::oid, r.key_columns::text[], r.options, r.indexes, 'foreshard of ' || n.owner_id \
     FROM foreshard.remote_table r JOIN foreshard.node n USING (node_name)";
 
 fn row_of(row: &spi::Row) -> PgResult<RemoteRow> {
@@ -115,6 +119,7 @@ fn row_of(row: &spi::Row) -> PgResult<RemoteRow> {
         remote_id: row.need(1)?,
         node: row.need(2)?,
         server: row.need(3)?,
+        mark: row.need(12)?,
         schema: row.need(4)?,
         name: row.need(5)?,
         table: row.need(6)?,
@@ -337,8 +342,8 @@ pub fn register(move_id: i64, node: &NodeRow, shape: &Shape) -> PgResult<i64> {
         shape.own_indexes.iter().map(|i| json!({"create": i.create, "body": i.body})).collect();
     let owner = role_name(shape.owner)?;
     spi::one_mut::<i64>(
-        "INSERT INTO foreshard.remote_table (remote_id, node_name, remote_schema, remote_name, table_oid, owner_name, move_id, key_columns, options, indexes) \
-         SELECT q.n, $1::name, $2::name, CASE WHEN octet_length($3) <= 44 THEN $3 ELSE pg_catalog.left($3, 11) END || '_f' || q.n, $4, $5::name, $6, $7::name[], $8, $9 \
+        "INSERT INTO foreshard.remote_table (remote_id, node_name, remote_schema, remote_name, table_oid, owner_name, move_id, key_columns, options, indexes, portrait) \
+         SELECT q.n, $1::name, $2::name, CASE WHEN octet_length($3) <= 44 THEN $3 ELSE pg_catalog.left($3, 11) END || '_f' || q.n, $4, $5::name, $6, $7::name[], $8, $9, foreshard.table_portrait($4) \
          FROM (SELECT pg_catalog.nextval('foreshard.remote_table_remote_id_seq') AS n) q RETURNING remote_id",
         &[
             node.name.as_str().into(),
@@ -358,16 +363,6 @@ pub fn register(move_id: i64, node: &NodeRow, shape: &Shape) -> PgResult<i64> {
 /// The name of a role, unquoted.
 pub fn role_name(role: pg_sys::Oid) -> PgResult<String> {
     Ok(spi::one::<String>("SELECT pg_catalog.pg_get_userbyid($1)::text", &[role.into()])?.unwrap_or_default())
-}
-
-/// What marks everything on a node as made from here: this server and this database.
-pub fn origin() -> PgResult<String> {
-    let origin = spi::one::<String>(
-        "SELECT format('foreshard of system %s, database %s', s.system_identifier, d.oid) \
-         FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d WHERE d.datname = current_database()",
-        &[],
-    )?;
-    origin.ok_or_else(|| internal("a server without an identity"))
 }
 
 /// As a literal.

@@ -1,6 +1,6 @@
 //! What is left over: on nodes what no move and no table needs, and here what a move leaves behind.
 
-use super::{RemoteRow, behind, forget, make, orphans, set_dressed};
+use super::{RemoteRow, behind, forget, lease, make, orphans, set_dressed};
 use crate::catalog::node::{self, NodeRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::pg::report::PgResult;
@@ -8,7 +8,7 @@ use crate::pg::{spi, storage};
 use pgrx::pg_sys;
 
 /// Who made a remote table, or the one who added the node when that role is gone.
-fn maker(row: &RemoteRow, node: &NodeRow) -> PgResult<Option<pg_sys::Oid>> {
+pub(super) fn maker(row: &RemoteRow, node: &NodeRow) -> PgResult<Option<pg_sys::Oid>> {
     Ok(node::role(&row.owner_name)?.or(node.checked_as))
 }
 
@@ -17,6 +17,7 @@ fn maker(row: &RemoteRow, node: &NodeRow) -> PgResult<Option<pg_sys::Oid>> {
 pub fn drop_orphan(node: &NodeRow, row: &RemoteRow, as_maker: bool) -> PgResult<()> {
     let role = if as_maker { maker(row, node)? } else { node.checked_as };
     let Some(role) = role else { return Ok(()) };
+    lease::require(node)?;
     make::remove(&row.link(role)?, row)?;
     forget(row.remote_id)?;
     crate::catalog::record_event(
@@ -120,6 +121,7 @@ pub fn clear(node: &NodeRow, row: &RemoteRow, lock_ms: i32) -> PgResult<()> {
         return drop_orphan(node, row, true);
     }
     let Some(role) = maker(row, node)? else { return Ok(()) };
+    lease::require(node)?;
     make::undress(&row.link(role)?, row, lock_ms)?;
     set_dressed(&[row.partition], false)
 }

@@ -2,7 +2,7 @@
 //! have changed places; readers for the last part of it. The rest is committed, on the node as well, before the
 //! exchange, which is a transaction of this server alone.
 
-use super::{Compared, Round, advance, compare, pairs, replay};
+use super::{Compared, Round, STALL_MS, advance, compare, connect, pairs, patience_ms, replay};
 use crate::catalog::link::Link;
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::remote::{self, copy};
@@ -12,6 +12,7 @@ use crate::engine::{Engine, Foreign};
 use crate::mover::{Outcome, short_lock};
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::report::PgResult;
+use crate::pg::wire::Bound;
 use crate::pg::{guc, invalidation, lock, spi};
 use foreshard_core::phase::Event;
 use pgrx::pg_sys;
@@ -20,8 +21,6 @@ use std::time::Instant;
 
 /// A verification older than this is made again, s.
 const FRESH_S: f64 = 60.0;
-/// Round trips for which writers may wait beyond `foreshard.max_lock_time`.
-const ROUND_TRIPS: f64 = 20.0;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 500;
 
@@ -128,8 +127,10 @@ enum Stop {
 fn switch(row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outcome> {
     let relations = transaction(|| shadow::relations(row.move_id))?;
     let held = transaction(|| Foreign.held_first(row, &relations))?;
-    // Connections are made before anybody waits.
-    let patience_ms = transaction(|| patience_ms(row))?;
+    let patience_ms = transaction(|| {
+        connect(row)?;
+        patience_ms(row)
+    })?;
     let stopped = locked(row, attempt, direction, &held, patience_ms);
     lock::release_kept();
     let let_go = transaction(|| release_there(row));
@@ -150,21 +151,6 @@ fn switch(row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outco
     }
 }
 
-/// How long writers may wait, by the round trips of the nodes in question.
-fn patience_ms(row: &MoveRow) -> PgResult<u128> {
-    let mut patience_ms = f64::from(guc::MAX_LOCK_TIME.get());
-    for shard in [row.from_shard, row.to_shard] {
-        if let Some((node, _)) = remote::node_of_shard(shard)? {
-            patience_ms += ROUND_TRIPS * node.round_trip_ms;
-        }
-    }
-    for pair in pairs(row)?.unwrap_or_default() {
-        let owner = pair.shape.owner;
-        let _both = (pair.source.link(owner)?.is_some(), pair.copy.link(owner)?.is_some());
-    }
-    Ok(patience_ms as u128)
-}
-
 /// Everything while writers wait; None: done.
 fn locked(
     row: &MoveRow,
@@ -181,6 +167,9 @@ fn locked(
         return Ok(Some(Stop::Blocked));
     }
     let begun = Instant::now();
+    // From here to the exchange, which touches no node, writers wait for nodes: one that stops answering loses its
+    // connections, and the writers go first.
+    let bound = Bound::set(patience_ms + STALL_MS);
     // Nobody writes any more: neither through this server nor, of a source on a node, there.
     transaction(|| hold_there(row, patience_ms))?;
     loop {
@@ -193,8 +182,12 @@ fn locked(
             Round::Keys(..) => {}
         }
     }
+    transaction(|| pairs(row)?.unwrap_or_default().iter().try_for_each(copy::Pair::flush_there))?;
     let left = patience_ms.saturating_sub(begun.elapsed().as_millis());
     if copies_are_here(row)? && !snapshots_are_gone(row, left)? {
+        return Ok(Some(Stop::Blocked));
+    }
+    if bound.end() {
         return Ok(Some(Stop::Blocked));
     }
     transaction(|| exchange(row, attempt, direction, held, begun))

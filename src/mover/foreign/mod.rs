@@ -10,11 +10,14 @@ mod cutover;
 use super::{Outcome, health, mirror, short_lock};
 use crate::catalog::copy as progress;
 use crate::catalog::moves::{self, MoveRow};
+use crate::catalog::remote::lease::{self, Held};
 use crate::catalog::remote::{self, copy, digest, make, reap, swap};
 use crate::catalog::{link, name_of, record_event, shadow};
 use crate::engine::{Engine, Foreign};
 use crate::pg::bgworker::{Failure, WorkResult, transaction, transaction_repeatable_read};
+use crate::pg::load::Filled;
 use crate::pg::report::{PgResult, busy, internal, refuse, unsupported};
+use crate::pg::wire::{self, Bound};
 use crate::pg::{bgworker, guc, lock, spi};
 use foreshard_core::phase::{Event, Phase};
 use pgrx::pg_sys;
@@ -22,6 +25,12 @@ use std::time::Instant;
 
 /// Log entries that may be pending when catch-up hands over.
 const CAUGHT_UP_KEYS: i64 = 1_000;
+/// Pause before looking again whether a node that was just added has been looked at, ms.
+const NOT_YET_MS: i64 = 100;
+/// Round trips for which writers may wait beyond `foreshard.max_lock_time`.
+const ROUND_TRIPS: f64 = 20.0;
+/// A node that stops answering while writers wait for it is given up after so long beyond that, ms.
+const STALL_MS: u128 = 1_000;
 
 /// Does one piece of the row's phase; after an error no connection is trusted.
 pub fn perform(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
@@ -35,6 +44,11 @@ pub fn perform(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
 }
 
 fn step(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    wire::watch();
+    // What is cleared away here does not ask the nodes; what is there does (`reap`).
+    if !matches!(row.phase, Phase::Retire | Phase::Revert | Phase::RevertFailed) && !is_held(row)? {
+        return Ok(Outcome::Again(NOT_YET_MS));
+    }
     match row.phase {
         Phase::Preflight => preflight(row, attempt),
         Phase::Capture => capture(row, attempt),
@@ -50,6 +64,45 @@ fn step(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
         }
         Phase::Done | Phase::Cancelled | Phase::Failed => Ok(Outcome::Again(0)),
     }
+}
+
+/// Whether the nodes of a move are this server's and no clone's of it; false: nobody has looked yet.
+fn is_held(row: &MoveRow) -> WorkResult<bool> {
+    for shard in [row.from_shard, row.to_shard] {
+        let held = transaction(|| match remote::node_of_shard(shard)? {
+            Some((node, _)) => match lease::held(&node)? {
+                Held::Lost => Err(lease::lost(&node.name)),
+                held => Ok(held),
+            },
+            None => Ok(Held::Ours),
+        })?;
+        if held == Held::NotYet {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How long writers may wait, by the round trips of the nodes in question.
+fn patience_ms(row: &MoveRow) -> PgResult<u128> {
+    let mut patience_ms = f64::from(guc::MAX_LOCK_TIME.get());
+    for shard in [row.from_shard, row.to_shard] {
+        if let Some((node, _)) = remote::node_of_shard(shard)? {
+            patience_ms += ROUND_TRIPS * node.round_trip_ms;
+        }
+    }
+    Ok(patience_ms as u128)
+}
+
+/// Connects to both sides: connections are made before anybody waits.
+fn connect(row: &MoveRow) -> PgResult<()> {
+    for relation in shadow::relations(row.move_id)? {
+        let pair = copy::pair(&relation)?;
+        let owner = pair.shape.owner;
+        let _both = (pair.source.link(owner)?.is_some(), pair.copy.link(owner)?.is_some());
+    }
+    wire::watch();
+    Ok(())
 }
 
 /// Whether an error only says that a node does not answer: the move waits for it.
@@ -126,6 +179,11 @@ fn make_copy(row: &MoveRow, source: pg_sys::Oid) -> PgResult<()> {
 /// Begins to log changes: of partitions that are here while no writer is under way.
 fn capture(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     let partitions = transaction(|| Foreign.partitions(row))?;
+    let patience_ms = transaction(|| {
+        connect(row)?;
+        patience_ms(row)
+    })?;
+    let bound = Bound::set(patience_ms + STALL_MS);
     let done = transaction(|| {
         let _ = lock::current_xid();
         if !short_lock::try_lock(&partitions, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
@@ -139,8 +197,9 @@ fn capture(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
         }
         advance(row, Event::Completed)?;
         Ok(mirror::Attempt::Done)
-    })?;
-    match done {
+    });
+    drop(bound);
+    match done? {
         mirror::Attempt::Done => Ok(Outcome::Advanced),
         mirror::Attempt::Leave(event) => Ok(Outcome::Leave(event)),
         mirror::Attempt::Blocked => {
@@ -188,12 +247,15 @@ fn copy_chunk(row: &MoveRow) -> WorkResult<Outcome> {
         spi::set_local("track_counts", "off")?;
         let last = (relation.blocks_done + chunk_blocks).min(relation.blocks_total);
         match pair.chunk(relation.blocks_done, last)? {
+            Ok(_) if pair.was_rewritten()? => return Ok(Outcome::Leave(Event::SourceChanged)),
             Ok(rows) => {
-                progress::set_progress(row.move_id, relation.source, last, rows)?;
+                progress::set_progress(row.move_id, relation.source, last, &Filled { rows, blocks: 0 })?;
                 copied = last - relation.blocks_done;
             }
             // An earlier transaction was committed there, though not here: the node counts.
-            Err(there) => progress::set_progress(row.move_id, relation.source, there, 0)?,
+            Err(there) => {
+                progress::set_progress(row.move_id, relation.source, there, &Filled { rows: 0, blocks: 0 })?
+            }
         }
         moves::waits_no_more(row.move_id)?;
         Ok(Outcome::Again(0))

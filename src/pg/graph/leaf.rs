@@ -39,6 +39,18 @@ impl ClosureRow<'_> {
     }
 }
 
+/// A row that was stored and has no index entries yet.
+struct Stored {
+    values: [pg_sys::Datum; CLOSURE_COLUMNS],
+    place: pg_sys::ItemPointerData,
+    needed: NewEntries,
+}
+
+/// So many new rows are stored at once.
+const ROWS: usize = 1000;
+/// So many rows get their index entries at once.
+const ENTRIES: usize = 32_768;
+
 /// An index, ready for new entries.
 struct OpenIndex {
     relation: pg_sys::Relation,
@@ -48,12 +60,20 @@ struct OpenIndex {
     unique: bool,
 }
 
-/// A part of a closure that is written.
+/// A part of a closure that is written: new rows by the page, and entries of each index in its order, so that neighbours
+/// go to the same pages one after the other. What was not flushed is lost.
 pub struct Leaf {
     relation: pg_sys::Relation,
     indexes: Vec<OpenIndex>,
     kind: KeyKind,
+    /// Values of rows that wait.
     context: pg_sys::MemoryContext,
+    /// What it was opened in.
+    lasting: pg_sys::MemoryContext,
+    slots: Vec<*mut pg_sys::TupleTableSlot>,
+    /// New rows.
+    waiting: Vec<[pg_sys::Datum; CLOSURE_COLUMNS]>,
+    stored: Vec<Stored>,
 }
 
 impl Leaf {
@@ -107,24 +127,26 @@ impl Leaf {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
-            Ok(Self { relation, indexes, kind, context })
+            let (slots, waiting, stored) = (Vec::new(), Vec::new(), Vec::new());
+            let lasting = pg_sys::CurrentMemoryContext;
+            Ok(Self { relation, indexes, kind, context, lasting, slots, waiting, stored })
         }
     }
 
-    /// Inserts a row. Raises 23505 when the pair is there already.
+    /// Inserts a row, at the latest with [`Leaf::flush`], which raises 23505 when the pair is there already.
     pub fn insert(&mut self, row: &ClosureRow<'_>) {
-        // SAFETY: the values are of the columns' types; what is allocated lives in our context until the end.
-        unsafe {
+        // SAFETY: what is allocated lives in our context until the rows are stored.
+        let values = unsafe {
             let before = pg_sys::MemoryContextSwitchTo(self.context);
-            let mut values = row.values(self.kind);
-            let mut nulls = [false; CLOSURE_COLUMNS];
-            let tuple =
-                pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
-            pg_sys::simple_heap_insert(self.relation, tuple);
-            self.insert_into_indexes(&values, tuple, NewEntries::All);
+            let values = row.values(self.kind);
             pg_sys::MemoryContextSwitchTo(before);
-            pg_sys::MemoryContextReset(self.context);
+            values
+        };
+        self.waiting.push(values);
+        if self.waiting.len() >= ROWS {
+            self.store();
         }
+        self.flush_many();
     }
 
     /// Deletes the row at a place.
@@ -133,9 +155,9 @@ impl Leaf {
         unsafe { pg_sys::simple_heap_delete(self.relation, &mut place.0) };
     }
 
-    /// Replaces the row at a place.
+    /// Replaces the row at a place; its index entries follow with [`Leaf::flush`].
     pub fn update(&mut self, mut place: Place, row: &ClosureRow<'_>) {
-        // SAFETY: as for `insert` and `delete`.
+        // SAFETY: as for `insert` and `delete`; the tuple is a copy, in our context.
         unsafe {
             let before = pg_sys::MemoryContextSwitchTo(self.context);
             let mut values = row.values(self.kind);
@@ -144,48 +166,122 @@ impl Leaf {
                 pg_sys::heap_form_tuple((*self.relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
             let needed = compat::simple_heap_update(self.relation, &mut place.0, tuple);
             if needed != NewEntries::None {
-                self.insert_into_indexes(&values, tuple, needed);
+                self.stored.push(Stored { values, place: (*tuple).t_self, needed });
             }
+            pg_sys::heap_freetuple(tuple);
+            pg_sys::MemoryContextSwitchTo(before);
+        }
+        self.flush_many();
+    }
+
+    fn flush_many(&mut self) {
+        if self.stored.len() >= ENTRIES {
+            self.flush();
+        }
+    }
+
+    /// Writes whatever waits.
+    pub fn flush(&mut self) {
+        // SAFETY: what is allocated on the way goes with the values at the end.
+        let before = unsafe { pg_sys::MemoryContextSwitchTo(self.context) };
+        self.store();
+        let stored = std::mem::take(&mut self.stored);
+        let mut order: Vec<u32> = (0..stored.len() as u32).collect();
+        let row = |at: &u32| stored.get(*at as usize);
+        for index in &self.indexes {
+            if matches!(self.kind, KeyKind::Int4 | KeyKind::Int8) {
+                let first = |at: &u32| row(at).map(|row| index.columns.iter().map(|c| self.number(row, *c)));
+                order.sort_by(|a, b| match (first(a), first(b)) {
+                    (Some(a), Some(b)) => a.cmp(b),
+                    _ => std::cmp::Ordering::Equal,
+                });
+            }
+            for (done, row) in order.iter().filter_map(row).enumerate() {
+                if done.is_multiple_of(1024) {
+                    pgrx::check_for_interrupts!();
+                }
+                self.enter(index, row);
+            }
+        }
+        // SAFETY: nothing refers to what is in there any more.
+        unsafe {
             pg_sys::MemoryContextSwitchTo(before);
             pg_sys::MemoryContextReset(self.context);
         }
     }
 
-    /// # Safety
-    /// `tuple` has just been stored with these values.
-    unsafe fn insert_into_indexes(
-        &mut self,
-        values: &[pg_sys::Datum; CLOSURE_COLUMNS],
-        tuple: pg_sys::HeapTuple,
-        needed: NewEntries,
-    ) {
-        for index in &self.indexes {
-            // SAFETY: the index is open.
-            if needed == NewEntries::Summarizing && !unsafe { compat::is_summarizing(index.info) } {
-                continue;
+    /// A column as a number, where keys are numbers.
+    fn number(&self, row: &Stored, column: usize) -> i64 {
+        let value = row.values.get(column).map_or(0, |value| value.value());
+        if column < 2 && self.kind == KeyKind::Int8 { value as i64 } else { i64::from(value as i32) }
+    }
+
+    /// Stores new rows.
+    fn store(&mut self) {
+        let count = self.waiting.len();
+        // SAFETY: every slot has room for the columns of the table, whose number was looked at; what is allocated on the
+        // way goes with the values.
+        unsafe {
+            let outer = pg_sys::MemoryContextSwitchTo(self.context);
+            if self.slots.len() < count {
+                // They outlive this batch.
+                let before = pg_sys::MemoryContextSwitchTo(self.lasting);
+                let ops = &raw const pg_sys::TTSOpsVirtual;
+                while self.slots.len() < count {
+                    self.slots.push(pg_sys::MakeSingleTupleTableSlot((*self.relation).rd_att, ops));
+                }
+                pg_sys::MemoryContextSwitchTo(before);
             }
-            let mut entry = [pg_sys::Datum::from(0usize); CLOSURE_COLUMNS];
-            let mut nulls = [false; CLOSURE_COLUMNS];
-            for (place, column) in entry.iter_mut().zip(&index.columns) {
-                *place = values[*column];
+            for (values, slot) in self.waiting.iter().zip(&self.slots) {
+                for (at, value) in values.iter().enumerate() {
+                    *(**slot).tts_values.add(at) = *value;
+                    *(**slot).tts_isnull.add(at) = false;
+                }
+                pg_sys::ExecStoreVirtualTuple(*slot);
             }
-            let check = match index.unique {
-                true => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
-                false => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
-            };
-            // SAFETY: as promised by the caller; one value per column of the index.
-            unsafe {
-                pg_sys::index_insert(
-                    index.relation,
-                    entry.as_mut_ptr(),
-                    nulls.as_mut_ptr(),
-                    &mut (*tuple).t_self,
-                    self.relation,
-                    check,
-                    false,
-                    index.info,
-                );
+            if count > 0 {
+                let command = pg_sys::GetCurrentCommandId(true);
+                let (slots, none) = (self.slots.as_mut_ptr(), std::ptr::null_mut());
+                pg_sys::heap_multi_insert(self.relation, slots, count as i32, command, 0, none);
             }
+            for (values, slot) in self.waiting.drain(..).zip(&self.slots) {
+                let place = (**slot).tts_tid;
+                self.stored.push(Stored { values, place, needed: NewEntries::All });
+                if let Some(clear) = (*(**slot).tts_ops).clear {
+                    clear(*slot);
+                }
+            }
+            pg_sys::MemoryContextSwitchTo(outer);
+        }
+    }
+
+    fn enter(&self, index: &OpenIndex, row: &Stored) {
+        // SAFETY: the index is open.
+        if row.needed == NewEntries::Summarizing && !unsafe { compat::is_summarizing(index.info) } {
+            return;
+        }
+        let mut entry = [pg_sys::Datum::from(0usize); CLOSURE_COLUMNS];
+        let mut nulls = [false; CLOSURE_COLUMNS];
+        for (place, column) in entry.iter_mut().zip(&index.columns) {
+            *place = row.values[*column];
+        }
+        let check = match index.unique {
+            true => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
+            false => pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
+        };
+        let mut place = row.place;
+        // SAFETY: the row was stored there with these values; one value per column of the index.
+        unsafe {
+            pg_sys::index_insert(
+                index.relation,
+                entry.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                &mut place,
+                self.relation,
+                check,
+                false,
+                index.info,
+            );
         }
     }
 }
@@ -215,6 +311,7 @@ impl Drop for Leaf {
                 compat::index_insert_cleanup(index.relation, index.info);
                 pg_sys::index_close(index.relation, pg_sys::NoLock as i32);
             }
+            self.slots.iter().for_each(|slot| pg_sys::ExecDropSingleTupleTableSlot(*slot));
             pg_sys::relation_close(self.relation, pg_sys::NoLock as i32);
             pg_sys::MemoryContextDelete(self.context);
         }

@@ -184,6 +184,10 @@ struct Touched {
     exists: bool,
 }
 
+/// So many rows of either side are read at first: the smaller one is often tiny, and rows of the other one serve nothing
+/// but the comparison.
+const FIRST_LIMIT: usize = 16;
+
 /// What reaches the near ends (with themselves).
 type Side = FxHashMap<u32, Vec<Reached>>;
 
@@ -200,7 +204,7 @@ impl Sides {
         view: &mut View<'_, R>,
         touched: &[(u32, u32)],
     ) -> Result<Self, MaintainError<R::Error>> {
-        let mut limit = 256;
+        let mut limit = FIRST_LIMIT;
         loop {
             let above = Self::one_side(view, touched, false, limit)?;
             let below = Self::one_side(view, touched, true, limit)?;

@@ -22,6 +22,8 @@ struct Concern {
     edge: usize,
     /// Depth of the edge's near end as seen from the ancestor.
     depth: u32,
+    /// Depth of its far end before.
+    before: Option<u32>,
 }
 
 /// What becomes of one node, as seen from the ancestor at hand.
@@ -105,7 +107,7 @@ impl<'v, 'r, R: ClosureReader> Repair<'v, 'r, R> {
                     false => before == Some(through),
                 };
                 if concerned {
-                    concerns.push(Concern { from: *node, edge: index, depth: *depth });
+                    concerns.push(Concern { from: *node, edge: index, depth: *depth, before });
                 }
             }
         }
@@ -133,7 +135,7 @@ impl<'v, 'r, R: ClosureReader> Repair<'v, 'r, R> {
         for (concern, edge) in ends(true) {
             // A lost near end passes its depth on when it has one again.
             if self.fates.get(&edge.near).is_none_or(|fate| !fate.lost) {
-                self.improve(edge.far, concern.depth + 1)?;
+                self.improve_known(edge.far, concern.depth + 1, Some(concern.before))?;
             }
         }
         self.settle()
@@ -228,12 +230,23 @@ impl<'v, 'r, R: ClosureReader> Repair<'v, 'r, R> {
 
     /// Lets `node` have this depth if it is better than what it has.
     fn improve(&mut self, node: u32, depth: u32) -> Result<(), MaintainError<R::Error>> {
+        self.improve_known(node, depth, None)
+    }
+
+    /// The same of a node whose depth before may have been read already.
+    fn improve_known(
+        &mut self,
+        node: u32,
+        depth: u32,
+        known: Option<Option<u32>>,
+    ) -> Result<(), MaintainError<R::Error>> {
         if node == self.from || depth > self.view.max_depth() {
             return Ok(());
         }
-        let fate = match self.fates.get(&node) {
-            Some(fate) => *fate,
-            None => {
+        let fate = match (self.fates.get(&node), known) {
+            (Some(fate), _) => *fate,
+            (None, Some(before)) => Fate { before, after: before.unwrap_or(NONE), lost: false },
+            (None, None) => {
                 let before = self.view.depth(self.from, node)?;
                 Fate { before, after: before.unwrap_or(NONE), lost: false }
             }

@@ -1,0 +1,63 @@
+//! Assignments of slots to nodes by their true counts.
+
+use std::collections::HashMap;
+
+/// The node of every slot.
+pub type Places = HashMap<i64, usize>;
+
+fn descending(counts: &[(i64, u64)]) -> Vec<(i64, u64)> {
+    let mut sorted = counts.to_vec();
+    sorted.sort_by_key(|(slot, count)| (std::cmp::Reverse(*count), *slot));
+    sorted
+}
+
+/// As many slots on every node, the hottest on the first.
+pub fn hottest_first(counts: &[(i64, u64)], nodes: usize) -> Places {
+    let sorted = descending(counts);
+    let each = sorted.len().div_ceil(nodes);
+    sorted.iter().enumerate().map(|(at, (slot, _))| (*slot, at / each)).collect()
+}
+
+/// The assignment whose busiest node is least busy, of all there are.
+pub fn best(counts: &[(i64, u64)], nodes: usize) -> Places {
+    let sorted = descending(counts);
+    let mut search = Search {
+        counts: &sorted,
+        least: u64::MAX,
+        chosen: vec![0; sorted.len()],
+        now: vec![0; sorted.len()],
+        loads: vec![0; nodes],
+    };
+    search.from(0);
+    sorted.iter().zip(&search.chosen).map(|((slot, _), node)| (*slot, *node)).collect()
+}
+
+struct Search<'a> {
+    counts: &'a [(i64, u64)],
+    /// Load of the busiest node in the best assignment so far.
+    least: u64,
+    chosen: Vec<usize>,
+    now: Vec<usize>,
+    loads: Vec<u64>,
+}
+
+impl Search<'_> {
+    fn from(&mut self, at: usize) {
+        let Some((_, count)) = self.counts.get(at) else {
+            self.least = self.loads.iter().max().copied().unwrap_or(0);
+            self.chosen.clone_from(&self.now);
+            return;
+        };
+        for node in 0..self.loads.len() {
+            // Nodes are alike: of those that are still empty one is enough.
+            let seen = self.loads[..node].contains(&self.loads[node]);
+            if seen || self.loads[node] + count >= self.least {
+                continue;
+            }
+            self.loads[node] += count;
+            self.now[at] = node;
+            self.from(at + 1);
+            self.loads[node] -= count;
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Nodes and what happens to them: links that stall or are cut in every phase of a move, coordinators that were cloned,
+//! tables that are altered, tables there that are rewritten, an extension that is dropped in the middle.
+
+mod common;
+
+use common::ledger::Ledger;
+use common::nodes::{PHASES, ROWS, World};
+use common::placed::expect_code;
+use common::standby::Standby;
+use foreshard_test::{Client, Link, Result, in_turn, wait_until};
+use std::time::{Duration, Instant};
+
+/// Longest time for which a writer may wait for a node that has stopped answering while a move held the table: the
+/// bound of the test's clusters (200 ms), twenty round trips, and the second that a node is given.
+const BOUND: Duration = Duration::from_millis(1_800);
+
+/// The one remote table of the ledger's first table, and where it is.
+fn remote(world: &mut World) -> Result<String> {
+    world.here.query(
+        "SELECT remote_schema || '.' || remote_name FROM foreshard.remote_table WHERE table_oid = 'acc'::regclass ORDER BY remote_id DESC LIMIT 1",
+    )
+}
+
+fn rows_of_acc(world: &mut World) -> Result<String> {
+    world.here.query("SELECT md5(string_agg(id || v, ',' ORDER BY id)) FROM acc")
+}
+
+#[test]
+fn links_that_stall_or_are_cut_in_every_phase() -> Result<()> {
+    let mut world = World::with_proxy("node-cuts")?;
+    world.tables(2)?;
+    let ledger = Ledger::start_plain(&world.here, ROWS, 2);
+    let slots = world.here.slots("acc")?;
+    for (round, (number, phase)) in in_turn(&PHASES).enumerate() {
+        let (slot, to) = (&slots[0], ["on_n1", "on_n2", "sb"][round % 3]);
+        let comes_home = to == "sb";
+        println!("round {number}: {phase} of a move to {to}");
+        world.here.wait_query("SELECT bool_and(state = 'up' AND held) FROM foreshard.nodes", "t")?;
+        world.here.hold(Some(phase))?;
+        let move_id = world.move_to(slot, to)?;
+        {
+            let _pause = (comes_home && *phase == "retire").then(|| ledger.pause());
+            world.here.wait_phase(&move_id, phase)?;
+        }
+        ledger.work(20)?;
+        // Stopped in the middle of the work, cut there, or stopped and then let go on.
+        let link = if number % 4 < 2 { Link::Stalled } else { Link::Cut };
+        let proxy = world.proxy.as_ref().ok_or("no proxy")?;
+        if number % 8 < 4 {
+            proxy.set(link);
+            world.here.hold(None)?;
+        } else {
+            world.here.hold(None)?;
+            std::thread::sleep(Duration::from_millis(3));
+            world.proxy.as_ref().ok_or("no proxy")?.set(link);
+        }
+        std::thread::sleep(Duration::from_millis(250));
+        let proxy = world.proxy.as_ref().ok_or("no proxy")?;
+        if number % 2 == 1 {
+            proxy.set(Link::Cut);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        proxy.set(Link::Up);
+        world.wait_end(&ledger, &move_id, comes_home)?;
+        ledger.work(20)?;
+        ledger.assert_equal(&mut world.here)?;
+        world.assert_nothing_left()?;
+    }
+    ledger.finish();
+    Ok(())
+}
+
+/// The longest of some updates of one row, made one after the other for a while.
+fn longest_update(client: &mut Client, id: &str, time: Duration) -> Result<Duration> {
+    let begun = Instant::now();
+    let mut longest = Duration::ZERO;
+    while begun.elapsed() < time {
+        let one = Instant::now();
+        client.exec(&format!("UPDATE acc SET v = 'again' WHERE id = {id}"))?;
+        longest = longest.max(one.elapsed());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(longest)
+}
+
+#[test]
+fn a_stalled_node_holds_nobody_up() -> Result<()> {
+    let mut world = World::with_proxy("node-stall")?;
+    world.tables(2)?;
+    let slots = world.here.slots("acc")?;
+    // Nothing is logged, so that nothing but the locked part has to ask the copy's state there.
+    world.here.hold(Some("cutover"))?;
+    let move_id = world.move_to(&slots[0], "on_n1")?;
+    world.here.wait_phase(&move_id, "cutover")?;
+    let state = world.here.query("SELECT 'foreshard_state_' || max(remote_id) FROM foreshard.remote_table WHERE table_oid = 'acc'::regclass")?;
+    let mut there = world.there.connect("postgres")?;
+    there.exec(&format!("BEGIN; LOCK TABLE {state}"))?;
+    let mut client = world.here.cluster.connect("postgres")?;
+    let other = client.query_one("SELECT min(id) FROM acc WHERE tableoid = (SELECT partition FROM foreshard.slots WHERE slot_id = (SELECT max(slot_id) FROM foreshard.slots) AND partition::text LIKE 'acc%')")?;
+    world.here.hold(None)?;
+    let longest = longest_update(&mut client, &other, Duration::from_millis(1_600))?;
+    println!("writers waited for at most {longest:?} for a node that says nothing");
+    assert!(longest > Duration::from_millis(500), "the move never held anybody up: {longest:?}");
+    assert!(longest < BOUND, "{longest:?}");
+    there.exec("COMMIT")?;
+    world.here.wait_end(&move_id, "done")?;
+    // A node that accepts connections and says nothing is down, and the workers leave when they are told to.
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Stalled);
+    let begun = Instant::now();
+    world.here.wait_query("SELECT bool_or(state = 'down') FROM foreshard.nodes", "t")?;
+    println!("down after {:?}", begun.elapsed());
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Up);
+    world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
+    world.here.hold(Some("catch_up"))?;
+    let move_id = world.move_to(&slots[1], "on_n2")?;
+    world.here.wait_phase(&move_id, "catch_up")?;
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Stalled);
+    world.here.hold(None)?;
+    std::thread::sleep(Duration::from_millis(300));
+    let begun = Instant::now();
+    world.here.cluster.restart()?;
+    println!("restarted in {:?} while its worker waited for a node", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Up);
+    world.here.wait_end(&move_id, "done")?;
+    assert_eq!(world.here.query("SELECT count(*) FROM acc")?, ROWS.to_string());
+    world.assert_nothing_left()
+}
+
+/// One statement on a coordinator.
+fn ask(client: &mut Client, sql: &str) -> Result<String> {
+    Ok(client.query_one(sql)?)
+}
+
+#[test]
+fn of_two_clones_one_touches_the_nodes() -> Result<()> {
+    let mut world = World::with_nodes("node-clone")?;
+    world.tables(2)?;
+    let slots = world.here.slots("acc")?;
+    let move_id = world.move_to(&slots[0], "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    world.here.wait_query("SELECT bool_and(held) FROM foreshard.nodes", "t")?;
+    let mut standby = Standby::start(&world.here.cluster)?;
+    standby.wait_replayed(&mut world.here)?;
+    let mut sides = [world.here.cluster.connect("postgres")?, standby.connect()?];
+    ask(&mut sides[1], "SELECT pg_promote()")?;
+    // Each of them renews its claim every second; one of them finds that the other has.
+    let held = "SELECT held FROM foreshard.nodes WHERE node = 'n1'";
+    wait_until("one of both has lost the node", common::PATIENCE, || {
+        Ok(ask(&mut sides[0], held)? != ask(&mut sides[1], held)?)
+    })?;
+    let loser = usize::from(ask(&mut sides[0], held)? == "t");
+    println!("the {} has lost", ["first", "clone"][loser]);
+    let count = "SELECT count(*) FROM acc";
+    assert_eq!(ask(&mut sides[1 - loser], count)?, ROWS.to_string());
+    let free = format!("SELECT slot_id FROM foreshard.slots WHERE slot_id <> {} LIMIT 1", slots[0]);
+    let free = ask(&mut sides[loser], &free)?;
+    let error =
+        expect_code(sides[loser].exec(&format!("SELECT foreshard.move_slot({free}, 'on_n1')")), "55000");
+    assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("claim_node('n1')")), "{error}");
+    let told = "SELECT count(*) FROM foreshard.check() WHERE problem LIKE 'another server holds%' AND object = 'node n1'";
+    assert_eq!(ask(&mut sides[loser], told)?, "1");
+    // What the loser believes to be an orphan is the other one's data.
+    sides[loser].exec("DROP TABLE acc")?;
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(ask(&mut sides[loser], "SELECT count(*) FROM foreshard.remote_tables WHERE orphan")?, "1");
+    assert_eq!(ask(&mut sides[1 - loser], count)?, ROWS.to_string());
+    // It goes on: the other one has lost then.
+    sides[loser].exec("SELECT foreshard.claim_node('n1')")?;
+    wait_until("the claim holds", common::PATIENCE, || {
+        Ok(ask(&mut sides[loser], held)? == "t" && ask(&mut sides[1 - loser], held)? == "f")
+    })?;
+    wait_until("its orphan goes", common::PATIENCE, || {
+        Ok(ask(&mut sides[loser], "SELECT count(*) FROM foreshard.remote_tables WHERE orphan")? == "0")
+    })
+}
+
+#[test]
+fn tables_are_altered_rewritten_and_left_by_the_extension() -> Result<()> {
+    let mut world = World::with_nodes("node-tables")?;
+    world.tables(1)?;
+    let slot = world.here.slots("acc")?[0].clone();
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    no_altering(&mut world, &slot)?;
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    let rows = rewriting(&mut world, &slot)?;
+    the_extension_goes(&mut world, &slot, &rows)
+}
+
+/// A table with slots on nodes is not altered without them.
+fn no_altering(world: &mut World, slot: &str) -> Result<()> {
+    let mut c = world.here.cluster.connect("postgres")?;
+    let leaf =
+        c.query_one("SELECT partition FROM foreshard.remote_tables WHERE partition::text LIKE 'acc%'")?;
+    c.exec("CREATE ROLE other; GRANT CREATE ON SCHEMA public TO other")?;
+    for what in [
+        "ALTER TABLE acc ADD COLUMN w int".to_string(),
+        "ALTER TABLE acc RENAME COLUMN v TO w".into(),
+        "ALTER TABLE acc ALTER COLUMN v TYPE varchar(100)".into(),
+        "ALTER TABLE acc ALTER COLUMN v DROP NOT NULL".into(),
+        "ALTER TABLE acc ADD CONSTRAINT short CHECK (length(v) < 1000)".into(),
+        "ALTER TABLE acc DROP CONSTRAINT v_there".into(),
+        "ALTER TABLE acc OWNER TO other".into(),
+        format!("ALTER FOREIGN TABLE {leaf} OPTIONS (SET table_name 'elsewhere')"),
+    ] {
+        match c.exec(&what) {
+            Err(error) if error.sqlstate == "0A000" => {
+                assert!(error.hint.is_some() && error.message.contains("n1"), "{what}: {error}");
+            }
+            other => panic!("{what}: {:?}", other.map(|rows| rows.to_text())),
+        }
+    }
+    // What does not concern the node goes on.
+    c.exec(&format!(
+        "ALTER TABLE acc ALTER COLUMN v SET DEFAULT 'none', ALTER COLUMN v SET STATISTICS 10; ALTER TABLE acc RENAME TO acc2; \
+         ALTER TABLE acc2 RENAME TO acc; CREATE INDEX later ON acc (v); ALTER FOREIGN TABLE {leaf} OPTIONS (ADD fetch_size '500')"
+    ))?;
+    // Where somebody went around it, check() tells.
+    c.exec("ALTER EVENT TRIGGER foreshard_table_altered DISABLE; ALTER TABLE acc ADD COLUMN w int")?;
+    let told = "SELECT count(*) FROM foreshard.check() WHERE problem LIKE 'was altered while%' AND detail LIKE '%column w%'";
+    assert_eq!(c.query_one(told)?, "1");
+    c.exec("ALTER TABLE acc DROP COLUMN w; ALTER EVENT TRIGGER foreshard_table_altered ENABLE")?;
+    // At home it is altered like any other.
+    let move_id = world.move_to(slot, "sa")?;
+    world.here.wait_end(&move_id, "done")?;
+    c.exec("ALTER TABLE acc ADD COLUMN w int")?;
+    // Tables of several owners stay where they are.
+    c.exec(
+        "CREATE USER MAPPING FOR other SERVER s_n1 OPTIONS (user 'postgres'); ALTER TABLE acc OWNER TO other",
+    )?;
+    let move_id = world.move_to(slot, "on_n1")?;
+    world.here.wait_end(&move_id, "failed")?;
+    let why = format!("SELECT last_error FROM foreshard.progress_moves WHERE move_id = {move_id}");
+    let why = world.here.query(&why)?;
+    assert!(why.contains("mixed_owners"), "{why}");
+    c.exec("ALTER TABLE acc OWNER TO postgres; ALTER TABLE acc DROP COLUMN w")?;
+    world.assert_nothing_left()
+}
+
+/// A table that is rewritten on its node while it is copied is copied anew; what its rows are.
+fn rewriting(world: &mut World, slot: &str) -> Result<String> {
+    // Old rows in front go, so that a rewrite gives all others new places.
+    world.here.query("DELETE FROM acc WHERE id <= 1500; INSERT INTO acc SELECT g, repeat('w', 100) || g FROM generate_series(5001, 9000) g")?;
+    let before = rows_of_acc(world)?;
+    world.here.set(&[("foreshard.copy_rate", "256")])?;
+    let table = remote(world)?;
+    let move_id = world.move_to(slot, "on_n2")?;
+    let begun = format!(
+        "SELECT coalesce(max(m.blocks_done) > 0, false) FROM foreshard.move_relation m JOIN foreshard.remote_table r ON r.partition = m.source \
+         WHERE m.move_id = {move_id} AND r.table_oid = 'acc'::regclass"
+    );
+    world.here.wait_query(&begun, "t")?;
+    world.there.connect("postgres")?.exec(&format!("VACUUM FULL {table}"))?;
+    world.here.set(&[("foreshard.copy_rate", "0")])?;
+    world.here.wait_end(&move_id, "done")?;
+    let restarts = format!("SELECT restarts FROM foreshard.move WHERE move_id = {move_id}");
+    assert_eq!(world.here.query(&restarts)?, "1");
+    assert_eq!(rows_of_acc(world)?, before);
+    world.assert_nothing_left()?;
+    Ok(before)
+}
+
+/// DROP EXTENSION in the middle of a move between nodes.
+fn the_extension_goes(world: &mut World, slot: &str, before: &str) -> Result<()> {
+    // A log and its triggers on one, a copy with its inbox on the other.
+    world.here.hold(Some("catch_up"))?;
+    let move_id = world.move_to(slot, "on_n1")?;
+    world.here.wait_phase(&move_id, "catch_up")?;
+    let mut c = world.here.cluster.connect("postgres")?;
+    c.take_notices();
+    c.exec("DROP EXTENSION foreshard CASCADE")?;
+    let told = c.take_notices().join("; ");
+    println!("{told}");
+    assert_eq!(rows_of_acc(world)?, before);
+    for (node, database, tables) in [("n1", "postgres", "0"), ("n2", "second", "2")] {
+        // What does not answer in time on a busy machine is told, and stays.
+        if told.contains(&format!("node \"{node}\" may keep")) {
+            continue;
+        }
+        let mut there = world.there.connect(database)?;
+        let left = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'foreshard%'";
+        assert_eq!(there.query_one(left)?, "0", "functions in {database}");
+        let left = "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal";
+        assert_eq!(there.query_one(left)?, "0", "triggers in {database}");
+        let names = there.query_one("SELECT coalesce(string_agg(relname, ' '), '') FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')")?;
+        let left = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')";
+        assert_eq!(there.query_one(left)?, tables, "{names}");
+    }
+    c.exec("INSERT INTO acc VALUES (10001, 'after')")?;
+    Ok(())
+}
+
+#[test]
+fn a_replica_serves_reads_while_its_node_is_down() -> Result<()> {
+    let mut world = World::with_nodes("node-replica")?;
+    world.tables(2)?;
+    let replica = Standby::start(&world.there)?;
+    let port = replica.port();
+    world.here.query(&format!(
+        "ALTER SERVER s_n1 OPTIONS (SET host '{0},{0}', SET port '{1},{port}')",
+        world.there.socket_dir().display(),
+        world.there.port()
+    ))?;
+    let slots = world.here.slots("acc")?;
+    let move_id = world.move_to(&slots[0], "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    let mut client = world.here.cluster.connect("postgres")?;
+    let sum = "SELECT count(*) || ' ' || sum(hashtext(v)) FROM acc";
+    let before = client.query_one(sum)?;
+    let lsn = world.there.connect("postgres")?.query_one("SELECT pg_current_wal_flush_lsn()")?;
+    wait_until("the replica has it all", common::PATIENCE, || {
+        let caught_up = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
+        Ok(replica.connect()?.query_one(&caught_up)? == "t")
+    })?;
+    world.there.kill9_postmaster()?;
+    world.here.wait_query("SELECT state FROM foreshard.nodes WHERE node = 'n1'", "down")?;
+    let why = world.here.query("SELECT last_error FROM foreshard.nodes WHERE node = 'n1'")?;
+    assert!(why.contains("standby"), "{why}");
+    // A kept connection is lost once; then the replica reads, and nothing is written.
+    let again = client.query_one(sum).or_else(|_| client.query_one(sum))?;
+    assert_eq!(again, before);
+    let there = client.query_one("SELECT min(id) FROM acc WHERE tableoid = (SELECT partition FROM foreshard.remote_tables WHERE partition::text LIKE 'acc%')")?;
+    expect_code(client.exec(&format!("UPDATE acc SET v = 'x' WHERE id = {there}")), "25006");
+    expect_code(client.exec(&format!("SELECT foreshard.move_slot({}, 'on_n1')", slots[1])), "08006");
+    world.there.start_again()?;
+    world.here.wait_query("SELECT state FROM foreshard.nodes WHERE node = 'n1'", "up")?;
+    // Sessions that went to the replica stay there; new ones do not.
+    let mut client = world.here.cluster.connect("postgres")?;
+    client.exec(&format!("UPDATE acc SET v = 'back' WHERE id = {there}"))?;
+    Ok(())
+}
