@@ -49,9 +49,12 @@ fn foresight_acts_before_the_peak_once_it_is_trusted() -> Result<()> {
          SELECT group_id, 0, 1, 2, 0.95, 0.95, '{}', '{}', 1, 1, 1, 0, false, 3600, now(), now(), now(), true \
          FROM foreshard.colocation_group, generate_series(1, 12)",
     )?;
-    let unreliable = "SELECT bool_or(trust = 'earned') AND (SELECT count(*) > 0 AND bool_and(refusal IS NOT NULL) AND bool_or(refusal = 'untrusted_foresight') \
-        FROM foreshard.recommendations WHERE action = 'move' AND foreseen) FROM foreshard.calibration";
-    wait_for(&mut client, unreliable, "t")?;
+    let since = client.query_one("SELECT now() + interval '1 s'")?;
+    let unreliable = format!(
+        "SELECT count(*) > 0 AND min(made_at) > '{since}' AND bool_and(refusal IS NOT NULL) AND bool_or(refusal = 'untrusted_foresight') \
+         FROM foreshard.recommendations WHERE action = 'move' AND foreseen"
+    );
+    wait_for(&mut client, &unreliable, "t")?;
     assert_eq!(client.query_one("SELECT count(*) FROM foreshard.move")?, "0");
     client.exec("UPDATE foreshard.forecast_error SET covered = weight * 0.9")?;
     wait_for(&mut client, "SELECT count(*) > 1 FROM foreshard.move WHERE phase = 'done'", "t")?;

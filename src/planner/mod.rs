@@ -141,30 +141,35 @@ struct Curve {
     futures: Vec<Vec<f64>>,
 }
 
+/// What is known of the loads to come.
+#[derive(Default)]
+struct Foresight {
+    forecasts: Vec<decision::SlotForecast>,
+    curves: BTreeMap<i64, Curve>,
+    reliance: Reliance,
+    /// Length of a lead, s.
+    lead_s: i32,
+}
+
 /// Forecasts every slot over the horizon with the coarsest candidate resolution that has history. Curves to plan by are
 /// those of the forecasts that are relied on, and what was seen of the others.
-fn forecast_all(
-    horizon_s: i32,
-    options: &ForecastOptions,
-) -> PgResult<(Vec<decision::SlotForecast>, BTreeMap<i64, Curve>, Reliance, i32)> {
+fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight> {
     let now_s = bgworker::now_s();
-    let mut forecasts = Vec::new();
-    let mut curves = BTreeMap::new();
-    let (mut used, mut reliance) = (guc::BUCKET.get(), Reliance::default());
+    let mut known = Foresight { lead_s: guc::BUCKET.get(), ..Foresight::default() };
     for resolution_s in candidates(horizon_s) {
-        used = resolution_s;
+        known.lead_s = resolution_s;
         let leads = (horizon_s / resolution_s).clamp(1, MAX_LEADS) as usize;
         let all = series(resolution_s, now_s, horizon_s)?;
         models::each(&all, options, |slot_id, model| {
             let points = model.forecast(leads);
-            curves.insert(
+            known.curves.insert(
                 slot_id,
                 Curve {
                     mean: points.iter().map(|p| p.mean).collect(),
                     futures: (0..FUTURES).map(|k| model.sample_path(leads, SEED ^ k)).collect(),
                 },
             );
-            forecasts.push(decision::SlotForecast {
+            known.forecasts.push(decision::SlotForecast {
                 slot_id,
                 points,
                 model: model.name(),
@@ -172,14 +177,15 @@ fn forecast_all(
                 mae: model.mae(),
             });
         });
-        if !forecasts.is_empty() {
-            reliance = Reliance::read(resolution_s)?;
+        if !known.forecasts.is_empty() {
+            known.reliance = Reliance::read(resolution_s)?;
             let step_s = i64::from(resolution_s);
-            reliance.correct(&mut curves, &all, (now_s as i64).div_euclid(step_s) * step_s, options);
+            let end_s = (now_s as i64).div_euclid(step_s) * step_s;
+            known.reliance.correct(&mut known.curves, &all, end_s, options);
             break;
         }
     }
-    Ok((forecasts, curves, reliance, used))
+    Ok(known)
 }
 
 /// Classes of slots: those that stay on this server, and those whose tables may be on others.
@@ -255,7 +261,7 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     let interval_level = forecast.interval_level;
     let slots = decision::slots()?;
     let shards = colocation::shards()?;
-    let (forecasts, curves, reliance, lead_s) = forecast_all(horizon_s, &forecast)?;
+    let Foresight { forecasts, curves, reliance, lead_s } = forecast_all(horizon_s, &forecast)?;
     let sick = node::sick_shards()?;
     let places: Vec<Shard> = shards.iter().map(|shard| place_of(shard, &sick)).collect();
     let (modes, links) = (Modes::read()?, links::links()?);

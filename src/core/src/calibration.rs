@@ -161,11 +161,12 @@ pub fn relieves_distress(now: Present) -> bool {
 
 /// Whether a step may be taken without anybody being asked.
 ///
-/// A shard in distress is relieved whatever was forecast, if the present load says that it helps. Else the
+/// A shard in distress is relieved whatever was forecast, if the present load says that it helps; where forecasts are not
+/// to be relied on only once it has been overloaded for a while, because nothing else says that it will last. Else the
 /// stated confidence must be `least` or more, and as long as trust is not earned, or forecasts of what is on the two
 /// shards are not to be relied on, the present load must say so, too: what is only foreseen waits.
 pub fn permission(calibration: &Calibration, step: &Step, now: Present, least: f64) -> bool {
-    if relieves_distress(now) {
+    if relieves_distress(now) && (now.foreseeable || !step.foreseen) {
         return true;
     }
     let earned = calibration.trust() == Trust::Earned && now.foreseeable;
@@ -233,7 +234,8 @@ mod tests {
             "forecasts do not cover what comes"
         );
         assert!(permission(&calibration, &step(1.0, false), unreliable(busy), 0.7));
-        assert!(permission(&calibration, &step(1.0, true), unreliable(distress), 0.7));
+        assert!(permission(&calibration, &step(0.1, false), unreliable(distress), 0.7));
+        assert!(!permission(&calibration, &step(1.0, true), unreliable(distress), 0.7), "it may be a flash");
         (0..WINDOW).for_each(|_| calibration.observe(judged(0.9, false)));
         assert!(!permission(&calibration, &step(1.0, true), quiet, 0.7));
         assert!(permission(&calibration, &step(1.0, true), distress, 0.7));
