@@ -3,7 +3,7 @@
 use super::{Curve, FUTURES};
 use crate::catalog::forecast_error;
 use crate::pg::report::PgResult;
-use foreshard_core::coverage::{Coverage, Standing, as_it_was};
+use foreshard_core::coverage::{Coverage, as_it_was, to_be_replaced};
 use foreshard_core::forecast::{ForecastOptions, Series};
 use std::collections::{BTreeMap, HashMap};
 
@@ -32,10 +32,10 @@ impl Reliance {
         end_s: i64,
         options: &ForecastOptions,
     ) {
-        for (slot_id, curve) in curves {
-            if self.of(*slot_id).standing(options.interval_level) != Standing::Misses {
-                continue;
-            }
+        let mean = |curve: &Curve| curve.mean.iter().sum::<f64>() / curve.mean.len().max(1) as f64;
+        let segments: Vec<_> = curves.iter().map(|(slot, curve)| (mean(curve), self.of(*slot))).collect();
+        let replaced = to_be_replaced(&segments, options.interval_level);
+        for ((slot_id, curve), _) in curves.iter_mut().zip(replaced).filter(|(_, replaced)| *replaced) {
             let Some(series) = all.get(slot_id) else { continue };
             let step_s = series.step_s.max(1);
             // Buckets that are not known yet are gaps.

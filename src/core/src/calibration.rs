@@ -156,7 +156,8 @@ impl Present {
 /// Whether a step relieves a shard that is all but beyond its capacity at this moment: that can wait neither for
 /// foresight nor for a quiet hour.
 pub fn relieves_distress(now: Present) -> bool {
-    now.says_it_helps() && now.from >= DISTRESS && !now.drains
+    // An overload that is only carried elsewhere is relieved by nothing.
+    now.says_it_helps() && now.from >= DISTRESS && now.to_after <= 1.0 && !now.drains
 }
 
 /// Whether a step may be taken without anybody being asked.

@@ -74,6 +74,14 @@ pub fn is_foreseeable(segments: impl Iterator<Item = (f64, Coverage)>, nominal: 
     covered >= (nominal - SHORTFALL) * load
 }
 
+/// Which of some segments, given as (mean load, coverage), are to be planned by what was seen: those whose forecasts miss; all,
+/// if what is foreseen of them together is not to be relied on, because whatever is wrong then is wrong with forecasts as such,
+/// and intervals that are wide enough to cover anything hide it.
+pub fn to_be_replaced(segments: &[(f64, Coverage)], nominal: f64) -> Vec<bool> {
+    let all = !is_foreseeable(segments.iter().copied(), nominal);
+    segments.iter().map(|(_, coverage)| all || coverage.standing(nominal) == Standing::Misses).collect()
+}
+
 /// Curve and futures of a segment whose forecasts are not relied on, of `leads` buckets: what it carries now, then what it
 /// carried a day of `day` buckets ago; futures are the days before, the same ones for all segments, in turn. While less
 /// than a day is known, days are as long as curves. None: that is not known either.
@@ -145,6 +153,14 @@ mod tests {
         assert!(!all(&[(80.0, wide), (20.0, misses)]), "0.9 of four fifths is less than 0.75");
         assert!(!all(&[(0.1, misses), (5.0, unknown)]));
         assert!(!all(&[(0.0, misses)]), "what is idle now may not be so for long");
+    }
+
+    #[test]
+    fn forecasts_that_miss_are_replaced_and_all_when_most_miss() {
+        let (covers, misses) = (after([true; 100]), after([false; 100]));
+        assert_eq!(to_be_replaced(&[(90.0, covers), (10.0, misses)], 0.9), [false, true]);
+        assert_eq!(to_be_replaced(&[(60.0, covers), (40.0, misses)], 0.9), [true, true]);
+        assert!(to_be_replaced(&[], 0.9).is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{Order, Policy, View};
 use crate::calibration::{Calibration, Judged, permission};
-use crate::coverage::{self, Coverage, Standing, as_it_was};
+use crate::coverage::{self, Coverage, as_it_was, to_be_replaced};
 use crate::forecast::{ForecastOptions, Forecaster, Series, fit};
 use crate::placement::{
     ANY, Hold, Pace, PlanOptions, Realised, Segment, Shard, Start, Step, outcome, plan_linked, schedule,
@@ -231,13 +231,18 @@ impl Foreshard {
             coverages[due.slot].observe((due.bounds.0..=due.bounds.1).contains(value));
             false
         });
+        let mean = |foreseen: &Option<Foreseen>| {
+            foreseen.as_ref().map_or(0.0, |known| known.curve.iter().sum::<f64>() / LEADS as f64)
+        };
+        let segments: Vec<_> = foreseen.iter().map(mean).zip(coverages.iter().copied()).collect();
+        let replaced = to_be_replaced(&segments, LEVEL);
         for (slot, foreseen) in foreseen.iter_mut().enumerate() {
             let Some(foreseen) = foreseen else { continue };
             let due = coverage::LEADS.into_iter().filter_map(|lead| {
                 Some(Due { bucket: bucket + lead - 1, slot, bounds: *foreseen.bounds.get(lead - 1)? })
             });
             self.due.extend(due);
-            if self.coverage[slot].standing(LEVEL) == Standing::Misses
+            if replaced[slot]
                 && let Some((curve, futures)) = as_it_was(&self.history[slot], LEADS, LEADS, FUTURES as usize)
             {
                 (foreseen.curve, foreseen.futures) = (curve, futures);
