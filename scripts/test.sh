@@ -68,7 +68,7 @@ check 'clippy, core and harness' cargo clippy -p foreshard_core -p foreshard_tes
 check 'clippy, extension' cargo clippy -p foreshard --no-default-features --features pg15 -- -D warnings
 check "type-check for PostgreSQL 16 and 17" scripts/check-versions.sh
 check 'rustdoc' document
-check 'forecasts of real series' cargo run --quiet -p foreshard_test --bin foreshard-bench-forecast -- data/series --gate 0.76
+check 'forecasts of real series' cargo run --quiet -p foreshard_test --bin foreshard-bench-forecast -- data/series --gate 0.73
 check 'documentation tests' cargo test --quiet --doc -p foreshard_test
 check 'plans on simulated clusters' cargo run --quiet --release -p foreshard_test --bin foreshard-bench-sim -- data/series --gate
 for version in $versions; do

@@ -18,6 +18,7 @@ COMMENT ON TABLE foreshard.coaccess IS 'Pairs of slots that transactions touch t
 COMMENT ON TABLE foreshard.slot_heat IS 'Last reading of the counters and the current rates of every slot.';
 COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL means unknown.';
 COMMENT ON TABLE foreshard.event IS 'Special events that change the load, past and coming: insert them here and forecasts know.';
+COMMENT ON TABLE foreshard.regressor IS 'What is known of the time itself, past and coming, such as the weather: the mean of the values in a bucket, a line between buckets at most a day apart. Of a table the first four names count, its own before those of all tables; a back-test decides whether they are listened to. Values older than foreshard.retain_history are deleted.';
 COMMENT ON TABLE foreshard.forecast IS 'Latest forecast of every slot.';
 COMMENT ON TABLE foreshard.forecast_due IS 'Forecasts that will be compared with what comes.';
 COMMENT ON TABLE foreshard.forecast_error IS 'What came of forecasts, per slot and lead: sums that forget half in 34 buckets.';

@@ -270,6 +270,17 @@ CREATE TABLE foreshard.event (
 CREATE INDEX event_ends_at_idx ON foreshard.event (ends_at);
 CREATE INDEX event_table_idx ON foreshard.event (table_oid);
 
+-- what is known of the time itself, past and coming, such as the weather: forecasts find out whether it matters
+CREATE TABLE foreshard.regressor (
+    name        text NOT NULL CHECK (name <> ''),
+    -- NULL: every managed table
+    table_oid   regclass REFERENCES foreshard.managed_table ON DELETE CASCADE,
+    at          timestamptz NOT NULL CHECK (isfinite(at)),
+    value       float8 NOT NULL CHECK (abs(value) <= 1e100),
+    UNIQUE NULLS NOT DISTINCT (table_oid, name, at)
+);
+CREATE INDEX regressor_at_idx ON foreshard.regressor (at);
+
 CREATE TABLE foreshard.forecast (
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,
     at          timestamptz NOT NULL,
@@ -554,6 +565,7 @@ SELECT pg_catalog.pg_extension_config_dump('foreshard.slot_partition', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.table_setting', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.event', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.event_event_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('foreshard.regressor', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.heat_history', 'WHERE resolution_s >= 300');
 
 SET LOCAL search_path TO foreshard, pg_temp;

@@ -74,6 +74,7 @@ pub fn series(path: &Path, step_s: u32) -> Result<Series> {
         step_s,
         values: (first..first + count).map(value).collect(),
         events: Vec::new(),
+        regressors: Vec::new(),
     })
 }
 

@@ -1,5 +1,5 @@
-//! What a keeper forecasts from four weeks of hourly history: the day it learnt, and a special event that it
-//! was told of.
+//! What a keeper forecasts from four weeks of hourly history: the day it learnt, a special event that it was told of,
+//! and what it was told of the weather.
 
 mod support;
 
@@ -75,6 +75,7 @@ fn a_day_is_learnt_and_an_event_foreseen() -> Result<()> {
     assert!(refused.is_err());
     client.exec("DROP TABLE u")?;
     wait_for(&mut client, "SELECT count(*) FROM foreshard.event", "0")?;
+    follows_what_it_is_told_of_the_weather(&mut client)?;
 
     // A new table has seen ten hours, a hundredth of the load: it takes it for granted that its day is that of the others.
     client.exec("CREATE TABLE v (id bigint PRIMARY KEY)")?;
@@ -91,4 +92,45 @@ fn a_day_is_learnt_and_an_event_foreseen() -> Result<()> {
             LATERAL (SELECT CASE WHEN extract(epoch FROM at)::int8 / 3600 % 24 BETWEEN 8 AND 17 THEN 0.5 ELSE 0.2 END AS truth) t \
         WHERE \"table\" = 'v'::regclass";
     wait_for(&mut client, borrowed, "t")
+}
+
+/// A degree, by the hour since 1970: without a rhythm, but the same for a quarter of a day.
+const DEGREES: &str = "abs(hashint8extended(h / 6, 7) % 1000) / 50.0";
+
+/// A table whose load follows the weather only.
+fn follows_what_it_is_told_of_the_weather(client: &mut Client) -> Result<()> {
+    client.exec("CREATE TABLE w (id bigint PRIMARY KEY)")?;
+    client.exec("SELECT foreshard.distribute('w', 'id', 2)")?;
+    let hours = "LATERAL (SELECT extract(epoch FROM now())::int8 / 3600 AS now) t, LATERAL generate_series(now - 28 * 24, now + 48) h";
+    client.exec(&format!(
+        "INSERT INTO foreshard.regressor (name, table_oid, at, value) \
+         SELECT 'degrees', 'w', pg_catalog.to_timestamp(h * 3600), {DEGREES} FROM (SELECT) q, {hours}"
+    ))?;
+    client.exec(&format!(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) \
+         SELECT 3600, s.slot_id, pg_catalog.to_timestamp(h * 3600), exp(1 + {DEGREES} / 10) * (0.95 + 0.1 * random()) \
+         FROM foreshard.slots s, {hours} WHERE s.\"table\" = 'w'::regclass AND h < now"
+    ))?;
+    // What comes is known to a few per cent, although it comes every six hours anew.
+    let follows = format!(
+        "SELECT count(*) = 2 * 23 AND bool_and(model LIKE '%with_regressors%') \
+             AND avg(abs(ln(cost_units_per_s / exp(1 + {DEGREES} / 10)))) < 0.1 \
+         FROM foreshard.forecasts JOIN foreshard.slots USING (slot_id), \
+             LATERAL (SELECT extract(epoch FROM at)::int8 / 3600 AS h) q \
+         WHERE \"table\" = 'w'::regclass AND at > now()"
+    );
+    wait_for(client, &follows, "t")?;
+    // Turned off, it is not listened to any longer; nonsense is refused.
+    client.exec("DELETE FROM foreshard.regressor")?;
+    let ignored = "SELECT bool_or(model LIKE '%with_regressors%') FROM foreshard.forecasts WHERE at > now()";
+    wait_for(client, ignored, "f")?;
+    for value in ["'NaN'", "'Infinity'", "NULL"] {
+        let insert = format!("INSERT INTO foreshard.regressor VALUES ('x', 'w', now(), {value})");
+        assert!(client.exec(&insert).is_err(), "{value}");
+    }
+    let twice =
+        "INSERT INTO foreshard.regressor SELECT 'x', NULL, '2026-01-01', 1 FROM generate_series(1, 2)";
+    assert!(client.exec(twice).is_err());
+    client.exec("DROP TABLE w")?;
+    Ok(())
 }

@@ -38,13 +38,25 @@ fn foresight_acts_before_the_peak_once_it_is_trusted() -> Result<()> {
     let noted = "SELECT count(*) > 0 FROM foreshard.outcome WHERE judged_at IS NULL AND due_at > now() + interval '23 h'";
     assert_eq!(client.query_one(noted)?, "t", "what is recommended will be judged");
 
-    // As if a dozen steps like these had paid.
+    // As if forecasts had missed what came: a dozen steps that paid are not enough.
+    client.exec(
+        "INSERT INTO foreshard.forecast_error (slot_id, lead, resolution_s, buckets, weight, error, covered, scaled_error, naive_error, last_at) \
+         SELECT slot_id, 1, 3600, 20, 20, 1, 8, 1, 1, now() FROM foreshard.slot",
+    )?;
     client.exec(
         "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, \
              capacity, least_gain, drains, resolution_s, made_at, due_at, judged_at, paid) \
          SELECT group_id, 0, 1, 2, 0.95, 0.95, '{}', '{}', 1, 1, 1, 0, false, 3600, now(), now(), now(), true \
          FROM foreshard.colocation_group, generate_series(1, 12)",
     )?;
+    let since = client.query_one("SELECT now() + interval '1 s'")?;
+    let unreliable = format!(
+        "SELECT count(*) > 0 AND min(made_at) > '{since}' AND bool_and(refusal IS NOT NULL) AND bool_or(refusal = 'untrusted_foresight') \
+         FROM foreshard.recommendations WHERE action = 'move' AND foreseen"
+    );
+    wait_for(&mut client, &unreliable, "t")?;
+    assert_eq!(client.query_one("SELECT count(*) FROM foreshard.move")?, "0");
+    client.exec("UPDATE foreshard.forecast_error SET covered = weight * 0.9")?;
     wait_for(&mut client, "SELECT count(*) > 1 FROM foreshard.move WHERE phase = 'done'", "t")?;
     let ahead = "SELECT bool_and(finished_at < now() + interval '4 h') AND bool_and(f.shard_name = 'a') FROM foreshard.move m \
         JOIN foreshard.shard f ON f.shard_id = m.from_shard WHERE m.phase = 'done'";

@@ -146,7 +146,7 @@ pub const SCHEDULED: (&str, &str) =
 /// Reason and advice for a step that is only foreseen, by a foresight that is not trusted.
 pub const UNTRUSTED: (&str, &str) = (
     "untrusted_foresight",
-    "Look at foreshard.calibration; the auto mode acts on what is only foreseen once enough such steps have paid.",
+    "Look at foreshard.calibration and foreshard.forecast_errors; the auto mode acts on what is only foreseen once enough such steps have paid, while forecasts cover what comes.",
 );
 
 /// Reason and advice for a step that counts on one that is not taken.

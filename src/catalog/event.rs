@@ -48,7 +48,7 @@ fn latest(since_s: f64, until_s: f64) -> PgResult<Vec<GroupEvent>> {
 }
 
 /// The colocation group of every slot.
-fn groups() -> PgResult<HashMap<i64, i32>> {
+pub(super) fn groups() -> PgResult<HashMap<i64, i32>> {
     let rows = spi::rows("SELECT slot_id, group_id FROM foreshard.slot", &[], |row| {
         Ok((row.need(1)?, row.need(2)?))
     })?;

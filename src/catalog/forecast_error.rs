@@ -3,11 +3,11 @@
 use super::decision::SlotForecast;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
+use foreshard_core::coverage::{self, Coverage, KEPT};
+use std::collections::HashMap;
 
 /// Leads that are followed up (from 1).
 const LEADS: [usize; 3] = [1, 12, 24];
-/// What is left of older errors when a new one is known.
-const KEPT: f64 = 0.98;
 
 /// Notes what is forecast for some leads. Of several forecasts of a bucket at one lead the first counts. What was
 /// noted at another resolution is forgotten: the horizon has changed, and a lead is something else now.
@@ -83,6 +83,17 @@ pub fn settle() -> PgResult<()> {
         &[],
     )?;
     Ok(())
+}
+
+/// How much of what came to each slot was covered, by forecasts of buckets of one length.
+pub fn coverage(resolution_s: i32) -> PgResult<HashMap<i64, Coverage>> {
+    let rows = spi::rows(
+        "SELECT slot_id, sum(weight), sum(covered) FROM foreshard.forecast_error \
+         WHERE resolution_s = $1 AND lead = ANY ($2) GROUP BY 1",
+        &[resolution_s.into(), coverage::LEADS.map(|lead| lead as i32).to_vec().into()],
+        |row| Ok((row.need(1)?, Coverage { weight: row.need(2)?, covered: row.need(3)? })),
+    )?;
+    Ok(rows.into_iter().collect())
 }
 
 /// Forgets how good forecasts of a slot were, and what was forecast: its load is not what it was, because another's has

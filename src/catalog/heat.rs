@@ -398,6 +398,10 @@ pub fn expire(keep_s: &[(i32, i32)], other_keep_s: i32, events_keep_s: i32) -> P
         &[events_keep_s.into()],
     )?;
     spi::run(
+        "DELETE FROM foreshard.regressor WHERE at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)",
+        &[events_keep_s.into()],
+    )?;
+    spi::run(
         "DELETE FROM foreshard.resharding_request r WHERE requested_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
            AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.request_id = r.request_id AND NOT m.finished)",
         &[events_keep_s.into()],

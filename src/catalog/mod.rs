@@ -40,6 +40,7 @@ pub mod preflight;
 pub mod prepared;
 pub mod profile;
 pub mod rebuild;
+pub mod regressor;
 pub mod relation;
 pub mod release;
 pub mod remote;

@@ -10,12 +10,13 @@ mod models;
 mod modes;
 mod options;
 mod pools;
+mod reliance;
 mod scene;
 mod trust;
 mod window;
 
 use crate::catalog::colocation::ShardRow;
-use crate::catalog::{colocation, decision, event, forecast_error, heat, node};
+use crate::catalog::{colocation, decision, event, forecast_error, heat, node, regressor};
 use crate::pg::guc::Mode;
 use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc};
@@ -25,9 +26,11 @@ use foreshard_core::forecast::{ForecastOptions, Series};
 use foreshard_core::placement::{
     ANY, Hold, Link, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing,
 };
+use foreshard_core::present::{Loaded, Presence};
 use modes::Modes;
 use options::{pace, plan_options};
 use pools::{CITUS, Pool};
+use reliance::Reliance;
 use std::collections::{BTreeMap, HashMap};
 use window::Opening;
 
@@ -68,6 +71,7 @@ pub struct Decision {
     row_of: HashMap<i64, usize>,
     options: PlanOptions,
     pools: Vec<Pool>,
+    presence: Presence,
     links: Vec<Link>,
     modes: Modes,
     made_s: f64,
@@ -95,7 +99,7 @@ fn candidates(horizon_s: i32) -> Vec<i32> {
     all[..=wanted].iter().rev().copied().collect()
 }
 
-/// Complete buckets of every slot at one resolution, gaps as None, with the special events until the horizon.
+/// Complete buckets of every slot at one resolution, gaps as None, with the special events and regressors until the horizon.
 fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i64, Series>> {
     let step = i64::from(resolution_s);
     // The bucket under way is left out: it is not complete.
@@ -113,6 +117,7 @@ fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i6
             step_s: resolution_s as u32,
             values: Vec::new(),
             events: Vec::new(),
+            regressors: Vec::new(),
         });
         let index = ((at_s - entry.start_s) / step).max(0) as usize;
         if index < MAX_HISTORY + 1 {
@@ -121,8 +126,12 @@ fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i6
         }
     }
     let mut events = event::by_slot(since as f64, now_s + f64::from(horizon_s))?;
+    // Somewhat further than the horizon, since models forecast a day of buckets at once.
+    let until_s = now_s + f64::from(horizon_s) + f64::from(MAX_LEADS * resolution_s);
+    let mut regressors = regressor::by_slot(resolution_s, since as f64, until_s)?;
     for (slot_id, series) in &mut all {
         series.events = events.remove(slot_id).unwrap_or_default();
+        series.regressors = regressors.remove(slot_id).unwrap_or_default();
     }
     Ok(all)
 }
@@ -132,28 +141,35 @@ struct Curve {
     futures: Vec<Vec<f64>>,
 }
 
-/// Forecasts every slot over the horizon with the coarsest candidate resolution that has history.
-fn forecast_all(
-    horizon_s: i32,
-    options: &ForecastOptions,
-) -> PgResult<(Vec<decision::SlotForecast>, BTreeMap<i64, Curve>, i32)> {
+/// What is known of the loads to come.
+#[derive(Default)]
+struct Foresight {
+    forecasts: Vec<decision::SlotForecast>,
+    curves: BTreeMap<i64, Curve>,
+    reliance: Reliance,
+    /// Length of a lead, s.
+    lead_s: i32,
+}
+
+/// Forecasts every slot over the horizon with the coarsest candidate resolution that has history. Curves to plan by are
+/// those of the forecasts that are relied on, and what was seen of the others.
+fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight> {
     let now_s = bgworker::now_s();
-    let mut forecasts = Vec::new();
-    let mut curves = BTreeMap::new();
-    let mut used = guc::BUCKET.get();
+    let mut known = Foresight { lead_s: guc::BUCKET.get(), ..Foresight::default() };
     for resolution_s in candidates(horizon_s) {
-        used = resolution_s;
+        known.lead_s = resolution_s;
         let leads = (horizon_s / resolution_s).clamp(1, MAX_LEADS) as usize;
-        models::each(&series(resolution_s, now_s, horizon_s)?, options, |slot_id, model| {
+        let all = series(resolution_s, now_s, horizon_s)?;
+        models::each(&all, options, |slot_id, model| {
             let points = model.forecast(leads);
-            curves.insert(
+            known.curves.insert(
                 slot_id,
                 Curve {
                     mean: points.iter().map(|p| p.mean).collect(),
                     futures: (0..FUTURES).map(|k| model.sample_path(leads, SEED ^ k)).collect(),
                 },
             );
-            forecasts.push(decision::SlotForecast {
+            known.forecasts.push(decision::SlotForecast {
                 slot_id,
                 points,
                 model: model.name(),
@@ -161,11 +177,15 @@ fn forecast_all(
                 mae: model.mae(),
             });
         });
-        if !forecasts.is_empty() {
+        if !known.forecasts.is_empty() {
+            known.reliance = Reliance::read(resolution_s)?;
+            let step_s = i64::from(resolution_s);
+            let end_s = (now_s as i64).div_euclid(step_s) * step_s;
+            known.reliance.correct(&mut known.curves, &all, end_s, options);
             break;
         }
     }
-    Ok((forecasts, curves, used))
+    Ok(known)
 }
 
 /// Classes of slots: those that stay on this server, and those whose tables may be on others.
@@ -224,13 +244,24 @@ fn segments(
         .collect()
 }
 
+/// What slots and shards are at now.
+fn presence(slots: &[decision::SlotRow], pools: &[Pool], reliance: &Reliance, level: f64) -> Presence {
+    let heat: HashMap<i64, f64> = slots.iter().map(|slot| (slot.slot_id, slot.heat)).collect();
+    let loaded = pools.iter().flat_map(|pool| &pool.segments).map(|segment| {
+        let load = heat.get(&segment.id).copied().unwrap_or(0.0);
+        Loaded::new(segment, load, reliance.of(segment.id))
+    });
+    let places = pools.iter().flat_map(|pool| &pool.places);
+    Presence::new(loaded, places.map(|shard| (shard.id, shard.capacity, shard.draining)), level)
+}
+
 /// Forecasts and plans now.
 pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     let forecast = ForecastOptions { max_history: MAX_HISTORY, ..ForecastOptions::default() };
     let interval_level = forecast.interval_level;
     let slots = decision::slots()?;
     let shards = colocation::shards()?;
-    let (forecasts, curves, lead_s) = forecast_all(horizon_s, &forecast)?;
+    let Foresight { forecasts, curves, reliance, lead_s } = forecast_all(horizon_s, &forecast)?;
     let sick = node::sick_shards()?;
     let places: Vec<Shard> = shards.iter().map(|shard| place_of(shard, &sick)).collect();
     let (modes, links) = (Modes::read()?, links::links()?);
@@ -250,6 +281,7 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         refusal.reason != RefusalReason::UnsplittableKey
             || divisions.iter().all(|division| division.slot_id != refusal.segment)
     });
+    let presence = presence(&slots, &pools, &reliance, interval_level);
     let row_of = slots.iter().enumerate().map(|(at, slot)| (slot.slot_id, at)).collect();
     let mut decision = Decision {
         row_of,
@@ -261,6 +293,7 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         verdicts: Vec::new(),
         lead_s,
         options,
+        presence,
         pools,
         links,
         modes,
@@ -294,27 +327,6 @@ impl Decision {
         self.pools.iter().flat_map(|pool| &pool.places)
     }
 
-    /// Load and `more` of a shard now, as a share of its capacity.
-    fn used(&self, shard_id: i32, more: f64) -> f64 {
-        let load: f64 =
-            self.slots.iter().filter(|slot| slot.shard_id == shard_id).map(|slot| slot.heat).sum();
-        let shard = self.places().find(|shard| shard.id == shard_id);
-        shard.map_or(1.0, |shard| (load + more) / shard.capacity)
-    }
-
-    fn drains(&self, shard_id: i32) -> bool {
-        self.places().any(|shard| shard.id == shard_id && shard.draining)
-    }
-
-    /// What the two shards of a step are at now.
-    fn present(&self, step: &Step) -> Present {
-        Present {
-            from: self.used(step.from, 0.0),
-            to_after: self.used(step.to, self.slot(step.segment).map_or(0.0, |slot| slot.heat)),
-            drains: self.drains(step.from),
-        }
-    }
-
     fn slot(&self, slot_id: i64) -> Option<&decision::SlotRow> {
         self.row_of.get(&slot_id).and_then(|at| self.slots.get(*at))
     }
@@ -323,34 +335,41 @@ impl Decision {
     fn judge(&self) -> PgResult<Vec<decision::Verdict>> {
         let (times, calibrations) = (self.times()?, trust::calibrations()?);
         let (unknown, least) = (Calibration::default(), guc::MIN_CONFIDENCE.get());
+        let mut presence = self.presence.clone();
+        let mut presents: HashMap<usize, Present> = HashMap::new();
         let calibration = |step: &Step| {
             self.slot(step.segment).and_then(|slot| calibrations.get(&slot.group_id)).unwrap_or(&unknown)
         };
         let undone = |step: &Step| self.slot(step.segment).is_some_and(|slot| slot.undone);
         // A shard in distress waits for no hour of the day.
-        let timing = |index: usize, step: &Step| {
-            let bound = !relieves_distress(self.present(step));
+        let timing = |index: usize, present: Present| {
+            let bound = !relieves_distress(present);
             if bound { times.bound.get(index) } else { times.free.get(index) }.copied()
         };
-        let closed =
-            |index: usize, step: &Step| timing(index, step).is_some_and(|t| t.start == Start::Closed);
-        let now = |index: usize, step: &Step| {
-            timing(index, step).is_some_and(|t| t.lead == 0 && t.start != Start::Closed)
-        };
-        let may = |step: &Step| permission(calibration(step), step, self.present(step), least);
-        let taken = self.plan.independent(|index, step| now(index, step) && may(step) && !undone(step));
+        let is_now = |timing: Timing| timing.lead == 0 && timing.start != Start::Closed;
+        let may = |step: &Step, present: Present| permission(calibration(step), step, present, least);
+        let taken = self.plan.independent(|index, step| {
+            let present = presence.of(step);
+            presents.insert(index, present);
+            let takes = timing(index, present).is_some_and(is_now) && may(step, present) && !undone(step);
+            if takes {
+                presence.take(step);
+            }
+            takes
+        });
         let shut = times.bound != times.free;
         let verdict = |(index, step): (usize, &Step)| {
-            let timing = timing(index, step)?;
+            let present = presents.get(&index).copied().unwrap_or_else(|| presence.of(step));
+            let timing = timing(index, present)?;
             let stated = calibration(step).stated(step.confidence);
             let outside = shut && times.free.get(index).is_some_and(|free| free.lead < timing.lead);
-            let refusal = match (taken.contains(&index), stated >= least, now(index, step)) {
+            let refusal = match (taken.contains(&index), stated >= least, is_now(timing)) {
                 (true, ..) => None,
                 _ if undone(step) => Some(decision::UNDONE),
                 (_, false, _) => Some(decision::LOW_CONFIDENCE),
-                (_, _, false) if outside || closed(index, step) => Some(decision::OUTSIDE_WINDOW),
+                (_, _, false) if outside || timing.start == Start::Closed => Some(decision::OUTSIDE_WINDOW),
                 (_, _, false) => Some(decision::SCHEDULED),
-                _ if may(step) => Some(decision::DEPENDS),
+                _ if may(step, present) => Some(decision::DEPENDS),
                 _ => Some(decision::UNTRUSTED),
             };
             let start_s = match timing.start {
@@ -413,11 +432,13 @@ impl Decision {
             Action::Merge { other } => self.slot(other),
             _ => None,
         };
-        let drains = self.drains(slot.shard_id);
+        let drains = self.presence.drains(slot.shard_id);
         let refusal = match one.action {
             Action::Not(_) => one.action.refusal(),
             _ if slot.undone || other.is_some_and(|other| other.undone) => Some(decision::UNDONE),
-            Action::Merge { .. } if drains && other.is_some_and(|other| self.drains(other.shard_id)) => {
+            Action::Merge { .. }
+                if drains && other.is_some_and(|other| self.presence.drains(other.shard_id)) =>
+            {
                 Some(decision::DRAINING)
             }
             Action::Merge { .. } => None,
@@ -445,9 +466,10 @@ impl Decision {
     fn is_urgent(&self, one: &Division, slot: &decision::SlotRow) -> bool {
         let own = self.pools.iter().filter(|pool| !pool.is_citus).flat_map(|pool| &pool.places);
         let others = own.filter(|shard| shard.id != slot.shard_id && !shard.draining);
-        let least = others.map(|shard| self.used(shard.id, slot.heat / 2.0)).reduce(f64::min);
-        let drains = self.drains(slot.shard_id);
-        let present = |to_after: f64| Present { from: self.used(slot.shard_id, 0.0), to_after, drains };
+        let least = others.map(|shard| self.presence.used(shard.id, slot.heat / 2.0)).reduce(f64::min);
+        let drains = self.presence.drains(slot.shard_id);
+        let from = self.presence.used(slot.shard_id, 0.0);
+        let present = |to_after: f64| Present { from, to_after, drains, foreseeable: false };
         let divides = matches!(one.action, Action::Split | Action::Isolate { over: 0, .. });
         divides && least.is_some_and(|least| relieves_distress(present(least)))
     }

@@ -33,6 +33,8 @@ struct Kept {
     since_fit: usize,
     /// What it was told ahead.
     events: Vec<Event>,
+    /// What tells the regressors apart that it was told of.
+    regressors: Vec<u64>,
     /// The plan that used it last.
     used_in: u64,
 }
@@ -41,7 +43,7 @@ impl Kept {
     /// Goes on with the buckets of a series that are new; false: it cannot, or should be fitted again.
     fn follow(&mut self, series: &Series, may_refit: bool) -> bool {
         // Without the time for another fit what it was told before must do.
-        if may_refit && self.events != series.events {
+        if may_refit && (self.events != series.events || self.regressors != kinds(series)) {
             return false;
         }
         let step_s = i64::from(series.step_s);
@@ -60,11 +62,17 @@ impl Kept {
             return false;
         }
         self.model.extend(new);
+        self.model.tell(&series.regressors);
         self.last = series.values.last().copied().flatten();
         self.since_fit += new.len();
         self.next_s += step_s * new.len() as i64;
         true
     }
+}
+
+/// What tells the regressors of a series apart.
+fn kinds(series: &Series) -> Vec<u64> {
+    series.regressors.iter().map(|regressor| regressor.kind).collect()
 }
 
 /// By slot and length of a bucket, s.
@@ -136,9 +144,10 @@ pub fn each(
             if keep {
                 FITTED.set(*slot_id);
                 let next_s = series.start_s + i64::from(series.step_s) * series.values.len() as i64;
-                let events = series.events.clone();
+                let (events, regressors) = (series.events.clone(), kinds(series));
                 let last = series.values.last().copied().flatten();
-                models.insert(key, Kept { model, next_s, last, since_fit: 0, events, used_in: plan });
+                let kept = Kept { model, next_s, last, since_fit: 0, events, regressors, used_in: plan };
+                models.insert(key, kept);
             }
         }
         // Slots that are gone, and resolutions that are no longer asked for.

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use foreshard_core::affinity::CoAccess;
-use foreshard_core::forecast::{ForecastOptions, Series, fit};
+use foreshard_core::forecast::{ForecastOptions, MODELS, Series, fit};
 use foreshard_core::placement::{ANY, Hold, PlanOptions, Segment, Shard, plan};
 use foreshard_core::profile::{Profile, RESERVOIR, RESOURCES, Resource, Sample};
 use foreshard_core::ring::{ShardWeight, place_slots};
@@ -74,8 +74,13 @@ fn planner(name: &str, skew: usize) {
 
 fn forecast(name: &str, step_s: u32, buckets: usize) {
     let values: Vec<f64> = (0..buckets).map(|i| 100.0 + (i * 7_919 % 101) as f64).collect();
-    let series =
-        Series { start_s: 0, step_s, values: values.iter().copied().map(Some).collect(), events: Vec::new() };
+    let series = Series {
+        start_s: 0,
+        step_s,
+        values: values.iter().copied().map(Some).collect(),
+        events: Vec::new(),
+        regressors: Vec::new(),
+    };
     let op_ns = time_ns(21, || {
         black_box(fit(black_box(&series), &ForecastOptions::default()).ok());
     });
@@ -85,6 +90,22 @@ fn forecast(name: &str, step_s: u32, buckets: usize) {
             black_box(model.sample_path(24, black_box(7)));
         });
         report("sample_path: 24 leads", op_ns, 24, &values[..24]);
+    }
+}
+
+/// What every model, and all together, cost on four weeks of hours.
+fn four_weeks() {
+    let noise = |hour: usize| (hour * 7_919 % 101) as f64;
+    let day = |hour: usize| if (8..18).contains(&(hour % 24)) { 500.0 } else { 100.0 };
+    let values = (0..672).map(|hour| Some(day(hour) + noise(hour))).collect();
+    let series = Series { start_s: 0, step_s: 3_600, values, events: Vec::new(), regressors: Vec::new() };
+    for name in MODELS.map(Some).into_iter().chain([None]) {
+        let models = name.iter().map(ToString::to_string).collect();
+        let options = ForecastOptions { models, ..ForecastOptions::default() };
+        let op_ns = time_ns(11, || {
+            black_box(fit(black_box(&series), &options).ok());
+        });
+        report(&format!("fit: four weeks of hours, {}", name.unwrap_or("all")), op_ns, 672, &[0.0; 672]);
     }
 }
 
@@ -169,6 +190,7 @@ fn main() {
     profile(RESOURCES);
     planner("1024 segments x 24 leads x 50, balanced", 1);
     planner("1024 segments x 24 leads x 50, skewed", 128);
+    four_weeks();
     forecast("level", 300, 400);
     forecast("level+season", 3_600, 400);
     forecast("level+season", 300, 4_032);

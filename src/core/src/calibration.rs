@@ -143,6 +143,8 @@ pub struct Present {
     pub to_after: f64,
     /// The first is to be emptied.
     pub drains: bool,
+    /// Forecasts of what is on the two are to be relied on ([`crate::coverage::is_foreseeable`]).
+    pub foreseeable: bool,
 }
 
 impl Present {
@@ -154,19 +156,22 @@ impl Present {
 /// Whether a step relieves a shard that is all but beyond its capacity at this moment: that can wait neither for
 /// foresight nor for a quiet hour.
 pub fn relieves_distress(now: Present) -> bool {
-    now.says_it_helps() && now.from >= DISTRESS && !now.drains
+    // An overload that is only carried elsewhere is relieved by nothing.
+    now.says_it_helps() && now.from >= DISTRESS && now.to_after <= 1.0 && !now.drains
 }
 
 /// Whether a step may be taken without anybody being asked.
 ///
-/// A shard in distress is relieved whatever was forecast, if the present load says that it helps. Else the
-/// stated confidence must be `least` or more, and as long as trust is not earned the present load must say so,
-/// too: what is only foreseen waits.
+/// A shard in distress is relieved whatever was forecast, if the present load says that it helps; where forecasts are not
+/// to be relied on only once it has been overloaded for a while, because nothing else says that it will last. Else the
+/// stated confidence must be `least` or more, and as long as trust is not earned, or forecasts of what is on the two
+/// shards are not to be relied on, the present load must say so, too: what is only foreseen waits.
 pub fn permission(calibration: &Calibration, step: &Step, now: Present, least: f64) -> bool {
-    if relieves_distress(now) {
+    if relieves_distress(now) && (now.foreseeable || !step.foreseen) {
         return true;
     }
-    let trusted = calibration.trust() == Trust::Earned || now.says_it_helps() && !step.foreseen;
+    let earned = calibration.trust() == Trust::Earned && now.foreseeable;
+    let trusted = earned || now.says_it_helps() && !step.foreseen;
     calibration.stated(step.confidence) >= least && trusted
 }
 
@@ -214,9 +219,9 @@ mod tests {
     #[test]
     fn foresight_acts_once_it_is_trusted_and_distress_at_once() {
         let mut calibration = Calibration::default();
-        let quiet = Present { from: 0.3, to_after: 0.4, drains: false };
-        let busy = Present { from: 0.6, to_after: 0.4, drains: false };
-        let distress = Present { from: 1.1, to_after: 0.7, drains: false };
+        let quiet = Present { from: 0.3, to_after: 0.4, drains: false, foreseeable: true };
+        let busy = Present { from: 0.6, to_after: 0.4, drains: false, foreseeable: true };
+        let distress = Present { from: 1.1, to_after: 0.7, drains: false, foreseeable: true };
         assert!(!permission(&calibration, &step(1.0, true), quiet, 0.7), "foresight is not known to be good");
         assert!(permission(&calibration, &step(1.0, false), busy, 0.7), "the present says so as well");
         assert!(!permission(&calibration, &step(0.5, false), busy, 0.7));
@@ -224,6 +229,14 @@ mod tests {
         assert!(!permission(&calibration, &step(1.0, false), Present { to_after: 1.1, ..distress }, 0.7));
         (0..LEAST).for_each(|_| calibration.observe(judged(0.9, true)));
         assert!(permission(&calibration, &step(1.0, true), quiet, 0.7));
+        let unreliable = |now: Present| Present { foreseeable: false, ..now };
+        assert!(
+            !permission(&calibration, &step(1.0, true), unreliable(busy), 0.7),
+            "forecasts do not cover what comes"
+        );
+        assert!(permission(&calibration, &step(1.0, false), unreliable(busy), 0.7));
+        assert!(permission(&calibration, &step(0.1, false), unreliable(distress), 0.7));
+        assert!(!permission(&calibration, &step(1.0, true), unreliable(distress), 0.7), "it may be a flash");
         (0..WINDOW).for_each(|_| calibration.observe(judged(0.9, false)));
         assert!(!permission(&calibration, &step(1.0, true), quiet, 0.7));
         assert!(permission(&calibration, &step(1.0, true), distress, 0.7));

@@ -1,7 +1,7 @@
 //! Forecasts of synthetic series with a daily season, noise and gaps.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-use foreshard_core::forecast::{ForecastError, ForecastOptions, Forecaster, Series, fit};
+use foreshard_core::forecast::{ForecastError, ForecastOptions, Forecaster, Regressor, Series, fit};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -19,7 +19,7 @@ fn hours(count: usize, gap: usize, seed: u64) -> Series {
     let mut value = |hour| truth(hour) * (0.9 + 0.2 * rng.random::<f64>());
     let known = |hour: usize| gap == 0 || !hour.is_multiple_of(gap);
     let values = (0..count).map(|hour| Some(value(hour)).filter(|_| known(hour))).collect();
-    Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new() }
+    Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new(), regressors: Vec::new() }
 }
 
 fn model(series: &Series) -> Box<dyn Forecaster> {
@@ -59,13 +59,19 @@ fn the_phase_follows_the_clock_not_the_index() {
 #[test]
 fn a_gap_is_not_a_0() {
     let values = (0..30).map(|hour| (hour % 3 != 0).then_some(100.0)).collect();
-    let series = Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new() };
+    let series = Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new(), regressors: Vec::new() };
     let model = model(&series);
     assert_eq!(model.history_buckets(), 20);
     for point in model.forecast(24) {
         assert!((point.mean - 100.0).abs() < 1e-6, "{point:?}");
     }
-    let bad = |value| Series { start_s: 0, step_s: 1, values: vec![Some(value); 10], events: Vec::new() };
+    let bad = |value| Series {
+        start_s: 0,
+        step_s: 1,
+        values: vec![Some(value); 10],
+        events: Vec::new(),
+        regressors: Vec::new(),
+    };
     for value in [f64::NAN, f64::INFINITY, -1.0] {
         let error = fit(&bad(value), &ForecastOptions::default()).err().unwrap();
         assert_eq!(error, ForecastError::InsufficientHistory { have: 0, need: 6 });
@@ -75,9 +81,21 @@ fn a_gap_is_not_a_0() {
 #[test]
 fn refuses_short_histories_and_bad_steps() {
     let error = |series| fit(&series, &ForecastOptions::default()).err();
-    let short = Series { start_s: 0, step_s: 10, values: vec![Some(1.0); 5], events: Vec::new() };
+    let short = Series {
+        start_s: 0,
+        step_s: 10,
+        values: vec![Some(1.0); 5],
+        events: Vec::new(),
+        regressors: Vec::new(),
+    };
     assert_eq!(error(short), Some(ForecastError::InsufficientHistory { have: 5, need: 6 }));
-    let bad = Series { start_s: 0, step_s: 0, values: vec![Some(1.0); 50], events: Vec::new() };
+    let bad = Series {
+        start_s: 0,
+        step_s: 0,
+        values: vec![Some(1.0); 50],
+        events: Vec::new(),
+        regressors: Vec::new(),
+    };
     assert_eq!(error(bad), Some(ForecastError::BadStep));
 }
 
@@ -127,7 +145,8 @@ fn idle_spiky_and_short_series_stay_finite() {
     spike[30] = Some(1e9);
     for values in [vec![Some(0.0); 60], spike, vec![Some(3.0); 6], vec![Some(1e300); 60]] {
         let highest = values.iter().flatten().copied().fold(0.0, f64::max);
-        let model = model(&Series { start_s: -5, step_s: 300, values, events: Vec::new() });
+        let model =
+            model(&Series { start_s: -5, step_s: 300, values, events: Vec::new(), regressors: Vec::new() });
         for point in model.forecast(600) {
             assert!(point.mean.is_finite() && point.mean <= 4.1 * highest + 1e-9, "{point:?}");
             assert!(point.upper.is_finite() && point.lower >= 0.0, "{point:?}");
@@ -152,6 +171,7 @@ fn try_on(values: &[f64], known: usize) -> Trial {
         step_s: HOUR_S,
         values: values[..end].iter().copied().map(Some).collect(),
         events: Vec::new(),
+        regressors: Vec::new(),
     };
     let mut model = model(&series(known));
     let (mut trial, mut asked) = (Trial { errors: 0.0, naive: 0.0, covered: 0.0 }, 0.0);
@@ -230,6 +250,7 @@ fn a_change_is_reported() {
         step_s: HOUR_S,
         values: known.clone().take(24 * 7 * 4).collect(),
         events: Vec::new(),
+        regressors: Vec::new(),
     };
     let mut model = model(&series);
     model.extend(&known.skip(24 * 7 * 4).take(72).collect::<Vec<_>>());
@@ -245,7 +266,9 @@ fn only_the_models_asked_for_compete() {
         let options = ForecastOptions { models: vec![name.to_string()], ..ForecastOptions::default() };
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let values = week(24 * 7 * 8, &mut rng).into_iter().map(Some).collect();
-        match fit(&Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new() }, &options) {
+        let noise = (0..24 * 7 * 8).map(|hour| Some(f64::from(hour * 7_919 % 101))).collect();
+        let regressors = vec![Regressor { kind: 1, start_s: 0, values: noise }.into()];
+        match fit(&Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new(), regressors }, &options) {
             Ok(model) => assert_eq!(model.name(), name),
             // Those without a season are for series without one.
             Err(error) => {
@@ -280,6 +303,7 @@ fn events_are_learnt_and_expected_again() {
             .filter(|number| at(*number) + 3 < known)
             .map(|number| event(at(number), None))
             .collect(),
+        regressors: Vec::new(),
     };
     let learnt = series.events.len();
     assert!(learnt >= 4);
@@ -305,7 +329,8 @@ fn an_outage_teaches_no_certainty() {
     let mut values: Vec<Option<f64>> = week(1_500, &mut rng).into_iter().map(Some).collect();
     values.extend([None; 500]);
     values.push(Some(100.0));
-    let model = model(&Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new() });
+    let model =
+        model(&Series { start_s: 0, step_s: HOUR_S, values, events: Vec::new(), regressors: Vec::new() });
     assert!(model.mae() > 0.0);
     for point in model.forecast(24) {
         assert!(point.lower < point.median && point.median < point.upper, "{point:?}");
@@ -315,7 +340,13 @@ fn an_outage_teaches_no_certainty() {
 
 #[test]
 fn an_idle_slot_that_gets_hot_has_changed() {
-    let series = Series { start_s: 0, step_s: HOUR_S, values: vec![Some(0.0); 300], events: Vec::new() };
+    let series = Series {
+        start_s: 0,
+        step_s: HOUR_S,
+        values: vec![Some(0.0); 300],
+        events: Vec::new(),
+        regressors: Vec::new(),
+    };
     let mut model = model(&series);
     model.extend(&[Some(0.0); 48]);
     assert!(!model.has_changed());
@@ -324,7 +355,13 @@ fn an_idle_slot_that_gets_hot_has_changed() {
     let next = model.forecast(1)[0];
     assert!(next.upper >= 900.0, "{next:?}");
     // The rounding noise of a constant is none.
-    let series = Series { start_s: 0, step_s: HOUR_S, values: vec![Some(5.0); 300], events: Vec::new() };
+    let series = Series {
+        start_s: 0,
+        step_s: HOUR_S,
+        values: vec![Some(5.0); 300],
+        events: Vec::new(),
+        regressors: Vec::new(),
+    };
     let mut model = fit(&series, &ForecastOptions::default()).unwrap();
     model.extend(&[Some(5.0); 200]);
     assert!(!model.has_changed());
@@ -349,7 +386,8 @@ fn events_between_buckets_and_on_top_of_each_other_count_once() {
     add(2, 24 * 28 + 5, None);
     add(3, i64::MAX as usize / 10_000_000, Some(7.0));
     let values = values.into_iter().map(Some).collect();
-    let forecast = model(&Series { start_s: 0, step_s: HOUR_S, values, events }).forecast(24);
+    let forecast =
+        model(&Series { start_s: 0, step_s: HOUR_S, values, events, regressors: Vec::new() }).forecast(24);
     assert!((100.0 - forecast[3].mean).abs() < 5.0, "{:?}", forecast[3]);
     assert!((170.0..220.0).contains(&forecast[5].mean), "{:?}", forecast[5]);
     assert!((170.0..220.0).contains(&forecast[6].mean), "{:?}", forecast[6]);

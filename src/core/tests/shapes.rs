@@ -22,7 +22,13 @@ fn night(hour: usize) -> f64 {
 fn hours(from: usize, to: usize, scale: f64, seed: u64, truth: fn(usize) -> f64) -> Series {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let values = (from..to).map(|hour| Some(scale * truth(hour) * (0.9 + 0.2 * rng.random::<f64>())));
-    Series { start_s: from as i64 * 3_600, step_s: 3_600, values: values.collect(), events: Vec::new() }
+    Series {
+        start_s: from as i64 * 3_600,
+        step_s: 3_600,
+        values: values.collect(),
+        events: Vec::new(),
+        regressors: Vec::new(),
+    }
 }
 
 /// Six of each kind, of all sizes.
@@ -132,7 +138,13 @@ fn shapes_of_very_many_series_are_learnt_in_no_time() {
     let one = |n: usize| {
         let truth = if n.is_multiple_of(2) { office } else { night };
         let values = (0..4 * 288).map(|at| Some(truth(at / 12) * (1.0 + (n % 7 + at % 5) as f64 * 0.02)));
-        Series { start_s: 0, step_s: 300, values: values.collect(), events: Vec::new() }
+        Series {
+            start_s: 0,
+            step_s: 300,
+            values: values.collect(),
+            events: Vec::new(),
+            regressors: Vec::new(),
+        }
     };
     let some: Vec<Series> = (0..35).map(one).collect();
     let begun = std::time::Instant::now();

@@ -1,6 +1,7 @@
 //! The field of candidates, the ones that a slot is forecast by, and what their errors say.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -9,10 +10,13 @@ use super::conformal::{Conformal, Trajectories};
 use super::history::{History, to_log};
 use super::kernel::Kernel;
 use super::linear::{Ridge, Spar};
+use super::median_regression::MedianRegression;
 use super::mstl::Mstl;
 use super::smoothing::{HoltWinters, Level, SamePhase};
-use super::trial::{Scores, Trial, median};
-use super::{CAP_FACTOR, Candidate, ForecastOptions, ForecastPoint, Forecaster, LEADS, Leads, MAX_LEADS};
+use super::trial::{Scores, Together, Trial, weighted_mean};
+use super::{
+    CAP_FACTOR, Candidate, ForecastOptions, ForecastPoint, Forecaster, LEADS, Leads, MAX_LEADS, Regressor,
+};
 
 /// Known buckets below which there is nothing to choose by.
 const MIN_KNOWN: usize = 4 * LEADS;
@@ -29,16 +33,20 @@ enum Recipe {
     /// Name, period, seasons, shifted.
     SamePhase(&'static str, usize, usize, bool),
     HoltWinters(usize),
-    /// Periods, relative, name.
-    Ridge([Option<usize>; 2], bool, &'static str),
+    /// Periods, relative, ridge, name.
+    Ridge([Option<usize>; 2], bool, f64, &'static str),
     Spar(usize),
     Mstl(usize),
+    /// Period, with regressors, name.
+    MedianRegression(usize, bool, &'static str),
     /// Relative, name.
     Kernel(bool, &'static str),
 }
 
 /// Ridge of the regressions, as a share of the features' mean variance.
 const RIDGE: f64 = 0.02;
+/// The same for series that follow themselves so closely that it would only blur them.
+const LOOSE: f64 = 0.0002;
 /// Bandwidth of the kernel regressions, as a share of the usual distance.
 const BANDWIDTH: f32 = 0.5;
 
@@ -51,7 +59,10 @@ impl Recipe {
             Recipe::HoltWinters(_) => "holt_winters",
             Recipe::Spar(_) => "spar",
             Recipe::Mstl(_) => "mstl",
-            Recipe::SamePhase(name, ..) | Recipe::Ridge(.., name) | Recipe::Kernel(_, name) => name,
+            Recipe::SamePhase(name, ..)
+            | Recipe::Ridge(.., name)
+            | Recipe::MedianRegression(.., name)
+            | Recipe::Kernel(_, name) => name,
         }
     }
 
@@ -59,8 +70,8 @@ impl Recipe {
     /// that they are not on this one.
     fn handicap(self) -> f64 {
         match self {
-            Recipe::Ridge(_, true, _) | Recipe::Mstl(_) => 1.0,
-            Recipe::Ridge(_, false, _) | Recipe::Spar(_) => 1.02,
+            Recipe::Ridge(_, true, ..) | Recipe::Mstl(_) | Recipe::MedianRegression(..) => 1.0,
+            Recipe::Ridge(_, false, ..) | Recipe::Spar(_) => 1.02,
             Recipe::HoltWinters(_) | Recipe::Level | Recipe::Naive => 1.05,
             Recipe::Kernel(..) | Recipe::SamePhase(..) => 1.1,
         }
@@ -77,8 +88,8 @@ impl Recipe {
         let day = history.day.filter(|day| history.len() >= 3 * day);
         // A day of the last buckets is all that these look at, and those below look at it, too.
         if day != Some(LEADS) {
-            all.push(Recipe::Ridge([None, None], false, "ridge"));
-            all.push(Recipe::Ridge([None, None], true, "ridge_relative"));
+            all.push(Recipe::Ridge([None, None], false, RIDGE, "ridge"));
+            all.push(Recipe::Ridge([None, None], true, RIDGE, "ridge_relative"));
         }
         let Some(day) = day else { return all };
         let week = 7 * day;
@@ -90,12 +101,16 @@ impl Recipe {
             Recipe::SamePhase("same_time_of_week", week, 3, false),
             Recipe::SamePhase("same_time_of_week_shifted", week, 2, true),
             Recipe::HoltWinters(day),
-            Recipe::Ridge([Some(day), None], false, "ridge_day"),
-            Recipe::Ridge([Some(day), None], true, "ridge_day_relative"),
-            Recipe::Ridge([Some(day), Some(week)], false, "ridge_week"),
-            Recipe::Ridge([Some(day), Some(week)], true, "ridge_week_relative"),
+            Recipe::Ridge([Some(day), None], false, RIDGE, "ridge_day"),
+            Recipe::Ridge([Some(day), None], true, RIDGE, "ridge_day_relative"),
+            Recipe::Ridge([Some(day), Some(week)], false, RIDGE, "ridge_week"),
+            Recipe::Ridge([Some(day), Some(week)], true, RIDGE, "ridge_week_relative"),
+            Recipe::Ridge([Some(day), None], true, LOOSE, "ridge_day_loose"),
+            Recipe::Ridge([Some(day), Some(week)], true, LOOSE, "ridge_week_loose"),
             Recipe::Spar(day),
             Recipe::Mstl(day),
+            Recipe::MedianRegression(day, false, "median_regression"),
+            Recipe::MedianRegression(day, true, "with_regressors"),
         ]);
         all
     }
@@ -113,11 +128,14 @@ impl Recipe {
                 Box::new(SamePhase { name, period, seasons, shifted })
             }
             Recipe::HoltWinters(period) => Box::new(HoltWinters::fit(history, end, period)?),
-            Recipe::Ridge(periods, relative, name) => {
+            Recipe::Ridge(periods, relative, ridge, name) => {
                 let periods: Vec<usize> = periods.into_iter().flatten().collect();
-                Box::new(Ridge::fit(history, end, &periods, relative, RIDGE, name)?)
+                Box::new(Ridge::fit(history, end, &periods, relative, ridge, name)?)
             }
             Recipe::Mstl(period) => Box::new(Mstl::fit(history, end, period)?),
+            Recipe::MedianRegression(period, regressors, name) => {
+                Box::new(MedianRegression::fit(history, end, period, regressors, name)?)
+            }
             Recipe::Spar(period) => Box::new(Spar::fit(history, end, period, RIDGE)?),
             Recipe::Kernel(relative, name) => Box::new(Kernel::fit(history, end, relative, BANDWIDTH, name)?),
         })
@@ -135,7 +153,7 @@ struct Record {
 
 impl Record {
     /// Of the back-test.
-    fn new(history: &History, trial: &Trial, together: &[Vec<usize>], interval_level: f64) -> Self {
+    fn new(history: &History, trial: &Trial, together: &[Together], interval_level: f64) -> Self {
         let mut record = Self {
             conformal: Conformal::new(interval_level),
             trajectories: Trajectories::default(),
@@ -186,8 +204,8 @@ pub(super) struct Field {
     history: History,
     candidates: Vec<Box<dyn Candidate>>,
     scores: Scores,
-    /// Per lead the candidates whose median is taken, as of now.
-    together: Vec<Vec<usize>>,
+    /// Per lead the candidates whose mean is taken, as of now.
+    together: Vec<Together>,
     /// What was forecast at the last [`LEADS`] buckets.
     pending: VecDeque<Pending>,
     record: Record,
@@ -236,13 +254,12 @@ impl Field {
         Some(field)
     }
 
-    /// What each candidate forecasts for the buckets after `logs`, and the median of the chosen ones, on the
+    /// What each candidate forecasts for the buckets after `logs`, and the mean of the chosen ones, on the
     /// log scale.
     fn predict(&self, logs: &[f64]) -> (Vec<Leads>, Leads) {
         let all: Vec<Leads> = self.candidates.iter().map(|candidate| candidate.predict(logs)).collect();
         let chosen = std::array::from_fn(|lead| {
-            let mut values: Vec<f64> = self.together[lead].iter().map(|which| all[*which][lead]).collect();
-            median(&mut values).clamp(0.0, self.cap_log)
+            weighted_mean(&self.together[lead], |which| all[which][lead].clamp(0.0, self.cap_log))
         });
         (all, chosen)
     }
@@ -315,10 +332,10 @@ impl Field {
 impl Forecaster for Field {
     fn name(&self) -> String {
         let middle = &self.together[LEADS / 2 - 1];
-        let names: Vec<&str> = middle.iter().map(|which| self.candidates[*which].name()).collect();
+        let names: Vec<&str> = middle.iter().map(|(which, _)| self.candidates[*which].name()).collect();
         match names.as_slice() {
             [name] => (*name).to_string(),
-            names => format!("median({})", names.join(", ")),
+            names => format!("mean({})", names.join(", ")),
         }
     }
 
@@ -372,5 +389,17 @@ impl Forecaster for Field {
 
     fn has_changed(&self) -> bool {
         self.changed
+    }
+
+    fn tell(&mut self, regressors: &[Arc<Regressor>]) {
+        if self.history.regressors.len() == 0 {
+            return;
+        }
+        self.history.regressors = self.history.regressors.told(regressors);
+        self.candidates.iter_mut().for_each(|candidate| candidate.tell(&self.history.regressors));
+        // What was forecast last was forecast by what was known then.
+        if self.pending.pop_back().is_some() {
+            self.note_forecast();
+        }
     }
 }

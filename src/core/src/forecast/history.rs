@@ -1,6 +1,7 @@
 //! A load history as the models see it: on the log scale, with its gaps filled.
 
 use super::Series;
+use super::regressor::Regressors;
 use super::season::Clock;
 
 /// Logs of the values, `ln(1 + value)`; loads of every size have comparable errors there.
@@ -13,6 +14,8 @@ pub(super) struct History {
     pub(super) clock: Clock,
     /// Buckets per season, if a season is a whole number of them.
     pub(super) day: Option<usize>,
+    /// What users know of its buckets and of those after it.
+    pub(super) regressors: Regressors,
 }
 
 /// The log of a load; negative and non-finite values are unknown.
@@ -27,7 +30,8 @@ impl History {
         let logs: Vec<Option<f64>> = series.values.iter().skip(from).map(|v| to_log(*v)).collect();
         let unknown = logs.iter().take_while(|log| log.is_none()).count();
         let clock = Clock::new(series, from + unknown, season_s);
-        let mut history = Self { logs: Vec::new(), known: Vec::new(), day: clock.period, clock };
+        let regressors = Regressors::new(series, clock.at_s(0), logs.len() - unknown, clock.period);
+        let mut history = Self { logs: Vec::new(), known: Vec::new(), day: clock.period, clock, regressors };
         logs.into_iter().skip(unknown).for_each(|log| history.push(log));
         history
     }

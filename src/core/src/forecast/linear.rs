@@ -18,21 +18,21 @@ const SPAR_LAGS: usize = 8;
 /// The most days it looks at.
 const SPAR_DAYS: usize = 7;
 /// Rows per feature below which a regression is not worth trying.
-const ROWS_PER_FEATURE: usize = 2;
+pub(super) const ROWS_PER_FEATURE: usize = 2;
 /// The most rows a fit uses, the newest ones.
-const MAX_ROWS: usize = 2_016;
+pub(super) const MAX_ROWS: usize = 2_016;
 
 /// How far back the same phase is known for a lead (from 1).
-fn back(lead: usize, period: usize) -> usize {
+pub(super) fn back(lead: usize, period: usize) -> usize {
     period * lead.div_ceil(period)
 }
 
 /// Sums of squares and products of features and targets, centred.
-struct Normal {
+pub(super) struct Normal {
     gram: Array2<f64>,
     moments: Array2<f64>,
-    feature_means: Vec<f64>,
-    target_means: Vec<f64>,
+    pub(super) feature_means: Vec<f64>,
+    pub(super) target_means: Vec<f64>,
     rows: usize,
 }
 
@@ -54,8 +54,29 @@ impl Normal {
         Self { gram, moments, feature_means, target_means, rows }
     }
 
+    /// The same with rows that count differently, by weights of at most 1.
+    pub(super) fn weighted(features: &Array2<f64>, targets: &Array2<f64>, weights: &[f64]) -> Self {
+        let total = weights.iter().sum::<f64>().max(1e-300);
+        let centre = |values: &Array2<f64>| -> (Array2<f64>, Vec<f64>) {
+            let mean_of = |column: ndarray::ArrayView1<f64>| {
+                column.iter().zip(weights).map(|(value, weight)| weight * value).sum::<f64>() / total
+            };
+            let means: Vec<f64> = values.columns().into_iter().map(mean_of).collect();
+            let mut centred = values.clone();
+            for (mut row, weight) in centred.rows_mut().into_iter().zip(weights) {
+                let root = weight.sqrt();
+                row.iter_mut().zip(&means).for_each(|(value, mean)| *value = root * (*value - mean));
+            }
+            (centred, means)
+        };
+        let ((features, feature_means), (targets, target_means)) = (centre(features), centre(targets));
+        let gram = features.t().dot(&features);
+        let moments = features.t().dot(&targets);
+        Self { gram, moments, feature_means, target_means, rows: features.nrows() }
+    }
+
     /// Coefficients (features × targets) with a ridge of `strength` times the mean variance of the features.
-    fn solve(&self, strength: f64) -> Option<Array2<f64>> {
+    pub(super) fn solve(&self, strength: f64) -> Option<Array2<f64>> {
         let size = self.gram.nrows();
         let scale = self.gram.diag().sum() / size.max(1) as f64;
         let ridge = (strength * scale).max(1e-9 * self.rows as f64);
@@ -168,6 +189,9 @@ impl Spar {
             return None;
         }
         let mut model = Self { day, days, lines: Vec::new() };
+        // The same at every lead.
+        let differences: Vec<[f64; SPAR_LAGS]> =
+            (0..end).map(|row| model.differences(&history.logs[..=row])).collect();
         for lead in 1..=LEADS {
             let last = end.checked_sub(lead + 1)?;
             let first = model.reach(lead).max(last.saturating_sub(MAX_ROWS));
@@ -179,7 +203,10 @@ impl Spar {
             let mut features = Array2::zeros((rows.len(), width));
             let mut targets = Array2::zeros((rows.len(), 1));
             for (index, row) in rows.iter().enumerate() {
-                model.features(&history.logs[..=*row], lead, |place, value| features[(index, place)] = value);
+                let logs = &history.logs[..=*row];
+                model.features(logs, &differences[*row], lead, |place, value| {
+                    features[(index, place)] = value;
+                });
                 targets[(index, 0)] = history.logs[row + lead];
             }
             let normal = Normal::new(features, targets);
@@ -194,15 +221,29 @@ impl Spar {
         (self.days * self.day + SPAR_LAGS).max(back(lead, self.day) + (self.days - 1) * self.day)
     }
 
-    fn features(&self, logs: &[f64], lead: usize, mut set: impl FnMut(usize, f64)) {
+    /// How much the last buckets differ from their own phase.
+    fn differences(&self, logs: &[f64]) -> [f64; SPAR_LAGS] {
+        let at = |offset: usize| logs.len().checked_sub(offset + 1).map_or(0.0, |i| logs[i]);
+        std::array::from_fn(|lag| {
+            let usual: f64 = (1..=self.days).map(|number| at(lag + number * self.day)).sum();
+            at(lag) - usual / self.days as f64
+        })
+    }
+
+    fn features(
+        &self,
+        logs: &[f64],
+        differences: &[f64; SPAR_LAGS],
+        lead: usize,
+        mut set: impl FnMut(usize, f64),
+    ) {
         let at = |offset: usize| logs.len().checked_sub(offset + 1).map_or(0.0, |i| logs[i]);
         let nearest = back(lead, self.day) - lead;
         for number in 0..self.days {
             set(number, at(nearest + number * self.day));
         }
-        for lag in 0..SPAR_LAGS {
-            let usual: f64 = (1..=self.days).map(|number| at(lag + number * self.day)).sum();
-            set(self.days + lag, at(lag) - usual / self.days as f64);
+        for (lag, difference) in differences.iter().enumerate() {
+            set(self.days + lag, *difference);
         }
     }
 }
@@ -213,10 +254,13 @@ impl Candidate for Spar {
     }
 
     fn predict(&self, logs: &[f64]) -> Leads {
+        let differences = self.differences(logs);
         std::array::from_fn(|index| {
             let (slopes, means, mean) = &self.lines[index];
             let mut sum = *mean;
-            self.features(logs, index + 1, |place, value| sum += slopes[place] * (value - means[place]));
+            self.features(logs, &differences, index + 1, |place, value| {
+                sum += slopes[place] * (value - means[place])
+            });
             sum
         })
     }

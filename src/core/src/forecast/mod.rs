@@ -12,7 +12,9 @@ mod history;
 mod kernel;
 mod level_season;
 mod linear;
+mod median_regression;
 mod mstl;
+mod regressor;
 mod scaled;
 mod season;
 mod shape;
@@ -20,12 +22,15 @@ mod smoothing;
 mod trial;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use event::Event;
 use event::fit_without_events;
 use field::Field;
 use history::History;
 use level_season::LevelSeason;
+pub use regressor::Regressor;
+use regressor::Regressors;
 pub use shape::Shapes;
 use shape::fit_without_shape;
 
@@ -44,6 +49,8 @@ pub struct Series {
     pub values: Vec<Option<f64>>,
     /// Special events, past ones to learn from and coming ones.
     pub events: Vec<Event>,
+    /// What is known of each bucket, past and coming; shared by the series of a table.
+    pub regressors: Vec<Arc<Regressor>>,
 }
 
 /// How to fit.
@@ -63,7 +70,7 @@ pub struct ForecastOptions {
 }
 
 /// The models that compete.
-pub const MODELS: [&str; 19] = [
+pub const MODELS: [&str; 23] = [
     "naive",
     "level",
     "kernel",
@@ -81,8 +88,12 @@ pub const MODELS: [&str; 19] = [
     "ridge_day_relative",
     "ridge_week",
     "ridge_week_relative",
+    "ridge_day_loose",
+    "ridge_week_loose",
     "spar",
     "mstl",
+    "median_regression",
+    "with_regressors",
 ];
 
 impl ForecastOptions {
@@ -141,6 +152,11 @@ pub trait Forecaster {
 
     /// Whether the series has changed since the fit, so that a new one is worth while.
     fn has_changed(&self) -> bool;
+
+    /// Takes what is known of the regressors now instead of what was, without fitting again.
+    fn tell(&mut self, regressors: &[Arc<Regressor>]) {
+        let _ = regressors;
+    }
 }
 
 /// Leads that candidates forecast at once; later ones stand on them.
@@ -160,6 +176,11 @@ trait Candidate {
 
     /// What follows a history whose first bucket is that of the history it was fitted on, on the log scale.
     fn predict(&self, logs: &[f64]) -> Leads;
+
+    /// Takes other values of the regressors it was fitted with.
+    fn tell(&mut self, regressors: &Regressors) {
+        let _ = regressors;
+    }
 }
 
 /// Why there is no forecast.
@@ -192,8 +213,8 @@ impl std::error::Error for ForecastError {}
 /// The most buckets a fit looks at, whatever the options say.
 const MAX_HISTORY: usize = 100_000;
 
-/// Fits the candidates and returns those that a rolling back-test found best, at every lead the median of a
-/// few of them.
+/// Fits the candidates and returns those that a rolling back-test found best, at every lead a mean of a
+/// few of them, weighted by how good they were.
 ///
 /// Short histories, below four times 24 known buckets, have two candidates of their own, `level` and from two
 /// full seasons on `level+season`.

@@ -1,6 +1,8 @@
 //! A model of a series that was divided by known factors, and the factors: what it forecasts is multiplied again.
 
-use super::{ForecastPoint, Forecaster};
+use std::sync::Arc;
+
+use super::{ForecastPoint, Forecaster, Regressor};
 
 /// What multiplies the buckets of a series.
 pub(super) trait Factors {
@@ -60,5 +62,9 @@ impl<F: Factors> Forecaster for Scaled<F> {
 
     fn has_changed(&self) -> bool {
         self.model.has_changed()
+    }
+
+    fn tell(&mut self, regressors: &[Arc<Regressor>]) {
+        self.model.tell(regressors);
     }
 }

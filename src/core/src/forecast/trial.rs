@@ -2,27 +2,28 @@
 //!
 //! Candidates are fitted on all but the last part of the history and forecast it from many origins, the rolling
 //! back-test. Per band of leads their absolute errors, in the unit of the load, are summed with a half-life,
-//! and the median of the best few is taken: of as many as would have been best in the back-test. Later errors
-//! are added as they become known, so that after a change the candidates that cope with it take over.
+//! and a mean of the best few is taken, weighted by how much better each was than the others: near ties share, and
+//! one that is clearly better is nearly alone. Later errors are added as they become known, so that after a change
+//! the candidates that cope with it take over.
 
 use super::history::History;
 use super::{Candidate, LEADS, Leads};
 
 /// Leads that are decided together (from 1, to and with).
 const BANDS: [(usize, usize); 4] = [(1, 1), (2, 6), (7, 12), (13, LEADS)];
-/// The most candidates whose median is taken.
+/// The most candidates whose mean is taken.
 const MAX_TOGETHER: usize = 5;
+/// A candidate whose error is twice that of the best counts a thousand times less.
+const SHARPNESS: f64 = 10.0;
 /// The most origins tried.
 const MAX_ORIGINS: usize = 64;
-/// How much better than the usual number another number of candidates must be: what is best in one back-test
-/// is partly luck.
-const CAUTION: f64 = 0.02;
-/// The usual number.
-const USUALLY: usize = 3;
 /// How much the error over all leads counts beside that over the band's own, which are few.
 const OVERALL: f64 = 0.5;
 /// Half-life of errors, buckets of history.
 const HALF_LIFE: f64 = 14.0 * LEADS as f64;
+
+/// Candidates and their weights, which sum to 1, the best first.
+pub(super) type Together = Vec<(usize, f64)>;
 
 /// Sums of errors of one candidate, per band and (last) over all leads.
 type Sums = [f64; BANDS.len() + 1];
@@ -33,8 +34,6 @@ pub(super) struct Scores {
     sums: Vec<Sums>,
     /// By which a candidate's errors are multiplied: what is usually worse must be better by so much.
     handicaps: Vec<f64>,
-    /// Per band.
-    numbers: [usize; BANDS.len()],
 }
 
 impl Scores {
@@ -53,8 +52,8 @@ impl Scores {
         }
     }
 
-    /// Candidates, best first.
-    fn ranked(&self, band: usize) -> Vec<usize> {
+    /// Candidates with their errors relative to the least, best first.
+    fn ranked(&self, band: usize) -> Vec<(usize, f64)> {
         let score = |which: usize, place: usize| self.sums[which][place] * self.handicaps[which];
         let least = |place: usize| {
             let all = (0..self.sums.len()).map(|which| score(which, place));
@@ -62,17 +61,22 @@ impl Scores {
         };
         let (own, overall) = (least(band), least(BANDS.len()));
         let rank = |which: usize| score(which, band) / own + OVERALL * score(which, BANDS.len()) / overall;
-        let mut ranked: Vec<usize> = (0..self.sums.len()).collect();
-        ranked.sort_by(|a, b| rank(*a).total_cmp(&rank(*b)));
+        let mut ranked: Vec<(usize, f64)> = (0..self.sums.len()).map(|which| (which, rank(which))).collect();
+        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
         ranked
     }
 
-    /// Per lead (from 1) the candidates whose median is to be taken.
-    pub(super) fn together(&self) -> Vec<Vec<usize>> {
+    /// Per lead (from 1) the candidates whose mean is to be taken.
+    pub(super) fn together(&self) -> Vec<Together> {
         let mut together = Vec::with_capacity(LEADS);
         for (band, (first, last)) in BANDS.into_iter().enumerate() {
             let mut chosen = self.ranked(band);
-            chosen.truncate(self.numbers[band]);
+            chosen.truncate(MAX_TOGETHER);
+            let best = chosen.first().map_or(1.0, |(_, rank)| rank.max(f64::MIN_POSITIVE));
+            // Without any error all are as good.
+            let weight = |rank: f64| if rank > best { (rank / best).powf(-SHARPNESS) } else { 1.0 };
+            let total: f64 = chosen.iter().map(|(_, rank)| weight(*rank)).sum();
+            chosen.iter_mut().for_each(|(_, rank)| *rank = weight(*rank) / total);
             (first..=last).for_each(|_| together.push(chosen.clone()));
         }
         together
@@ -82,18 +86,17 @@ impl Scores {
     pub(super) fn best(&self, count: usize) -> (Vec<usize>, Scores) {
         let mut wanted: Vec<usize> = Vec::new();
         // In turn the best of every band, so that each keeps what it takes.
-        let ranked: Vec<Vec<usize>> = (0..BANDS.len()).map(|band| self.ranked(band)).collect();
+        let ranked: Vec<Together> = (0..BANDS.len()).map(|band| self.ranked(band)).collect();
         for place in 0..self.sums.len() {
             for band in &ranked {
-                if wanted.len() < count && !wanted.contains(&band[place]) {
-                    wanted.push(band[place]);
+                if wanted.len() < count && !wanted.contains(&band[place].0) {
+                    wanted.push(band[place].0);
                 }
             }
         }
         let scores = Scores {
             sums: wanted.iter().map(|which| self.sums[*which]).collect(),
             handicaps: wanted.iter().map(|which| self.handicaps[*which]).collect(),
-            numbers: self.numbers.map(|number| number.min(wanted.len())),
         };
         (wanted, scores)
     }
@@ -120,31 +123,10 @@ impl<'a> Trial<'a> {
         Self { history, origins, forecasts }
     }
 
-    /// Sum of the absolute errors of the median of some candidates over some leads, in the unit of the load.
-    fn error(&self, which: &[usize], (first, last): (usize, usize)) -> f64 {
-        let mut sum = 0.0;
-        let mut values = Vec::with_capacity(which.len());
-        for (place, origin) in self.origins.iter().enumerate() {
-            for lead in first..=last {
-                let index = origin + lead - 1;
-                if index < self.history.len() && self.history.known[index] {
-                    values.clear();
-                    values.extend(which.iter().map(|w| self.forecasts[*w][place][lead - 1]));
-                    sum += (median(&mut values).exp_m1() - self.history.logs[index].exp_m1()).abs();
-                }
-            }
-        }
-        sum
-    }
-
-    /// How everybody did, and how many are best taken together.
+    /// How everybody did.
     pub(super) fn scores(&self, handicaps: Vec<f64>) -> Scores {
         let count = self.forecasts.len();
-        let mut scores = Scores {
-            sums: vec![[0.0; BANDS.len() + 1]; count],
-            handicaps,
-            numbers: [USUALLY.min(count); BANDS.len()],
-        };
+        let mut scores = Scores { sums: vec![[0.0; BANDS.len() + 1]; count], handicaps };
         let mut before = self.origins.first().copied().unwrap_or(0);
         for (place, origin) in self.origins.iter().enumerate() {
             scores.age(origin - before);
@@ -157,25 +139,21 @@ impl<'a> Trial<'a> {
                 }
             }
         }
-        for (band, leads) in BANDS.into_iter().enumerate() {
-            let ranked = scores.ranked(band);
-            let price = |number: usize| 1.0 + CAUTION * number.abs_diff(USUALLY) as f64;
-            let errors =
-                (1..=MAX_TOGETHER.min(count)).map(|n| (n, self.error(&ranked[..n], leads) * price(n)));
-            scores.numbers[band] = errors.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(1, |(number, _)| number);
-        }
         scores
     }
 
     /// What the chosen candidates forecast: (buckets known, forecast), oldest first.
-    pub(super) fn chosen(&self, together: &[Vec<usize>]) -> Vec<(usize, Leads)> {
-        let median_at = |place: usize, lead: usize| {
-            let which = &together[lead];
-            median(&mut which.iter().map(|w| self.forecasts[*w][place][lead]).collect::<Vec<f64>>())
-        };
+    pub(super) fn chosen(&self, together: &[Together]) -> Vec<(usize, Leads)> {
+        let mean_at =
+            |place: usize, lead: usize| weighted_mean(&together[lead], |w| self.forecasts[w][place][lead]);
         let origins = self.origins.iter().enumerate();
-        origins.map(|(place, origin)| (*origin, std::array::from_fn(|lead| median_at(place, lead)))).collect()
+        origins.map(|(place, origin)| (*origin, std::array::from_fn(|lead| mean_at(place, lead)))).collect()
     }
+}
+
+/// The mean of what some candidates say; 0 of nothing.
+pub(super) fn weighted_mean(together: &Together, value: impl Fn(usize) -> f64) -> f64 {
+    together.iter().map(|(which, weight)| weight * value(*which)).sum()
 }
 
 /// The median; 0 of nothing.

@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 
 use super::{Order, Policy, View};
-use crate::calibration::{Calibration, Judged, Present, permission};
+use crate::calibration::{Calibration, Judged, permission};
+use crate::coverage::{self, Coverage, as_it_was, to_be_replaced};
 use crate::forecast::{ForecastOptions, Forecaster, Series, fit};
 use crate::placement::{
     ANY, Hold, Pace, PlanOptions, Realised, Segment, Shard, Start, Step, outcome, plan_linked, schedule,
 };
+use crate::present::{Loaded, Presence};
 
 /// Length of a bucket of the history, s.
 const BUCKET_S: u32 = 3_600;
@@ -26,6 +28,9 @@ const MIN_CONFIDENCE: f64 = 0.7;
 const NOTED: f64 = 0.5;
 /// Buckets before the end of the warm-up from which plans are made, so that outcomes are known.
 const ADVISE: usize = 72;
+
+/// Nominal coverage of the intervals.
+const LEVEL: f64 = 0.9;
 
 /// What the plans stand on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,21 @@ struct Open {
     drains: bool,
 }
 
+/// What is known of a slot's coming load.
+struct Foreseen {
+    curve: Vec<f64>,
+    futures: Vec<Vec<f64>>,
+    /// Intervals.
+    bounds: Vec<(f64, f64)>,
+}
+
+/// What was forecast for a bucket.
+struct Due {
+    bucket: usize,
+    slot: usize,
+    bounds: (f64, f64),
+}
+
 struct Kept {
     model: Box<dyn Forecaster>,
     since_fit: usize,
@@ -65,6 +85,8 @@ pub struct Foreshard {
     hot_buckets: Vec<u32>,
     pending: VecDeque<Order>,
     open: Vec<Open>,
+    due: Vec<Due>,
+    coverage: Vec<Coverage>,
     calibration: Calibration,
 }
 
@@ -79,6 +101,8 @@ impl Foreshard {
             hot_buckets: Vec::new(),
             pending: VecDeque::new(),
             open: Vec::new(),
+            due: Vec::new(),
+            coverage: Vec::new(),
             calibration: Calibration::default(),
         }
     }
@@ -113,7 +137,7 @@ impl Foreshard {
     }
 
     /// Curve and futures of a slot from the present bucket on.
-    fn foresee(&mut self, view: &View, slot: usize) -> Option<(Vec<f64>, Vec<Vec<f64>>)> {
+    fn foresee(&mut self, view: &View, slot: usize) -> Option<Foreseen> {
         if self.knowledge == Knowledge::Oracle {
             let ticks = (BUCKET_S / view.scene.trace.tick_s).max(1) as usize;
             let bucket = |lead: usize| {
@@ -123,7 +147,7 @@ impl Foreshard {
                 ticks.map(|tick| f64::from(view.scene.trace.at(tick)[slot])).fold(0.0, f64::max)
             };
             let curve: Vec<f64> = (0..LEADS).map(bucket).collect();
-            return Some((curve.clone(), vec![curve; 4]));
+            return Some(Foreseen { futures: vec![curve.clone(); 4], curve, bounds: Vec::new() });
         }
         let history = &self.history[slot];
         let refit = match &self.models[slot] {
@@ -134,13 +158,23 @@ impl Foreshard {
             None => true,
         };
         if refit {
-            let series = Series { start_s: 0, step_s: BUCKET_S, values: history.clone(), events: Vec::new() };
+            let series = Series {
+                start_s: 0,
+                step_s: BUCKET_S,
+                values: history.clone(),
+                events: Vec::new(),
+                regressors: Vec::new(),
+            };
             let model = fit(&series, &ForecastOptions::default()).ok()?;
             self.models[slot] = Some(Kept { model, since_fit: 0 });
         }
         let model = &self.models[slot].as_ref()?.model;
-        let curve: Vec<f64> = model.forecast(LEADS).iter().map(|point| point.mean).collect();
-        Some((curve, (0..FUTURES).map(|seed| model.sample_path(LEADS, seed)).collect()))
+        let points = model.forecast(LEADS);
+        Some(Foreseen {
+            curve: points.iter().map(|point| point.mean).collect(),
+            futures: (0..FUTURES).map(|seed| model.sample_path(LEADS, seed)).collect(),
+            bounds: points.iter().map(|point| (point.lower, point.upper)).collect(),
+        })
     }
 
     fn segments(&mut self, view: &View, ticks: usize) -> Vec<Segment> {
@@ -149,11 +183,13 @@ impl Foreshard {
         if self.knowledge == Knowledge::Sabotaged {
             foreseen.rotate_right(slots / 3 + 1);
             let half = |curve: &mut Vec<f64>| curve.rotate_right(LEADS / 2);
-            for (curve, futures) in foreseen.iter_mut().flatten() {
-                half(curve);
-                futures.iter_mut().for_each(half);
+            for foreseen in foreseen.iter_mut().flatten() {
+                half(&mut foreseen.curve);
+                foreseen.futures.iter_mut().for_each(half);
+                foreseen.bounds.rotate_right(LEADS / 2);
             }
         }
+        self.follow(&mut foreseen);
         let segments = foreseen.into_iter().enumerate().map(|(slot, known)| {
             let shard = view.moving[slot].unwrap_or(view.place[slot]);
             let rests = view.moved_at[slot].is_some_and(|at| view.now < at + COOLDOWN * ticks);
@@ -163,8 +199,10 @@ impl Foreshard {
                 (_, _, true) => Hold::Cooldown,
                 _ => Hold::Free,
             };
-            let (curve, futures) =
-                known.unwrap_or_else(|| (vec![view.recent(slot, ticks); LEADS], Vec::new()));
+            let (curve, futures) = match known {
+                Some(known) => (known.curve, known.futures),
+                None => (vec![view.recent(slot, ticks); LEADS], Vec::new()),
+            };
             Segment {
                 id: slot as i64,
                 shard: shard as i32,
@@ -177,6 +215,39 @@ impl Foreshard {
             }
         });
         segments.collect()
+    }
+
+    /// Compares earlier forecasts with what came, notes the new ones, and puts what was seen in the place of those that are
+    /// not relied on.
+    fn follow(&mut self, foreseen: &mut [Option<Foreseen>]) {
+        if self.knowledge == Knowledge::Oracle {
+            return;
+        }
+        let bucket = self.history.first().map_or(0, Vec::len);
+        self.coverage.resize(foreseen.len(), Coverage::default());
+        let (history, coverages) = (&self.history, &mut self.coverage);
+        self.due.retain(|due| {
+            let Some(Some(value)) = history[due.slot].get(due.bucket) else { return true };
+            coverages[due.slot].observe((due.bounds.0..=due.bounds.1).contains(value));
+            false
+        });
+        let mean = |foreseen: &Option<Foreseen>| {
+            foreseen.as_ref().map_or(0.0, |known| known.curve.iter().sum::<f64>() / LEADS as f64)
+        };
+        let segments: Vec<_> = foreseen.iter().map(mean).zip(coverages.iter().copied()).collect();
+        let replaced = to_be_replaced(&segments, LEVEL);
+        for (slot, foreseen) in foreseen.iter_mut().enumerate() {
+            let Some(foreseen) = foreseen else { continue };
+            let due = coverage::LEADS.into_iter().filter_map(|lead| {
+                Some(Due { bucket: bucket + lead - 1, slot, bounds: *foreseen.bounds.get(lead - 1)? })
+            });
+            self.due.extend(due);
+            if replaced[slot]
+                && let Some((curve, futures)) = as_it_was(&self.history[slot], LEADS, LEADS, FUTURES as usize)
+            {
+                (foreseen.curve, foreseen.futures) = (curve, futures);
+            }
+        }
     }
 
     /// Judges what was recommended a day ago.
@@ -266,29 +337,33 @@ impl Foreshard {
             }
             place[step.segment as usize] = step.to as usize;
         }
+        let mut presence = self.presence(view, &segments, ticks);
         let taken = plan.independent(|index, step| {
             let timing = &timings[index];
             let now = timing.lead == 0 && timing.start != Start::Closed;
-            view.acts && now && self.may_take(view, step, ticks)
+            let takes = view.acts && now && self.may_take(step, &presence);
+            if takes {
+                presence.take(step);
+            }
+            takes
         });
         let steps = taken.into_iter().map(|index| &plan.steps[index]);
         self.pending.extend(steps.map(|step| Order { slot: step.segment as usize, to: step.to as usize }));
     }
 
+    fn presence(&self, view: &View, segments: &[Segment], ticks: usize) -> Presence {
+        let loaded = segments.iter().zip(0..).map(|(segment, slot)| {
+            let coverage = self.coverage.get(slot).copied().unwrap_or_default();
+            Loaded::new(segment, view.recent(slot, ticks), coverage)
+        });
+        let shards = (0..).zip(view.shards).map(|(id, shard)| (id, shard.capacity, shard.draining));
+        Presence::new(loaded, shards, LEVEL)
+    }
+
     /// Whether the step may be taken without anybody being asked.
-    fn may_take(&self, view: &View, step: &Step, ticks: usize) -> bool {
-        if self.knowledge == Knowledge::Oracle {
-            return true;
-        }
-        let (slot, from, to) = (step.segment as usize, step.from as usize, step.to as usize);
-        let loads = view.recent_shards(ticks);
-        let used = |load: f64, shard: usize| load / view.shards[shard].capacity;
-        let now = Present {
-            from: used(loads[from], from),
-            to_after: used(loads[to] + view.recent(slot, ticks), to),
-            drains: view.shards[from].draining,
-        };
-        permission(&self.calibration, step, now, MIN_CONFIDENCE)
+    fn may_take(&self, step: &Step, presence: &Presence) -> bool {
+        self.knowledge == Knowledge::Oracle
+            || permission(&self.calibration, step, presence.of(step), MIN_CONFIDENCE)
     }
 }
 
