@@ -52,6 +52,7 @@ pub mod statistics;
 pub mod story;
 pub mod unit_cost;
 pub mod upgraded;
+pub mod verified;
 pub mod waiting;
 pub mod watched;
 pub mod wayback;

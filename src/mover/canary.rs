@@ -2,7 +2,8 @@
 
 use super::Outcome;
 use super::mirror::{self, Attempt};
-use super::phases::{Compared, compare, is_unchanged};
+use super::phases::is_unchanged;
+use super::verified::{Compared, compare};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{copy, record_event};

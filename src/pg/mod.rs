@@ -11,6 +11,7 @@ pub mod executor;
 pub mod graph;
 pub mod guc;
 pub mod hooks;
+pub mod index_check;
 pub mod invalidation;
 pub mod keydatum;
 pub mod keytext;
