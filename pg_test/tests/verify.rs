@@ -148,5 +148,31 @@ fn rows_without_an_entry_are_found() -> Result<()> {
     open.exec("COMMIT")?;
     server.wait_end(&move_id, "done")?;
     server.check_indexes()?;
+    server.assert_settled()?;
+    progress_is_told(&mut server, &slot)
+}
+
+/// A verification that waits for the second of two copies has done its part of the first.
+fn progress_is_told(server: &mut Server, slot: &str) -> Result<()> {
+    server.query("CREATE TABLE u (id bigint PRIMARY KEY, v text); INSERT INTO u SELECT g FROM generate_series(1, 9000) g; SELECT foreshard.distribute('u', 'id', colocate_with => 't')")?;
+    server.hold(Some("cutover"))?;
+    let move_id = server.move_slot(slot)?;
+    server.wait_phase(&move_id, "cutover")?;
+    let last = server
+        .query(&format!("SELECT max(heap)::regclass FROM foreshard.move_index WHERE move_id = {move_id}"))?;
+    let mut holder = server.cluster.connect("postgres")?;
+    holder.exec(&format!("BEGIN; LOCK TABLE {last} IN SHARE UPDATE EXCLUSIVE MODE"))?;
+    server.query("UPDATE foreshard.move SET verified_at = now() - interval '1 hour' WHERE NOT finished")?;
+    server.hold(None)?;
+    server.wait_query(
+        &format!(
+            "SELECT percent BETWEEN 1 AND 99 AND eta IS NOT NULL FROM foreshard.progress_moves WHERE move_id = {move_id}"
+        ),
+        "t",
+    )?;
+    holder.exec("COMMIT")?;
+    server.wait_end(&move_id, "done")?;
+    let percent = format!("SELECT percent FROM foreshard.progress_moves WHERE move_id = {move_id}");
+    assert_eq!(server.query(&percent)?, "100.0");
     server.assert_settled()
 }

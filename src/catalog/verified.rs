@@ -33,6 +33,17 @@ pub fn copies(move_id: i64) -> PgResult<Vec<Copy>> {
     )
 }
 
+/// How many blocks a verification reads: sources once, copies twice.
+pub fn blocks(move_id: i64) -> PgResult<i64> {
+    let blocks = spi::one::<i64>(
+        "SELECT pg_catalog.sum(q.reads * pg_catalog.pg_relation_size(q.heap::pg_catalog.regclass) / pg_catalog.current_setting('block_size')::int8)::int8 \
+         FROM (SELECT DISTINCT heap, 2 AS reads FROM foreshard.move_index WHERE move_id = $1 \
+               UNION ALL SELECT source, 1 FROM foreshard.move_relation WHERE move_id = $1) q",
+        &[move_id.into()],
+    )?;
+    Ok(blocks.unwrap_or(0))
+}
+
 /// The name of the index that one of a copy stands for.
 pub fn index_name(move_id: i64, shadow_index: pg_sys::Oid) -> PgResult<String> {
     let name = spi::one::<String>(

@@ -11,7 +11,7 @@ use crate::engine::{Engine, MAX_SKIPPED_KEYS, Side};
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::index_check::{self, Missing};
 use crate::pg::report::PgResult;
-use crate::pg::{digest, security, spi};
+use crate::pg::{digest, progress, security, spi};
 use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Event;
 use serde_json::{Value, json};
@@ -36,6 +36,13 @@ pub enum Compared {
 /// Looks whether the copies' indexes have every row, then compares both copies under one snapshot: count and hash of every
 /// row, by key bucket. A key that the snapshot sees in the log is left out on both sides; every other row must be equal.
 pub fn compare(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
+    progress::begin(row.move_id, transaction(|| verified::blocks(row.move_id))?);
+    let compared = compare_all(engine, row);
+    progress::end();
+    compared
+}
+
+fn compare_all(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
     let begun = Instant::now();
     let indexes = transaction(|| check_indexes(engine, row))?;
     let Some(indexes) = indexes else { return Ok(Compared::Different) };
@@ -87,7 +94,8 @@ fn check_indexes(engine: &dyn Engine, row: &MoveRow) -> PgResult<Option<usize>> 
     let mut indexes = 0;
     for copy in verified::copies(row.move_id)? {
         let checked =
-            index_check::missing_entries(copy.heap, &copy.indexes, &copy.key, MAX_NAMED_ROWS, |_| {})?;
+            index_check::missing_entries(copy.heap, &copy.indexes, &copy.key, MAX_NAMED_ROWS, progress::add)?;
+        progress::tell();
         indexes += checked.indexes;
         if let Some(first) = checked.missing.first() {
             let index = verified::index_name(row.move_id, first.index)?;

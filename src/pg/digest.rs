@@ -3,6 +3,7 @@
 use super::keytext;
 use super::lock::{self, ACCESS_SHARE};
 use super::partition::Router;
+use super::progress;
 use super::report::{PgResult, busy, internal};
 use foreshard_core::digest::RowHasher;
 use pgrx::pg_sys;
@@ -76,6 +77,8 @@ fn scan(
         );
         let mut row: u64 = 0;
         let mut looked = std::time::Instant::now();
+        let (mut block, blocks) =
+            (0, pg_sys::RelationGetNumberOfBlocksInFork(rel, pg_sys::ForkNumber::MAIN_FORKNUM));
         while pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
             let outer = pg_sys::MemoryContextSwitchTo(row_context);
             pg_sys::slot_getallattrs(slot);
@@ -87,6 +90,10 @@ fn scan(
             row += 1;
             if row.is_multiple_of(1024) {
                 pgrx::check_for_interrupts!();
+                let now = u32::from((*slot).tts_tid.ip_blkid.bi_hi) << 16
+                    | u32::from((*slot).tts_tid.ip_blkid.bi_lo);
+                progress::add(now.saturating_sub(block));
+                block = block.max(now);
                 if looked.elapsed().as_millis() > YIELD_MS {
                     looked = std::time::Instant::now();
                     if lock::has_waiters(relation)? {
@@ -95,6 +102,7 @@ fn scan(
                 }
             }
         }
+        progress::add(blocks.saturating_sub(block));
         pg_sys::table_endscan(scan);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
         pg_sys::MemoryContextDelete(row_context);

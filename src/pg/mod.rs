@@ -22,6 +22,7 @@ pub mod mirror;
 pub mod names;
 pub mod partition;
 pub mod plan;
+pub mod progress;
 pub mod query;
 pub mod reading;
 pub mod region;
