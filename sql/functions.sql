@@ -73,6 +73,7 @@ COMMENT ON FUNCTION foreshard.worker_states() IS 'Internal: whether the library 
 COMMENT ON FUNCTION foreshard.sparkline(double precision[]) IS 'Levels of values as a line of blocks.';
 COMMENT ON FUNCTION foreshard.observation_areas() IS 'Internal: behind the view stat_foreshard.';
 COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the view stat_sampling.';
+COMMENT ON FUNCTION foreshard.verification_progress() IS 'Internal: behind the view progress_moves.';
 COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
 COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online.';
 COMMENT ON FUNCTION foreshard.split_slot(bigint, text, text) IS 'Splits one slot into two, online: (m, r) becomes (2m, r) and (2m, r + m), each on the shard named, else where the slot is.';
@@ -120,7 +121,7 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid) TO pg_monitor;
-GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress() TO pg_monitor;
 -- It is in heat_map, which a DBA may grant to anybody.
 GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]) TO PUBLIC;
 -- check_graph() asks itself whether the graph is the caller's; check() names it.

@@ -164,9 +164,12 @@ CREATE VIEW foreshard.progress_moves AS
 SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.state,
        q.rows_done, q.rows_total, q.bytes_done, q.bytes_total,
        CASE WHEN q.phase = 'done' THEN 100.0
+            WHEN v.blocks_total > 0 THEN round(100.0 * v.blocks_done / v.blocks_total, 1)
             WHEN q.bytes_total > 0 THEN round(100.0 * q.bytes_done / q.bytes_total, 1) END AS percent,
        q.bytes_done / nullif(extract(epoch FROM q.elapsed), 0)::float8 AS bytes_per_s,
-       CASE WHEN q.phase = 'copy' AND q.bytes_done > 0
+       CASE WHEN v.blocks_done > 0
+            THEN pg_catalog.make_interval(secs => v.elapsed_s * (v.blocks_total - v.blocks_done) / v.blocks_done)
+            WHEN q.phase = 'copy' AND q.bytes_done > 0
             THEN q.elapsed * ((q.bytes_total - q.bytes_done)::float8 / q.bytes_done) END AS eta,
        q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed,
        q.kind, q.finished_at, q.requested_by, q.reason, q.reads_routed, q.reads_stayed, q.reads_unroutable
@@ -190,7 +193,9 @@ FROM (
                       sum(blocks_done)::bigint AS blocks_done, sum(blocks_total)::bigint AS blocks_total
                FROM foreshard.move_relation GROUP BY 1) r USING (move_id)
     WHERE m.partner_of IS NULL
-) q;
+) q
+-- While both copies are compared, of that; else of the copying.
+LEFT JOIN foreshard.verification_progress() v ON v.move_id = q.move_id AND q.state IN ('running', 'cancelling');
 
 -- The keys of rows that a verification found to differ are the users' data.
 CREATE VIEW foreshard.history AS

@@ -296,38 +296,3 @@ fn a_move_is_paused() -> Result<()> {
     server.wait_end(&move_id, "cancelled")?;
     server.assert_settled()
 }
-
-/// Whatever differs between the copies is found, named, and ends the move.
-#[test]
-fn planted_differences_are_found() -> Result<()> {
-    let mut server = Server::start(&options("planted"))?;
-    server.query(
-        "CREATE TABLE t (id bigint, k text, v text, PRIMARY KEY (id, k)); \
-         INSERT INTO t SELECT g, 'k', 'value ' || g FROM generate_series(1, 5000) g; SELECT foreshard.distribute('t', 'id', 2)",
-    )?;
-    let slot = server.slots("t")?[0].clone();
-    let placed = server.query(&format!("SELECT shard_id FROM foreshard.slot WHERE slot_id = {slot}"))?;
-    for (what, statement) in [
-        ("different", "UPDATE @ SET v = overlay(v PLACING 'V' FROM 1) WHERE id = #"),
-        ("missing", "DELETE FROM @ WHERE id = #"),
-        ("extra", "INSERT INTO @ VALUES (-#, 'planted', 'x')"),
-    ] {
-        server.hold(Some("verify"))?;
-        let move_id = server.move_slot(&slot)?;
-        server.wait_phase(&move_id, "verify")?;
-        let (source, shadow) = copies(&mut server, &move_id)?[0].clone();
-        let key = server.query(&format!("SELECT id FROM {source} ORDER BY id LIMIT 1 OFFSET 700"))?;
-        server.query(&statement.replace('@', &shadow).replace('#', &key))?;
-        server.hold(None)?;
-        server.wait_end(&move_id, "failed")?;
-        let named = server.query(&format!(
-            "SELECT detail -> 'rows' FROM foreshard.history WHERE event = 'mismatch' AND move_id = {move_id}"
-        ))?;
-        let key =
-            if what == "extra" { format!("\"-{key}\", \"planted\"") } else { format!("\"{key}\", \"k\"") };
-        assert_eq!(named, format!("[{{\"key\": [{key}], \"row\": \"{what}\"}}]"));
-        server.assert_settled()?;
-    }
-    assert_eq!(server.query(&format!("SELECT shard_id FROM foreshard.slot WHERE slot_id = {slot}"))?, placed);
-    Ok(())
-}

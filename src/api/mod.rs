@@ -9,7 +9,7 @@ mod graph;
 mod influence;
 mod locate;
 mod node;
-mod observation;
+pub mod observation;
 pub mod people;
 mod place;
 mod plan;

@@ -2,7 +2,7 @@
 
 use crate::catalog::statistics;
 use crate::observe::drain;
-use crate::pg::{security, shmem};
+use crate::pg::{bgworker, progress, security, shmem};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -67,4 +67,19 @@ fn observation_sampling() -> Result<
     shmem::require_preloaded()?;
     let (statements, measuring_ms, too_deep, given_up) = drain::sampling();
     Ok(TableIterator::once((whole(statements), measuring_ms, whole(too_deep), whole(given_up))))
+}
+
+/// Internal, behind the view progress_moves: how far the carriers of this database are with a verification.
+#[pg_extern(volatile, parallel_restricted)]
+#[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity)]
+pub fn verification_progress() -> TableIterator<
+    'static,
+    (name!(move_id, i64), name!(blocks_done, i64), name!(blocks_total, i64), name!(elapsed_s, f64)),
+> {
+    let now_us = bgworker::now_us();
+    TableIterator::new(progress::told().into_iter().map(move |work| {
+        let elapsed_s = (now_us - work.since_us) as f64 / 1e6;
+        (work.move_id, work.blocks_done.min(work.blocks_total), work.blocks_total, elapsed_s)
+    }))
 }

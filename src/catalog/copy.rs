@@ -12,9 +12,6 @@ use pgrx::pg_sys;
 /// Size up to which a log with dead entries is scanned in well under a millisecond, bytes.
 const MAX_IDLE_LOG_BYTES: i64 = 256 * 1024;
 
-/// Differing rows that a report names.
-const MAX_NAMED_ROWS: usize = 5;
-
 /// The texts both kinds of statement are made of.
 pub struct CopyPlan {
     source: String,
@@ -164,32 +161,6 @@ impl CopyPlan {
         );
         self.insert_from(&rows)?;
         spi::run(&format!("DELETE FROM {}", self.log), &[])
-    }
-
-    /// Keys of rows that differ between the copies, as JSON, with what is the matter; at most a few.
-    pub fn differing_rows(&self) -> PgResult<Vec<String>> {
-        let _guard = security::as_restricted_owner(self.owner);
-        let (source, shadow) = (&self.source, &self.shadow);
-        let first = self.key_names.first().map_or("", String::as_str);
-        let same = self.key_names.iter().zip(&self.operators);
-        let same: Vec<String> =
-            same.map(|(name, operator)| format!("s.{name} {operator} c.{name}")).collect();
-        let key: Vec<String> =
-            self.key_names.iter().map(|n| format!("coalesce(s.{n}, c.{n})::text")).collect();
-        spi::rows(
-            &format!(
-                "SELECT pg_catalog.jsonb_build_object('key', pg_catalog.jsonb_build_array({}), 'row', \
-                    CASE WHEN c.{first} IS NULL THEN 'missing' WHEN s.{first} IS NULL THEN 'extra' ELSE 'different' END)::text \
-                 FROM ONLY {source} s FULL JOIN {shadow} c ON {} \
-                 WHERE NOT (ROW({})::record OPERATOR(pg_catalog.*=) ROW({})::record) LIMIT {MAX_NAMED_ROWS}",
-                key.join(", "),
-                same.join(" AND "),
-                self.prefixed("s"),
-                self.prefixed("c"),
-            ),
-            &[],
-            |row| row.need(1),
-        )
     }
 
     /// Inserts into the shadow the rows `s` of a FROM list.

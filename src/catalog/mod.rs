@@ -54,6 +54,7 @@ pub mod statistics;
 pub mod story;
 pub mod unit_cost;
 pub mod upgraded;
+pub mod verified;
 pub mod waiting;
 pub mod watched;
 pub mod wayback;

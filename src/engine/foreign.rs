@@ -133,13 +133,14 @@ impl Engine for Foreign {
         Err(internal("copies on nodes are not mirrored"))
     }
 
-    fn compare(
+    fn each_row(
         &self,
         _row: &MoveRow,
         _relation: &RelationRow,
         _stored: &[i16],
         _skip: &std::collections::HashSet<Vec<u8>>,
-    ) -> PgResult<Vec<super::Digests>> {
+        _visit: &mut super::Visit,
+    ) -> PgResult<usize> {
         Err(unsupported("copies on nodes are compared where they are"))
     }
 }

@@ -1,7 +1,7 @@
 //! Joins: a split of a table's only slot into slots that there are already, those of the group that it joins;
 //! docs/decisions/0008.
 
-use super::{Digests, Engine, Split};
+use super::{Engine, Split, Visit};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{child, join, split};
@@ -47,14 +47,15 @@ impl Engine for Join {
         SPLIT.set_mirroring(row, relations, mirroring)
     }
 
-    fn compare(
+    fn each_row(
         &self,
         row: &MoveRow,
         relation: &RelationRow,
         stored: &[i16],
         skip: &HashSet<Vec<u8>>,
-    ) -> PgResult<Vec<Digests>> {
-        SPLIT.compare(row, relation, stored, skip)
+        visit: &mut Visit,
+    ) -> PgResult<usize> {
+        SPLIT.each_row(row, relation, stored, skip, visit)
     }
 
     fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {

@@ -1,6 +1,6 @@
 //! The local engine: shards are tablespaces of this server, a copy changes places by swapping storage.
 
-use super::{Digests, Engine, wants_canary};
+use super::{Engine, Side, Visit, wants_canary};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{place, preflight};
@@ -60,17 +60,18 @@ impl Engine for Local {
         relations.iter().try_for_each(|relation| shadow::set_mirroring(row.move_id, relation, mirroring))
     }
 
-    fn compare(
+    fn each_row(
         &self,
         _row: &MoveRow,
         relation: &RelationRow,
         stored: &[i16],
         skip: &HashSet<Vec<u8>>,
-    ) -> PgResult<Vec<Digests>> {
+        visit: &mut Visit,
+    ) -> PgResult<usize> {
         let key = Key { columns: &relation.key, skip };
-        let source = digest::digest(relation.source, &key, stored)?;
-        let copy = digest::digest(relation.shadow, &key, stored)?;
-        Ok(vec![Digests { source, copy }])
+        digest::each_row(relation.source, &key, stored, &mut |row| visit(Side::Source, 0, row))?;
+        digest::each_row(relation.shadow, &key, stored, &mut |row| visit(Side::Copy, 0, row))?;
+        Ok(1)
     }
 
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {

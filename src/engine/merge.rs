@@ -1,14 +1,13 @@
 //! Merges: one copy of the partitions of two slots, which in the end takes their place. The same as a split but for
 //! who is copied into whom; docs/decisions/0015 has the reasons.
 
-use super::{Digests, Engine, Local, Split, skip_logged, wants_canary};
+use super::{Engine, Local, Side, Split, Visit, skip_logged, wants_canary};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{child, merge, relation, split, whole};
 use crate::pg::digest::{self, Key};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{disk, guc, lock};
-use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
 use serde_json::{Value, json};
@@ -62,25 +61,27 @@ impl Engine for Merge {
     }
 
     /// The copy is compared with all sources at once, when it is the turn of the first of them.
-    fn compare(
+    fn each_row(
         &self,
         row: &MoveRow,
         relation: &RelationRow,
         stored: &[i16],
         skip: &HashSet<Vec<u8>>,
-    ) -> PgResult<Vec<Digests>> {
+        visit: &mut Visit,
+    ) -> PgResult<usize> {
         let all = shadow::relations(row.move_id)?;
         let sources: Vec<&RelationRow> = all.iter().filter(|r| r.shadow == relation.shadow).collect();
         if sources.first().is_none_or(|first| first.source != relation.source) {
-            return Ok(Vec::new());
+            return Ok(0);
         }
         let skip = skip_logged(skip, &sources)?;
-        let mut source = TableDigest::new();
         for each in &sources {
-            source.merge(&digest::digest(each.source, &Key { columns: &each.key, skip: &skip }, stored)?);
+            let key = Key { columns: &each.key, skip: &skip };
+            digest::each_row(each.source, &key, stored, &mut |row| visit(Side::Source, 0, row))?;
         }
-        let copy = digest::digest(relation.shadow, &Key { columns: &relation.key, skip: &skip }, stored)?;
-        Ok(vec![Digests { source, copy }])
+        let key = Key { columns: &relation.key, skip: &skip };
+        digest::each_row(relation.shadow, &key, stored, &mut |row| visit(Side::Copy, 0, row))?;
+        Ok(1)
     }
 
     fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {

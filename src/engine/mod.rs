@@ -21,9 +21,9 @@ pub use undistribute::Undistribute;
 
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
+use crate::pg::digest::{self, Row};
+use crate::pg::guc;
 use crate::pg::report::{PgResult, busy};
-use crate::pg::{digest, guc};
-use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
 use serde_json::Value;
@@ -32,13 +32,17 @@ use std::collections::HashSet;
 /// Most keys that a comparison leaves out because they changed while it began.
 pub const MAX_SKIPPED_KEYS: usize = 200_000;
 
-/// Digests of rows that must be equal.
-pub struct Digests {
-    /// Of the source.
-    pub source: TableDigest,
-    /// Of the copy.
-    pub copy: TableDigest,
+/// Which of two copies a row is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// The source.
+    Source,
+    /// The copy.
+    Copy,
 }
+
+/// What a comparison does with a row: its side, the part that it belongs to, and its hashes.
+pub type Visit<'a> = dyn FnMut(Side, usize, &Row) + 'a;
 
 /// What the mover asks of an engine. Every call runs inside the caller's transaction and is atomic
 /// with the phase stored there.
@@ -66,14 +70,16 @@ pub trait Engine {
     fn build_next_index(&self, row: &MoveRow) -> PgResult<bool>;
     /// Makes capture a mirror, or a mirror capture again; the partitions are locked against writers.
     fn set_mirroring(&self, row: &MoveRow, relations: &[RelationRow], mirroring: bool) -> PgResult<()>;
-    /// Digests both copies of a partition by the transaction's snapshot, without the keys in `skip`.
-    fn compare(
+    /// Visits the rows of both copies of a partition by the transaction's snapshot, without the keys in `skip`; how many
+    /// parts there are. The rows of a part must be the same on both sides.
+    fn each_row(
         &self,
         row: &MoveRow,
         relation: &RelationRow,
         stored: &[i16],
         skip: &HashSet<Vec<u8>>,
-    ) -> PgResult<Vec<Digests>>;
+        visit: &mut Visit,
+    ) -> PgResult<usize>;
     /// All were equal, with so many rows in each part.
     fn verified(&self, _row: &MoveRow, _rows: &[u64]) -> PgResult<()> {
         Ok(())

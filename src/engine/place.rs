@@ -1,15 +1,14 @@
 //! Placements of chosen keys: the partitions of a slot become a DEFAULT partition and lists of keys, or one
 //! partition again. A split but for the parts and for what is exchanged: docs/decisions/0014 has the reasons.
 
-use super::{Digests, Engine, Split, skip_logged};
+use super::{Engine, Side, Split, Visit, skip_logged};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::RelationRow;
 use crate::catalog::{child, guest, place, relation, split, wish};
-use crate::pg::digest::{self, Key};
+use crate::pg::digest::{self, Key, Row};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{disk, guc, lock};
-use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
 use serde_json::{Value, json};
@@ -62,36 +61,38 @@ impl Engine for Place {
 
     /// Keys go from any partition of a slot to any copy: so all of them are compared together, with the one
     /// that the copies were made like.
-    fn compare(
+    fn each_row(
         &self,
         row: &MoveRow,
         relation: &RelationRow,
         stored: &[i16],
         skip: &HashSet<Vec<u8>>,
-    ) -> PgResult<Vec<Digests>> {
+        visit: &mut Visit,
+    ) -> PgResult<usize> {
         let copies = child::children(row.move_id, relation.source)?;
-        let none = || Digests { source: TableDigest::new(), copy: TableDigest::new() };
         if copies.is_empty() {
-            return Ok(split::parts(row.move_id)?.iter().map(|_| none()).collect());
+            return Ok(split::parts(row.move_id)?.len());
         }
         let siblings = place::siblings(row.move_id, relation.shadow)?;
         let skip = skip_logged(skip, &siblings.iter().collect::<Vec<_>>())?;
         let key = Key { columns: &relation.key, skip: &skip };
         let mut router = Router::of_any(relation.shadow, Lifetime::Statement)?;
         let attribute = child::key_attribute(relation)?;
-        let mut digests: Vec<Digests> = copies.iter().map(|_| none()).collect();
-        for sibling in &siblings {
-            let sources = digest::digest_parts(sibling.source, &key, stored, attribute, &mut router)?;
-            for (copy, found) in router.partitions().iter().zip(sources) {
-                let part = copies.iter().position(|child| child == copy);
-                let digest = part.and_then(|part| digests.get_mut(part));
-                digest.ok_or_else(|| internal("a copy of no part"))?.source.merge(&found);
+        let parts = router.partitions().iter().map(|copy| copies.iter().position(|child| child == copy));
+        let parts: Vec<usize> =
+            parts.map(|part| part.ok_or_else(|| internal("a copy of no part"))).collect::<PgResult<_>>()?;
+        let mut source = |copy: usize, row: &Row| {
+            if let Some(part) = parts.get(copy) {
+                visit(Side::Source, *part, row);
             }
+        };
+        for sibling in &siblings {
+            digest::each_row_of_parts(sibling.source, &key, stored, attribute, &mut router, &mut source)?;
         }
-        for (copy, digests) in copies.iter().zip(&mut digests) {
-            digests.copy = digest::digest(*copy, &key, stored)?;
+        for (part, copy) in copies.iter().enumerate() {
+            digest::each_row(*copy, &key, stored, &mut |row| visit(Side::Copy, part, row))?;
         }
-        Ok(digests)
+        Ok(copies.len())
     }
 
     fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {

@@ -1,13 +1,13 @@
 //! Splits: the copies of a partition are tables of their own, one per part, which in the end take its place.
 //! docs/decisions/0011 has the reasons.
 
-use super::{Digests, Engine, Local, wants_canary};
+use super::{Engine, Local, Side, Visit, wants_canary};
 use crate::catalog::child;
 use crate::catalog::moves::MoveRow;
 use crate::catalog::relation;
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{split, wayback};
-use crate::pg::digest::{self, Key};
+use crate::pg::digest::{self, Key, Row};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{disk, guc, lock};
@@ -80,20 +80,23 @@ impl Engine for Split {
         Local.set_mirroring(row, relations, mirroring)
     }
 
-    fn compare(
+    fn each_row(
         &self,
         _row: &MoveRow,
         relation: &RelationRow,
         stored: &[i16],
         skip: &HashSet<Vec<u8>>,
-    ) -> PgResult<Vec<Digests>> {
+        visit: &mut Visit,
+    ) -> PgResult<usize> {
         let mut router = Router::of(relation.shadow, Lifetime::Statement)?;
         let attribute = child::key_attribute(relation)?;
         let key = Key { columns: &relation.key, skip };
-        let sources = digest::digest_parts(relation.source, &key, stored, attribute, &mut router)?;
-        let copies = router.partitions().to_vec();
-        let copies = copies.into_iter().map(|copy| digest::digest(copy, &key, stored));
-        sources.into_iter().zip(copies).map(|(source, copy)| Ok(Digests { source, copy: copy? })).collect()
+        let mut source = |part: usize, row: &Row| visit(Side::Source, part, row);
+        digest::each_row_of_parts(relation.source, &key, stored, attribute, &mut router, &mut source)?;
+        for (part, copy) in router.partitions().iter().enumerate() {
+            digest::each_row(*copy, &key, stored, &mut |row| visit(Side::Copy, part, row))?;
+        }
+        Ok(router.partitions().len())
     }
 
     fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {

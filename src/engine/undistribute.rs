@@ -1,7 +1,7 @@
 //! The end of a managed table: one copy of all its partitions, which in the end is the table. A merge of all slots but for
 //! the exchange, after which there is no slot any more; docs/decisions/0008.
 
-use super::{Digests, Engine, Merge, Split};
+use super::{Engine, Merge, Split, Visit};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{child, preflight, relation, release, whole};
@@ -74,14 +74,15 @@ impl Engine for Undistribute {
         MERGE.set_mirroring(row, relations, mirroring)
     }
 
-    fn compare(
+    fn each_row(
         &self,
         row: &MoveRow,
         relation: &RelationRow,
         stored: &[i16],
         skip: &HashSet<Vec<u8>>,
-    ) -> PgResult<Vec<Digests>> {
-        MERGE.compare(row, relation, stored, skip)
+        visit: &mut Visit,
+    ) -> PgResult<usize> {
+        MERGE.each_row(row, relation, stored, skip, visit)
     }
 
     fn verified(&self, row: &MoveRow, rows: &[u64]) -> PgResult<()> {

@@ -3,7 +3,8 @@
 use super::Outcome;
 use super::cutover::look_unchanged;
 use super::mirror::{self, Attempt};
-use super::phases::{Compared, compare, is_unchanged};
+use super::phases::is_unchanged;
+use super::verified::{Compared, compare};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{child, copy, record_event};

@@ -4,7 +4,8 @@
 //! so. Rows that the carrier copied or replayed before carry its own transaction id: snapshots older than
 //! that must not read them, so we wait, outside any lock, until none is left.
 
-use super::phases::{Compared, compare, is_unchanged, looks_unchanged};
+use super::phases::{is_unchanged, looks_unchanged};
+use super::verified::{Compared, compare};
 use super::{Outcome, canary, short_lock};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};

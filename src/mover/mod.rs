@@ -10,6 +10,7 @@ mod mirror;
 mod phases;
 mod prepared;
 pub mod short_lock;
+mod verified;
 
 use crate::catalog::moves::{self, MoveRow};
 use crate::engine::{self, Engine};

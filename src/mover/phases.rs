@@ -1,15 +1,16 @@
 //! The work of every phase but the cutover.
 
+use super::verified::{Compared, compare};
 use super::{Outcome, canary, cutover, foreign, health, mirror, prepared, short_lock};
-use crate::catalog::copy::{self, CopyPlan};
+use crate::catalog::copy;
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{merge, split};
-use crate::engine::{Digests, Engine, MAX_SKIPPED_KEYS};
+use crate::engine::Engine;
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::{PgResult, busy, error, refuse};
 use crate::pg::route::MoveRoutes;
-use crate::pg::{bgworker, digest, guc, lock, spi, storage};
+use crate::pg::{bgworker, guc, lock, spi, storage};
 use foreshard_core::phase::{Event, Phase};
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
@@ -217,7 +218,7 @@ fn index(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
 }
 
 /// The partitions of a move.
-fn sources(row: &MoveRow) -> WorkResult<Vec<pg_sys::Oid>> {
+pub(super) fn sources(row: &MoveRow) -> WorkResult<Vec<pg_sys::Oid>> {
     transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))
 }
 
@@ -287,83 +288,6 @@ fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         Compared::Different => Outcome::Advanced,
         Compared::Leave(event) => Outcome::Leave(event),
     })
-}
-
-/// What a comparison came to.
-pub enum Compared {
-    /// Both copies are equal, and that is noted.
-    Equal,
-    /// They differ; the move ends.
-    Different,
-    /// They could not be compared.
-    Leave(Event),
-}
-
-/// Compares both copies under one snapshot: count and hash of every row, by key bucket. A key that the
-/// snapshot sees in the log is left out on both sides; every other row must be equal.
-pub fn compare(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
-    let begun = Instant::now();
-    let sources = sources(row)?;
-    bgworker::transaction_repeatable_read(&sources, || {
-        let mut rows: Vec<u64> = Vec::new();
-        let mut skipped = 0;
-        let relations = shadow::relations(row.move_id)?;
-        let mirrors = mirror::is_mirroring(&relations)?;
-        for relation in relations {
-            if !is_unchanged(&relation)? {
-                return Ok(Compared::Leave(Event::SourceChanged));
-            }
-            spi::set_local("track_counts", "off")?;
-            let plan: CopyPlan = copy::plan(&relation)?;
-            let Some(skip) = digest::logged_keys(relation.log, relation.key.len(), MAX_SKIPPED_KEYS)? else {
-                return Ok(Compared::Leave(Event::BacklogTooLarge));
-            };
-            // Somebody could not mirror what it changed.
-            if mirrors && !skip.is_empty() {
-                return Ok(Compared::Leave(Event::BacklogTooLarge));
-            }
-            let digests = engine.compare(row, &relation, &plan.stored, &skip)?;
-            rows.resize(rows.len().max(digests.len()), 0);
-            for (rows, Digests { source, copy }) in rows.iter_mut().zip(&digests) {
-                let differing = source.differing_buckets(copy).len();
-                if differing > 0 {
-                    tell_difference(engine, row, &plan, differing, [source.rows(), copy.rows()])?;
-                    return Ok(Compared::Different);
-                }
-                *rows += source.rows();
-            }
-            skipped += skip.len();
-        }
-        engine.verified(row, &rows)?;
-        let rows: u64 = rows.iter().sum();
-        moves::set_verified(row.move_id)?;
-        let detail = serde_json::json!({"rows": rows, "skipped_keys": skipped, "ms": begun.elapsed().as_millis() as u64});
-        crate::catalog::record_event("verified", Some(row.move_id), Some(row.slot_id), detail)?;
-        Ok(Compared::Equal)
-    })
-}
-
-/// The move ends here, and says where the copies differ.
-fn tell_difference(
-    engine: &dyn Engine,
-    row: &MoveRow,
-    plan: &CopyPlan,
-    buckets: usize,
-    rows: [u64; 2],
-) -> PgResult<()> {
-    let [source, copy] = rows;
-    let what = format!(
-        "verification found {buckets} differing key buckets ({source} rows in the source, {copy} in the copy)"
-    );
-    moves::note(row.move_id, None, Some(&what), None)?;
-    // Of a merge the copy has the other sources' rows as well.
-    let named = if row.is_merge() || row.undistributes { Vec::new() } else { plan.differing_rows()? };
-    let rows: Vec<serde_json::Value> =
-        named.iter().filter_map(|row| serde_json::from_str(row).ok()).collect();
-    let detail = serde_json::json!({"detail": what, "rows": rows});
-    crate::catalog::record_event("mismatch", Some(row.move_id), Some(row.slot_id), detail)?;
-    moves::advance(row, Event::Mismatch, engine.capabilities())?;
-    Ok(())
 }
 
 /// Ends capture, then drops the shadows and, with `then`, moves on. Two transactions, so that nothing is

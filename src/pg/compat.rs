@@ -5,7 +5,7 @@ mod pages;
 mod rights;
 mod run;
 
-pub use pages::{extend, log_pages, needs_wal, toast};
+pub use pages::{extend, log_pages, needs_wal, toast, vacuum_info};
 pub use rights::{checked_as, columns_read, is_named, name_again, set_named, unname};
 pub use run::{RunArguments, asks_other_nodes, register_run_hook, run_next, walk_plan_state};
 

@@ -1,9 +1,11 @@
-//! Reads a heap and digests it: what verification compares.
+//! Reads a heap and hashes its rows: what verification compares.
 
+use super::keytext;
 use super::lock::{self, ACCESS_SHARE};
 use super::partition::Router;
+use super::progress;
 use super::report::{PgResult, busy, internal};
-use foreshard_core::digest::{RowHasher, TableDigest};
+use foreshard_core::digest::RowHasher;
 use pgrx::pg_sys;
 use std::collections::HashSet;
 
@@ -75,6 +77,8 @@ fn scan(
         );
         let mut row: u64 = 0;
         let mut looked = std::time::Instant::now();
+        let (mut block, blocks) =
+            (0, pg_sys::RelationGetNumberOfBlocksInFork(rel, pg_sys::ForkNumber::MAIN_FORKNUM));
         while pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
             let outer = pg_sys::MemoryContextSwitchTo(row_context);
             pg_sys::slot_getallattrs(slot);
@@ -86,6 +90,10 @@ fn scan(
             row += 1;
             if row.is_multiple_of(1024) {
                 pgrx::check_for_interrupts!();
+                let now = u32::from((*slot).tts_tid.ip_blkid.bi_hi) << 16
+                    | u32::from((*slot).tts_tid.ip_blkid.bi_lo);
+                progress::add(now.saturating_sub(block));
+                block = block.max(now);
                 if looked.elapsed().as_millis() > YIELD_MS {
                     looked = std::time::Instant::now();
                     if lock::has_waiters(relation)? {
@@ -94,6 +102,7 @@ fn scan(
                 }
             }
         }
+        progress::add(blocks.saturating_sub(block));
         pg_sys::table_endscan(scan);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
         pg_sys::MemoryContextDelete(row_context);
@@ -137,7 +146,7 @@ pub fn logged_keys(log: pg_sys::Oid, key_columns: usize, limit: usize) -> PgResu
     Ok(if over { None } else { Some(keys) })
 }
 
-/// Which rows a digest is of, and by what they are told apart.
+/// Which rows are compared, and by what they are told apart.
 pub struct Key<'a> {
     /// Attribute numbers of the identity key.
     pub columns: &'a [i16],
@@ -145,45 +154,38 @@ pub struct Key<'a> {
     pub skip: &'a HashSet<Vec<u8>>,
 }
 
-/// Digests every visible row of `relation`; `stored` are the attribute numbers that both copies store.
-pub fn digest(relation: pg_sys::Oid, key: &Key, stored: &[i16]) -> PgResult<TableDigest> {
-    let mut digest = TableDigest::new();
-    each_row(relation, key, stored, |_, _, _, key_hash, row_hash| digest.add_row(key_hash, row_hash))?;
-    Ok(digest)
+/// A row that is compared.
+pub struct Row<'a> {
+    /// Hash of its key.
+    pub key_hash: u128,
+    /// Hash of what both copies store of it.
+    pub row_hash: u128,
+    attributes: &'a [&'a pg_sys::FormData_pg_attribute],
+    values: &'a [pg_sys::Datum],
+    nulls: &'a [bool],
 }
 
-/// As [`digest`], a digest for each partition that `router` would put a row into by its attribute number
-/// `attribute`. Rows that no partition takes are an error.
-pub fn digest_parts(
-    relation: pg_sys::Oid,
-    key: &Key,
-    stored: &[i16],
-    attribute: i16,
-    router: &mut Router,
-) -> PgResult<Vec<TableDigest>> {
-    let mut digests: Vec<TableDigest> = router.partitions().iter().map(|_| TableDigest::new()).collect();
-    let at = (attribute - 1).max(0) as usize;
-    let mut lost: u64 = 0;
-    each_row(relation, key, stored, |attributes, values, nulls, key_hash, row_hash| {
-        let value = (!nulls[at]).then(|| (values[at], attributes[at].atttypid));
-        match router.locate(value).and_then(|part| digests.get_mut(part)) {
-            Some(digest) => digest.add_row(key_hash, row_hash),
-            None => lost += 1,
-        }
-    })?;
-    if lost > 0 {
-        return Err(internal(format!("{lost} rows of the slot belong to none of its parts")));
+impl Row<'_> {
+    /// Some of its columns as text.
+    pub fn texts(&self, columns: &[i16]) -> Vec<Option<String>> {
+        let text = |attnum: &i16| {
+            let i = (*attnum - 1).max(0) as usize;
+            if *self.nulls.get(i)? {
+                return None;
+            }
+            keytext::print(self.attributes.get(i)?.atttypid, *self.values.get(i)?).ok().flatten()
+        };
+        columns.iter().map(text).collect()
     }
-    Ok(digests)
 }
 
-type Attributes<'a> = [&'a pg_sys::FormData_pg_attribute];
-
-fn each_row(
+/// Visits every visible row of `relation` but those left out, hashed; `stored` are the attribute numbers that both
+/// copies store.
+pub fn each_row(
     relation: pg_sys::Oid,
     key: &Key,
     stored: &[i16],
-    mut visit: impl FnMut(&Attributes, &[pg_sys::Datum], &[bool], u128, u128),
+    visit: &mut dyn FnMut(&Row),
 ) -> PgResult<()> {
     let mut hasher = RowHasher::new();
     let mut image = Vec::new();
@@ -201,6 +203,31 @@ fn each_row(
             // SAFETY: value i belongs to attribute i of the row just read.
             unsafe { encode(values[i], nulls[i], attributes[i], &mut |bytes| hasher.update(bytes)) };
         }
-        visit(attributes, values, nulls, key_hash, hasher.finish());
+        visit(&Row { key_hash, row_hash: hasher.finish(), attributes, values, nulls });
     })
+}
+
+/// As [`each_row`], with the number of the partition that `router` would put the row into by its attribute number
+/// `attribute`. Rows that no partition takes are an error.
+pub fn each_row_of_parts(
+    relation: pg_sys::Oid,
+    key: &Key,
+    stored: &[i16],
+    attribute: i16,
+    router: &mut Router,
+    visit: &mut dyn FnMut(usize, &Row),
+) -> PgResult<()> {
+    let at = (attribute - 1).max(0) as usize;
+    let mut lost: u64 = 0;
+    each_row(relation, key, stored, &mut |row| {
+        let value = (!row.nulls[at]).then(|| (row.values[at], row.attributes[at].atttypid));
+        match router.locate(value) {
+            Some(part) => visit(part, row),
+            None => lost += 1,
+        }
+    })?;
+    if lost > 0 {
+        return Err(internal(format!("{lost} rows of the slot belong to none of its parts")));
+    }
+    Ok(())
 }

@@ -126,7 +126,8 @@ fn copy(bytes: &[u8], varlena: bool) -> PgResult<pg_sys::Datum> {
     }
 }
 
-fn print(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> PgResult<Option<String>> {
+/// The text of a value of a type; None: it is not UTF-8.
+pub(super) fn print(type_oid: pg_sys::Oid, value: pg_sys::Datum) -> PgResult<Option<String>> {
     let (mut function, mut varlena) = (pg_sys::InvalidOid, false);
     // SAFETY: the value is a complete one of this type; output functions return a C string (they are
     // written in C, so that only superusers can have supplied one).

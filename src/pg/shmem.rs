@@ -4,6 +4,7 @@
 //! anything but plain memory access. Size is fixed: [`MAX_DATABASES`] entries. Lost on a crash restart,
 //! rebuilt by the launcher's probes.
 
+use super::progress::Work;
 use super::report::{PgResult, wrong_state};
 use pgrx::lwlock::PgLwLock;
 use pgrx::prelude::*;
@@ -40,6 +41,8 @@ pub struct Entry {
     pub keeper: i32,
     /// Process ids of carriers, 0 for none.
     pub carriers: [i32; MAX_CARRIERS],
+    /// What they are at.
+    pub works: [Work; MAX_CARRIERS],
     /// How long the keeper's looks took lately, µs: the longest, forgotten by a tenth with every look.
     pub look_us: u32,
     /// No worker is started before this time (PostgreSQL microseconds): somebody drops or copies it.

@@ -35,6 +35,11 @@ fn enter(database: u32) -> bool {
 fn leave() {
     let pid = bgworker::pid();
     shmem::with_entry(bgworker::database(), |entry| {
-        entry.carriers.iter_mut().filter(|place| **place == pid).for_each(|place| *place = 0);
+        for (place, work) in
+            entry.carriers.iter_mut().zip(&mut entry.works).filter(|(place, _)| **place == pid)
+        {
+            *place = 0;
+            *work = Default::default();
+        }
     });
 }

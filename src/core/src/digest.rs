@@ -104,6 +104,11 @@ impl TableDigest {
         self.buckets.iter().fold(0, |sum: u64, bucket| sum.wrapping_add(bucket.rows))
     }
 
+    /// Number of rows of a bucket.
+    pub fn rows_in(&self, bucket: usize) -> u64 {
+        self.buckets.get(bucket).map_or(0, |bucket| bucket.rows)
+    }
+
     /// The buckets in which the two digests differ, ascending; empty when the tables are equal.
     pub fn differing_buckets(&self, other: &Self) -> Vec<usize> {
         let pairs = self.buckets.iter().zip(&other.buckets).enumerate();

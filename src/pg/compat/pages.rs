@@ -94,3 +94,25 @@ pub unsafe fn toast(relation: pg_sys::Relation, tuple: pg_sys::HeapTuple, option
         })
     }
 }
+
+/// What an index is read with, as VACUUM reads it.
+///
+/// # Safety
+/// Both must be open, the index one of the heap's; the strategy lives as long as the value.
+pub unsafe fn vacuum_info(
+    heap: pg_sys::Relation,
+    index: pg_sys::Relation,
+    strategy: pg_sys::BufferAccessStrategy,
+) -> pg_sys::IndexVacuumInfo {
+    pg_sys::IndexVacuumInfo {
+        index,
+        #[cfg(not(feature = "pg15"))]
+        heaprel: heap,
+        estimated_count: true,
+        message_level: pg_sys::DEBUG2 as i32,
+        // SAFETY: as promised by the caller.
+        num_heap_tuples: unsafe { (*(*heap).rd_rel).reltuples }.into(),
+        strategy,
+        ..Default::default()
+    }
+}
