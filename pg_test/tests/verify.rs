@@ -147,7 +147,7 @@ fn rows_without_an_entry_are_found() -> Result<()> {
     )?;
     open.exec("COMMIT")?;
     server.wait_end(&move_id, "done")?;
-    server.check_indexes()?;
+    server.check_storage()?;
     server.assert_settled()?;
     progress_is_told(&mut server, &slot)
 }
