@@ -419,6 +419,10 @@ CREATE TABLE foreshard.move (
     -- share of reads that the copy serves, and the one that was asked for by hand
     route_weight float8,
     manual_weight float8,
+    -- in its canary: reads that the copy served, that could have gone there, and that cannot
+    reads_routed bigint,
+    reads_stayed bigint,
+    reads_unroutable bigint,
     swapped_at  timestamptz,
     -- it waits before its cutover until somebody asks for it; since when it could, and when that was last looked at
     prepare     boolean NOT NULL DEFAULT false,

@@ -172,7 +172,7 @@ SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.
             WHEN q.phase = 'copy' AND q.bytes_done > 0
             THEN q.elapsed * ((q.bytes_total - q.bytes_done)::float8 / q.bytes_done) END AS eta,
        q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed,
-       q.kind, q.finished_at, q.requested_by, q.reason
+       q.kind, q.finished_at, q.requested_by, q.reason, q.reads_routed, q.reads_stayed, q.reads_unroutable
 FROM (
     SELECT m.move_id, m.request_id, m.slot_id, m.kind, m.finished_at, m.reason, o.requested_by, a.shard_name AS from_shard, b.shard_name AS to_shard,
            m.phase, m.finished,
@@ -183,6 +183,7 @@ FROM (
            coalesce(r.blocks_done * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_done,
            coalesce(r.blocks_total * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_total,
            m.route_weight AS weight, m.pending_keys, m.lock_attempts, m.waiting_for, m.restarts, m.last_error, m.started_at,
+           m.reads_routed, m.reads_stayed, m.reads_unroutable,
            coalesce(m.finished_at, clock_timestamp()) - m.started_at AS elapsed
     FROM foreshard.move m
     JOIN foreshard.resharding_request o USING (request_id)

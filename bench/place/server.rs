@@ -19,8 +19,8 @@ pub fn bench(options: &Options, accesses: &[u32], keys: usize, layout: &Layout) 
     let cluster = Cluster::start(
         &ClusterOptions::new("bench-place")
             .set("shared_buffers", "512MB")
-            .set("foreshard.min_free_disk", "0")
             .set("foreshard.rollback_window", "0")
+            .set("foreshard.canary_steps", "")
             .set("foreshard.max_leaves", "4096"),
     )?;
     let mut client = cluster.connect("postgres")?;

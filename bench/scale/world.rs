@@ -11,7 +11,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What differs from the defaults, because the bench has minutes, not days.
-const SETTINGS: [(&str, &str); 13] = [
+const SETTINGS: [(&str, &str); 12] = [
     ("foreshard.mode", "off"),
     ("foreshard.bucket", "1s"),
     ("foreshard.plan_interval", "2s"),
@@ -24,7 +24,6 @@ const SETTINGS: [(&str, &str); 13] = [
     ("foreshard.rollback_window", "0"),
     ("foreshard.node_check_interval", "1s"),
     ("foreshard.max_lock_time", "200ms"),
-    ("foreshard.min_free_disk", "0"),
 ];
 
 /// All servers.

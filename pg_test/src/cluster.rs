@@ -8,7 +8,6 @@ use crate::process::{alive, children, signal, wait_until};
 use crate::template::{SETTINGS_FILE, create_data_dir};
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -114,6 +113,8 @@ impl Cluster {
             ("log_statement", "none"),
             ("datestyle", "iso"),
             ("timezone", "UTC"),
+            // The disk of a test machine may be fuller than a server's should be.
+            ("foreshard.min_free_disk", "0"),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_string(), value.to_string()))
@@ -127,11 +128,14 @@ impl Cluster {
             self.settings.push((name.clone(), value.clone()));
         }
         let path = self.data_dir().join(SETTINGS_FILE);
-        let mut file = File::create(&path)?;
-        for (name, value) in &self.settings {
-            writeln!(file, "{name} = '{}'", value.replace('\'', "''"))?;
-        }
-        self.install.user.give(&path)
+        let lines =
+            self.settings.iter().map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''")));
+        // In one piece: a process that is late with the last reload must not read half of it, and so its defaults.
+        let whole = path.with_extension("new");
+        fs::write(&whole, lines.collect::<String>())?;
+        self.install.user.give(&whole)?;
+        fs::rename(&whole, &path)?;
+        Ok(())
     }
 
     /// Changes settings and reloads; those that need a restart take effect at the next one.

@@ -182,7 +182,7 @@ fn nobody_waits_for_a_key() -> Result<()> {
 
 #[test]
 fn keys_are_spread_as_capacities_say() -> Result<()> {
-    let cluster = cluster(&ClusterOptions::new("spread"))?;
+    let cluster = cluster(&ClusterOptions::new("spread").set("foreshard.bucket", "3600s"))?;
     let mut c = database(&cluster, "d")?;
     c.exec(
         "CREATE TABLE t (id bigint PRIMARY KEY); SELECT foreshard.distribute('t', 'id', 32); \
@@ -210,6 +210,24 @@ fn keys_are_spread_as_capacities_say() -> Result<()> {
          LATERAL (SELECT count(foreshard.next_key('t', NULL::bigint)) AS n FROM generate_series(1, 200000) WHERE t0 IS NOT NULL) q",
     )?;
     println!("{timing} us a key");
+    what_was_placed_is_not_forgotten(&cluster, &mut c)
+}
+
+/// What was placed counts until a reading has seen it, whatever else is told to backends meanwhile.
+fn what_was_placed_is_not_forgotten(cluster: &Cluster, c: &mut Client) -> Result<()> {
+    let heavy =
+        c.query_one("SELECT foreshard.get_shard_location('t', foreshard.next_key('t', NULL::bigint, 1e8))")?;
+    let there = format!(
+        "SELECT count(*) FROM (SELECT foreshard.next_key('t', NULL::bigint) AS k FROM generate_series(1, 100)) q \
+         WHERE foreshard.get_shard_location('t', k) = '{heavy}'"
+    );
+    assert_eq!(cluster.connect("d")?.query_one(&there)?, "0", "other sessions know what was placed");
+    c.exec("SELECT foreshard.configure('u', 'observe', 'off')")?;
+    let seen = "SELECT count(*) FROM foreshard.table_setting WHERE setting = 'observe'";
+    assert_eq!(c.query_one(seen)?, "1");
+    // The keeper looks once a second.
+    thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(cluster.connect("d")?.query_one(&there)?, "0", "it was forgotten because of another table");
     Ok(())
 }
 

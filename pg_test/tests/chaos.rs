@@ -20,6 +20,8 @@ const ROWS: u64 = 16_000;
 const BETWEEN_LOOKS: u64 = 10;
 /// Size of the small file system: one slot fits, twice what it needs does not.
 const SMALL_MB: u64 = 6;
+/// Room that is left for a copy whose disk gets full.
+const COPIED_BYTES: u64 = 600 << 10;
 /// How long everything may take to come to rest.
 const REST: Duration = Duration::from_secs(90);
 
@@ -53,9 +55,15 @@ impl SmallDisk {
         done.is_ok_and(|status| status.success()).then(|| SmallDisk { at: at.to_path_buf() })
     }
 
-    fn fill(&self) {
+    /// Takes all room but so many bytes.
+    fn fill(&self, but: u64) {
+        let path = self.at.join("filler");
         // It writes until there is no room.
-        let _ = std::fs::write(self.at.join("filler"), vec![1; (SMALL_MB << 20) as usize]);
+        let _ = std::fs::write(&path, vec![1; (SMALL_MB << 20) as usize]);
+        if let Ok(filler) = std::fs::OpenOptions::new().write(true).open(&path) {
+            let bytes = filler.metadata().map_or(0, |filler| filler.len());
+            let _ = filler.set_len(bytes.saturating_sub(but));
+        }
     }
 
     fn free(&self) {
@@ -176,7 +184,7 @@ impl Site {
             }
             "writer" | "locker" => self.hold_locks(which),
             "ddl" => self.ddl(),
-            _ => self.fill_disk()?,
+            _ => self.fill_disk().inspect_err(|error| println!("{error}"))?,
         }
         Ok(())
     }
@@ -211,13 +219,14 @@ impl Site {
         }
     }
 
-    /// A move to a file system that gets full. Before the indexes are built that ends the move. Later there may
+    /// A move to a file system that gets full, in the middle of the copy or later. Before the indexes are built that ends the move. Later there may
     /// be nothing left that needs room but what clients write: they log what they cannot mirror, and the move
     /// goes on when the disk is free again. After the cutover a full disk would be the clients' own.
     fn fill_disk(&mut self) -> Result<()> {
         let Some(disk) = self.disk.take() else { return Ok(()) };
         self.come_to_rest()?;
-        let phase = ["index", "catch_up", "verify"][self.random.below(3) as usize];
+        let phase = ["copy", "index", "catch_up", "verify"][self.random.below(4) as usize];
+        let ends = phase == "copy" || phase == "index";
         self.server.hold(Some(phase))?;
         let slot = self.any_slot();
         let move_id = self.server.query(&format!("SELECT foreshard.move_slot({slot}, 'small')"))?;
@@ -230,17 +239,18 @@ impl Site {
             self.disk = Some(disk);
             return self.come_to_rest();
         }
-        disk.fill();
+        disk.fill(if phase == "copy" { COPIED_BYTES } else { 0 });
         self.ledger.work(200)?;
-        if phase != "index" {
+        if !ends {
             disk.free();
         }
         self.server.hold(None)?;
-        self.server.wait_end(&move_id, if phase == "index" { "failed" } else { "done" })?;
+        self.server.wait_end(&move_id, if ends { "failed" } else { "done" })?;
         disk.free();
         self.disk = Some(disk);
-        if phase != "index" {
-            self.server.query(&format!("SELECT foreshard.move_slot({slot}, 'sa')"))?;
+        if !ends {
+            let back = self.server.query(&format!("SELECT foreshard.move_slot({slot}, 'sa')"))?;
+            self.server.wait_end(&back, "done")?;
         }
         self.come_to_rest()
     }

@@ -303,3 +303,50 @@ fn cancelled_in_every_phase() -> Result<()> {
     ledger.finish();
     Ok(())
 }
+
+/// Rows of every form, written page by page past shared memory while checkpoints begin and carrier and server are
+/// killed, are the same, frozen, and take no more room than the table's own setting asks for.
+#[test]
+fn pages_of_every_form_survive() -> Result<()> {
+    const CONTENT: &str = "SELECT count(*) || ' ' || md5(string_agg(f::text, '|' ORDER BY id)) FROM forms f";
+    let mut server = Server::start(&options("crash-pages").set("foreshard.copy_chunk", "1MB"))?;
+    server.query(
+        "CREATE TABLE forms (id int PRIMARY KEY, gone text, short text, plain text, long text, far text, late text) WITH (fillfactor = 60); \
+         ALTER TABLE forms ALTER plain SET STORAGE plain, ALTER far SET STORAGE external; \
+         INSERT INTO forms SELECT g, 'x', nullif(repeat('s', g % 9), ''), CASE WHEN g % 500 = 0 THEN repeat('p', 7900) WHEN g % 3 = 0 THEN repeat('p', g % 700) END, \
+             CASE WHEN g % 100 = 0 THEN (SELECT string_agg(md5((g * i)::text), '') FROM generate_series(1, 60) i) END FROM generate_series(1, 60000) g; \
+         ALTER TABLE forms DROP gone, ADD known int NOT NULL DEFAULT 7, ADD doubled int GENERATED ALWAYS AS (id * 2) STORED; \
+         UPDATE forms SET late = 'l' || id WHERE id % 7 = 0; CREATE TABLE twin (LIKE forms) WITH (fillfactor = 60); \
+         INSERT INTO twin SELECT * FROM forms; SELECT foreshard.distribute('forms', 'id', 1)",
+    )?;
+    // Long values first out of line, then nowhere: the copy is frozen only without them.
+    for (far, frozen) in [(true, false), (false, true)] {
+        let set = if far { "repeat('f', 3000)" } else { "NULL" };
+        server.query(&format!(
+            "UPDATE forms SET far = {set}, long = {} WHERE id % 1000 = 1",
+            if far { "long" } else { "NULL" }
+        ))?;
+        if !far {
+            server.query("UPDATE forms SET long = NULL WHERE long IS NOT NULL")?;
+        }
+        let content = server.query(CONTENT)?;
+        let slot = server.slots("forms")?[0].clone();
+        for victim in [Victim::Carrier, Victim::Postmaster] {
+            let move_id = server.move_slot(&slot)?;
+            let begun =
+                format!("SELECT blocks_done > 0 FROM foreshard.move_relation WHERE move_id = {move_id}");
+            server.wait_query(&begun, "t")?;
+            server.query("CHECKPOINT")?;
+            kill(&mut server, victim)?;
+            server.query("CHECKPOINT")?;
+            server.wait_end(&move_id, "done")?;
+            assert_eq!(server.query(CONTENT)?, content, "far: {far}, {victim:?}");
+            server.assert_settled()?;
+        }
+        let pages = "SELECT bool_and(all_visible AND all_frozen) FROM foreshard.slots s, pg_visibility_map(s.partition) WHERE s.\"table\" = 'forms'::regclass";
+        assert_eq!(server.query(pages)?, if frozen { "t" } else { "f" }, "frozen, far: {far}");
+    }
+    let ratio = "SELECT round(pg_relation_size(s.partition)::numeric / pg_relation_size('twin'), 1) FROM foreshard.slots s WHERE s.\"table\" = 'forms'::regclass";
+    assert_eq!(server.query(ratio)?, "1.0", "room taken to room that an insertion takes");
+    Ok(())
+}

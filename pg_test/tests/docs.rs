@@ -110,7 +110,6 @@ fn cluster() -> Result<Cluster> {
     let options = ClusterOptions::new("docs")
         .set("foreshard.bucket", "1s")
         .set("foreshard.plan_interval", "1s")
-        .set("foreshard.min_free_disk", "0")
         .set("foreshard.canary_steps", "");
     let cluster = Cluster::start(&options)?;
     let mut client = cluster.connect("postgres")?;

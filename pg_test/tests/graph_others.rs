@@ -65,7 +65,7 @@ fn sessions_see_what_others_did_to_the_closure() -> Result<()> {
     let mut server = Server::start(&options("graph-parts"))?;
     server.query(
         "CREATE TABLE e (s int, t int); CREATE TABLE n (k int); INSERT INTO e VALUES (1, 2); SELECT foreshard.create_graph('g', 'e', 's', 't'); \
-         SELECT foreshard.add_shard('late'); SELECT foreshard.add_shard('later')",
+         SELECT foreshard.add_shard('late'); SELECT foreshard.add_shard('later'); SELECT foreshard.add_shard('latest')",
     )?;
     let (mut mover, mut writer) = (server.cluster.connect("postgres")?, server.cluster.connect("postgres")?);
     let mut old = server.cluster.connect("postgres")?;
@@ -82,6 +82,20 @@ fn sessions_see_what_others_did_to_the_closure() -> Result<()> {
         Ok(writer.poll_result(Duration::from_millis(50))?.is_some())
     })?;
     assert_right(&mut server, "g", "a new part")?;
+    // One that is made while a move of a node waits: its rows there would be overlooked.
+    mover.exec("BEGIN; SELECT foreshard.move_node('g', '1', 'latest')")?;
+    writer.send_query("SELECT foreshard.move_node('g', '2', 'late')")?;
+    wait_until("the other move", Duration::from_secs(20), || Ok(server.query(&waits)? == "1"))?;
+    mover.exec("COMMIT")?;
+    let mut outcome = None;
+    wait_until("its end", Duration::from_secs(20), || {
+        outcome = writer.poll_result(Duration::from_millis(50)).transpose();
+        Ok(outcome.is_some())
+    })?;
+    let error = expect_code(outcome.unwrap_or_else(|| writer.exec("SELECT 1")), "40001");
+    assert!(error.message.contains("another part") && error.hint.is_some(), "{error}");
+    writer.exec("SELECT foreshard.move_node('g', '2', 'late')")?;
+    assert_right(&mut server, "g", "a move made again")?;
     // One that is made while a session has an old snapshot: it writes elsewhere, and then there.
     old.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")?;
     mover.exec("SELECT foreshard.move_node('g', '2', 'later')")?;

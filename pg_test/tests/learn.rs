@@ -5,9 +5,9 @@ mod support;
 
 use foreshard_test::load::{Load, Session};
 use foreshard_test::process::signal;
-use foreshard_test::{Client, Cluster, ClusterOptions, Result, SqlError, wait_until};
+use foreshard_test::{Client, Cluster, ClusterOptions, Result, SqlError};
 use std::time::{Duration, Instant};
-use support::{PATIENCE, Random, cluster, database, wait_for};
+use support::{PATIENCE, Random, cluster, database, keeper, wait_for, wait_watched};
 
 fn options(name: &str) -> ClusterOptions {
     ClusterOptions::new(name)
@@ -46,21 +46,6 @@ fn working_database(cluster: &Cluster, name: &str) -> Result<Client> {
     )?;
     wait_watched(&mut c, 10)?;
     Ok(c)
-}
-
-/// Waits until so many relations are watched, all databases together.
-fn wait_watched(c: &mut Client, relations: u32) -> Result<()> {
-    wait_for(c, "SELECT used FROM foreshard.stat_foreshard WHERE area = 'relations'", &relations.to_string())
-}
-
-fn keeper(c: &mut Client) -> Result<i32> {
-    let sql = "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE backend_type = 'foreshard keeper' AND datname = current_database()";
-    let mut pid = 0;
-    wait_until("a keeper", PATIENCE, || {
-        pid = c.query_one(sql)?.parse().unwrap_or(0);
-        Ok(pid > 0)
-    })?;
-    Ok(pid)
 }
 
 /// Updates `count` items, the bodies of which have 0 to 4000 characters.
@@ -231,7 +216,9 @@ fn slots_of(c: &mut Client, a: u32, b: u32) -> Result<(i64, i64)> {
 
 #[test]
 fn keys_pairs_and_unit_costs() -> Result<()> {
-    let mut cluster = cluster(&options("keys").set("foreshard.hot_slot_threshold", "20"))?;
+    let options =
+        options("keys").set("foreshard.hot_slot_threshold", "20").set("foreshard.sample_buffer", "128");
+    let mut cluster = cluster(&options)?;
     let mut c = working_database(&cluster, "d")?;
     let (a, b) = slots_of(&mut c, 7, 8)?;
     assert_eq!(c.query_one("SELECT count(*) FROM foreshard.hot_keys")?, "0", "cold slots give no keys");
@@ -257,7 +244,32 @@ fn keys_pairs_and_unit_costs() -> Result<()> {
     wait_for(&mut c, known, "t")?;
     assert_eq!(load.error_texts().len(), 0, "{:?}", load.error_texts());
     drop(load);
+    rings_are_read_in_time(&mut c)?;
     what_was_measured_survives(&mut cluster, c)
+}
+
+/// A thousand samples a second go through a ring of 128: the keeper reads it as often as that takes.
+fn rings_are_read_in_time(c: &mut Client) -> Result<()> {
+    let area = |column: &str| {
+        format!("SELECT {column} FROM foreshard.stat_foreshard WHERE area = 'trigger samples'")
+    };
+    let number = |text: String| text.parse::<i64>().unwrap_or(-1);
+    std::thread::sleep(Duration::from_millis(2_200));
+    let (written, lost) = (number(c.query_one(&area("written"))?), number(c.query_one(&area("lost"))?));
+    let begun = Instant::now();
+    update(c, 6_000)?;
+    let took = begun.elapsed();
+    std::thread::sleep(Duration::from_millis(2_200));
+    let written = number(c.query_one(&area("written"))?) - written;
+    let lost = number(c.query_one(&area("lost"))?) - lost;
+    println!("{written} samples in {took:?}, {lost} of them lost");
+    let kept_by_the_second = 128 * (took.as_secs() as i64 + 2);
+    assert!(
+        written >= 6_000 && written > 2 * kept_by_the_second,
+        "{written} samples in {took:?} prove nothing"
+    );
+    assert!(lost < written / 4, "{lost} of {written} samples were overwritten before they were read");
+    Ok(())
 }
 
 fn what_was_measured_survives(cluster: &mut Cluster, mut c: Client) -> Result<()> {
@@ -375,43 +387,27 @@ fn keys_of_outer_rows_are_not_read() -> Result<()> {
     for _ in 0..20 {
         c.exec_prepared("get", &[Some("17")])?;
     }
-    wait_for(&mut c, "SELECT key FROM foreshard.hot_keys WHERE \"table\" = 'w_text'::regclass", "17")
+    wait_for(&mut c, "SELECT key FROM foreshard.hot_keys WHERE \"table\" = 'w_text'::regclass", "17")?;
+    keys_of_scans_without_an_index(&mut c)
 }
 
-#[test]
-fn new_tables_are_watched_at_once() -> Result<()> {
-    let mut cluster =
-        cluster(&options("watched").set("foreshard.bucket", "3600s").set("foreshard.max_relations", "64"))?;
-    let mut c = database(&cluster, "d")?;
-    c.exec("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 100)")?;
-    keeper(&mut c)?;
-    c.exec("SELECT foreshard.distribute('t', 'id', 8)")?;
-    let begun = Instant::now();
-    wait_watched(&mut c, 9)?;
-    println!("watched after {:?}", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(3), "watched after {:?}", begun.elapsed());
-    let samples = "SELECT written FROM foreshard.stat_foreshard WHERE area = 'transaction samples'";
-    let quiet = c.query_one(samples)?;
-    c.exec("SELECT count(*) FROM t")?;
-    assert_ne!(c.query_one(samples)?, quiet);
-    // A table that is not to be observed is left alone, within a second.
-    c.exec("INSERT INTO foreshard.table_setting VALUES ('t', 'observe', 'off')")?;
-    wait_until("the table is left alone", PATIENCE, || {
-        let before = c.query_one(samples)?;
-        c.exec("SELECT count(*) FROM t")?;
-        Ok(c.query_one(samples)? == before)
-    })?;
-    // What does not fit is counted, and said once.
-    c.exec("CREATE TABLE wide (id int PRIMARY KEY)")?;
-    c.exec("SELECT foreshard.distribute('wide', 'id', 256)")?;
-    let dropped = "SELECT dropped > 0 FROM foreshard.stat_foreshard WHERE area = 'relations'";
-    wait_for(&mut c, dropped, "t")?;
-    c.exec("INSERT INTO foreshard.table_setting VALUES ('wide', 'observe', 'off')")?;
-    std::thread::sleep(Duration::from_millis(2500));
-    let said = cluster.log_contents().matches("partitions are not watched").count();
-    assert_eq!(said, 1, "said {said} times");
-    c.exec("DROP EXTENSION foreshard CASCADE")?;
-    c.exec("CREATE EXTENSION foreshard")?;
-    wait_watched(&mut c, 0)?;
-    cluster.restart()
+/// A table that is small or has no index on its key is looked through: the condition says what for.
+fn keys_of_scans_without_an_index(c: &mut Client) -> Result<()> {
+    c.exec("CREATE TABLE plain (key bigint NOT NULL, v varchar(9), n int)")?;
+    c.exec("INSERT INTO plain SELECT g, g, g FROM generate_series(1, 300) g")?;
+    c.exec("SELECT foreshard.distribute('plain', 'key', 2)")?;
+    c.exec("CREATE TABLE worded (v varchar(9) NOT NULL, n int)")?;
+    c.exec("INSERT INTO worded SELECT g, g FROM generate_series(1, 300) g")?;
+    c.exec("SELECT foreshard.distribute('worded', 'v', 2)")?;
+    wait_watched(c, 12)?;
+    c.exec("SET enable_seqscan = on")?;
+    c.prepare("scan", "SELECT n FROM plain WHERE key = $1")?;
+    for _ in 0..5 {
+        c.exec_prepared("scan", &[Some("41")])?;
+        c.exec("SELECT n FROM plain WHERE n > 0 AND 42 = key; UPDATE worded SET n = n + 1 WHERE v = '43'")?;
+        // Neither of these names a key that all rows have.
+        c.exec("SELECT n FROM plain WHERE key = 44 OR n = 44; SELECT n FROM plain WHERE n = 45 AND key > 0")?;
+    }
+    let keys = "SELECT string_agg(key, ',' ORDER BY key) FROM foreshard.hot_keys WHERE \"table\" IN ('plain'::regclass, 'worded'::regclass)";
+    wait_for(c, keys, "41,42,43")
 }

@@ -184,7 +184,7 @@ fn a_move_is_rolled_back() -> Result<()> {
     server.wait_end(&move_id, "cancelled")?;
     assert_eq!(server.query(&placed)?, before);
     assert_eq!(server.query("SELECT md5(string_agg(t::text, '' ORDER BY id, k)) FROM t")?, rows);
-    server.check_indexes()?;
+    server.check_storage()?;
     server.assert_settled()?;
     // Once the window has passed there is no way back.
     server.set(&[("foreshard.rollback_window", "1")])?;

@@ -143,8 +143,35 @@ fn heat_follows_the_workload() -> Result<()> {
         c.query_one("SELECT count(DISTINCT slot_id), count(*) >= 8 * 5 FROM foreshard.forecasts")?,
         "8"
     );
+    late_counters_are_spread(&cluster, &mut c)?;
     a_reset_is_unknown(&mut c)?;
     nothing_is_written_when_off(&mut cluster, &mut c)
+}
+
+/// A session reports what a transaction wrote when it ends: that is no burst.
+fn late_counters_are_spread(cluster: &Cluster, c: &mut Client) -> Result<()> {
+    wait_for(c, "SELECT count(*) FROM foreshard.heat_map WHERE reads_per_s = 0 AND writes_per_s = 0", "8")?;
+    let mut writer = cluster.connect("d")?;
+    let begun = c.query_one("SELECT clock_timestamp()")?;
+    writer.exec("BEGIN")?;
+    for _ in 0..5 {
+        writer.exec("UPDATE t SET n = n + 1; UPDATE t SET n = n - 1")?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    writer.exec("COMMIT")?;
+    // Two updates of a hundred rows of each slot, five times.
+    let sum = format!(
+        "SELECT coalesce(sum(writes_per_s), 0) >= 8000 * 0.98 FROM foreshard.heat_history \
+         WHERE resolution_s = 1 AND bucket_at > '{begun}'::timestamptz - interval '2 s'"
+    );
+    wait_for(c, &sum, "t")?;
+    let spread = c.exec(&format!(
+        "SELECT slot_id, max(writes_per_s), sum(writes_per_s) FROM foreshard.heat_history WHERE resolution_s = 1 \
+         AND bucket_at > '{begun}'::timestamptz - interval '2 s' GROUP BY 1 \
+         HAVING max(writes_per_s) > 500 OR count(*) FILTER (WHERE writes_per_s > 50) < 4 OR sum(writes_per_s) NOT BETWEEN 700 AND 1350"
+    ))?;
+    assert!(spread.is_empty(), "a burst that never was:\n{}", spread.to_text());
+    Ok(())
 }
 
 fn a_reset_is_unknown(c: &mut Client) -> Result<()> {

@@ -165,7 +165,7 @@ fn drop_extension_ends_a_move() -> Result<()> {
         assert_eq!(server.query(left)?, "0", "triggers");
         let left = "SELECT count(*) FROM pg_class WHERE relname ~ '^(shadow|capture)_' OR relrewrite <> 0";
         assert_eq!(server.query(left)?, "0", "shadows");
-        server.check_indexes()?;
+        server.check_storage()?;
         common::files::assert_no_orphans(&mut server)?;
         adopt_again(&mut server)?;
     }

@@ -27,7 +27,7 @@ pub fn children(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>>
 }
 
 /// The partitioned table of a leaf.
-pub(super) fn parent_of(partition: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
+pub fn parent_of(partition: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
     spi::one::<pg_sys::Oid>(
         "SELECT inhparent FROM pg_catalog.pg_inherits WHERE inhrelid = $1",
         &[partition.into()],

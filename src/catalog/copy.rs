@@ -5,7 +5,7 @@
 use super::name_of;
 use super::shadow::RelationRow;
 use crate::pg::load::{self, Filled, Target};
-use crate::pg::report::{PgResult, internal};
+use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::{lock, security, spi};
 use pgrx::pg_sys;
 
@@ -102,6 +102,12 @@ impl CopyPlan {
             self.key_match("l", "s")
         );
         let Some(frozen) = frozen else {
+            if shadow_blocks > 0 {
+                return Err(wrong_state(format!(
+                    "somebody has altered {}, the copy of a partition",
+                    self.shadow
+                )));
+            }
             return Ok(Filled { rows: self.insert_from(&rows)?, blocks: 0 });
         };
         let from_block = u32::try_from(shadow_blocks).map_err(internal)?;
@@ -208,6 +214,16 @@ pub fn have_entries(logs: &[pg_sys::Oid]) -> PgResult<bool> {
         }
     }
     Ok(false)
+}
+
+/// Mean size of the rows that were copied, with what lay between them, bytes.
+pub fn row_bytes(move_id: i64) -> PgResult<f64> {
+    let bytes = spi::one::<f64>(
+        "SELECT (sum(blocks_done) * pg_catalog.current_setting('block_size')::int8 / nullif(sum(rows_done), 0))::float8 \
+         FROM foreshard.move_relation WHERE move_id = $1",
+        &[move_id.into()],
+    )?;
+    Ok(bytes.unwrap_or(0.0))
 }
 
 /// Stores the progress of a copy, in the transaction that copied.

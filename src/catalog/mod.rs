@@ -25,6 +25,7 @@ pub mod guest;
 pub mod heat;
 pub mod hot_key;
 pub mod join;
+pub mod late;
 pub mod layout;
 pub mod link;
 pub mod list_size;

@@ -415,6 +415,16 @@ pub fn set_route_weight(move_id: i64, weight: f64) -> PgResult<()> {
     Ok(())
 }
 
+/// Notes how many reads a copy has served so far, could have, and cannot.
+pub fn set_reads(move_id: i64, routed: i64, stayed: i64, unroutable: i64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move SET reads_routed = $2, reads_stayed = $3, reads_unroutable = $4 \
+         WHERE move_id = $1 AND (reads_routed, reads_stayed, reads_unroutable) IS DISTINCT FROM ($2, $3, $4)",
+        &[move_id.into(), routed.into(), stayed.into(), unroutable.into()],
+    )?;
+    Ok(())
+}
+
 /// Asks for a share of reads, None: the canary's own steps; false when the move has passed its cutover.
 pub fn request_weight(move_id: i64, weight: Option<f64>) -> PgResult<bool> {
     Ok(spi::run(

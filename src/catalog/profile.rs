@@ -1,5 +1,6 @@
 //! What triggers cost: the totals of every profile, and the models learnt from its samples.
 
+use super::watched::ORIGINAL;
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
 use foreshard_core::profile::{Fallback, Feedback, Model, ModelKind, RESOURCES, Resource};
@@ -323,16 +324,21 @@ pub fn model(row: &spi::Row, first: usize) -> PgResult<Option<Model>> {
     }))
 }
 
-/// Of triggers that PostgreSQL made for itself on partitions, those that have one on the partitioned table
-/// behind them, as (index into `of`, name of that one). Their own names end with their oids.
+/// Of triggers that PostgreSQL made for itself on partitions, those that have one with another name on the partitioned
+/// table behind them, however far up, as (index into `of`, name of that one). Their own names end with their oids, or
+/// with that one's ([`ProfileIdentity::numbered`]).
 pub fn roots(of: &[&ProfileIdentity]) -> PgResult<Vec<(usize, String)>> {
     let found = spi::rows(
-        "SELECT q.no::int4 - 1, r.tgname::text \
+        &format!(
+            "WITH RECURSIVE q AS (SELECT q.*, pg_catalog.substring(q.n, '^(?:RI|PK)_ConstraintTrigger_(?:[ac]_)?([0-9]{{1,10}})$')::int8 AS id \
          FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), \
-             pg_catalog.unnest($6)) WITH ORDINALITY AS q (t, n, f, e, l, w, no) \
-         CROSS JOIN LATERAL (SELECT pg_catalog.substring(q.n, '^RI_ConstraintTrigger_[ac]_([0-9]{1,10})$')::int8 AS id) i \
-         JOIN pg_catalog.pg_trigger t ON t.oid = CASE WHEN i.id <= 4294967295 THEN i.id::oid END AND t.tgname = q.n::name \
-         JOIN pg_catalog.pg_trigger r ON r.oid = t.tgparentid AND r.tgrelid = q.t",
+             pg_catalog.unnest($6)) WITH ORDINALITY AS q (t, n, f, e, l, w, no)), \
+         up AS (SELECT q.no, q.t, q.n, t.oid, t.tgrelid, t.tgname FROM q \
+                 JOIN pg_catalog.pg_trigger t ON t.oid = CASE WHEN q.id <= 4294967295 THEN q.id::oid END AND t.tgfoid = q.f \
+             UNION ALL SELECT u.no, u.t, u.n, r.oid, r.tgrelid, r.tgname FROM up u JOIN pg_catalog.pg_trigger t ON t.oid = u.oid {ORIGINAL} \
+                 WHERE u.tgrelid <> u.t) \
+         SELECT no::int4 - 1, tgname::text FROM up WHERE tgrelid = t AND tgname <> n::name"
+        ),
         &identity_args(of),
         |row| Ok((row.need::<i32>(1)?, row.need::<String>(2)?)),
     )?;
@@ -351,10 +357,10 @@ pub fn forget_gone(known: &[&ProfileIdentity]) -> PgResult<Vec<usize>> {
     let gone = spi::rows(
         "SELECT q.no::int4 - 1 FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), \
              pg_catalog.unnest($5), pg_catalog.unnest($6)) WITH ORDINALITY AS q (t, n, f, e, l, w, no) \
-         CROSS JOIN LATERAL (SELECT pg_catalog.substring(q.n, '^RI_ConstraintTrigger_[ac]_([0-9]{1,10})$')::int8 AS id) i \
+         CROSS JOIN LATERAL (SELECT pg_catalog.substring(q.n, '^(?:RI|PK)_ConstraintTrigger_(?:[ac]_)?([0-9]{1,10})$')::int8 AS id) i \
          WHERE NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.table_oid = q.t) OR NOT CASE \
              WHEN i.id IS NOT NULL THEN EXISTS (SELECT FROM pg_catalog.pg_trigger t \
-                 WHERE t.oid = CASE WHEN i.id <= 4294967295 THEN i.id::oid END AND t.tgname = q.n::name) \
+                 WHERE t.oid = CASE WHEN i.id <= 4294967295 THEN i.id::oid END AND t.tgfoid = q.f) \
              ELSE EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = q.t AND t.tgname = q.n::name AND t.tgfoid = q.f) \
                  OR EXISTS (SELECT FROM foreshard.slot_partition s JOIN pg_catalog.pg_trigger t ON t.tgrelid = s.partition \
                             WHERE s.table_oid = q.t AND t.tgname = q.n::name AND t.tgfoid = q.f) END",

@@ -312,6 +312,32 @@ pub fn index_pairs(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<(pg_sys::O
     )
 }
 
+/// The copies that the rows of one relation are divided over: the partitions of its shadow, or the shadow.
+pub fn copies(row: &RelationRow) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "SELECT coalesce(i.inhrelid, c.oid) FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_inherits i ON i.inhparent = c.oid \
+         WHERE c.oid = $1 AND (c.relkind = 'r' OR i.inhrelid IS NOT NULL) ORDER BY 1",
+        &[row.shadow.into()],
+        |row| row.need(1),
+    )
+}
+
+/// (Index of a relation, that of one of its copies) pairs. A copy that is made like another relation has them by the index of
+/// the table that both are partitions of.
+pub fn index_pairs_of(
+    move_id: i64,
+    source: pg_sys::Oid,
+    copy: pg_sys::Oid,
+) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid)>> {
+    spi::rows(
+        "SELECT DISTINCT o.indexrelid, m.shadow_index FROM foreshard.move_index m JOIN pg_catalog.pg_index o ON o.indrelid = $2 \
+         WHERE m.move_id = $1 AND m.heap = $3 AND (o.indexrelid = m.source_index OR EXISTS (SELECT FROM pg_catalog.pg_inherits a \
+             JOIN pg_catalog.pg_inherits b ON b.inhparent = a.inhparent WHERE a.inhrelid = m.source_index AND b.inhrelid = o.indexrelid)) ORDER BY 1",
+        &[move_id.into(), source.into(), copy.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
+}
+
 /// Every index and toast relation whose storage or links the swap of a relation touches, ascending.
 pub fn swapped_with(move_id: i64, row: &RelationRow) -> PgResult<Vec<pg_sys::Oid>> {
     spi::rows(
@@ -386,20 +412,22 @@ pub fn trigger_exists(trigger: pg_sys::Oid) -> PgResult<bool> {
     .unwrap_or(false))
 }
 
-/// The next table of a move's own, or its toast table, that is longer than `bytes`: see [`storage::shorten`].
-pub fn longer_than(move_id: i64, bytes: i64) -> PgResult<Option<pg_sys::Oid>> {
-    spi::one(
-        "SELECT f.oid FROM (SELECT pg_catalog.unnest(ARRAY[r.shadow, r.capture_log, r.twin]) AS oid FROM foreshard.move_relation r \
-                             WHERE r.move_id = $1 \
-                            UNION SELECT c.oid FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid IN (m.child, m.log) \
-                             WHERE m.move_id = $1 AND c.relrewrite = m.source) o \
-           JOIN pg_catalog.pg_class c ON c.oid = o.oid AND c.relkind = 'r' AND c.relrewrite <> 0 \
-          CROSS JOIN LATERAL (VALUES (c.oid), (c.reltoastrelid)) f (oid) \
-          WHERE f.oid <> 0 AND pg_catalog.pg_relation_size(f.oid) > $2 LIMIT 1",
+/// Tables of a move's own, their toast tables and all their indexes that are longer than `bytes`: see [`storage::shorten`].
+pub fn longer_than(move_id: i64, bytes: i64) -> PgResult<Vec<pg_sys::Oid>> {
+    spi::rows(
+        "WITH own AS ( \
+             SELECT f.oid FROM (SELECT pg_catalog.unnest(ARRAY[r.shadow, r.capture_log, r.twin]) AS oid FROM foreshard.move_relation r \
+                                 WHERE r.move_id = $1 \
+                                UNION SELECT c.oid FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid IN (m.child, m.log) \
+                                 WHERE m.move_id = $1 AND c.relrewrite = m.source) o \
+               JOIN pg_catalog.pg_class c ON c.oid = o.oid AND c.relkind = 'r' AND c.relrewrite <> 0 \
+              CROSS JOIN LATERAL (VALUES (c.oid), (c.reltoastrelid)) f (oid)) \
+         SELECT a.oid FROM (TABLE own UNION SELECT i.indexrelid FROM own JOIN pg_catalog.pg_index i ON i.indrelid = own.oid) a \
+          WHERE a.oid <> 0 AND pg_catalog.pg_relation_size(a.oid) > $2 ORDER BY a.oid",
         &[move_id.into(), bytes.into()],
+        |row| row.need(1),
     )
 }
-
 /// Drops shadows and logs of a move and forgets its relations; what is gone already is fine.
 pub fn drop_all(move_id: i64) -> PgResult<()> {
     for row in relations(move_id)? {

@@ -27,6 +27,18 @@ pub fn oldest_snapshots() -> PgResult<Option<String>> {
     )
 }
 
+/// The replica whose sessions have the oldest snapshot, in words, when that may not see what transaction `xid` did. Only of
+/// replicas with hot_standby_feedback is it known.
+pub fn replica_snapshots(xid: i64) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT format('snapshot on %s', who) FROM ( \
+           SELECT format('replica \"%s\"', application_name) AS who, pg_catalog.age(backend_xmin) AS age FROM pg_catalog.pg_stat_replication \
+           UNION ALL SELECT format('the replica of slot \"%s\"', slot_name), pg_catalog.age(xmin) FROM pg_catalog.pg_replication_slots WHERE active) q \
+         WHERE age >= pg_catalog.age($1::text::xid) ORDER BY age DESC LIMIT 1",
+        &[xid.into()],
+    )
+}
+
 /// Age in ms of the oldest transaction that holds a lock on these relations, autovacuum aside; a prepared
 /// one is infinitely old.
 pub fn oldest_holder_ms(relations: &[pg_sys::Oid]) -> PgResult<Option<f64>> {

@@ -35,11 +35,36 @@ pub fn fingerprint() -> PgResult<String> {
              (SELECT pg_catalog.string_agg(t.xmin::text, ',' ORDER BY t.table_oid, t.setting) FROM foreshard.table_setting t), \
              (SELECT pg_catalog.string_agg(h.xmin::text, ',' ORDER BY h.shard_id) FROM foreshard.shard h), \
              (SELECT pg_catalog.concat(count(*), ' ', sum(s.shard_id), ' ', max(s.last_moved_at)) FROM foreshard.slot s), \
-             (SELECT pg_catalog.concat(count(*), ' ', sum(p.partition::oid::int8)) FROM foreshard.slot_partition p))",
+             (SELECT pg_catalog.concat(count(*), ' ', sum(p.partition::oid::int8)) FROM foreshard.slot_partition p), \
+             (SELECT pg_catalog.concat(count(*), ' ', sum(t.oid::int8)) FROM foreshard.managed_table m \
+                JOIN pg_catalog.pg_trigger t ON t.tgrelid = m.table_oid WHERE t.tgisinternal))",
         &[],
     )?;
     Ok(found.unwrap_or_default())
 }
+
+/// Triggers that PostgreSQL made for itself on partitions, as (trigger, that of the managed table of which it is a copy). Their
+/// names are their own; those of triggers that people made are the same on every partition.
+pub fn copies() -> PgResult<Vec<(u32, u32)>> {
+    spi::rows(
+        &format!(
+            "WITH RECURSIVE up AS (SELECT t.oid AS copy, p.table_oid::oid AS table_oid, t.oid, t.tgrelid FROM foreshard.slot_partition p \
+                 JOIN pg_catalog.pg_trigger t ON t.tgrelid = p.partition WHERE t.tgisinternal \
+             UNION ALL SELECT u.copy, u.table_oid, r.oid, r.tgrelid FROM up u JOIN pg_catalog.pg_trigger t ON t.oid = u.oid {ORIGINAL} \
+                 WHERE u.tgrelid <> u.table_oid) \
+             SELECT copy, oid FROM up WHERE tgrelid = table_oid ORDER BY 1"
+        ),
+        &[],
+        |row| Ok((row.need::<Oid>(1)?.to_u32(), row.need::<Oid>(2)?.to_u32())),
+    )
+}
+
+/// Joins a trigger `t` of a partition with `r`, the one it was copied from: it says so, or its constraint does.
+pub(super) const ORIGINAL: &str = "CROSS JOIN LATERAL (SELECT o.oid, o.tgrelid, o.tgname FROM pg_catalog.pg_trigger o WHERE o.oid = t.tgparentid \
+     UNION ALL SELECT o.oid, o.tgrelid, o.tgname FROM pg_catalog.pg_constraint c \
+         JOIN pg_catalog.pg_constraint a ON a.oid = c.conparentid \
+         JOIN pg_catalog.pg_trigger o ON o.tgrelid = a.conrelid AND o.tgconstraint = a.oid AND o.tgfoid = t.tgfoid AND o.tgtype = t.tgtype \
+     WHERE c.oid = t.tgconstraint AND t.tgparentid = 0) r";
 
 /// Every managed table and every one of its partitions.
 pub fn relations() -> PgResult<Vec<Relation>> {

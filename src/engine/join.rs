@@ -20,7 +20,8 @@ const SPLIT: Split = Split { prepare: false };
 
 impl Engine for Join {
     fn capabilities(&self) -> Capabilities {
-        SPLIT.capabilities()
+        // The table has not had any slots, so nothing is known of any.
+        Capabilities { canary: false, ..SPLIT.capabilities() }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {

@@ -1,6 +1,6 @@
 //! The local engine: shards are tablespaces of this server, a copy changes places by swapping storage.
 
-use super::{Engine, Side, Visit};
+use super::{Engine, Side, Visit, wants_canary};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{place, preflight};
@@ -17,9 +17,12 @@ pub struct Local;
 
 impl Engine for Local {
     fn capabilities(&self) -> Capabilities {
-        // A list that cannot be read is told by the phase itself.
-        let canary = guc::CANARY_STEPS.get().is_some_and(|steps| !steps.to_bytes().trim_ascii().is_empty());
-        Capabilities { mirror: true, canary, watch: guc::ROLLBACK_WINDOW.get() > 0, prepare: false }
+        Capabilities {
+            mirror: true,
+            canary: wants_canary(),
+            watch: guc::ROLLBACK_WINDOW.get() > 0,
+            prepare: false,
+        }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {

@@ -1,7 +1,7 @@
 //! Merges: one copy of the partitions of two slots, which in the end takes their place. The same as a split but for
 //! who is copied into whom; docs/decisions/0015 has the reasons.
 
-use super::{Engine, Local, Side, Split, Visit, skip_logged};
+use super::{Engine, Local, Side, Split, Visit, skip_logged, wants_canary};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{child, merge, relation, split, whole};
@@ -17,6 +17,8 @@ use std::collections::HashSet;
 pub struct Merge {
     /// It waits, ready, until the cutover is asked for.
     pub prepare: bool,
+    /// Reads are sent to the copy before the cutover.
+    pub canary: bool,
 }
 
 /// What locks and fits is the same for both.
@@ -24,7 +26,12 @@ const SPLIT: Split = Split { prepare: false };
 
 impl Engine for Merge {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { mirror: true, canary: false, watch: false, prepare: self.prepare }
+        Capabilities {
+            mirror: true,
+            canary: self.canary && wants_canary(),
+            watch: false,
+            prepare: self.prepare,
+        }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {

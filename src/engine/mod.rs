@@ -22,6 +22,7 @@ pub use undistribute::Undistribute;
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
 use crate::pg::digest::{self, Row};
+use crate::pg::guc;
 use crate::pg::report::{PgResult, busy};
 use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
@@ -115,6 +116,11 @@ pub trait Engine {
     }
 }
 
+/// Whether reads are to be sent to a copy before the cutover. A list of steps that cannot be read is told by the phase itself.
+fn wants_canary() -> bool {
+    guc::CANARY_STEPS.get().is_some_and(|steps| !steps.to_bytes().trim_ascii().is_empty())
+}
+
 /// What a comparison of several sources with their copies leaves out: `skip`, and every key that the log of one of them
 /// has.
 ///
@@ -146,8 +152,10 @@ pub fn of(row: &MoveRow) -> &'static dyn Engine {
     match (row.is_split, row.is_merge(), row.prepare) {
         (true, _, true) => &Split { prepare: true },
         (true, _, false) => &Split { prepare: false },
-        (_, true, true) => &Merge { prepare: true },
-        (_, true, false) => &Merge { prepare: false },
+        // Who undoes a split wants it undone.
+        (_, true, true) => &Merge { prepare: true, canary: false },
+        (_, true, false) if row.way_back_of.is_some() => &Merge { prepare: false, canary: false },
+        (_, true, false) => &Merge { prepare: false, canary: true },
         (false, false, _) => &Local,
     }
 }

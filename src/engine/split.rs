@@ -1,7 +1,7 @@
 //! Splits: the copies of a partition are tables of their own, one per part, which in the end take its place.
 //! docs/decisions/0011 has the reasons.
 
-use super::{Engine, Local, Side, Visit};
+use super::{Engine, Local, Side, Visit, wants_canary};
 use crate::catalog::child;
 use crate::catalog::moves::MoveRow;
 use crate::catalog::relation;
@@ -24,8 +24,8 @@ pub struct Split {
 
 impl Engine for Split {
     fn capabilities(&self) -> Capabilities {
-        // The parts have other oids than the partition: no read can be sent to them, and no swap goes back.
-        Capabilities { mirror: true, canary: false, watch: false, prepare: self.prepare }
+        // The parts have other oids than the partition: no swap goes back.
+        Capabilities { mirror: true, canary: wants_canary(), watch: false, prepare: self.prepare }
     }
 
     fn preflight(&self, row: &MoveRow, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>> {

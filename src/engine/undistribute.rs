@@ -18,7 +18,7 @@ pub struct Undistribute;
 /// What is the same for all that replaces partitions.
 const SPLIT: Split = Split { prepare: false };
 /// What copies several partitions into one table.
-const MERGE: Merge = Merge { prepare: false };
+const MERGE: Merge = Merge { prepare: false, canary: false };
 /// Partitions whose changes begin to be logged, or mirrored, under one lock: some milliseconds each.
 const AT_ONCE: usize = 4;
 

@@ -2,8 +2,8 @@
 //! directory in batches.
 
 use super::input::{Input, Reading, Statements};
-use crate::catalog::graph::Graph;
 use crate::catalog::graph::influence::{self, Computed};
+use crate::catalog::graph::{self, Graph};
 use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::{fresh_snapshot, read};
 use crate::pg::report::{PgResult, bad_argument, internal};
@@ -151,5 +151,6 @@ pub fn note(graph_id: i32, scores: &Scores) -> PgResult<()> {
             Some((scores.keys.get(*number)?.text(), of(number), between))
         })
         .collect();
+    graph::hold(graph_id)?;
     influence::note(graph_id, &scores.changes, &scores.done, &top)
 }

@@ -271,6 +271,7 @@ const WINDOWS_AT_ONCE: i64 = 2_000;
 
 /// Counts some of the accesses to a graph that were noted. In a worker's transaction.
 pub fn count_accesses(graph_id: i32) -> PgResult<()> {
+    graph::hold(graph_id)?;
     let windows = influence::take_accesses(graph_id, WINDOWS_AT_ONCE)?;
     count_windows(graph_id, &windows)
 }

@@ -1,12 +1,13 @@
 //! The canary: growing shares of the reads run on the shadow and are compared with those that stay.
 
 use super::Outcome;
+use super::cutover::look_unchanged;
 use super::mirror::{self, Attempt};
 use super::phases::is_unchanged;
 use super::verified::{Compared, compare};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{copy, record_event};
+use crate::catalog::{child, copy, record_event};
 use crate::engine::Engine;
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::guc;
@@ -20,9 +21,13 @@ use foreshard_core::shared::{Arm, RouteStats};
 use pgrx::pg_sys;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// Longest and shortest pause between two looks, ms.
 const LOOK_MS: (f64, f64) = (500.0, 10.0);
+
+/// Ways from partitions to copies with other rows that one change may have; one with more has no canary.
+const MAX_WAYS: usize = 32;
 
 /// This carrier's canary; a new carrier begins anew.
 static CANARY: LocalBox<Canary> = LocalBox::new();
@@ -55,12 +60,30 @@ pub fn time_statements(row: &MoveRow, relations: &[RelationRow]) -> PgResult<()>
 }
 
 fn make(row: &MoveRow, relations: &[RelationRow], horizon: Option<u32>) -> PgResult<Option<MoveRoutes>> {
-    let spec = |relation: &RelationRow| -> PgResult<Spec> {
-        let indexes = shadow::index_pairs(row.move_id, relation.source)?;
-        Ok(Spec { source: relation.source, shadow: relation.shadow, indexes })
-    };
-    let specs = relations.iter().map(spec).collect::<PgResult<Vec<_>>>()?;
+    let mut specs = Vec::new();
+    for relation in relations {
+        specs.extend(ways(row, relation)?);
+    }
+    if row.replaces() && specs.len() > MAX_WAYS {
+        return Ok(None);
+    }
     Ok(MoveRoutes::make(row.move_id, &specs, horizon))
+}
+
+/// The copies that reads of a partition can be sent to: its shadow, or those that its rows are divided over.
+fn ways(row: &MoveRow, relation: &RelationRow) -> PgResult<Vec<Spec>> {
+    let (source, none) = (relation.source, pg_sys::InvalidOid);
+    if !row.replaces() {
+        let indexes = shadow::index_pairs(row.move_id, source)?;
+        return Ok(vec![Spec { source, shadow: relation.shadow, parent: none, staging: none, indexes }]);
+    }
+    let parent = child::parent_of(source)?;
+    let way = |copy: pg_sys::Oid| {
+        let staging = if copy == relation.shadow { none } else { relation.shadow };
+        let indexes = shadow::index_pairs_of(row.move_id, source, copy)?;
+        Ok(Spec { source, shadow: copy, parent, staging, indexes })
+    };
+    shadow::copies(relation)?.into_iter().map(way).collect()
 }
 
 /// No more reads for the shadow.
@@ -73,12 +96,17 @@ pub fn close_routes(move_id: i64) {
 /// One look at the canary.
 pub fn step(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     let steps = transaction(steps)?;
-    let sources: Vec<pg_sys::Oid> =
-        transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))?;
+    let relations = transaction(|| shadow::relations(row.move_id))?;
+    // Nobody reads a copy of what was altered; the sooner it is made anew, the better.
+    if !transaction(|| look_unchanged(&relations))? {
+        return Ok(Outcome::Leave(Event::SourceChanged));
+    }
+    let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
     let Some(routes) = MoveRoutes::of(row.move_id) else { return begin(engine, row, attempt) };
     let Some(stats) = routes.stats().filter(|_| !routes.have_failed(&sources)) else {
         return Ok(Outcome::Leave(Event::BacklogTooLarge));
     };
+    note_reads(row, stats)?;
     if stats.differed.load(Ordering::Relaxed) > 0 {
         return differ(engine, row, stats);
     }
@@ -120,6 +148,7 @@ pub fn step(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outc
 fn begin(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     CANARY.forget();
     mirror::locked(row, attempt, |relations| {
+        let held = Instant::now();
         for relation in relations {
             if !is_unchanged(relation)? {
                 return Ok(Attempt::Leave(Event::SourceChanged));
@@ -129,9 +158,12 @@ fn begin(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome
             }
         }
         if !make_routes(row, relations)? {
-            let why = json!({"skipped": "no room for routes, or too many indexes"});
+            let why = json!({"skipped": "no room for routes: too many copies or indexes"});
             record_event("canary", Some(row.move_id), Some(row.slot_id), why)?;
             moves::advance(row, Event::Completed, engine.capabilities())?;
+        } else {
+            let detail = json!({"began": true, "held_us": held.elapsed().as_micros() as u64});
+            record_event("canary", Some(row.move_id), Some(row.slot_id), detail)?;
         }
         Ok(Attempt::Done)
     })
@@ -167,6 +199,13 @@ fn differ(engine: &dyn Engine, row: &MoveRow, stats: &RouteStats) -> WorkResult<
     }
 }
 
+/// Says how many reads went to the copy so far, stayed, and cannot go there.
+fn note_reads(row: &MoveRow, stats: &RouteStats) -> WorkResult<()> {
+    let [routed, stayed, unroutable] =
+        [0, 1, 2].map(|at: usize| stats.reads[at].load(Ordering::Relaxed) as i64);
+    transaction(|| moves::set_reads(row.move_id, routed, stayed, unroutable))
+}
+
 fn give_up(row: &MoveRow, why: &str, stats: &RouteStats) -> WorkResult<()> {
     transaction(|| {
         moves::note(row.move_id, None, Some(why), None)?;
@@ -179,6 +218,7 @@ fn give_up(row: &MoveRow, why: &str, stats: &RouteStats) -> WorkResult<()> {
 fn summary(row: &MoveRow, stats: &RouteStats) -> Value {
     json!({
         "reads": MoveRoutes::of(row.move_id).map(|routes| routes.reads()),
+        "unroutable": stats.reads[2].load(Ordering::Relaxed),
         "stayed": latencies(&stats.arm(Arm::Stayed).read()),
         "routed": latencies(&stats.arm(Arm::Routed).read()),
         "compared": stats.compared.load(Ordering::Relaxed),

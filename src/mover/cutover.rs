@@ -27,6 +27,9 @@ const FRESH_S: f64 = 60.0;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 1_000;
 
+/// How often replicas are looked at; they tell of their snapshots every wal_receiver_status_interval.
+const REPLICA_WAIT_MS: i64 = 100;
+
 /// Attempts to find many relations unchanged since they were looked at, before they are looked at under the lock.
 const PATIENT_ATTEMPTS: u32 = 32;
 
@@ -41,6 +44,10 @@ pub fn attempt(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
     }
     if !old_snapshots_are_gone(row)? {
         return Ok(Outcome::Again(20));
+    }
+    if let Some(who) = replica_snapshots(row)? {
+        transaction(|| moves::note(row.move_id, Some(&who), None, None))?;
+        return Ok(Outcome::Again(REPLICA_WAIT_MS));
     }
     swap(engine, row, attempt, Direction::There)
 }
@@ -141,6 +148,14 @@ fn old_snapshots_are_gone(row: &MoveRow) -> WorkResult<bool> {
     Ok(true)
 }
 
+/// Which replica has a snapshot that may not see the last replay.
+fn replica_snapshots(row: &MoveRow) -> WorkResult<Option<String>> {
+    transaction(|| {
+        let xid = moves::last_replay(row.move_id)?;
+        xid.filter(|_| guc::WAIT_FOR_REPLICAS.get()).map_or(Ok(None), waiting::replica_snapshots)
+    })
+}
+
 /// Who holds a snapshot that may not see the last replay.
 fn older_snapshots(row: &MoveRow) -> WorkResult<Vec<pg_sys::VirtualTransactionId>> {
     let xid = transaction(|| moves::last_replay(row.move_id))?;
@@ -164,7 +179,7 @@ fn fit(engine: &dyn Engine, row: &MoveRow, relations: &[RelationRow]) -> PgResul
 }
 
 /// Whether every source looks as it did when its changes began to be mirrored.
-fn look_unchanged(relations: &[RelationRow]) -> PgResult<bool> {
+pub(super) fn look_unchanged(relations: &[RelationRow]) -> PgResult<bool> {
     for relation in relations {
         if !(looks_unchanged(relation)? && shadow::is_mirroring(relation.trigger)?) {
             return Ok(false);

@@ -152,7 +152,7 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         return Ok(Outcome::Again(pause_ms));
     }
     let chunk_blocks = i64::from(guc::COPY_CHUNK.get() / BLOCK_KIB).max(1);
-    let mut copied_blocks = 0;
+    let (mut copied_blocks, mut copied_rows) = (0, 0);
     let outcome = transaction(|| {
         // A lost chunk is copied again; no need to wait for the disk at every one.
         spi::set_local("synchronous_commit", "off")?;
@@ -172,15 +172,26 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         let filled = copy::plan(relation)?.chunk(relation.blocks_done, last, relation.shadow_blocks)?;
         copy::set_progress(row.move_id, relation.source, last, &filled)?;
         moves::waits_no_more(row.move_id)?;
-        copied_blocks = last - relation.blocks_done;
+        (copied_blocks, copied_rows) = (last - relation.blocks_done, filled.rows as i64);
         Ok(Outcome::Again(0))
     })?;
-    let rate_kib_s = i64::from(guc::COPY_RATE.get());
-    if rate_kib_s > 0 && copied_blocks > 0 {
-        let due_ms = copied_blocks * i64::from(BLOCK_KIB) * 1000 / rate_kib_s;
-        return Ok(Outcome::Again((due_ms - begun.elapsed().as_millis() as i64).max(0)));
+    if copied_blocks > 0 {
+        return Ok(Outcome::Again(rest_ms(copied_blocks * i64::from(BLOCK_KIB), copied_rows, begun)));
     }
     Ok(outcome)
+}
+
+/// How long to rest after so many KiB and rows since `begun`, so that neither goes over its rate, ms.
+pub fn rest_ms(kib: i64, rows: i64, begun: Instant) -> i64 {
+    let due = |done: i64, per_s: i32| if per_s > 0 { done * 1000 / i64::from(per_s) } else { 0 };
+    let due_ms = due(kib, guc::COPY_RATE.get()).max(due(rows, guc::COPY_ROWS.get()));
+    (due_ms - begun.elapsed().as_millis() as i64).max(0)
+}
+
+/// The same after so many rows were replayed.
+pub fn rest_of_replay_ms(row: &MoveRow, rows: i64, begun: Instant) -> WorkResult<i64> {
+    let row_bytes = transaction(|| copy::row_bytes(row.move_id))?;
+    Ok(rest_ms((rows as f64 * row_bytes / 1024.0) as i64, rows, begun))
 }
 
 /// Builds the next index, or ends the phase. The source is looked at in a transaction of its own: a
@@ -235,11 +246,12 @@ fn catch_up(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outc
     if let Some(pause_ms) = health::held_back(row)? {
         return Ok(Outcome::Again(pause_ms));
     }
+    let begun = Instant::now();
     let Some(replayed) = replay(row)? else {
         return Ok(Outcome::Leave(Event::SourceChanged));
     };
     if replayed > CAUGHT_UP_KEYS {
-        return Ok(Outcome::Again(0));
+        return Ok(Outcome::Again(rest_of_replay_ms(row, replayed, begun)?));
     }
     transaction(|| {
         for relation in shadow::relations(row.move_id)? {
@@ -316,8 +328,8 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
         }
     }
     let shortened = transaction(|| {
-        let Some(long) = shadow::longer_than(row.move_id, SHORTEN_BYTES)? else { return Ok(false) };
-        Ok(storage::shorten(long, (SHORTEN_BYTES / i64::from(pg_sys::BLCKSZ)) as u32))
+        let long = shadow::longer_than(row.move_id, SHORTEN_BYTES)?;
+        Ok(long.into_iter().any(|relation| storage::shorten(relation, SHORTEN_BYTES)))
     })?;
     if shortened {
         return Ok(Outcome::Again(SHORTEN_PAUSE_MS));

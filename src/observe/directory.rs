@@ -3,7 +3,7 @@
 use crate::pg::region::{self, Dropped, segment_key};
 use crate::pg::{bgworker, shmem};
 use foreshard_core::shared::{Activity, Segment};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 /// A relation to watch.
@@ -31,17 +31,46 @@ pub struct Watched {
     pub capacity: f64,
 }
 
-/// Makes exactly `relations` the watched ones of this database. Returns how many did not fit.
+/// A partition's copy of a trigger that PostgreSQL made for itself, which has a name of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TriggerCopy {
+    /// The copy's oid.
+    pub trigger: u32,
+    /// Oid of the partitioned table's trigger.
+    pub root: u32,
+}
+
+/// What was placed in relations by their oids, nano cost units.
+pub type Placed = HashMap<u32, u64>;
+
+/// Cost predicted for keys placed so far in the leaf partitions of this database: what a reading of the counters
+/// that begins now is going to see.
+pub fn placed() -> Placed {
+    let Some(region) = region::get() else { return Placed::new() };
+    let own = own_entries(region)
+        .map(|(place, relation)| (relation, region.segments[place].placed_ns.load(Ordering::Relaxed)));
+    own.filter(|(_, placed_ns)| *placed_ns > 0).collect()
+}
+
+/// (Place, relation) of every entry of the current database.
+fn own_entries(region: &'static region::Region) -> impl Iterator<Item = (usize, u32)> {
+    let database = bgworker::database();
+    let entries = region.segment_keys().entries();
+    entries.filter(move |(_, key)| (key >> 32) as u32 == database).map(|(place, key)| (place, key as u32))
+}
+
+/// Makes exactly `relations` the watched ones of this database. Returns how many did not fit. `read`: what had been
+/// placed in relations before the reading that their loads come from, which now is part of these.
 ///
 /// Only the database's keeper calls it. Counters of relations that stay are kept.
-pub fn publish(relations: &[Watched]) -> usize {
+pub fn publish(relations: &[Watched], read: &Placed) -> usize {
     let Some(region) = region::get() else { return relations.len() };
     let database = bgworker::database();
     shmem::with(|_| {
         let keys = region.segment_keys();
         let wanted: HashSet<u32> = relations.iter().map(|w| w.relation).collect();
-        for (place, key) in keys.entries() {
-            if (key >> 32) as u32 == database && !wanted.contains(&(key as u32)) {
+        for (place, relation) in own_entries(region) {
+            if !wanted.contains(&relation) {
                 retire(region, place);
             }
         }
@@ -49,10 +78,15 @@ pub fn publish(relations: &[Watched]) -> usize {
         for watched in relations {
             let key = segment_key(database, watched.relation);
             match keys.find(key) {
-                Some(place) => fill(region, &region.segments[place], watched),
+                Some(place) => {
+                    let segment = &region.segments[place];
+                    fill(region, segment, watched);
+                    segment.take_placed(read.get(&watched.relation).copied().unwrap_or(0));
+                }
                 None => match keys.reserve(key) {
                     Some(place) => {
                         let _ = region.segments[place].take();
+                        region.segments[place].placed_ns.store(0, Ordering::Relaxed);
                         fill(region, &region.segments[place], watched);
                         keys.publish(place, key);
                     }
@@ -68,9 +102,69 @@ pub fn publish(relations: &[Watched]) -> usize {
     .unwrap_or(relations.len())
 }
 
-/// Takes every relation of a database out: the keeper leaves because the extension is gone.
+/// Makes exactly `copies` the known ones of this database, by their triggers' oids; who does not fit is counted
+/// under a name of its own until the keeper brings it together with the others.
+pub fn publish_copies(copies: &[TriggerCopy]) {
+    let Some(region) = region::get() else { return };
+    let database = bgworker::database();
+    shmem::with(|_| {
+        let keys = region.copy_keys();
+        let wanted: HashSet<u32> = copies.iter().map(|copy| copy.trigger).collect();
+        for (place, key) in keys.entries() {
+            if (key >> 32) as u32 == database && !wanted.contains(&(key as u32)) {
+                keys.remove(place);
+            }
+        }
+        for copy in copies {
+            let key = segment_key(database, copy.trigger);
+            match keys.find(key) {
+                Some(place) => region.set_copied_from(place, copy.root),
+                None => match keys.reserve(key) {
+                    Some(place) => {
+                        region.set_copied_from(place, copy.root);
+                        keys.publish(place, key);
+                    }
+                    None => region.drop_one(Dropped::Copy),
+                },
+            }
+        }
+    });
+}
+
+/// Takes everything of this database out: the keeper leaves because the extension is gone.
 pub fn withdraw() {
-    publish(&[]);
+    let own = bgworker::database();
+    withdraw_if(|database| database == own);
+}
+
+/// Takes everything out that belongs to none of these databases: they were dropped. The launcher's, which starts
+/// keepers for databases that it has found only, so that no other one can have come to be meanwhile.
+pub fn withdraw_dropped(databases: &[u32]) {
+    let there: HashSet<u32> = databases.iter().copied().collect();
+    withdraw_if(|database| !there.contains(&database));
+}
+
+fn withdraw_if(is_gone: impl Fn(u32) -> bool) {
+    let Some(region) = region::get() else { return };
+    let of = |key: u64| (key >> 32) as u32;
+    let relations = || region.segment_keys().entries().filter(|(_, key)| is_gone(of(*key)));
+    let copies = || region.copy_keys().entries().filter(|(_, key)| is_gone(of(*key)));
+    let profiles = || {
+        let entries = region.profile_keys().entries();
+        entries.filter(|(place, _)| region.profiles[*place].identity().is_some_and(|i| is_gone(i.database)))
+    };
+    // Asked every two seconds, by the launcher: without a lock while there is nothing to do.
+    if relations().next().is_none() && copies().next().is_none() && profiles().next().is_none() {
+        return;
+    }
+    shmem::with(|_| {
+        relations().for_each(|(place, _)| retire(region, place));
+        copies().for_each(|(place, _)| region.copy_keys().remove(place));
+        profiles().for_each(|(place, _)| {
+            region.profiles[place].leave();
+            region.profile_keys().remove(place);
+        });
+    });
 }
 
 fn retire(region: &region::Region, place: usize) {
@@ -89,7 +183,6 @@ fn fill(region: &region::Region, segment: &Segment, watched: &Watched) {
     segment.group_id.store(watched.group_id as u64, Ordering::Relaxed);
     segment.shard_id.store(watched.shard_id as u64, Ordering::Relaxed);
     segment.key_attribute.store(watched.key_attribute.max(0) as u64, Ordering::Relaxed);
-    segment.placed_ns.store(0, Ordering::Relaxed);
     segment.set_load(watched.load, watched.capacity);
     let now = Activity { observed: watched.observed, hot: watched.hot && watched.observed, leaf };
     match (segment.activity().hot, now.hot) {
@@ -141,15 +234,12 @@ pub struct LeafLoad {
 /// Every watched leaf partition of the current database.
 pub fn loads() -> Vec<LeafLoad> {
     let Some(region) = region::get() else { return Vec::new() };
-    let database = bgworker::database();
-    region
-        .segment_keys()
-        .entries()
-        .filter(|(place, key)| (key >> 32) as u32 == database && region.segments[*place].activity().leaf)
-        .map(|(place, key)| {
+    own_entries(region)
+        .filter(|(place, _)| region.segments[*place].activity().leaf)
+        .map(|(place, leaf)| {
             let segment = &region.segments[place];
             LeafLoad {
-                leaf: key as u32,
+                leaf,
                 slot_id: segment.slot_id.load(Ordering::Relaxed) as i64,
                 load: slot_load(segment),
             }

@@ -1,8 +1,8 @@
 //! What a keeper reads out of shared memory: its own database's part of everything.
 
 use super::samples::{DependencySample, KeySample, TransactionSample, TriggerSample};
-use crate::pg::bgworker;
 use crate::pg::region::{self, Dropped};
+use crate::pg::{bgworker, shmem};
 use foreshard_core::shared::{ProfileIdentity, SEGMENT_COUNTERS, TOTALS};
 use std::sync::atomic::Ordering;
 
@@ -67,18 +67,43 @@ pub fn profiles() -> Vec<ProfileActivity> {
     read.collect()
 }
 
-/// Frees the entry of a trigger that is gone.
-pub fn forget_profile(key: u64) {
-    let Some(region) = region::get() else { return };
-    if let Some(place) = region.profile_keys().find(key) {
-        region.profiles[place].leave();
-        region.profile_keys().remove(place);
+/// Frees the entries of triggers that are gone, or are counted elsewhere now. Returns the totals they had, by key.
+pub fn forget_profiles(keys: &[u64]) -> Vec<(u64, [u64; TOTALS])> {
+    let Some(region) = region::get() else { return Vec::new() };
+    if keys.is_empty() {
+        return Vec::new();
+    }
+    shmem::with(|_| {
+        let own = keys.iter().filter_map(|key| Some((*key, region.profile_keys().find(*key)?)));
+        own.map(|(key, place)| {
+            region.profiles[place].leave();
+            region.profile_keys().remove(place);
+            (key, region.profiles[place].totals())
+        })
+        .collect()
+    })
+    .unwrap_or_default()
+}
+
+/// From now on this process is called when the rings fill: see [`Cursors::are_called`].
+pub fn serve() {
+    if let Some(region) = region::get() {
+        region.enter_keeper();
+    }
+}
+
+/// This process reads no rings any more.
+pub fn serve_no_more() {
+    if let Some(region) = region::get() {
+        region.leave_keeper();
     }
 }
 
 /// How far a keeper has read the rings.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursors {
+    /// Calls that were answered.
+    calls: u64,
     triggers: u64,
     keys: u64,
     transactions: u64,
@@ -92,7 +117,8 @@ impl Default for Cursors {
             (r.triggers().head(), r.keys().head(), r.transactions().head(), r.dependencies().head())
         });
         let (triggers, keys, transactions, dependencies) = heads.unwrap_or_default();
-        Self { triggers, keys, transactions, dependencies }
+        let calls = region::get().map_or(0, region::Region::calls);
+        Self { calls, triggers, keys, transactions, dependencies }
     }
 }
 
@@ -114,6 +140,16 @@ macro_rules! reader {
 }
 
 impl Cursors {
+    /// Whether keepers were called since [`Cursors::answer`]: another half of some ring is full.
+    pub fn are_called(&self) -> bool {
+        region::get().is_some_and(|region| region.calls() != self.calls)
+    }
+
+    /// The rings are about to be read.
+    pub fn answer(&mut self) {
+        self.calls = region::get().map_or(0, region::Region::calls);
+    }
+
     reader!(
         /// Measured trigger calls since the last reading.
         triggers, TriggerSample
@@ -163,12 +199,13 @@ pub fn areas() -> Vec<Area> {
         written: Some(head),
         dropped: region.dropped(what),
     };
-    let (relations, profiles) = (region.segment_keys(), region.profile_keys());
+    let (relations, profiles, copies) = (region.segment_keys(), region.profile_keys(), region.copy_keys());
     let (triggers, keys) = (region.triggers(), region.keys());
     let (transactions, dependencies) = (region.transactions(), region.dependencies());
     vec![
         table("relations", relations.capacity(), relations.entries().count(), Dropped::Relation),
         table("trigger profiles", profiles.capacity(), profiles.entries().count(), Dropped::Profile),
+        table("trigger copies", copies.capacity(), copies.entries().count(), Dropped::Copy),
         ring("trigger samples", triggers.capacity(), triggers.head(), Dropped::TriggerSample),
         ring("key samples", keys.capacity(), keys.head(), Dropped::KeySample),
         ring("transaction samples", transactions.capacity(), transactions.head(), Dropped::TransactionSample),

@@ -7,6 +7,7 @@
 use super::budget::Budget;
 use super::{statement, trigger};
 use crate::pg::executor::{Draw, Sensor};
+use crate::pg::glance::GLANCE;
 use crate::pg::local::{Local, LocalBox};
 use crate::pg::plan::{Instrument, Key, Named, Report};
 use crate::pg::region::{self, Dropped};
@@ -14,7 +15,7 @@ use crate::pg::trigger::Measured;
 use crate::pg::usage::End;
 use crate::pg::{bgworker, guc, usage};
 use foreshard_core::frames::{Amounts, Frames, Kind};
-use foreshard_core::gaps::{Gaps, longest};
+use foreshard_core::gaps::Gaps;
 
 /// Pieces inside a measured piece that are all measured, so that its own cost is exact when they are few.
 const ALWAYS: u32 = 64;
@@ -36,7 +37,8 @@ pub static SENSOR: Sensor = Sensor {
     statement_ends,
     wants_keys,
     wants_window,
-    keys: |keys| statement::push_keys(keys.iter(), interval(guc::KEY_SAMPLE_INTERVAL.get()), 0),
+    keys,
+    first_calls: FIRST_CALLS,
     wants_trigger,
     trigger_starts,
     trigger_ends,
@@ -90,39 +92,6 @@ impl State {
 }
 
 static STATE: LocalBox<State> = LocalBox::new();
-/// What every statement and trigger call looks at, in one cache line: after a round trip to the client all of
-/// it is cold.
-#[repr(align(64))]
-struct Glance {
-    /// Events until the next sample; 0: not drawn yet.
-    statement_gap: Local<u32>,
-    trigger_gap: Local<u32>,
-    key_gap: Local<u32>,
-    /// Statements seen in this transaction.
-    statements: Local<u32>,
-    /// By how much sampling is thinned out to keep the budget.
-    thinning: Local<u32>,
-    /// Statements being measured.
-    tracked: Local<u32>,
-    transaction_sampled: Local<bool>,
-    /// The statement that begins was drawn itself, not only its transaction.
-    drawn: Local<bool>,
-    /// Some piece is being measured.
-    in_frame: Local<bool>,
-}
-
-static GLANCE: Glance = Glance {
-    statement_gap: Local::new(0),
-    trigger_gap: Local::new(0),
-    key_gap: Local::new(0),
-    statements: Local::new(0),
-    thinning: Local::new(1),
-    tracked: Local::new(0),
-    transaction_sampled: Local::new(false),
-    drawn: Local::new(false),
-    in_frame: Local::new(false),
-};
-
 /// Runs `work` on the state; None when it is in use, which only an error inside it can cause.
 pub(super) fn with<R>(work: impl FnOnce(&mut State) -> R) -> Option<R> {
     STATE.with(State::new, |state| {
@@ -134,37 +103,24 @@ pub(super) fn with<R>(work: impl FnOnce(&mut State) -> R) -> Option<R> {
     })
 }
 
-/// One in how many, with thinning.
-fn interval(setting: i32) -> u32 {
-    (setting.max(1) as u32).saturating_mul(GLANCE.thinning.get())
-}
-
 /// Counts down; true when it is time for a sample.
 #[inline]
 fn due(gap: &'static Local<u32>, setting: i32) -> bool {
-    match gap.get() {
-        0 => {
-            gap.set(with(|s| s.gaps.next(interval(setting))).unwrap_or(1));
-            due_after_draw(gap, setting)
-        }
-        1 => {
-            gap.set(0);
-            true
-        }
-        // The interval was lowered: what was drawn for the old one no longer counts.
-        left if left > longest(interval(setting)) => {
-            gap.set(0);
-            due(gap, setting)
-        }
-        left => {
-            gap.set(left - 1);
-            false
-        }
-    }
+    !GLANCE.passes(gap, setting) && due_or_drawn(gap, setting)
 }
 
-fn due_after_draw(gap: &'static Local<u32>, setting: i32) -> bool {
-    if gap.get() == 0 { false } else { due(gap, setting) }
+/// Whether it is time for a sample, when it is not that just one more event passes.
+#[cold]
+#[inline(never)]
+fn due_or_drawn(gap: &'static Local<u32>, setting: i32) -> bool {
+    if gap.get() != 1 {
+        gap.set(with(|s| s.gaps.next(GLANCE.interval(setting))).unwrap_or(2));
+        if GLANCE.passes(gap, setting) {
+            return false;
+        }
+    }
+    gap.set(0);
+    true
 }
 
 fn wants_statement() -> bool {
@@ -173,7 +129,7 @@ fn wants_statement() -> bool {
     if GLANCE.in_frame.get() {
         return true;
     }
-    let drawn = due(&GLANCE.statement_gap, guc::STATEMENT_SAMPLE_INTERVAL.get());
+    let drawn = due(&GLANCE.statement_gap, guc::now(&guc::STATEMENT_SAMPLE_INTERVAL));
     GLANCE.drawn.set(drawn);
     if GLANCE.transaction_sampled.get() && before < MAX_STATEMENTS {
         return true;
@@ -286,24 +242,36 @@ fn statement_ends(query: usize, report: &Report, hot_keys: bool, since_ns: u64) 
     });
     if hot_keys {
         let hot = report.keys.iter().filter(|key| key.hot);
-        statement::push_keys(hot, interval(guc::KEY_SAMPLE_INTERVAL.get()), 0);
+        statement::push_keys(hot, GLANCE.interval(guc::KEY_SAMPLE_INTERVAL.get()), 0);
     }
 }
 
-#[inline]
 fn wants_keys() -> bool {
-    region::get().is_some_and(|r| r.any_hot()) && due(&GLANCE.key_gap, guc::KEY_SAMPLE_INTERVAL.get())
+    GLANCE.gates.get().any_hot() && due(&GLANCE.key_gap, guc::now(&guc::KEY_SAMPLE_INTERVAL))
+}
+
+/// Keys of a statement never take longer; what seems to was spent by other processes, ns.
+const MOST_KEYS_NS: u64 = 100_000;
+
+/// One statement's worth of keys; what that takes is part of the budget.
+fn keys(keys: &[Key], since_ns: u64) {
+    statement::push_keys(keys.iter(), GLANCE.interval(guc::KEY_SAMPLE_INTERVAL.get()), 0);
+    with(|state| {
+        // Reported with the next statement that is measured.
+        state.budget.spend(usage::elapsed_ns().saturating_sub(since_ns).min(MOST_KEYS_NS));
+        state.budget.adjust();
+    });
 }
 
 /// Whether the keys of the measured statement are wanted because its transaction is sampled: which keys are used
 /// together matters once there is load.
 fn wants_window() -> bool {
-    GLANCE.transaction_sampled.get() && region::get().is_some_and(|r| r.any_hot())
+    GLANCE.transaction_sampled.get() && GLANCE.gates.get().any_hot()
 }
 
 #[inline]
 fn wants_trigger(measured_before: u64) -> Option<Draw> {
-    let setting = guc::TRIGGER_SAMPLE_INTERVAL.get();
+    let setting = guc::now(&guc::TRIGGER_SAMPLE_INTERVAL);
     if GLANCE.in_frame.get() {
         return with(|state| within(state, setting)).flatten();
     }
@@ -312,12 +280,12 @@ fn wants_trigger(measured_before: u64) -> Option<Draw> {
     }
     // Not watched: u64::MAX.
     let drawn = measured_before < u64::MAX && due(&GLANCE.trigger_gap, setting);
-    drawn.then(|| Draw { weight: interval(setting), typical: true })
+    drawn.then(|| Draw { weight: GLANCE.interval(setting), typical: true })
 }
 
 /// Whether to measure a piece inside a measured one.
 fn within(state: &mut State, setting: i32) -> Option<Draw> {
-    let interval = interval(setting);
+    let interval = GLANCE.interval(setting);
     let weight = state.frames.wants_child(ALWAYS, interval)?;
     Some(Draw { weight, typical: weight == interval })
 }
@@ -357,12 +325,8 @@ fn trigger_fails(address: usize) {
 }
 
 fn transaction_ends(committed: bool) {
-    GLANCE.statements.set(0);
     let sampled = GLANCE.transaction_sampled.replace(false);
-    if !sampled && GLANCE.tracked.get() == 0 && !GLANCE.in_frame.get() {
-        return;
-    }
-    let weight = interval(guc::STATEMENT_SAMPLE_INTERVAL.get());
+    let weight = GLANCE.interval(guc::STATEMENT_SAMPLE_INTERVAL.get());
     with(|state| {
         let Some(region) = region::get() else { return };
         if sampled && committed {

@@ -4,7 +4,7 @@ use super::samples::{DependencySample, KeySample, MAX_SEGMENTS, TransactionSampl
 use super::trigger::cost_ns;
 use crate::pg::builtin::BuiltInCalls;
 use crate::pg::plan::{Key, Named, Report, Touch};
-use crate::pg::region::{Dropped, Region};
+use crate::pg::region::Region;
 use crate::pg::{bgworker, guc, region, trigger};
 use foreshard_core::frames::{Amount, Amounts};
 use foreshard_core::shared::{ProfileIdentity, SegmentCounter, Total};
@@ -133,9 +133,7 @@ fn record_built_in(region: &Region, calls: &BuiltInCalls) {
             mean(calls.temp_blocks),
         ],
     };
-    if !region.triggers().push(&sample.encode(database)) {
-        region.drop_one(Dropped::TriggerSample);
-    }
+    region.push_trigger(&sample.encode(database));
 }
 
 /// Keys of one transaction that are remembered.
@@ -165,9 +163,7 @@ pub(super) fn push_keys<'a>(keys: impl Iterator<Item = &'a Key>, weight: u32, wi
             key.hash,
             window,
         );
-        if !region.keys().push(&words) {
-            region.drop_one(Dropped::KeySample);
-        }
+        region.push_key(&words);
     }
 }
 
@@ -176,10 +172,7 @@ pub(super) fn push_transaction(region: &Region, slots: &[i64], weight: u32) {
     if slots.is_empty() {
         return;
     }
-    let words = TransactionSample::encode(bgworker::database(), weight, slots);
-    if !region.transactions().push(&words) {
-        region.drop_one(Dropped::TransactionSample);
-    }
+    region.push_transaction(&TransactionSample::encode(bgworker::database(), weight, slots));
 }
 
 /// What trigger functions were seen to touch lately, so that the same is not said again and again.
@@ -206,9 +199,7 @@ impl RecentEdges {
             self.edges[self.next] = edge;
             self.next = (self.next + 1) % self.edges.len();
             let sample = DependencySample { function, relation: named.relation, writes: named.writes };
-            if !region.dependencies().push(&sample.encode(bgworker::database())) {
-                region.drop_one(Dropped::DependencySample);
-            }
+            region.push_dependency(&sample.encode(bgworker::database()));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a measured trigger call says.
 
 use super::samples::TriggerSample;
-use crate::pg::region::{Dropped, Region};
+use crate::pg::region::Region;
 use crate::pg::trigger::Measured;
 use crate::pg::{bgworker, guc};
 use foreshard_core::frames::{Amount, Amounts, Spent};
@@ -74,7 +74,5 @@ pub(super) fn record(region: &Region, call: &Measured, spent: &Spent, memory: bo
             of(Amount::TempBlocks),
         ],
     };
-    if !region.triggers().push(&sample.encode(bgworker::database())) {
-        region.drop_one(Dropped::TriggerSample);
-    }
+    region.push_trigger(&sample.encode(bgworker::database()));
 }

@@ -1,11 +1,11 @@
 //! Background workers: start, signals, waits, and a transaction that turns errors into values.
 
 use super::compat;
-use super::report::{PgResult, cstring, internal};
+use super::glance::GLANCE;
+use super::report::{PgResult, cstring};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a dynamic worker is started with.
 pub struct Spec<'a> {
@@ -96,7 +96,7 @@ pub fn extra() -> i64 {
 /// First call of every worker: PostgreSQL's own handlers (SIGTERM ends it at the next safe point, even
 /// inside a query; SIGHUP re-reads the configuration), then the connection. Database 0: no database.
 pub fn begin(database: u32) {
-    OURS.store(true, Ordering::Relaxed);
+    GLANCE.is_ours.set(true);
     compat::install_signal_handlers();
     // SAFETY: called once, first thing in a worker; user 0 is the bootstrap superuser.
     unsafe {
@@ -108,12 +108,10 @@ pub fn begin(database: u32) {
     }
 }
 
-static OURS: AtomicBool = AtomicBool::new(false);
-
 /// Whether this process is one of our workers, whose statements are not the users' load.
 #[inline]
 pub fn is_ours() -> bool {
-    OURS.load(Ordering::Relaxed)
+    GLANCE.is_ours.get()
 }
 
 /// Ends the worker cleanly; before-exit callbacks run.
@@ -313,8 +311,18 @@ pub fn on_exit(callback: unsafe extern "C-unwind" fn(i32, pg_sys::Datum)) {
     unsafe { pg_sys::before_shmem_exit(Some(callback), pg_sys::Datum::from(0usize)) };
 }
 
-/// Databases a keeper may visit: those that accept connections and are no templates.
-pub fn databases() -> PgResult<Vec<(u32, String)>> {
+/// A database of the cluster.
+pub struct Database {
+    /// Its oid.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
+    /// A keeper may visit it: it accepts connections and is no template.
+    pub takes_workers: bool,
+}
+
+/// All databases.
+pub fn databases() -> PgResult<Vec<Database>> {
     let mut found = Vec::new();
     // SAFETY: scans the shared catalog pg_database under a registered catalog snapshot; each tuple's
     // fixed part is FormData_pg_database.
@@ -329,12 +337,13 @@ pub fn databases() -> PgResult<Vec<(u32, String)>> {
             let header = (*tuple).t_data;
             let row =
                 header.cast::<u8>().add((*header).t_hoff as usize).cast::<pg_sys::FormData_pg_database>();
-            // A connection limit of -2 marks a database whose DROP was interrupted.
-            if (*row).datallowconn && !(*row).datistemplate && (*row).datconnlimit != -2 {
-                let name = std::ffi::CStr::from_ptr((*row).datname.data.as_ptr());
-                let name = name.to_str().map_err(internal)?.to_string();
-                found.push(((*row).oid.to_u32(), name));
-            }
+            let name = std::ffi::CStr::from_ptr((*row).datname.data.as_ptr());
+            found.push(Database {
+                oid: (*row).oid.to_u32(),
+                name: name.to_string_lossy().into_owned(),
+                // A connection limit of -2 marks a database whose DROP was interrupted.
+                takes_workers: (*row).datallowconn && !(*row).datistemplate && (*row).datconnlimit != -2,
+            });
         }
         pg_sys::table_endscan(scan);
         pg_sys::table_close(catalog, pg_sys::AccessShareLock as i32);

@@ -3,6 +3,7 @@
 
 use super::plan::{MAX_NODES, pointers};
 use super::region;
+use foreshard_core::shared::ProfileIdentity;
 use pgrx::pg_sys;
 
 /// Calls of a built-in trigger, as the executor counted them.
@@ -82,7 +83,12 @@ pub unsafe fn triggers(query: *mut pg_sys::QueryDesc, found: &mut Vec<BuiltInCal
                 let instrument = instruments.add(i);
                 end_loop(instrument);
                 if (*instrument).ntuples > 0.0 && found.len() < MAX_NODES {
-                    found.push(calls_of(relation, trigger, &*instrument, (*query).operation));
+                    let mut calls = calls_of(relation, trigger, &*instrument, (*query).operation);
+                    // Partitions' copies are one trigger, the partitioned table's.
+                    if let Some(root) = region.copied_from(trigger.tgoid.to_u32()) {
+                        calls.name = ProfileIdentity::numbered(&calls.name, root);
+                    }
+                    found.push(calls);
                 }
             }
         }

@@ -5,7 +5,12 @@
 //! behind is recognised by its stack address (`foreshard_core::frames`) or dropped when the
 //! (sub)transaction ends. The originals are called through raw externs, because pgrx's guard would lose
 //! parts of a user's error.
+//!
+//! Nearly every statement only passes by: what that takes is inlined and looks at [`GLANCE`], the settings and the gates.
+//! Whatever else there is to do is in cold functions of their own, because their frames are kilobytes, which every
+//! statement would touch.
 
+use super::glance::{GLANCE, NOTHING_RUNS};
 use super::plan;
 use super::{compat, guc, route, usage};
 use pgrx::pg_sys;
@@ -13,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What watches statements and trigger calls; implemented by `observe`. None of the functions may raise.
 pub struct Sensor {
-    /// A statement begins: should it be looked at? Called for every statement, so it only counts down.
+    /// A statement begins that does not pass by ([`GLANCE`]): should it be looked at?
     pub wants_statement: fn() -> bool,
     /// The part of a statement in a parallel worker begins: should it be looked at?
     pub follows_leader: fn() -> bool,
@@ -21,7 +26,7 @@ pub struct Sensor {
     /// Work of ours began at `since_ns`.
     pub statement_starts:
         fn(query: usize, address: usize, relations: &[plan::Named], since_ns: u64) -> plan::Instrument,
-    /// Whether any statement is being measured.
+    /// Whether this statement is being measured.
     pub measures: fn(query: usize) -> bool,
     /// A measured statement is about to run a part.
     pub part_starts: fn(query: usize, address: usize),
@@ -33,9 +38,11 @@ pub struct Sensor {
     pub wants_keys: fn() -> bool,
     /// A measured statement ends: are the keys of its transaction wanted?
     pub wants_window: fn() -> bool,
-    /// Keys of hot slots.
-    pub keys: fn(&[plan::Key]),
-    /// A trigger call begins: should it be measured? The argument says how often its trigger was measured
+    /// Keys of hot slots; work of ours began at `since_ns`.
+    pub keys: fn(keys: &[plan::Key], since_ns: u64),
+    /// Calls of a trigger that are all measured.
+    pub first_calls: u64,
+    /// A trigger call begins that does not pass by: should it be measured? The argument says how often its trigger was measured
     /// (`u64::MAX`: it is not watched, but may be part of a measured piece).
     pub wants_trigger: fn(measured_before: u64) -> Option<Draw>,
     /// It begins, after work of ours since `since_ns`; false: do not end it.
@@ -60,18 +67,17 @@ pub struct Draw {
     pub typical: bool,
 }
 
-static mut SENSOR: Option<&'static Sensor> = None;
-static mut PREVIOUS_START: pg_sys::ExecutorStart_hook_type = None;
-static mut PREVIOUS_FINISH: pg_sys::ExecutorFinish_hook_type = None;
-static mut PREVIOUS_END: pg_sys::ExecutorEnd_hook_type = None;
-/// The statement that runs, and the frame that said so.
-static mut CURRENT: Current = Current { query: std::ptr::null_mut(), address: usize::MAX };
-
-#[derive(Clone, Copy)]
-struct Current {
-    query: *mut pg_sys::QueryDesc,
-    address: usize,
+/// Set once, at start-up; in one cache line.
+#[repr(align(64))]
+struct Installed {
+    sensor: Option<&'static Sensor>,
+    previous_start: pg_sys::ExecutorStart_hook_type,
+    previous_finish: pg_sys::ExecutorFinish_hook_type,
+    previous_end: pg_sys::ExecutorEnd_hook_type,
 }
+
+static mut INSTALLED: Installed =
+    Installed { sensor: None, previous_start: None, previous_finish: None, previous_end: None };
 
 mod raw {
     use pgrx::pg_sys;
@@ -87,13 +93,15 @@ mod raw {
 pub fn register(sensor: &'static Sensor) {
     // SAFETY: single-threaded start-up of the postmaster; backends inherit all of it.
     unsafe {
-        SENSOR = Some(sensor);
-        PREVIOUS_START = pg_sys::ExecutorStart_hook;
+        INSTALLED = Installed {
+            sensor: Some(sensor),
+            previous_start: pg_sys::ExecutorStart_hook,
+            previous_finish: pg_sys::ExecutorFinish_hook,
+            previous_end: pg_sys::ExecutorEnd_hook,
+        };
         pg_sys::ExecutorStart_hook = Some(start);
         compat::register_run_hook(run);
-        PREVIOUS_FINISH = pg_sys::ExecutorFinish_hook;
         pg_sys::ExecutorFinish_hook = Some(finish);
-        PREVIOUS_END = pg_sys::ExecutorEnd_hook;
         pg_sys::ExecutorEnd_hook = Some(end);
         pg_sys::RegisterXactCallback(Some(transaction), std::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(subtransaction), std::ptr::null_mut());
@@ -103,11 +111,11 @@ pub fn register(sensor: &'static Sensor) {
 /// The sensor, when this process is to be watched now.
 #[inline]
 pub(super) fn watching() -> Option<&'static Sensor> {
-    if !guc::OBSERVE.get() {
+    if !guc::now(&guc::OBSERVE) {
         return None;
     }
     // SAFETY: written once at start-up; the flag is set by our own workers only.
-    unsafe { if super::bgworker::is_ours() { None } else { SENSOR } }
+    unsafe { if super::bgworker::is_ours() { None } else { INSTALLED.sensor } }
 }
 
 /// Runs work of ours; a failure inside it stays inside.
@@ -124,13 +132,14 @@ pub(super) fn quietly<R>(sensor: &Sensor, work: impl FnOnce() -> R) -> Option<R>
 
 /// Rows processed so far by the statement that runs above `address` on the stack.
 pub(super) fn rows_so_far(address: usize) -> Option<u64> {
-    // SAFETY: CURRENT is reset whenever a (sub)transaction aborts, so the statement is still running.
+    let (query, began) = GLANCE.current.get();
+    let query = query as *const pg_sys::QueryDesc;
+    // SAFETY: `current` is reset whenever a (sub)transaction aborts, so the statement is still running.
     unsafe {
-        let current = CURRENT;
-        if current.query.is_null() || current.address <= address || (*current.query).estate.is_null() {
+        if query.is_null() || began <= address || (*query).estate.is_null() {
             return None;
         }
-        Some((*(*current.query).estate).es_processed)
+        Some((*(*query).estate).es_processed)
     }
 }
 
@@ -138,27 +147,18 @@ pub(super) fn rows_so_far(address: usize) -> Option<u64> {
 unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
     let frame = 0_u8;
     let address = &raw const frame as usize;
-    let mut measured = false;
     // SAFETY: as above.
     unsafe {
         if route::concerns_us() {
-            route::begins(query, eflags);
+            route_begins(query, eflags);
         }
-        if let Some(sensor) = watching()
-            && eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0
-            && wanted(sensor)
-        {
-            let started = quietly(sensor, || {
-                let since_ns = usage::elapsed_ns();
-                let relations = plan::relations((*query).plannedstmt);
-                (sensor.statement_starts)(query as usize, address, &relations, since_ns)
-            });
-            if let Some(instrument) = started.filter(|i| *i != plan::Instrument::None) {
-                measured = true;
-                (*query).instrument_options |= plan::options(instrument);
+        let measured = match watching() {
+            Some(sensor) if eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 && wanted(sensor) => {
+                statement_starts(sensor, query, address)
             }
-        }
-        match PREVIOUS_START {
+            _ => false,
+        };
+        match INSTALLED.previous_start {
             Some(previous) => previous(query, eflags),
             None => raw::standard_ExecutorStart(query, eflags),
         }
@@ -168,22 +168,61 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
     }
 }
 
+/// # Safety
+/// As for [`route::begins`].
+#[cold]
+#[inline(never)]
+unsafe fn route_begins(query: *mut pg_sys::QueryDesc, eflags: i32) {
+    // SAFETY: as promised by the caller.
+    unsafe { route::begins(query, eflags) };
+}
+
+/// Whether the statement is measured from now on.
+///
+/// # Safety
+/// `query` must be valid and not started yet.
+#[cold]
+#[inline(never)]
+unsafe fn statement_starts(sensor: &Sensor, query: *mut pg_sys::QueryDesc, address: usize) -> bool {
+    let started = quietly(sensor, || {
+        let since_ns = usage::elapsed_ns();
+        // SAFETY: as promised by the caller.
+        let relations = unsafe { plan::relations((*query).plannedstmt) };
+        (sensor.statement_starts)(query as usize, address, &relations, since_ns)
+    });
+    let Some(instrument) = started.filter(|i| *i != plan::Instrument::None) else { return false };
+    // SAFETY: as promised by the caller.
+    unsafe { (*query).instrument_options |= plan::options(instrument) };
+    true
+}
+
 /// Parallel workers measure when their leader does.
+#[inline]
 fn wanted(sensor: &Sensor) -> bool {
     // SAFETY: a variable of this process, -1 except in parallel workers.
     if unsafe { pg_sys::ParallelWorkerNumber } < 0 {
-        return (sensor.wants_statement)();
+        return !GLANCE.passes_statement() && (sensor.wants_statement)();
     }
     (sensor.follows_leader)()
 }
 
+#[cold]
+#[inline(never)]
 fn part_ends(query: *mut pg_sys::QueryDesc, address: usize) {
     if let Some(sensor) = watching() {
         quietly(sensor, || (sensor.part_ends)(query as usize, address));
     }
 }
 
+/// Whether the part is measured.
+#[inline]
 fn part_starts(query: *mut pg_sys::QueryDesc, address: usize) -> bool {
+    GLANCE.tracked.get() > 0 && measured_part_starts(query, address)
+}
+
+#[cold]
+#[inline(never)]
+fn measured_part_starts(query: *mut pg_sys::QueryDesc, address: usize) -> bool {
     let Some(sensor) = watching() else { return false };
     if !(sensor.measures)(query as usize) {
         return false;
@@ -198,12 +237,11 @@ unsafe fn run(query: *mut pg_sys::QueryDesc, arguments: &compat::RunArguments) {
     let address = &raw const frame as usize;
     let measured = part_starts(query, address);
     let since_ns = route::runs(query, None);
-    // SAFETY: plain variables of this process; the query is valid.
+    // SAFETY: the query is valid.
     unsafe {
-        let outer = CURRENT;
-        CURRENT = Current { query, address };
+        let outer = GLANCE.current.replace((query as usize, address));
         compat::run_next(query, arguments);
-        CURRENT = outer;
+        GLANCE.current.set(outer);
     }
     route::runs(query, Some(since_ns));
     if measured {
@@ -216,15 +254,14 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
     let frame = 0_u8;
     let address = &raw const frame as usize;
     let measured = part_starts(query, address);
-    // SAFETY: plain variables of this process; the query is valid.
+    // SAFETY: set once, at start-up; the query is valid.
     unsafe {
-        let outer = CURRENT;
-        CURRENT = Current { query, address };
-        match PREVIOUS_FINISH {
+        let outer = GLANCE.current.replace((query as usize, address));
+        match INSTALLED.previous_finish {
             Some(previous) => previous(query),
             None => raw::standard_ExecutorFinish(query),
         }
-        CURRENT = outer;
+        GLANCE.current.set(outer);
     }
     if measured {
         part_ends(query, address);
@@ -236,23 +273,55 @@ unsafe extern "C-unwind" fn end(query: *mut pg_sys::QueryDesc) {
     // SAFETY: as above; the plan state is alive until the original ends it.
     unsafe {
         if route::concerns_us() {
-            route::ends(query);
+            route_ends(query);
         }
-        if let Some(sensor) = watching() {
-            let keys = (sensor.wants_keys)();
-            if (sensor.measures)(query as usize) {
-                quietly(sensor, || {
-                    let since_ns = usage::elapsed_ns();
-                    let report = plan::report(query, keys || (sensor.wants_window)());
-                    (sensor.statement_ends)(query as usize, &report, keys, since_ns);
-                });
-            } else if keys {
-                quietly(sensor, || (sensor.keys)(&plan::keys(query)));
-            }
+        if GLANCE.tracked.get() > 0 || gives_keys() {
+            statement_ends(query);
         }
-        match PREVIOUS_END {
+        match INSTALLED.previous_end {
             Some(previous) => previous(query),
             None => raw::standard_ExecutorEnd(query),
+        }
+    }
+}
+
+/// Whether it is time for a statement to give its keys, because some slot is hot.
+#[inline]
+fn gives_keys() -> bool {
+    GLANCE.gates.get().any_hot()
+        && watching().is_some()
+        && !GLANCE.passes(&GLANCE.key_gap, guc::now(&guc::KEY_SAMPLE_INTERVAL))
+}
+
+/// # Safety
+/// As for [`route::ends`].
+#[cold]
+#[inline(never)]
+unsafe fn route_ends(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: as promised by the caller.
+    unsafe { route::ends(query) };
+}
+
+/// # Safety
+/// `query` must not have been ended yet.
+#[cold]
+#[inline(never)]
+unsafe fn statement_ends(query: *mut pg_sys::QueryDesc) {
+    let Some(sensor) = watching() else { return };
+    let keys = (sensor.wants_keys)();
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if (sensor.measures)(query as usize) {
+            quietly(sensor, || {
+                let since_ns = usage::elapsed_ns();
+                let report = plan::report(query, keys || (sensor.wants_window)());
+                (sensor.statement_ends)(query as usize, &report, keys, since_ns);
+            });
+        } else if keys {
+            quietly(sensor, || {
+                let since_ns = usage::elapsed_ns();
+                (sensor.keys)(&plan::keys(query), since_ns);
+            });
         }
     }
 }
@@ -268,14 +337,22 @@ unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _: *mut 
         XACT_EVENT_ABORT | XACT_EVENT_PARALLEL_ABORT | XACT_EVENT_PARALLEL_COMMIT => false,
         _ => return,
     };
-    // SAFETY: plain variables of this process.
-    unsafe {
-        CURRENT = Current { query: std::ptr::null_mut(), address: usize::MAX };
+    GLANCE.current.set(NOTHING_RUNS);
+    if GLANCE.routed.get() > 0 {
         route::forget(None, !committed);
-        // Not `watching`: what was begun while watching must end.
-        if let Some(sensor) = SENSOR {
-            quietly(sensor, || (sensor.transaction_ends)(committed));
-        }
+    }
+    if !GLANCE.ends_quietly() {
+        transaction_ends(committed);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn transaction_ends(committed: bool) {
+    // Not `watching`: what was begun while watching must end.
+    // SAFETY: written once at start-up.
+    if let Some(sensor) = unsafe { INSTALLED.sensor } {
+        quietly(sensor, || (sensor.transaction_ends)(committed));
     }
 }
 
@@ -289,7 +366,6 @@ unsafe extern "C-unwind" fn subtransaction(
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
         route::forget(Some(level), true);
         // The statement that ran may be gone with its memory.
-        // SAFETY: a plain variable of this process.
-        unsafe { CURRENT = Current { query: std::ptr::null_mut(), address: usize::MAX } };
+        GLANCE.current.set(NOTHING_RUNS);
     }
 }

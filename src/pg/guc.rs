@@ -37,6 +37,14 @@ impl Mode {
     }
 }
 
+/// The value of a plain setting, for hooks that every statement passes: without pgrx's check of the thread, which takes
+/// a call into the dynamic linker.
+#[inline(always)]
+pub fn now<T: pgrx::guc::GucValue<Raw = T> + Copy>(setting: &GucSetting<T>) -> T {
+    // SAFETY: the variable is part of the setting, which is static; PostgreSQL writes it on this process's only thread.
+    unsafe { *setting.as_ptr() }
+}
+
 /// How a GUC may be changed.
 type Ctx = GucContext;
 
@@ -218,7 +226,10 @@ settings! {
         c"Amount of a table copied in one transaction; a crash repeats at most this much.";
     /// Copy rate, kB/s.
     int COPY_RATE = c"foreshard.copy_rate", 0, 0, 2000000000; Ctx::Sighup, KB;
-        c"Kilobytes per second a move may copy; 0 means no limit.";
+        c"Kilobytes per second a move may copy and replay; 0 means no limit.";
+    /// Copy rate, rows/s.
+    int COPY_ROWS = c"foreshard.copy_rows", 0, 0, 2000000000; Ctx::Sighup, NONE;
+        c"Rows per second a move may copy and replay, fewer than are changed meanwhile and it never catches up; 0 means no limit.";
     /// Replica lag at which copying waits, kB.
     int MAX_REPLICA_LAG = c"foreshard.max_replica_lag", 262144, 0, 2000000000; Ctx::Sighup, KB;
         c"WAL that a replica may be behind before moves stop copying until it has caught up; 0 means no limit.";
@@ -246,6 +257,9 @@ settings! {
     /// How long the old copy is kept equal after the swap, seconds.
     int ROLLBACK_WINDOW = c"foreshard.rollback_window", 300, 0, 86400; Ctx::Sighup, S;
         c"Time after a cutover in which the old copy is kept equal, so that rollback_move() can swap back at once; 0: none.";
+    /// Whether a cutover waits for snapshots on replicas.
+    boolean WAIT_FOR_REPLICAS = c"foreshard.wait_for_replica_snapshots", true; Ctx::Sighup, NONE;
+        c"A cutover waits for snapshots on replicas with hot_standby_feedback that are older than what was copied last, as it does for those here.";
     /// Load from which on slots are split; the ranges of this and the next keep a factor of two between them.
     real SPLIT_THRESHOLD = c"foreshard.split_threshold", 0.8, 0.4, 100.0; Ctx::Sighup, NONE;
         c"Share of a mean shard's fair load from which on a slot is split (or its halves are built ahead, when that is forecast).";

@@ -1,12 +1,14 @@
 //! Filling a heap by the page, past shared memory, as CLUSTER does it: pages are made in private memory, logged as a
 //! whole and written once, so that what others work with stays in memory and no page is written as zeros first.
 //!
-//! A checkpoint that begins in between is the danger: its pages of the log may be behind its redo point, but the pages
-//! themselves not on the disk. Every write asks the next checkpoint to sync the file; when one has begun since the first
-//! page, the file is synced here (as `bulk_write.c` of PostgreSQL 17 does it).
+//! Pages are written before they are logged: what is in the log has its place on the disk, so neither recovery nor a
+//! standby can fail for want of room, and the request to sync the file is older than the record, so that a checkpoint that
+//! begins behind the record syncs them. The other order is that of WAL, but it protects nothing here: what was written and
+//! not logged lies behind what the move has noted, and is cut off. Until their record comes, pages say that they
+//! changed when the log was last flushed, which is true enough and never in the future.
 
 use super::compat::{self, needs_wal};
-use super::lock::ROW_EXCLUSIVE;
+use super::lock;
 use super::report::{PgResult, PgSqlErrorCode, cstring, error, internal};
 use super::visibility;
 use pgrx::pg_sys;
@@ -40,7 +42,6 @@ pub struct Load {
     first_block: u32,
     next_block: u32,
     frozen: bool,
-    redo: pg_sys::XLogRecPtr,
     xid: pg_sys::TransactionId,
     command: pg_sys::CommandId,
     rows: u64,
@@ -51,7 +52,7 @@ impl Load {
     pub fn open(table: pg_sys::Oid, frozen: bool) -> Self {
         // SAFETY: raises for what cannot be opened; everything lives in the current context, which the caller keeps.
         unsafe {
-            let relation = pg_sys::relation_open(table, ROW_EXCLUSIVE);
+            let relation = pg_sys::relation_open(table, lock::ROW_EXCLUSIVE);
             let columns = (*(*relation).rd_att).natts.max(0) as usize;
             let room: *mut u8 = pg_sys::palloc((BATCH_PAGES + 1) * PAGE_BYTES).cast();
             let options: *const pg_sys::StdRdOptions = (*relation).rd_options.cast();
@@ -76,7 +77,6 @@ impl Load {
                 first_block: block,
                 next_block: block,
                 frozen,
-                redo: pg_sys::GetRedoRecPtr(),
                 xid: pg_sys::GetCurrentTransactionId(),
                 command: pg_sys::GetCurrentCommandId(true),
                 rows: 0,
@@ -225,11 +225,20 @@ impl Load {
             let mut blocks: Vec<u32> = (0..self.begun as u32).map(|at| self.next_block + at).collect();
             let mut pages: Vec<pg_sys::Page> =
                 (0..self.begun).map(|at| self.pages.add(at * PAGE_BYTES).cast()).collect();
+            if pg_sys::RelationGetNumberOfBlocksInFork(self.relation, MAIN) != self.next_block {
+                pgrx::ereport!(
+                    ERROR,
+                    PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+                    "somebody else writes to a table that is being filled"
+                );
+            }
+            let flushed = pg_sys::GetFlushRecPtr(std::ptr::null_mut());
+            let last = self.begun - 1;
+            for (at, (block, page)) in blocks.iter().zip(&pages).enumerate() {
+                compat::extend(self.relation, *block, *page, flushed, at == last);
+            }
             if needs_wal(self.relation) {
                 compat::log_pages(self.relation, &mut blocks, &mut pages);
-            }
-            for (block, page) in blocks.iter().zip(&pages) {
-                compat::extend(self.relation, *block, *page);
             }
             self.next_block += self.begun as u32;
         }
@@ -245,9 +254,6 @@ impl Load {
         unsafe {
             if self.frozen {
                 visibility::set_all_frozen(self.relation, self.first_block, self.next_block);
-            }
-            if self.next_block > self.first_block && self.redo != pg_sys::GetRedoRecPtr() {
-                pg_sys::smgrimmedsync(pg_sys::RelationGetSmgr(self.relation), MAIN);
             }
             pg_sys::relation_close(self.relation, pg_sys::NoLock as i32);
             pg_sys::MemoryContextDelete(self.context);
@@ -322,15 +328,22 @@ pub fn fill(target: &Target, query: &str) -> PgResult<Filled> {
     Ok(receiver.load.finish())
 }
 
-/// Makes a heap `block` blocks long.
+/// Makes a heap `block` blocks long, and keeps others from writing to it.
 fn begin_at(table: pg_sys::Oid, block: u32) -> PgResult<()> {
+    let in_use = || Err(error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, "the copy is in use"));
+    if !lock::try_lock_all(&[table], lock::EXCLUSIVE) {
+        return in_use();
+    }
     // SAFETY: raises for what cannot be opened; truncated under ACCESS EXCLUSIVE.
     unsafe {
-        let relation = pg_sys::relation_open(table, ROW_EXCLUSIVE);
-        if pg_sys::RelationGetNumberOfBlocksInFork(relation, MAIN) > block {
-            // A vacuum may be at it.
-            if !super::lock::try_lock_all(&[table], super::lock::ACCESS_EXCLUSIVE) {
-                return Err(error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, "the copy is in use"));
+        let relation = pg_sys::relation_open(table, lock::ROW_EXCLUSIVE);
+        let blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, MAIN);
+        if blocks < block {
+            return Err(internal(format!("the copy has {blocks} blocks left of {block}")));
+        }
+        if blocks > block {
+            if !lock::try_lock_all(&[table], lock::ACCESS_EXCLUSIVE) {
+                return in_use();
             }
             pg_sys::RelationTruncate(relation, block);
         }

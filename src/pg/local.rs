@@ -34,6 +34,13 @@ impl<T: Copy> Local<T> {
     }
 }
 
+/// A new value: apart, because until it is in its box it is as big as it is, on the stack of whoever asks.
+#[cold]
+#[inline(never)]
+fn boxed<T>(make: impl FnOnce() -> T) -> Box<T> {
+    Box::new(make())
+}
+
 /// Something bigger of this backend, borrowed for a moment.
 pub struct LocalBox<T>(RefCell<Option<Box<T>>>);
 
@@ -49,7 +56,10 @@ impl<T> LocalBox<T> {
     /// Runs `work` on the value, made by `make` if need be; None while it is in use.
     pub fn with<R>(&self, make: impl FnOnce() -> T, work: impl FnOnce(&mut T) -> R) -> Option<R> {
         let mut value = self.0.try_borrow_mut().ok()?;
-        Some(work(value.get_or_insert_with(|| Box::new(make()))))
+        if value.is_none() {
+            *value = Some(boxed(make));
+        }
+        value.as_mut().map(|value| work(value))
     }
 
     /// Forgets the value, unless it is in use.

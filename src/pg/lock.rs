@@ -12,6 +12,8 @@ pub const ROW_EXCLUSIVE: i32 = pg_sys::RowExclusiveLock as i32;
 pub const SHARE_UPDATE_EXCLUSIVE: i32 = pg_sys::ShareUpdateExclusiveLock as i32;
 /// SHARE ROW EXCLUSIVE: blocks writers, not readers.
 pub const SHARE_ROW_EXCLUSIVE: i32 = pg_sys::ShareRowExclusiveLock as i32;
+/// EXCLUSIVE: blocks everybody but readers.
+pub const EXCLUSIVE: i32 = pg_sys::ExclusiveLock as i32;
 /// ACCESS EXCLUSIVE: blocks everybody.
 pub const ACCESS_EXCLUSIVE: i32 = pg_sys::AccessExclusiveLock as i32;
 

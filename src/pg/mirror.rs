@@ -158,15 +158,21 @@ impl Pending {
 }
 
 // SAFETY: a transaction callback of PostgreSQL.
+unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, argument: *mut std::ffi::c_void) {
+    // Every transaction comes by several times; the guard takes longer than all the rest.
+    if ANY.get() {
+        // SAFETY: as above.
+        unsafe { guarded(event, argument) };
+    }
+}
+
+// SAFETY: called by `transaction`.
 #[pg_guard]
-unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+unsafe extern "C-unwind" fn guarded(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
     use pg_sys::XactEvent::{
         XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE,
         XACT_EVENT_PREPARE,
     };
-    if !ANY.get() {
-        return;
-    }
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
             PASSED.set(true);

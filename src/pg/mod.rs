@@ -8,6 +8,7 @@ pub mod compat;
 pub mod digest;
 pub mod disk;
 pub mod executor;
+pub mod glance;
 pub mod graph;
 pub mod guc;
 pub mod hooks;

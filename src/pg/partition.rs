@@ -4,6 +4,7 @@
 mod asked;
 mod bound;
 pub mod direct;
+pub(in crate::pg) mod fixed;
 mod list;
 
 pub use self::bound::{MAX_LIST_BYTES, list_bytes};
@@ -351,6 +352,25 @@ pub fn locate(table: pg_sys::Oid, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> 
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "no partition accepts this key",
         )),
+    }
+}
+
+/// Opens and locks a relation without waiting for anybody: null if that takes waiting, or it is gone. Whoever waits does so in
+/// the planner itself, whose errors reach the user as they are.
+///
+/// # Safety
+/// Inside a transaction.
+unsafe fn open_at_once(relation: pg_sys::Oid, mode: i32) -> pg_sys::Relation {
+    // SAFETY: as promised by the caller; a lock that turns out to be of nothing is given back.
+    unsafe {
+        if !pg_sys::ConditionalLockRelationOid(relation, mode) {
+            return std::ptr::null_mut();
+        }
+        let open = pg_sys::try_relation_open(relation, pg_sys::NoLock as i32);
+        if open.is_null() {
+            pg_sys::UnlockRelationOid(relation, mode);
+        }
+        open
     }
 }
 

@@ -204,6 +204,9 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut s
         if let Some(used) = IndexUse::of(state) {
             walk.index(&used);
         }
+        if tag == pg_sys::NodeTag::T_SeqScanState {
+            walk.condition(state);
+        }
         let stopped = compat::walk_plan_state(state, visit, context);
         // After the children: rows written go where the scans below found them.
         if (*state).type_ == pg_sys::NodeTag::T_ModifyTableState {
@@ -279,6 +282,28 @@ impl Walk<'_> {
                         push_key(&mut self.report.keys, leaf, (segment, hot), bytes, whole);
                     });
                 }
+            }
+        }
+    }
+
+    /// The key of a scan that has no index to find it, when that is a constant or a parameter: of a small or a new table.
+    ///
+    /// # Safety
+    /// `state` must be a sequential scan's state.
+    unsafe fn condition(&mut self, state: *mut pg_sys::PlanState) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let relation = (*state.cast::<pg_sys::ScanState>()).ss_currentRelation;
+            if !self.keys || relation.is_null() {
+                return;
+            }
+            let leaf = super::route::source_of((*relation).rd_id.to_u32());
+            let Some((segment, hot)) = self.giving_keys(leaf) else { return };
+            let column = segment.key_attribute.load(Ordering::Relaxed) as i16;
+            for value in scan::compared_with(state, column) {
+                keydatum::from_expression(value, (*self.query).params, |bytes, whole| {
+                    push_key(&mut self.report.keys, leaf, (segment, hot), bytes, whole);
+                });
             }
         }
     }

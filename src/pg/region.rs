@@ -2,13 +2,15 @@
 //!
 //! Lock protocol: none for counting, sampling and reading routes (see `foreshard_core::shared`). Entering and
 //! removing relations ([`Region::segment_keys`]) is done by keepers only, making and removing routes
-//! ([`Region::routes`]) by carriers and keepers, both under the LWLock of `pg::shmem`. Every
+//! ([`Region::routes`]) by carriers and keepers, both under the LWLock of `pg::shmem`. The launcher takes out what
+//! belongs to databases that are gone, under the same lock. Every
 //! array has a fixed length; what does not fit is dropped and counted in [`Region::dropped`]. The region is
 //! lost on a restart; keepers fill it again.
 
+use super::glance::GLANCE;
 use super::guc;
 use foreshard_core::shared::{
-    Directory, Entry, Profile, ROUTED_MOVES, ROUTES, Route, RouteStats, Routes, SampleRing, Segment,
+    Directory, Entry, Profile, Pushed, ROUTED_MOVES, ROUTES, Route, RouteStats, Routes, SampleRing, Segment,
 };
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -32,6 +34,8 @@ const SPARE_PROCESSES: usize = 64;
 pub enum Dropped {
     /// A relation that keepers could not enter.
     Relation,
+    /// A partition's copy of a trigger that keepers could not enter.
+    Copy,
     /// A call of a trigger without a profile entry.
     Profile,
     /// A trigger sample.
@@ -49,13 +53,52 @@ pub enum Dropped {
 }
 
 /// How many kinds there are.
-pub const DROPPED: usize = 8;
+pub const DROPPED: usize = 9;
+/// Keepers that can be called at a time.
+const KEEPERS: usize = super::shmem::MAX_DATABASES;
+/// Copies of triggers per relation that there is room for.
+const COPIES_PER_RELATION: i32 = 4;
+
+mod raw {
+    use pgrx::pg_sys;
+    // SAFETY: the declaration is PostgreSQL's own (storage/latch.h); it never raises.
+    unsafe extern "C-unwind" {
+        pub fn SetLatch(latch: *mut pg_sys::Latch);
+    }
+}
+
+/// What every statement of every backend reads and hardly anybody writes: together they have a cache line of their own.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Gates {
+    hot: AtomicU64,
+    route_count: AtomicU64,
+}
+
+/// Nothing is hot, and there are no routes: what is seen without shared memory.
+pub static CLOSED: Gates = Gates { hot: AtomicU64::new(0), route_count: AtomicU64::new(0) };
+
+impl Gates {
+    /// Whether any slot of any database is hot: the first gate of key sampling.
+    #[inline]
+    pub fn any_hot(&self) -> bool {
+        self.hot.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether there are routes in any database.
+    #[inline]
+    pub fn any_route(&self) -> bool {
+        self.route_count.load(Ordering::Acquire) > 0
+    }
+}
 
 /// Numbers that stand alone.
 #[repr(C)]
 #[derive(Debug)]
 struct Header {
     heads: [AtomicU64; 4],
+    /// How often keepers were called to read the rings.
+    calls: AtomicU64,
     dropped: [AtomicU64; DROPPED],
     statements: AtomicU64,
     overhead_ns: AtomicU64,
@@ -72,6 +115,8 @@ unsafe impl Zeroed for AtomicU32 {}
 unsafe impl Zeroed for AtomicU64 {}
 // SAFETY: atomics only.
 unsafe impl Zeroed for Header {}
+// SAFETY: atomics only.
+unsafe impl Zeroed for Gates {}
 // SAFETY: atomics only.
 unsafe impl Zeroed for Segment {}
 // SAFETY: atomics only.
@@ -97,9 +142,12 @@ pub struct Region {
     transactions: &'static [Entry<TRANSACTION_WORDS>],
     dependencies: &'static [Entry<DEPENDENCY_WORDS>],
     sampling: &'static [AtomicU32],
-    /// These two are read by every statement and hardly ever written, so each has a cache line of its own.
-    hot: &'static AtomicU64,
-    route_count: &'static AtomicU64,
+    /// Places of keepers in the server's array of processes, plus 1; 0: free.
+    keepers: &'static [AtomicU32],
+    copy_keys: &'static [AtomicU64],
+    /// Oids of triggers, parallel to [`Region::copy_keys`].
+    copied: &'static [AtomicU64],
+    gates: &'static Gates,
     routes: &'static [Route],
     route_stats: &'static [RouteStats],
 }
@@ -137,7 +185,7 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
     // SAFETY: set before shared memory is requested, never changed after.
     let processes = unsafe { pg_sys::MaxBackends }.max(0) as usize + SPARE_PROCESSES;
     let header = carver.take::<Header>(1);
-    let hot = carver.take::<AtomicU64>(1);
+    let gates = carver.take::<Gates>(1);
     let segment_keys = carver.take(relations);
     let segments = carver.take(relations);
     let profile_keys = carver.take(profiles);
@@ -147,13 +195,15 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
     let transactions = carver.take(samples);
     let dependencies = carver.take(DEPENDENCY_ENTRIES);
     let sampling = carver.take(processes);
-    let route_count = carver.take::<AtomicU64>(1);
+    let keepers = carver.take(KEEPERS);
+    let copies = places(guc::MAX_RELATIONS.get().saturating_mul(COPIES_PER_RELATION));
+    let copy_keys = carver.take(copies);
+    let copied = carver.take(copies);
     let routes = carver.take(ROUTES);
     let route_stats = carver.take(ROUTED_MOVES);
-    let single = header.first().zip(hot.first()).zip(route_count.first());
-    let region = single.map(|((header, hot), route_count)| Region {
+    let region = header.first().zip(gates.first()).map(|(header, gates)| Region {
         header,
-        hot,
+        gates,
         segment_keys,
         segments,
         profile_keys,
@@ -163,7 +213,9 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
         transactions,
         dependencies,
         sampling,
-        route_count,
+        keepers,
+        copy_keys,
+        copied,
         routes,
         route_stats,
     });
@@ -183,6 +235,27 @@ impl Region {
         Directory::new(self.profile_keys)
     }
 
+    /// Partitions' copies of triggers that have names of their own, by [`segment_key`] of the trigger.
+    #[inline]
+    pub fn copy_keys(&self) -> Directory<'static> {
+        Directory::new(self.copy_keys)
+    }
+
+    /// The trigger of the partitioned table that a trigger of the current database is a copy of, if a keeper has
+    /// said so.
+    pub fn copied_from(&self, trigger: u32) -> Option<u32> {
+        let key = segment_key(super::bgworker::database(), trigger);
+        let place = self.copy_keys().find(key)?;
+        let root = self.copied[place].load(Ordering::Acquire) as u32;
+        // It may have given way to another one.
+        self.copy_keys().is_at(place, key).then_some(root)
+    }
+
+    /// Says what the trigger that is (about to be) entered at a place is a copy of.
+    pub fn set_copied_from(&self, place: usize, root: u32) {
+        self.copied[place].store(u64::from(root), Ordering::Release);
+    }
+
     /// The entry of a relation of the current database.
     #[inline]
     pub fn segment(&self, relation: u32) -> Option<&'static Segment> {
@@ -194,7 +267,7 @@ impl Region {
     /// Read routes of moves under way.
     #[inline]
     pub fn routes(&self) -> Routes<'static> {
-        Routes::new(self.route_count, self.routes, self.route_stats)
+        Routes::new(&self.gates.route_count, self.routes, self.route_stats)
     }
 
     /// Samples of trigger calls.
@@ -217,6 +290,74 @@ impl Region {
         SampleRing::new(&self.header.heads[3], self.dependencies)
     }
 
+    /// Adds a sample of a trigger call.
+    pub fn push_trigger(&self, words: &[u64; TRIGGER_WORDS]) {
+        self.pushed(self.triggers().push(words), Dropped::TriggerSample);
+    }
+
+    /// Adds a sample of a key.
+    pub fn push_key(&self, words: &[u64; KEY_WORDS]) {
+        self.pushed(self.keys().push(words), Dropped::KeySample);
+    }
+
+    /// Adds a sample of a transaction.
+    pub fn push_transaction(&self, words: &[u64; TRANSACTION_WORDS]) {
+        self.pushed(self.transactions().push(words), Dropped::TransactionSample);
+    }
+
+    /// Adds a sample of what a trigger function touches.
+    pub fn push_dependency(&self, words: &[u64; DEPENDENCY_WORDS]) {
+        self.pushed(self.dependencies().push(words), Dropped::DependencySample);
+    }
+
+    fn pushed(&self, pushed: Pushed, what: Dropped) {
+        if !pushed.kept {
+            self.drop_one(what);
+        }
+        if pushed.half {
+            self.call_keepers();
+        }
+    }
+
+    /// Calls every keeper to read the rings, which all of them share. Once per half of a ring: a latch is set
+    /// without waiting, and who has it set for nothing only looks.
+    fn call_keepers(&self) {
+        self.header.calls.fetch_add(1, Ordering::Release);
+        for keeper in self.keepers {
+            let place = keeper.load(Ordering::Relaxed) as usize;
+            if place > 0 {
+                // SAFETY: places are those of running processes (see `enter_keeper`); the array lives as long as
+                // the server, and the latch of a process that has just ended may be set, too.
+                unsafe { raw::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.add(place - 1)).procLatch) };
+            }
+        }
+    }
+
+    /// How often keepers were called: to be looked at again once woken.
+    pub fn calls(&self) -> u64 {
+        self.header.calls.load(Ordering::Acquire)
+    }
+
+    /// From now on this process, a keeper, is called when the rings fill. Without room it reads at its own pace.
+    pub fn enter_keeper(&self) {
+        // SAFETY: MyProc is set in every worker.
+        let Some(place) = process_index(unsafe { pg_sys::MyProc }) else { return };
+        let place = place as u32 + 1;
+        let is_free = |keeper: &&AtomicU32| {
+            keeper.compare_exchange(0, place, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
+        let _ = self.keepers.iter().find(is_free);
+    }
+
+    /// This process is called no more.
+    pub fn leave_keeper(&self) {
+        // SAFETY: as above.
+        let Some(place) = process_index(unsafe { pg_sys::MyProc }) else { return };
+        for keeper in self.keepers {
+            let _ = keeper.compare_exchange(place as u32 + 1, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
     /// Counts something that was dropped.
     pub fn drop_one(&self, what: Dropped) {
         self.header.dropped[what as usize].fetch_add(1, Ordering::Relaxed);
@@ -229,7 +370,9 @@ impl Region {
 
     /// Counts a sampled statement and the time that measuring took.
     pub fn count_sampling(&self, statements: u64, overhead_ns: u64) {
-        self.header.statements.fetch_add(statements, Ordering::Relaxed);
+        if statements > 0 {
+            self.header.statements.fetch_add(statements, Ordering::Relaxed);
+        }
         self.header.overhead_ns.fetch_add(overhead_ns, Ordering::Relaxed);
     }
 
@@ -238,15 +381,10 @@ impl Region {
         (self.header.statements.load(Ordering::Relaxed), self.header.overhead_ns.load(Ordering::Relaxed))
     }
 
-    /// Whether any slot of any database is hot: the first gate of key sampling.
-    #[inline]
-    pub fn any_hot(&self) -> bool {
-        self.hot.load(Ordering::Relaxed) > 0
-    }
-
     /// Adds to (or takes from) the number of hot slots.
     pub fn change_hot(&self, more: i64) {
         let _ = self
+            .gates
             .hot
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |hot| Some(hot.saturating_add_signed(more)));
     }
@@ -337,5 +475,8 @@ unsafe extern "C-unwind" fn start() {
             std::ptr::write_bytes(memory, 0, size);
         }
         REGION = carve(aligned).1;
+        if let Some(region) = get() {
+            GLANCE.gates.set(region.gates);
+        }
     }
 }

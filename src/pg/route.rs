@@ -5,7 +5,7 @@
 //! A plan is looked at when its execution starts, never when it is made: a cached plan outlives weights and
 //! snapshots. It is routed, on a copy, only if
 //!
-//! * it only reads, locks no rows, and this transaction has written nothing (what it wrote is not in the shadow
+//! * it only reads, locks no rows, is no cursor (which `WHERE CURRENT OF` could name), and this transaction has written nothing (what it wrote is not in the shadow
 //!   before it commits) and is not SERIALIZABLE (predicate locks name relations);
 //! * its snapshot sees every transaction of the carrier's that wrote the shadow as ended;
 //! * the partition is not named directly, no system column of it is asked for, and every index has a counterpart;
@@ -13,12 +13,16 @@
 //!   that is mirrored;
 //! * after that the route is still open.
 //!
+//! A partition that is being divided, or merged, has copies with other rows: a scan of it reads one of them only if the
+//! key that it is bound to is known before it begins (`partition::fixed`); every other scan of it stays.
+//!
 //! A change that cannot be mirrored closes the route before it commits, so a snapshot that sees the change
 //! finds the route closed. Parallel workers run what their leader chose.
 
 mod compare;
 mod plan;
 
+use super::glance::GLANCE;
 use super::local::{Local, LocalBox};
 use super::region::{self, Region};
 use super::{bgworker, compat, usage};
@@ -26,6 +30,7 @@ use foreshard_core::latency::Counts;
 use foreshard_core::shared::{Arm, ROUTED_MOVES, RouteSpec, RouteStats, Seen};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use plan::Target;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 
@@ -33,8 +38,8 @@ use std::sync::atomic::Ordering;
 const COMPARE_INTERVAL: u32 = 16;
 /// Statements under way that are timed; others are not.
 const MAX_ACTIVE: usize = 32;
-/// Partitions with a route that one statement may name.
-const MAX_SEEN: usize = 8;
+/// Routes of the partitions that one statement may name.
+const MAX_SEEN: usize = 32;
 
 /// A statement under way.
 struct Active {
@@ -43,9 +48,9 @@ struct Active {
     level: u32,
     /// Routes of the partitions it names; empty: it is one of the others.
     seen: Vec<Seen>,
-    /// Those of them that it could have been sent to.
+    /// Those of them that it could have been sent by.
     eligible: Vec<Seen>,
-    /// Those that it was sent to.
+    /// Those that it was sent by.
     routed: Vec<Seen>,
     compare: bool,
     running: bool,
@@ -53,9 +58,9 @@ struct Active {
 }
 
 impl Active {
-    /// The group of a canary that it belongs to on a partition, if any.
+    /// The group of a move's canary that it belongs to, if any.
     fn arm(&self, seen: &Seen) -> Option<Arm> {
-        let of = |routes: &[Seen]| routes.iter().any(|route| route.place == seen.place);
+        let of = |routes: &[Seen]| routes.iter().any(|route| route.stats == seen.stats);
         match (of(&self.routed), of(&self.eligible)) {
             (true, _) => Some(Arm::Routed),
             (false, true) => Some(Arm::Stayed),
@@ -65,20 +70,19 @@ impl Active {
 }
 
 static ACTIVE: LocalBox<Vec<Active>> = LocalBox::new();
-static COUNT: Local<usize> = Local::new(0);
 /// A statement is being looked at: what that runs itself is not.
 static NEVER: Local<bool> = Local::new(false);
 
 /// Whether there is any route or anything to be timed: all that a statement pays otherwise.
 #[inline]
 pub fn concerns_us() -> bool {
-    any() || COUNT.get() > 0
+    any() || GLANCE.routed.get() > 0
 }
 
 fn with_active<R>(work: impl FnOnce(&mut Vec<Active>) -> R) -> Option<R> {
     ACTIVE.with(Vec::new, |active| {
         let result = work(active);
-        COUNT.set(active.len());
+        GLANCE.routed.set(active.len() as u32);
         result
     })
 }
@@ -158,24 +162,37 @@ unsafe fn choose(region: &'static Region, query: *mut pg_sys::QueryDesc) -> Opti
             spent_ns: 0,
         };
         let open: Vec<Seen> = active.seen.iter().filter(|s| s.weight > 0).copied().collect();
-        if !open.is_empty() && plan::may_route(query, &open) {
+        let targets = if open.is_empty() { Vec::new() } else { plan::targets(query, &open) };
+        if !targets.is_empty() {
             let state = &raw mut pg_sys::pg_global_prng_state;
             active.compare = pg_sys::pg_prng_uint32(state).is_multiple_of(COMPARE_INTERVAL);
-            active.routed = draw(&open, || pg_sys::pg_prng_uint32(state));
-            if !active.routed.is_empty() && !plan::route(region, query, &active.routed) {
-                active.routed.clear();
+            let drawn = draw(&targets, || pg_sys::pg_prng_uint32(state));
+            if !drawn.is_empty() && plan::route(region, query, &drawn) {
+                active.routed = routes(drawn);
             }
-            active.eligible = open;
+            active.eligible = routes(&targets);
         }
         Some(active)
     }
 }
 
+/// The routes to some targets, each once.
+fn routes<'a>(targets: impl IntoIterator<Item = &'a Target>) -> Vec<Seen> {
+    let mut found: Vec<Seen> = Vec::new();
+    for Target { route, .. } in targets {
+        if !found.iter().any(|known| known.place == route.place) {
+            found.push(*route);
+        }
+    }
+    found
+}
+
 /// One coin per move: all its partitions, which are colocated, or none.
-fn draw(open: &[Seen], mut coin: impl FnMut() -> u32) -> Vec<Seen> {
+fn draw(open: &[Target], mut coin: impl FnMut() -> u32) -> Vec<&Target> {
     let mut coins: Vec<(u32, u32)> = Vec::new();
     let mut drawn = Vec::new();
-    for seen in open {
+    for target in open {
+        let seen = &target.route;
         let toss = match coins.iter().find(|(stats, _)| *stats == seen.stats) {
             Some((_, toss)) => *toss,
             None => {
@@ -185,7 +202,7 @@ fn draw(open: &[Seen], mut coin: impl FnMut() -> u32) -> Vec<Seen> {
             }
         };
         if toss <= seen.weight {
-            drawn.push(*seen);
+            drawn.push(target);
         }
     }
     drawn
@@ -193,7 +210,7 @@ fn draw(open: &[Seen], mut coin: impl FnMut() -> u32) -> Vec<Seen> {
 
 /// A part of a statement begins or ends to run. Times only.
 pub(super) fn runs(query: *mut pg_sys::QueryDesc, since_ns: Option<u64>) -> u64 {
-    if COUNT.get() == 0 {
+    if GLANCE.routed.get() == 0 {
         return 0;
     }
     let now_ns = usage::elapsed_ns();
@@ -218,7 +235,7 @@ pub(super) unsafe extern "C-unwind" fn ends(query: *mut pg_sys::QueryDesc) {
     });
     let (Some(Some(active)), Some(region)) = (found, region::get()) else { return };
     // SAFETY: as promised by the caller.
-    let scans = unsafe { compare::scans(query, &active.seen) };
+    let scans = unsafe { compare::scans(query, &active.seen, &active.eligible) };
     let touched: Vec<&Seen> =
         active.seen.iter().filter(|s| scans.iter().any(|scan| scan.route == s.place)).collect();
     if active.seen.is_empty() || touched.is_empty() {
@@ -232,8 +249,14 @@ pub(super) unsafe extern "C-unwind" fn ends(query: *mut pg_sys::QueryDesc) {
         counted.push(seen.stats);
         let swapped = stats.swapped.load(Ordering::Relaxed) > 0;
         stats.arm(if swapped { Arm::After } else { Arm::Before }).add(active.spent_ns);
-        if let Some(arm) = active.arm(seen) {
+        // SAFETY: as promised by the caller.
+        let reads = unsafe { (*query).operation } == pg_sys::CmdType::CMD_SELECT;
+        let arm = active.arm(seen);
+        if let Some(arm) = arm {
             stats.arm(arm).add(active.spent_ns);
+        }
+        if reads && seen.weight > 0 {
+            stats.count_read(arm);
         }
     }
     if !active.routed.is_empty() {
@@ -267,7 +290,7 @@ fn count_other(region: &Region, spent_ns: u64) {
 
 /// Statements that an abort ended: from subtransaction `level` on, or all. Those that were running failed.
 pub(super) fn forget(level: Option<u32>, failed: bool) {
-    if COUNT.get() == 0 {
+    if GLANCE.routed.get() == 0 {
         return;
     }
     let gone = with_active(|all| {
@@ -316,6 +339,10 @@ pub struct Spec {
     pub source: pg_sys::Oid,
     /// Its shadow.
     pub shadow: pg_sys::Oid,
+    /// The table of the partition, when the copy has other rows; else invalid.
+    pub parent: pg_sys::Oid,
+    /// The partitioned table of which the copy is a partition; else invalid.
+    pub staging: pg_sys::Oid,
     /// (index of the partition, its counterpart).
     pub indexes: Vec<(pg_sys::Oid, pg_sys::Oid)>,
 }
@@ -340,6 +367,9 @@ impl MoveRoutes {
         let storages: Vec<u32> = specs.iter().map(storage).collect();
         super::shmem::with(|_| {
             let place = region.routes().stats_for(stats_key(move_id))?;
+            if specs.iter().any(|spec| spec.parent != pg_sys::InvalidOid) {
+                region.routes().remove(place, false);
+            }
             let made = specs.iter().zip(&storages).all(|(spec, storage)| {
                 region.routes().make(&RouteSpec {
                     database,
@@ -348,6 +378,8 @@ impl MoveRoutes {
                     storage: *storage,
                     horizon: horizon.unwrap_or(0),
                     stats: place,
+                    parent: spec.parent.to_u32(),
+                    staging: spec.staging.to_u32(),
                     indexes: spec.indexes.iter().map(|(a, b)| (a.to_u32(), b.to_u32())).collect(),
                 })
             });
@@ -414,8 +446,9 @@ pub fn keep_only(moves: &[i64]) {
 }
 
 /// Whether there are routes in any database.
+#[inline]
 pub fn any() -> bool {
-    region::get().is_some_and(|region| region.routes().any())
+    GLANCE.gates.get().any_route()
 }
 
 /// Moves of different databases have the same numbers.
@@ -426,6 +459,9 @@ fn stats_key(move_id: i64) -> u64 {
 /// Reads routed away from a partition so far, and the rows they returned.
 pub fn routed(source: u32) -> Option<(u64, u64)> {
     let routes = region::get()?.routes();
-    let entry = routes.entry(routes.find(bgworker::database(), source)?.place)?;
-    Some((entry.routed[0].load(Ordering::Relaxed), entry.routed[1].load(Ordering::Relaxed)))
+    let own = routes.of_database(bgworker::database()).filter(|seen| seen.source == source);
+    let counted = own
+        .filter_map(|seen| routes.entry(seen.place))
+        .map(|entry| (entry.routed[0].load(Ordering::Relaxed), entry.routed[1].load(Ordering::Relaxed)));
+    counted.reduce(|(reads, rows), (more_reads, more_rows)| (reads + more_reads, rows + more_rows))
 }

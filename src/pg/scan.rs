@@ -112,6 +112,68 @@ impl IndexUse {
     }
 }
 
+/// Functions of `=` on the types that keys usually have, integers of different widths among them: whoever is equal
+/// by one of these is the same key.
+const EQUAL: [u32; 19] = [
+    // int2eq, int4eq, int8eq, int24eq, int42eq, int28eq, int82eq, int48eq, int84eq
+    63, 65, 467, 158, 159, 1850, 1856, 852, 474, //
+    // texteq, bpchareq, nameeq, uuid_eq, oideq
+    67, 1048, 62, 2956, 184, //
+    // date_eq, timestamp_eq, timestamptz_eq, numeric_eq, byteaeq
+    1086, 2052, 1152, 1718, 1948,
+];
+
+/// What a scan without an index compares a column of its relation with: the other side of `column = value`, for every
+/// such condition that all of its rows fulfil.
+///
+/// # Safety
+/// `state` must be an initialised plan state of a scan, `column` an attribute number of its relation.
+pub(super) unsafe fn compared_with(
+    state: *mut pg_sys::PlanState,
+    column: i16,
+) -> impl Iterator<Item = *mut pg_sys::Expr> {
+    // SAFETY: as promised by the caller; a scan's condition is a list of expressions in conjunction, each read as the
+    // struct its tag names, an operator on two values has two arguments.
+    unsafe {
+        let conditions = super::plan::pointers::<pg_sys::Node>((*(*state).plan).qual);
+        conditions.filter_map(move |node| {
+            if (*node).type_ != pg_sys::NodeTag::T_OpExpr {
+                return None;
+            }
+            let operator = &*node.cast::<pg_sys::OpExpr>();
+            let mut sides = super::plan::pointers::<pg_sys::Expr>(operator.args);
+            let (Some(left), Some(right), None) = (sides.next(), sides.next(), sides.next()) else {
+                return None;
+            };
+            if !EQUAL.contains(&operator.opfuncid.to_u32()) {
+                return None;
+            }
+            match (is_column(left, column), is_column(right, column)) {
+                (true, false) => Some(right),
+                (false, true) => Some(left),
+                _ => None,
+            }
+        })
+    }
+}
+
+/// Whether an expression is a column of the scanned relation.
+///
+/// # Safety
+/// `expression` must be null or a planned expression of a scan.
+unsafe fn is_column(expression: *mut pg_sys::Expr, column: i16) -> bool {
+    // SAFETY: each node is read as the struct its tag names.
+    unsafe {
+        let mut node = expression.cast::<pg_sys::Node>();
+        while !node.is_null() && (*node).type_ == pg_sys::NodeTag::T_RelabelType {
+            node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
+        }
+        !node.is_null()
+            && (*node).type_ == pg_sys::NodeTag::T_Var
+            && (*node.cast::<pg_sys::Var>()).varattno == column
+    }
+}
+
 /// The scan key "column = ?" by the index's own operator class.
 ///
 /// # Safety

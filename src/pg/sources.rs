@@ -119,6 +119,14 @@ pub fn with<R>(work: impl FnOnce(&mut Board) -> R) -> Option<R> {
     if shmem::is_preloaded() { Some(work(&mut BOARD.exclusive())) } else { OWN.with(Board::default, work) }
 }
 
+/// Forgets what belongs to none of these databases.
+pub fn forget_dropped(databases: &[u32]) {
+    with(|board| {
+        let dropped = |entry: &&mut Entry| entry.used_ms > 0.0 && !databases.contains(&entry.place.database);
+        board.entries.iter_mut().filter(dropped).for_each(|entry| *entry = Entry::default());
+    });
+}
+
 /// A place of this database.
 pub fn place(source: i32, server: u32) -> Place {
     // SAFETY: constant of a connected session.

@@ -7,6 +7,9 @@ use super::report::{PgResult, cstring, internal};
 use super::security::as_restricted_owner;
 use pgrx::pg_sys;
 
+/// In how many parts a file is cut off at most, about.
+const MOST_CUTS: u32 = 512;
+
 /// Creates an empty heap of exactly the shape of `source` in `tablespace`, with its toast table, named
 /// `pg_temp_<oid>` beside the source; the caller renames it in the same transaction.
 pub fn create_heap_like(source: pg_sys::Oid, tablespace: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
@@ -164,10 +167,10 @@ pub fn drop_own_table(relation: pg_sys::Oid) {
     drop_object(address(pg_sys::RelationRelationId, relation));
 }
 
-/// Cuts `blocks` blocks off the end of one of foreshard's own tables that nobody reads any more, and tells whether
-/// any are left. A file that is dropped as it stands, with hundreds of megabytes, keeps the file system so busy that
-/// everybody's commits wait. False also when somebody is at the table: it goes when it is dropped.
-pub fn shorten(relation: pg_sys::Oid, blocks: u32) -> bool {
+/// Cuts a part of at least `bytes` off the end of one of foreshard's own relations that nobody reads any more. A file
+/// that is dropped as it stands, with hundreds of megabytes, keeps the file system so busy that everybody's commits
+/// wait. False when somebody is at it: then it goes when it is dropped.
+pub fn shorten(relation: pg_sys::Oid, bytes: i64) -> bool {
     if !super::lock::try_lock_all(&[relation], super::lock::ACCESS_EXCLUSIVE) {
         return false;
     }
@@ -175,13 +178,14 @@ pub fn shorten(relation: pg_sys::Oid, blocks: u32) -> bool {
     unsafe {
         let open = pg_sys::relation_open(relation, pg_sys::NoLock as i32);
         let now = pg_sys::RelationGetNumberOfBlocksInFork(open, pg_sys::ForkNumber::MAIN_FORKNUM);
-        let left = now.saturating_sub(blocks);
-        if left < now {
-            pg_sys::RelationTruncate(open, left);
+        // Each cut looks through all of shared memory.
+        let cut = ((bytes / i64::from(pg_sys::BLCKSZ)) as u32).max(now / MOST_CUTS);
+        if now > 0 {
+            pg_sys::RelationTruncate(open, now.saturating_sub(cut));
         }
         pg_sys::relation_close(open, pg_sys::NoLock as i32);
-        left > 0
     }
+    true
 }
 
 fn drop_object(object: pg_sys::ObjectAddress) {

@@ -5,10 +5,11 @@
 //! FHET_START of an FmgrInfo the function's address is replaced by [`shim`], which sees the whole call.
 //! The shim calls the original directly on a frame of plain data, so that an ERROR passes unchanged.
 
-use super::executor::{Draw, quietly, rows_so_far, watching};
+use super::executor::{Draw, Sensor, quietly, rows_so_far, watching};
+use super::glance::GLANCE;
 use super::local::Local;
 use super::region::{self, Dropped, segment_key};
-use super::{bgworker, tuple};
+use super::{bgworker, guc, tuple};
 use foreshard_core::shared::{Claim, Profile, ProfileIdentity, Segment, SegmentCounter, Total};
 use pgrx::pg_sys;
 
@@ -240,10 +241,18 @@ unsafe extern "C-unwind" fn shim(call: pg_sys::FunctionCallInfo) -> pg_sys::Datu
             Some(original) => original(call),
             None => pg_sys::Datum::from(0usize),
         };
-        if let (true, Some(sensor)) = (begun.framed, watching()) {
-            quietly(sensor, || (sensor.trigger_ends)(address, begun.measured.as_ref()));
+        if begun.framed {
+            ended(address, &begun);
         }
         result
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn ended(address: usize, call: &Call) {
+    if let Some(sensor) = watching() {
+        quietly(sensor, || (sensor.trigger_ends)(address, call.measured.as_ref()));
     }
 }
 
@@ -268,27 +277,54 @@ unsafe fn begin(record: *mut Record, call: pg_sys::FunctionCallInfo, address: us
             quietly(sensor, || look_up(record, region, relation, event, data));
         }
         let before = if record.watched { count(record, region) } else { u64::MAX };
+        if passes(sensor, before) {
+            return unmeasured;
+        }
         let Some(draw) = (sensor.wants_trigger)(before) else { return unmeasured };
-        let begun = quietly(sensor, || {
-            let since_ns = super::usage::elapsed_ns();
-            if record.version == 0 {
-                record.version = version(record.function.into());
-            }
-            let places = &record.places;
-            let measured = record.watched.then(|| Measured {
-                profile: &region.profiles[places.profile],
-                profile_key: places.profile_key,
-                segment: places.is_leaf.then(|| &region.segments[places.segment]),
-                version: record.version,
-                features: tuple::features(data),
-                draw,
-                statement_rows: rows_so_far(address),
-            });
-            let framed = (sensor.trigger_starts)(record.function, draw.weight, address, since_ns);
-            Call { framed, measured: measured.filter(|_| framed) }
-        });
-        begun.unwrap_or(unmeasured)
+        quietly(sensor, || measured(record, (sensor, region), draw, data, address)).unwrap_or(unmeasured)
     }
+}
+
+/// Counts down to the next measured call; false: the sensor has to say.
+#[inline]
+fn passes(sensor: &Sensor, before: u64) -> bool {
+    if GLANCE.in_frame.get() || before < sensor.first_calls {
+        return false;
+    }
+    // Not watched: u64::MAX.
+    before == u64::MAX || GLANCE.passes(&GLANCE.trigger_gap, guc::now(&guc::TRIGGER_SAMPLE_INTERVAL))
+}
+
+/// Begins a measured call. Its frame is not touched by the calls that pass.
+///
+/// # Safety
+/// As for [`begin`]; `data` is the TriggerData of the call.
+#[cold]
+#[inline(never)]
+unsafe fn measured(
+    record: &mut Record,
+    (sensor, region): (&Sensor, &'static region::Region),
+    draw: Draw,
+    data: *const pg_sys::TriggerData,
+    address: usize,
+) -> Call {
+    let since_ns = super::usage::elapsed_ns();
+    if record.version == 0 {
+        record.version = version(record.function.into());
+    }
+    let places = &record.places;
+    let measured = record.watched.then(|| Measured {
+        profile: &region.profiles[places.profile],
+        profile_key: places.profile_key,
+        segment: places.is_leaf.then(|| &region.segments[places.segment]),
+        version: record.version,
+        // SAFETY: as promised by the caller.
+        features: unsafe { tuple::features(data) },
+        draw,
+        statement_rows: rows_so_far(address),
+    });
+    let framed = (sensor.trigger_starts)(record.function, draw.weight, address, since_ns);
+    Call { framed, measured: measured.filter(|_| framed) }
 }
 
 /// Counts a call of a watched trigger; how many calls of it were measured before.

@@ -204,13 +204,21 @@ impl Book {
 
     /// The load of a slot in one of its tables; `elapsed_s`: since the last reading.
     pub fn load(&self, segment: Segment, rates: &Rates, elapsed_s: f64) -> Load {
-        let costs = self.costs.slot(segment.0, segment.1, self.now_s);
         let calls = self.calls.get(&segment).copied().unwrap_or(0) as f64;
-        let calls_per_s = (elapsed_s > 0.0).then(|| calls / elapsed_s);
+        self.load_with(segment, rates, (elapsed_s > 0.0).then(|| calls / elapsed_s))
+    }
+
+    fn load_with(&self, segment: Segment, rates: &Rates, calls_per_s: Option<f64>) -> Load {
+        let costs = self.costs.slot(segment.0, segment.1, self.now_s);
         // Finding blocks in shared buffers is part of the CPU time the factor is about.
         let hit = self.unit.block_hit * costs.read_factor;
         let found = load(rates, &UnitCosts { block_hit: hit, ..self.unit }, &costs, calls_per_s);
         Load { cpu_ms_per_s: found.cpu_ms_per_s + rates.blocks_hit_per_s * hit, ..found }
+    }
+
+    /// The load that these rates were at another time; triggers' calls are counted at once, and not part of it.
+    pub fn late_load(&self, segment: Segment, rates: &Rates) -> Load {
+        self.load_with(segment, rates, None)
     }
 
     /// A reading was made of what was counted so far.

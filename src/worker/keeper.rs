@@ -9,12 +9,12 @@ use crate::catalog::graph::{influence, moving};
 use crate::catalog::{
     act as acts, citus, data_source, due, heat, moves, node, relation, session, shadow, slot_key, upgraded,
 };
-use crate::observe::directory;
+use crate::observe::{directory, drain};
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
-use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use crate::pg::shmem::{self, State};
+use crate::pg::{guc, usage};
 use crate::planner::{self, Decision, divisions};
 use crate::resolve::memory;
 use foreshard_core::heat::is_due;
@@ -42,12 +42,14 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
         entry.keeper = bgworker::pid();
         entry.look_us = 0;
     });
+    drain::serve();
     if let Err(report) = bgworker::transaction(session::prepare_worker) {
         pgrx::log!("foreshard keeper: {}", report.line);
     }
     let mut state = Keeper::default();
     loop {
-        let begun_s = bgworker::now_s();
+        let begun_ns = usage::elapsed_ns();
+        state.learner.catch_up_until_ns = begun_ns + TICK_MS as u64 * 1_000_000;
         match bgworker::transaction(relation::has_extension) {
             Ok(true) => state.tick(),
             Ok(false) => {
@@ -59,11 +61,9 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
             Err(report) => pgrx::log!("foreshard keeper: {}", report.line),
         }
         bgworker::show_activity(None);
-        // Readings keep their pace, however long this took.
-        let spent_us = ((bgworker::now_s() - begun_s) * 1e6) as u32;
+        let spent_us = (usage::elapsed_ns().saturating_sub(begun_ns) / 1_000) as u32;
         shmem::with_entry(database, |entry| entry.look_us = spent_us.max(entry.look_us - entry.look_us / 10));
-        let spent_ms = i64::from(spent_us / 1000);
-        bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
+        state.rest(begun_ns);
     }
 }
 
@@ -72,6 +72,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
 #[pg_guard]
 extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
     let pid = bgworker::pid();
+    drain::serve_no_more();
     // Somebody may drop the database; a carrier that is at it makes its routes anew.
     route::keep_only(&[]);
     shmem::with_entry(bgworker::database(), |entry| {
@@ -99,6 +100,23 @@ struct Keeper {
 }
 
 impl Keeper {
+    /// Sleeps until a second after a tick began (readings keep their pace, however long it took), or until somebody
+    /// has work. When samples fill the rings, reads them meanwhile, as often as that takes.
+    fn rest(&mut self, begun_ns: u64) {
+        loop {
+            let spent_ms = (usage::elapsed_ns().saturating_sub(begun_ns) / 1_000_000) as i64;
+            bgworker::wait((TICK_MS - spent_ms).clamp(MIN_WAIT_MS, TICK_MS));
+            if !self.learner.catch_up(&self.publisher) {
+                return;
+            }
+        }
+    }
+
+    /// Reads between the steps of a tick, if the rings fill.
+    fn catch_up(&mut self) {
+        self.learner.catch_up(&self.publisher);
+    }
+
     fn tick(&mut self) {
         let now_s = bgworker::now_s();
         if !self.settled {
@@ -114,10 +132,15 @@ impl Keeper {
         report("swapped moves", watch::look());
         report("moves", self.start_carriers());
         report("graphs", self.start_graphs());
+        self.catch_up();
         report("nodes", self.start_nodes());
         report("citus", self.start_citus());
         report("moves by Citus", super::citus::stop_cancelled());
-        if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
+        self.catch_up();
+        if self.last_expire_s == 0.0 {
+            // At the next tick: then what backends have counted is known, and what of it is gone can be forgotten.
+            self.last_expire_s = now_s - EXPIRE_EVERY_S + 0.5;
+        } else if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
             self.last_expire_s = now_s;
             report("history", in_background(expire));
             report("history", self.learner.forget_gone(&self.publisher));
@@ -137,13 +160,16 @@ impl Keeper {
             let (reader, publisher, costs) = (&mut self.reader, &mut self.publisher, &self.learner.costs);
             report("observation", bgworker::transaction(|| reader.observe(publisher, costs, now_s)));
             self.learner.costs.read();
-            self.publisher.publish(true);
-            report("learning", self.learner.store(&self.publisher, now_s));
+            self.publisher.publish();
+            self.catch_up();
+            report("learning", self.learner.store(&mut self.publisher, now_s));
+            self.catch_up();
         }
         if is_due(self.last_plan_s, now_s, f64::from(guc::PLAN_INTERVAL.get()) - 0.05) {
             self.last_plan_s = now_s;
             for (what, work) in planner::BOOKS {
                 report(what, bgworker::transaction(work));
+                self.catch_up();
             }
             report("planning", self.plan(now_s));
         }
@@ -156,7 +182,7 @@ impl Keeper {
             learner.restore(now_s)?;
             publisher.refresh()
         })?;
-        publisher.publish(false);
+        publisher.publish();
         if changed { learner.forget_gone(publisher) } else { Ok(()) }
     }
 

@@ -1,8 +1,10 @@
 //! The launcher: finds databases that have the extension and keeps a keeper in each. It is connected to
 //! no database; whether the extension is there is found out by a keeper that looks once and leaves.
 
+use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec};
 use crate::pg::shmem::{self, State};
+use crate::pg::sources;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
@@ -37,7 +39,12 @@ pub extern "C-unwind" fn foreshard_launcher_main(_argument: pg_sys::Datum) {
     let mut keepers: HashMap<u32, Handle> = HashMap::new();
     loop {
         match bgworker::transaction(bgworker::databases) {
-            Ok(databases) => {
+            Ok(all) => {
+                let there: Vec<u32> = all.iter().map(|database| database.oid).collect();
+                directory::withdraw_dropped(&there);
+                sources::forget_dropped(&there);
+                let open = all.into_iter().filter(|database| database.takes_workers);
+                let databases: Vec<(u32, String)> = open.map(|d| (d.oid, d.name)).collect();
                 let known: Vec<u32> = databases.iter().map(|(oid, _)| *oid).collect();
                 sync_registry(&known);
                 start_keepers(&databases, &mut keepers);

@@ -12,7 +12,7 @@ use crate::observe::samples::{DependencySample, KeySample};
 use crate::pg::bgworker::{self, WorkResult};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::PgResult;
-use crate::pg::{guc, keytext, spi};
+use crate::pg::{guc, keytext, spi, usage};
 use foreshard_core::affinity::CoAccess;
 use foreshard_core::sketch::{HotKey, HotKeys};
 use std::collections::hash_map::Entry;
@@ -73,6 +73,8 @@ pub struct Learner {
     pub gatherers: Gatherers,
     edges: HashMap<DependencySample, u64>,
     lost: [(&'static str, u64); 4],
+    /// When nothing is read any more but once a tick, by the monotonic clock: who has fallen behind shall not be held up.
+    pub catch_up_until_ns: u64,
 }
 
 impl Default for Learner {
@@ -92,6 +94,7 @@ impl Default for Learner {
                 ("transaction samples", 0),
                 ("dependency samples", 0),
             ],
+            catch_up_until_ns: 0,
         }
     }
 }
@@ -103,8 +106,19 @@ impl Learner {
         self.costs.restore(now_s)
     }
 
+    /// Reads, if keepers were called since the last reading because the rings fill, and it is not yet too late for that;
+    /// whether it did.
+    pub fn catch_up(&mut self, publisher: &Publisher) -> bool {
+        let reads = self.cursors.are_called() && usage::elapsed_ns() < self.catch_up_until_ns;
+        if reads {
+            self.read(publisher, bgworker::now_s());
+        }
+        reads
+    }
+
     /// Reads every sample since the last time.
     pub fn read(&mut self, publisher: &Publisher, now_s: f64) {
+        self.cursors.answer();
         let Self { cursors, triggers, groups, pairs, edges, lost, gatherers, .. } = self;
         lost[0].1 += cursors.triggers(|sample| triggers.observe(sample));
         lost[1].1 += cursors.keys(|sample| {
@@ -129,10 +143,16 @@ impl Learner {
     }
 
     /// Stores what was learnt, topic by topic: what fails does not hold up the rest.
-    pub fn store(&mut self, publisher: &Publisher, now_s: f64) -> WorkResult<()> {
+    pub fn store(&mut self, publisher: &mut Publisher, now_s: f64) -> WorkResult<()> {
         let triggers = &mut self.triggers;
-        let done = in_background(|| triggers.store()).map(|seen| triggers.stored(seen));
-        let (keys, pairs) = (self.store_keys(publisher, now_s), self.store_pairs(publisher, now_s));
+        let mut done = in_background(|| triggers.store()).map(|seen| triggers.stored(seen));
+        if triggers.take_new_copies() {
+            done = done.and(in_background(|| publisher.find_copies()));
+        }
+        self.catch_up(publisher);
+        let keys = self.store_keys(publisher, now_s);
+        self.catch_up(publisher);
+        let pairs = self.store_pairs(publisher, now_s);
         let costs = in_background(|| self.costs.store()).map(|stored| {
             if stored {
                 self.costs.stored();

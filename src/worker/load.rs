@@ -1,15 +1,18 @@
 //! Readings of the statistics counters: what every slot's accesses cost, and which shards are overloaded.
 
 use super::costs::Book;
+use super::late::Latecomers;
 use super::publish::Publisher;
 use crate::catalog::citus;
 use crate::catalog::colocation::{self, ShardRow};
 use crate::catalog::heat::{self, Previous, Reading};
+use crate::catalog::late::{self, Late};
 use crate::catalog::layout;
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use foreshard_core::heat::{Counters, Rates, decayed_heat, rates};
+use foreshard_core::late::late_heat;
 use foreshard_core::unit_cost::Load;
 use std::collections::{BTreeMap, HashMap};
 
@@ -29,6 +32,7 @@ pub struct Reader {
     seen_s: HashMap<i64, f64>,
     routed: HashMap<u32, Routed>,
     read_at_s: f64,
+    latecomers: Latecomers,
 }
 
 /// Reads of a partition that its copies served, which its own counters lack: (scans, rows).
@@ -38,6 +42,14 @@ struct Routed {
     seen: (u64, u64),
     /// Of all routes since this keeper began.
     total: (u64, u64),
+}
+
+/// A table of a slot, over the last bucket.
+struct Part {
+    table: u32,
+    rates: Rates,
+    /// What its counters brought late: more of each rate, for so long before the bucket, s.
+    late: Option<(Rates, f64)>,
 }
 
 /// A slot at a reading.
@@ -53,8 +65,13 @@ impl Reader {
     pub fn observe(&mut self, publisher: &mut Publisher, costs: &Book, now_s: f64) -> PgResult<()> {
         colocation::reconcile()?;
         layout::follow()?;
+        publisher.begin_reading();
         let previous = heat::previous()?;
+        let bucket_s = f64::from(guc::BUCKET.get());
+        let mut late: Vec<Late> = Vec::new();
         let mut readings = heat::read_counters()?;
+        // After the counters were read: what ends in between will have reported at the next reading.
+        self.latecomers.look(now_s, bucket_s)?;
         readings.iter_mut().for_each(|reading| self.add_routed(reading));
         readings.extend(self.of_citus()?);
         let mut loads: BTreeMap<i32, f64> = BTreeMap::new();
@@ -64,7 +81,8 @@ impl Reader {
             let Some(first) = partitions.first() else { continue };
             let counters = together(partitions);
             let slot = Slot { slot_id: first.slot_id, shard_id: first.shard_id, partitions, counters };
-            let seen = self.judge(&slot, previous.get(&slot.slot_id), publisher, costs, now_s);
+            let before = previous.get(&slot.slot_id);
+            let seen = self.judge(&slot, before, (publisher, costs), &mut late, now_s);
             // Heat, not the last reading: backends flush their counters at their own pace, so that a single
             // reading jumps.
             *loads.entry(slot.shard_id).or_default() += seen.heat;
@@ -72,7 +90,7 @@ impl Reader {
             observed.push(seen);
         }
         self.partitions = readings.iter().map(|r| (r.count, r.counters)).collect();
-        self.read_at_s = now_s;
+        let last_s = std::mem::replace(&mut self.read_at_s, now_s);
         if observed.is_empty() {
             return Ok(());
         }
@@ -82,6 +100,8 @@ impl Reader {
             o.hot_buckets = if is_hot { o.hot_buckets.saturating_add(1) } else { 0 };
         }
         heat::store(&observed, now_s, guc::BUCKET.get())?;
+        // A bucket is called by when it was read: the last one by the second that it ended in.
+        late::add(&late, ((last_s / bucket_s).floor() + 1.0) * bucket_s)?;
         heat::roll_up(now_s, guc::BUCKET.get())
     }
 
@@ -115,13 +135,13 @@ impl Reader {
         reading.counters.rows_read += routed.total.1;
     }
 
-    /// What a slot's counters say, given the reading before.
+    /// What a slot's counters say, given the reading before; `late`: what they should have said earlier.
     fn judge(
-        &self,
+        &mut self,
         slot: &Slot,
         before: Option<&Previous>,
-        publisher: &mut Publisher,
-        costs: &Book,
+        (publisher, costs): (&mut Publisher, &Book),
+        late: &mut Vec<Late>,
         now_s: f64,
     ) -> heat::Observed {
         let half_life_s = f64::from(guc::HEAT_HALF_LIFE.get());
@@ -129,20 +149,29 @@ impl Reader {
         let parts = before.and_then(|b| self.rates(slot, b, elapsed_s));
         let rates = parts.as_ref().map(|parts| rates_together(parts));
         let load = parts.as_ref().map(|parts| {
-            let loads = parts.iter().map(|(table, r)| costs.load((*table, slot.slot_id), r, elapsed_s));
+            let loads = parts.iter().map(|p| costs.load((p.table, slot.slot_id), &p.rates, elapsed_s));
             loads_together(&loads.collect::<Vec<_>>())
         });
+        let (mut late_units, mut late_accesses) = (0.0, 0.0);
+        for part in parts.iter().flatten() {
+            let Some((rates, before_s)) = part.late else { continue };
+            let load = costs.late_load((part.table, slot.slot_id), &rates);
+            let left = |rate: f64| late_heat(rate, before_s, elapsed_s, half_life_s);
+            late_units += left(load.cost_units_per_s);
+            late_accesses += left(accesses_per_s(&rates));
+            late.push(Late { slot_id: slot.slot_id, before_s, rates, load });
+        }
         let decay = |old: f64, rate: Option<f64>| {
             rate.map_or(old, |rate| decayed_heat(old, rate, elapsed_s, half_life_s))
         };
         let accesses = rates.as_ref().map(accesses_per_s);
-        let heat = decay(before.map_or(0.0, |b| b.heat), load.map(|l| l.cost_units_per_s));
+        let heat = decay(before.map_or(0.0, |b| b.heat), load.map(|l| l.cost_units_per_s)) + late_units;
         publisher.note(slot.slot_id, heat, accesses, elapsed_s);
         heat::Observed {
             slot_id: slot.slot_id,
             counters: slot.counters,
             heat,
-            access_score: decay(before.map_or(0.0, |b| b.access_score), accesses),
+            access_score: decay(before.map_or(0.0, |b| b.access_score), accesses) + late_accesses,
             rates,
             load,
             hot_buckets: before.map_or(0, |b| b.hot_buckets),
@@ -151,17 +180,29 @@ impl Reader {
 
     /// The rates of every table of a slot since the reading before; None when a counter went backwards. A
     /// keeper that has not seen the tables apart yet takes all for accesses to the busiest one.
-    fn rates(&self, slot: &Slot, before: &Previous, elapsed_s: f64) -> Option<Vec<(u32, Rates)>> {
+    fn rates(&mut self, slot: &Slot, before: &Previous, elapsed_s: f64) -> Option<Vec<Part>> {
         if (self.read_at_s - before.observed_at_s).abs() > 0.01 {
             let busiest = slot.partitions.iter().max_by_key(|p| p.counters.scans + p.counters.inserted)?;
-            return Some(vec![(busiest.table, rates(&before.counters, &slot.counters, elapsed_s)?)]);
+            let rates = rates(&before.counters, &slot.counters, elapsed_s)?;
+            return Some(vec![Part { table: busiest.table, rates, late: None }]);
         }
-        let of_table = |p: &Reading| match self.partitions.get(&p.count) {
-            Some(before) => Some((p.table, rates(before, &p.counters, elapsed_s)?)),
-            // It has just come to this node: what it counted elsewhere is not known here.
-            None if p.relation.is_none() => None,
-            // A table that has just come to the group: its rows are no load.
-            None => Some((p.table, Rates::default())),
+        let from_s = before.observed_at_s;
+        let Self { partitions, latecomers, .. } = self;
+        let of_table = |p: &Reading| {
+            let rates = match partitions.get(&p.count) {
+                Some(before) => rates(before, &p.counters, elapsed_s)?,
+                // It has just come to this node: what it counted elsewhere is not known here.
+                None if p.relation.is_none() => return None,
+                // A table that has just come to the group: its rows are no load.
+                None => Rates::default(),
+            };
+            let found = p.relation.and_then(|r| latecomers.spread(r, &rates, from_s, elapsed_s));
+            Some(match found {
+                Some((spread, before_s)) => {
+                    Part { table: p.table, rates: spread.now, late: Some((spread.before, before_s)) }
+                }
+                None => Part { table: p.table, rates, late: None },
+            })
         };
         slot.partitions.iter().map(of_table).collect()
     }
@@ -183,8 +224,8 @@ fn together(partitions: &[Reading]) -> Counters {
 }
 
 /// The rates of all tables of a slot.
-fn rates_together(parts: &[(u32, Rates)]) -> Rates {
-    let sum = |of: fn(&Rates) -> f64| parts.iter().map(|(_, r)| of(r)).sum();
+fn rates_together(parts: &[Part]) -> Rates {
+    let sum = |of: fn(&Rates) -> f64| parts.iter().map(|p| of(&p.rates)).sum();
     Rates {
         scans_per_s: sum(|r| r.scans_per_s),
         rows_read_per_s: sum(|r| r.rows_read_per_s),

@@ -9,6 +9,7 @@ mod gather;
 pub mod graph;
 pub mod keeper;
 mod key_load;
+mod late;
 pub mod launcher;
 mod learn;
 mod load;

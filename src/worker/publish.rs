@@ -2,7 +2,7 @@
 //! of them are hot.
 
 use crate::catalog::{heat, watched};
-use crate::observe::directory::{self, Watched};
+use crate::observe::directory::{self, Placed, TriggerCopy, Watched};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use foreshard_core::heat::decayed_heat;
@@ -20,6 +20,8 @@ struct Pace {
     heat: f64,
     accesses_per_s: f64,
     hot: bool,
+    /// The heat is newer than what was published.
+    read: bool,
 }
 
 /// The relations as last published.
@@ -31,7 +33,13 @@ pub struct Publisher {
     /// Partitions that are gone, because they were split or dropped, and their tables.
     former: HashMap<u32, u32>,
     pace: HashMap<i64, Pace>,
-    published: Vec<Watched>,
+    /// None: what an earlier keeper has said may stand there.
+    published: Option<Vec<Watched>>,
+    /// What had been placed before the counters were last read.
+    placed: Placed,
+    copies: Option<Vec<TriggerCopy>>,
+    /// `copies` are not published yet.
+    new_copies: bool,
     unwatched: usize,
 }
 
@@ -46,7 +54,7 @@ impl Publisher {
         // its share of that.
         for (slot, previous) in heat::previous()? {
             let accesses_per_s = previous.access_score;
-            self.pace.entry(slot).or_insert(Pace { heat: previous.heat, accesses_per_s, hot: false });
+            self.pace.entry(slot).or_insert(Pace { heat: previous.heat, accesses_per_s, ..Pace::default() });
         }
         let before = std::mem::replace(&mut self.relations, watched::relations()?);
         self.by_oid = self.relations.iter().enumerate().map(|(i, r)| (r.relation, i)).collect();
@@ -56,8 +64,23 @@ impl Publisher {
         let slots: HashSet<i64> = self.relations.iter().filter_map(|r| r.slot_id).collect();
         self.pace.retain(|slot, _| slots.contains(slot));
         self.judge();
+        self.find_copies()?;
         self.fingerprint = Some(fingerprint);
         Ok(true)
+    }
+
+    /// Looks which triggers of partitions are copies with names of their own.
+    pub fn find_copies(&mut self) -> PgResult<()> {
+        let found = watched::copies()?.into_iter();
+        let copies = Some(found.map(|(trigger, root)| TriggerCopy { trigger, root }).collect());
+        self.new_copies |= copies != self.copies;
+        self.copies = copies;
+        Ok(())
+    }
+
+    /// The counters are about to be read: what was placed so far is part of what they say.
+    pub fn begin_reading(&mut self) {
+        self.placed = directory::placed();
     }
 
     /// A watched relation; of a partition that has been split the table.
@@ -76,6 +99,7 @@ impl Publisher {
         let pace = self.pace.entry(slot_id).or_default();
         pace.heat = heat;
         if let Some(accesses) = accesses_per_s {
+            pace.read = true;
             pace.accesses_per_s = decayed_heat(pace.accesses_per_s, accesses, elapsed_s, PACE_HALF_LIFE_S);
         }
     }
@@ -88,17 +112,25 @@ impl Publisher {
         }
     }
 
-    /// Publishes if that changes anything; `always`: also when the readings are the same, because backends
-    /// count what they place since the last time.
-    pub fn publish(&mut self, always: bool) {
+    /// Publishes what has changed, and what follows from a reading. What was placed before that is part of the loads of
+    /// the slots that were read, of no others.
+    pub fn publish(&mut self) {
+        if self.fingerprint.is_none() {
+            // Nobody has looked yet.
+            return;
+        }
+        if std::mem::take(&mut self.new_copies) {
+            directory::publish_copies(self.copies.as_deref().unwrap_or_default());
+        }
         let observe = guc::OBSERVE.get();
         self.judge();
         let wanted: Vec<Watched> = self.relations.iter().map(|r| self.watched(r, observe)).collect();
-        if !always && wanted == self.published {
+        let read = self.read();
+        if read.is_empty() && self.published.as_ref() == Some(&wanted) {
             return;
         }
-        let missing = directory::publish(&wanted);
-        self.published = wanted;
+        let missing = directory::publish(&wanted, &read);
+        self.published = Some(wanted);
         if missing > 0 && self.unwatched == 0 {
             pgrx::log!(
                 "foreshard keeper: {missing} partitions are not watched, shared memory has room for {} of all databases (hint: Raise foreshard.max_relations and restart.)",
@@ -106,6 +138,19 @@ impl Publisher {
             );
         }
         self.unwatched = missing;
+    }
+
+    /// What had been placed in partitions whose slots were read since; once.
+    fn read(&mut self) -> Placed {
+        let read = |(slot, pace): (&i64, &mut Pace)| std::mem::take(&mut pace.read).then_some(*slot);
+        let slots: HashSet<i64> = self.pace.iter_mut().filter_map(read).collect();
+        let by_oid = &self.by_oid;
+        let relations = &self.relations;
+        let slot_of = |oid: &u32| by_oid.get(oid).and_then(|i| relations.get(*i)).and_then(|r| r.slot_id);
+        std::mem::take(&mut self.placed)
+            .into_iter()
+            .filter(|(oid, _)| slot_of(oid).is_some_and(|slot| slots.contains(&slot)))
+            .collect()
     }
 
     fn watched(&self, relation: &watched::Relation, observe: bool) -> Watched {

@@ -64,8 +64,11 @@ pub struct Triggers {
     /// What shared memory has an entry for.
     entries: HashMap<u64, ProfileIdentity>,
     /// Entries that are told as another trigger's: PostgreSQL gives the checks of a foreign key a name of
-    /// their own in every partition.
+    /// their own in every partition. Backends are told ([`super::publish`]) and count them together from then on.
     alias: HashMap<u64, u64>,
+    /// Totals of those entries at the last two readings.
+    copies: [HashMap<u64, [u64; TOTALS]>; 2],
+    new_copies: bool,
     /// The triggers that are told.
     identities: HashMap<u64, ProfileIdentity>,
     /// Totals already in the sums.
@@ -100,6 +103,11 @@ impl Triggers {
     /// The trigger as which an entry is told.
     fn told(&self, key: u64) -> u64 {
         self.alias.get(&key).copied().unwrap_or(key)
+    }
+
+    /// Whether backends counted something under the name of a copy since the last time: they have to be told.
+    pub fn take_new_copies(&mut self) -> bool {
+        std::mem::take(&mut self.new_copies)
     }
 
     /// Learns from one measured call.
@@ -138,6 +146,8 @@ impl Triggers {
     pub fn store(&mut self) -> PgResult<Vec<(u64, [u64; TOTALS])>> {
         let activities = drain::profiles();
         self.resolve(&activities)?;
+        let copies = activities.iter().filter(|a| self.alias.contains_key(&a.key));
+        self.copies[1] = copies.map(|a| (a.key, a.totals)).collect();
         let counted = self.counted(&self.totals(&activities));
         profile::add(&counted, self.made_at_s)?;
         let mut learnt = Vec::new();
@@ -171,6 +181,7 @@ impl Triggers {
             if let Some(name) = names.remove(&index) {
                 told.name = ProfileIdentity::name_words(name.as_bytes());
                 self.alias.insert(activity.key, told.key());
+                self.new_copies = true;
             }
             self.entries.insert(activity.key, activity.identity);
             self.identities.insert(told.key(), told);
@@ -206,6 +217,12 @@ impl Triggers {
     /// What [`Triggers::store`] returned is safely stored.
     pub fn stored(&mut self, seen: Vec<(u64, [u64; TOTALS])>) {
         self.seen.extend(seen);
+        // Where nobody has counted for as long as backends were told, nobody does any more.
+        let [before, now] = std::mem::take(&mut self.copies);
+        let (left, used): (HashMap<_, _>, _) =
+            now.into_iter().partition(|(k, totals)| before.get(k) == Some(totals));
+        self.forgotten(&left.into_keys().collect::<Vec<_>>());
+        self.copies[0] = used;
         for (key, known) in &mut self.known {
             if self.identities.contains_key(key) {
                 known.unsaved = false;
@@ -215,29 +232,30 @@ impl Triggers {
 
     /// Finds out what is gone; forgets it in the tables.
     pub fn forget_gone(&self) -> PgResult<Vec<u64>> {
-        let known: Vec<(&u64, &ProfileIdentity)> = self.entries.iter().chain(&self.identities).collect();
-        let identities: Vec<&ProfileIdentity> = known.iter().map(|(_, identity)| *identity).collect();
+        // Entries that nobody has read yet, too.
+        let mut known: HashMap<u64, ProfileIdentity> =
+            drain::profiles().into_iter().map(|activity| (activity.key, activity.identity)).collect();
+        known.extend(self.entries.iter().chain(&self.identities).map(|(key, identity)| (*key, *identity)));
+        let known: Vec<(u64, ProfileIdentity)> = known.into_iter().collect();
+        let identities: Vec<&ProfileIdentity> = known.iter().map(|(_, identity)| identity).collect();
         let gone = profile::forget_gone(&identities)?;
-        Ok(gone.into_iter().filter_map(|i| known.get(i).map(|(key, _)| **key)).collect())
+        Ok(gone.into_iter().filter_map(|i| known.get(i).map(|(key, _)| *key)).collect())
     }
 
     /// What [`Triggers::forget_gone`] found is gone for good: here and in shared memory, too.
     pub fn forgotten(&mut self, keys: &[u64]) {
-        let mut shrunk = Vec::new();
+        // The sums lose nothing by an entry that is gone, only shared memory does.
+        for (key, totals) in drain::forget_profiles(keys) {
+            if let Some(seen) = self.alias.get(&key).and_then(|told| self.seen.get_mut(told)) {
+                seen.iter_mut().zip(totals).for_each(|(seen, gone)| *seen = seen.saturating_sub(gone));
+            }
+        }
         for key in keys {
-            drain::forget_profile(*key);
             self.entries.remove(key);
             self.identities.remove(key);
             self.seen.remove(key);
             self.known.remove(key);
-            shrunk.extend(self.alias.remove(key));
-        }
-        // The sums lost nothing by an entry that is gone, only shared memory did.
-        let totals = self.totals(&drain::profiles());
-        for told in shrunk {
-            if let (Some(seen), Some(now)) = (self.seen.get_mut(&told), totals.get(&told)) {
-                *seen = *now;
-            }
+            self.alias.remove(key);
         }
     }
 }

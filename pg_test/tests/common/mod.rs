@@ -5,6 +5,7 @@
 
 pub mod closures;
 pub mod files;
+pub mod halves;
 pub mod known;
 pub mod ledger;
 pub mod nodes;
@@ -29,8 +30,8 @@ pub const PHASES: [&str; 10] =
     ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "canary", "cutover", "retire"];
 
 /// Those of a split.
-pub const SPLIT_PHASES: [&str; 9] =
-    ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "cutover", "retire"];
+pub const SPLIT_PHASES: [&str; 10] =
+    ["preflight", "capture", "copy", "index", "catch_up", "mirror", "verify", "canary", "cutover", "retire"];
 
 /// A server whose database `postgres` has the extension and two shards.
 pub struct Server {
@@ -45,7 +46,6 @@ pub fn options(name: &str) -> ClusterOptions {
         .set("fsync", "off")
         .set("autovacuum_naptime", "1s")
         .set("autovacuum_vacuum_cost_delay", "0")
-        .set("foreshard.min_free_disk", "0")
         .set("foreshard.bucket", "1")
         .set("foreshard.rollback_window", "0")
         .set("foreshard.canary_steps", "50")
@@ -53,7 +53,7 @@ pub fn options(name: &str) -> ClusterOptions {
 }
 
 impl Server {
-    /// Starts a server with tablespaces, extension, shards and amcheck.
+    /// Starts a server with tablespaces, extension, shards, amcheck and pg_visibility.
     pub fn start(options: &ClusterOptions) -> Result<Server> {
         Server::start_on(Cluster::start(options)?)
     }
@@ -62,7 +62,8 @@ impl Server {
     pub fn start_on(cluster: Cluster) -> Result<Server> {
         let mut server = Server::of(cluster);
         server.make_tablespaces()?;
-        server.query("CREATE EXTENSION foreshard; CREATE EXTENSION amcheck")?;
+        server
+            .query("CREATE EXTENSION foreshard; CREATE EXTENSION amcheck; CREATE EXTENSION pg_visibility")?;
         for name in SHARDS {
             server.query(&format!("SELECT foreshard.add_shard('{name}', '{name}')"))?;
         }
@@ -281,7 +282,7 @@ impl Server {
             let found = self.query(sql)?;
             assert_eq!(found, "", "{what}");
         }
-        self.check_indexes()?;
+        self.check_storage()?;
         files::assert_no_orphans(self)
     }
 
@@ -292,17 +293,32 @@ impl Server {
         Ok(())
     }
 
-    /// Runs amcheck over every valid btree of user tables.
-    pub fn check_indexes(&mut self) -> Result<()> {
+    /// Runs amcheck over every valid btree and every heap of user tables, and compares heaps with their visibility maps.
+    pub fn check_storage(&mut self) -> Result<()> {
         self.query(
             "SELECT bt_index_check(c.oid, true) FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid \
              JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid \
                AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) \
                AND c.relpersistence = 'p'",
         )?;
+        for (what, check) in HEAP_CHECKS {
+            let wrong = self.query(&format!(
+                "SELECT c.oid::regclass, x.* FROM pg_class c JOIN pg_am a ON a.oid = c.relam, LATERAL {check} x \
+                 WHERE a.amname = 'heap' AND c.relkind = 'r' AND c.relpersistence = 'p' \
+                   AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)"
+            ))?;
+            assert_eq!(wrong, "", "{what}");
+        }
         Ok(())
     }
 }
+
+/// What finds something wrong in the heap `c`.
+const HEAP_CHECKS: [(&str, &str); 3] = [
+    ("damaged rows", "verify_heapam(c.oid, check_toast => true)"),
+    ("rows that the map of frozen pages should not cover", "pg_check_frozen(c.oid)"),
+    ("rows that the visibility map should not cover", "pg_check_visible(c.oid)"),
+];
 
 /// Relations of slots whose files are not where the slot's shard is.
 const MISPLACED: &str = "SELECT c.oid::regclass, pg_relation_filepath(c.oid), h.tablespace_name \

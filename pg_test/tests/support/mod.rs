@@ -18,14 +18,9 @@ pub fn cluster(options: &ClusterOptions) -> Result<Cluster> {
 
 /// As [`cluster`], of a given installation.
 pub fn cluster_of(install: Install, options: &ClusterOptions) -> Result<Cluster> {
-    // The shared disk of a test machine may be fuller than a server's.
     let cluster = Cluster::start_with(
         install,
-        &options
-            .clone()
-            .set("foreshard.min_free_disk", "0")
-            .set("foreshard.rollback_window", "0")
-            .set("foreshard.canary_steps", ""),
+        &options.clone().set("foreshard.rollback_window", "0").set("foreshard.canary_steps", ""),
     )?;
     let mut client = cluster.connect("postgres")?;
     for name in SPACES {
@@ -45,6 +40,22 @@ pub fn database(cluster: &Cluster, name: &str) -> Result<Client> {
         client.exec(&format!("SELECT foreshard.add_shard('{shard}', '{space}')"))?;
     }
     Ok(client)
+}
+
+/// Waits until so many relations are watched, all databases together.
+pub fn wait_watched(c: &mut Client, relations: u32) -> Result<()> {
+    wait_for(c, "SELECT used FROM foreshard.stat_foreshard WHERE area = 'relations'", &relations.to_string())
+}
+
+/// The keeper of the current database; waits for it.
+pub fn keeper(c: &mut Client) -> Result<i32> {
+    let sql = "SELECT coalesce(max(pid), 0) FROM pg_stat_activity WHERE backend_type = 'foreshard keeper' AND datname = current_database()";
+    let mut pid = 0;
+    wait_until("a keeper", PATIENCE, || {
+        pid = c.query_one(sql)?.parse().unwrap_or(0);
+        Ok(pid > 0)
+    })?;
+    Ok(pid)
 }
 
 /// The error a statement must end with.

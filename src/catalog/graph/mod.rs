@@ -15,7 +15,7 @@ use crate::pg::graph::{latest_snapshot, read};
 use crate::pg::invalidation;
 use crate::pg::local::LocalBox;
 use crate::pg::report::{PgResult, error, unknown, unsupported, wrong_state};
-use crate::pg::{security, spi};
+use crate::pg::{lock, security, spi};
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
 use pgrx::spi::quote_identifier;
@@ -156,6 +156,16 @@ pub fn by_id(graph_id: i32) -> PgResult<Rc<Graph>> {
 pub fn again(graph_id: i32) -> PgResult<Rc<Graph>> {
     invalidation::accept();
     by_id(graph_id)
+}
+
+/// A graph that nobody drops before this transaction ends: who drops one begins with its tables, so what writes to rows
+/// that hang on the graph's begins with them, too.
+///
+/// # Errors
+/// As [`by_id`].
+pub fn hold(graph_id: i32) -> PgResult<Rc<Graph>> {
+    lock::lock_all(&[by_id(graph_id)?.metagraph], lock::ROW_EXCLUSIVE);
+    again(graph_id)
 }
 
 /// The id of a graph.

@@ -52,6 +52,7 @@ pub mod gather;
 pub mod graph;
 pub mod guests;
 pub mod heat;
+pub mod late;
 pub mod latency;
 pub mod phase;
 pub mod placement;

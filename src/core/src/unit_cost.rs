@@ -8,6 +8,10 @@
 //! is the posterior mean of a gamma prior for the rate of a Poisson (Gelman et al., "Bayesian Data
 //! Analysis", 2.6: empirical Bayes), a ratio estimator otherwise. Evidence decays, so old samples give
 //! way to the parent's value where no new ones come.
+//!
+//! What a slot is shrunk towards is its table's plain ratio, and what is still doubted of the table (plain
+//! to shrunk) is doubted of all of its slots alike: shrunk towards the shrunk value, slots of one kind would
+//! differ by how often they were sampled, the more the further the guess is off.
 
 use std::collections::BTreeMap;
 
@@ -190,19 +194,40 @@ impl Evidence {
         }
     }
 
-    /// The costs, shrunk towards those of the parent.
-    fn costs(&self, parent: &SlotCosts) -> SlotCosts {
-        let factor =
-            |ratio: &Ratio, parent: f64| ratio.shrunk(parent, PRIOR_MS).clamp(FACTOR_RANGE.0, FACTOR_RANGE.1);
-        let cost = |ratio: &Ratio, parent: Option<f64>, prior: f64| match parent {
-            Some(parent) => Some(ratio.shrunk(parent, prior)),
-            None => ratio.plain(),
+    /// The costs of a table: factors are shrunk towards the guess; of the rest there is none.
+    fn of_table(&self) -> SlotCosts {
+        let factor = |ratio: &Ratio| in_range(ratio.shrunk(1.0, PRIOR_MS));
+        SlotCosts {
+            read_factor: factor(&self.read),
+            write_factor: factor(&self.write),
+            wal_bytes_per_write: self.wal.plain(),
+            trigger_cost_per_call: self.trigger.plain(),
+        }
+    }
+
+    /// The costs of a slot of `table`.
+    fn of_slot(&self, table: &Self) -> SlotCosts {
+        let factor = |slot: &Ratio, table: &Ratio| {
+            let shrunk = table.shrunk(1.0, PRIOR_MS);
+            let factor = match table.plain().filter(|plain| *plain > 0.0) {
+                Some(plain) => {
+                    // Relative to the table, so that no evidence is exactly the table.
+                    let relative = Ratio { measured: slot.measured / plain, ..*slot };
+                    shrunk * relative.shrunk(1.0, PRIOR_MS)
+                }
+                None => slot.shrunk(shrunk, PRIOR_MS),
+            };
+            in_range(factor)
+        };
+        let cost = |slot: &Ratio, table: &Ratio, prior: f64| match table.plain() {
+            Some(plain) => Some(slot.shrunk(plain, prior)),
+            None => slot.plain(),
         };
         SlotCosts {
-            read_factor: factor(&self.read, parent.read_factor),
-            write_factor: factor(&self.write, parent.write_factor),
-            wal_bytes_per_write: cost(&self.wal, parent.wal_bytes_per_write, PRIOR_ROWS),
-            trigger_cost_per_call: cost(&self.trigger, parent.trigger_cost_per_call, PRIOR_CALLS),
+            read_factor: factor(&self.read, &table.read),
+            write_factor: factor(&self.write, &table.write),
+            wal_bytes_per_write: cost(&self.wal, &table.wal, PRIOR_ROWS),
+            trigger_cost_per_call: cost(&self.trigger, &table.trigger, PRIOR_CALLS),
         }
     }
 }
@@ -243,14 +268,18 @@ impl Costs {
 
     /// The unit costs of a table: its samples, shrunk towards the configured unit costs.
     pub fn table(&self, table: u32, now_s: f64) -> SlotCosts {
-        let evidence = self.tables.get(&table).copied().unwrap_or_default();
-        evidence.at(now_s, self.half_life_s).costs(&SlotCosts::default())
+        self.table_evidence(table, now_s).of_table()
     }
 
     /// The unit costs of a slot: its samples, shrunk towards its table.
     pub fn slot(&self, table: u32, segment: i64, now_s: f64) -> SlotCosts {
         let evidence = self.slots.get(&(table, segment)).copied().unwrap_or_default();
-        evidence.at(now_s, self.half_life_s).costs(&self.table(table, now_s))
+        evidence.at(now_s, self.half_life_s).of_slot(&self.table_evidence(table, now_s))
+    }
+
+    fn table_evidence(&self, table: u32, now_s: f64) -> Evidence {
+        let evidence = self.tables.get(&table).copied().unwrap_or_default();
+        evidence.at(now_s, self.half_life_s)
     }
 
     /// Makes room: drops the entries whose evidence has decayed to nothing, so that slots and tables
@@ -304,6 +333,11 @@ pub fn load(rates: &Rates, unit: &UnitCosts, costs: &SlotCosts, trigger_calls_pe
         trigger_cost_per_s,
         cost_units_per_s: cpu_ms_per_s + blocks + wal + trigger_cost_per_s.unwrap_or(0.0),
     }
+}
+
+/// A factor, kept in its range.
+fn in_range(factor: f64) -> f64 {
+    factor.clamp(FACTOR_RANGE.0, FACTOR_RANGE.1)
 }
 
 /// The share of evidence of `from_s` that is left at `now_s`.

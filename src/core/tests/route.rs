@@ -25,7 +25,16 @@ impl Memory {
 /// All of whose fields follow from one number.
 fn spec(source: u32, stats: u32, number: u32) -> RouteSpec {
     let indexes = (1..=number % 20).map(|i| (i, number + i)).collect();
-    RouteSpec { database: 5, source, shadow: number, storage: number, horizon: number, stats, indexes }
+    RouteSpec {
+        database: 5,
+        source,
+        shadow: number,
+        storage: number,
+        horizon: number,
+        stats,
+        indexes,
+        ..RouteSpec::default()
+    }
 }
 
 #[test]
@@ -59,6 +68,27 @@ fn routes_are_made_found_and_removed() {
     assert!(!routes.make(&too_many) && !routes.any());
     let made = (0..ROUTES as u32 + 1).filter(|n| routes.make(&spec(20 + n, 0, *n))).count();
     assert_eq!(made, ROUTES);
+}
+
+/// The copies of a split: a route each, which fail and go together.
+#[test]
+fn a_partition_has_a_route_for_every_copy() {
+    let memory = Memory::new();
+    let routes = memory.routes();
+    let stats = routes.stats_for(1).unwrap();
+    let copy = |number| RouteSpec { parent: 3, staging: 4, ..spec(10, stats, number) };
+    assert!(routes.make(&copy(7)) && routes.make(&copy(8)) && routes.make(&copy(7)));
+    routes.set_weight(stats, 0.5);
+    let seen: Vec<_> = routes.of_database(5).collect();
+    assert_eq!(seen.iter().map(|s| (s.source, s.shadow)).collect::<Vec<_>>(), [(10, 7), (10, 8)]);
+    assert!(seen.iter().all(|s| routes.is_open(s) && (s.parent, s.staging) == (3, 4)));
+    routes.fail(5, 10);
+    assert!(seen.iter().all(|s| !routes.is_open(s) && routes.has_failed(s)));
+    routes.remove(stats, true);
+    assert!(!routes.any());
+    // That of a move, which has one copy, is made anew whatever its copy.
+    assert!(routes.make(&spec(10, stats, 7)) && routes.make(&spec(10, stats, 8)));
+    assert_eq!(routes.of_database(5).map(|s| s.shadow).collect::<Vec<_>>(), [8]);
 }
 
 #[test]

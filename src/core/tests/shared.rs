@@ -24,7 +24,7 @@ fn a_ring_hands_out_what_was_put_in_and_counts_the_rest() {
     let ring = SampleRing::new(&head, &places);
     let mut cursor = ring.head();
     for i in 0..5 {
-        assert!(ring.push(&[i, i * 10]));
+        assert!(ring.push(&[i, i * 10]).kept);
     }
     let mut seen = Vec::new();
     assert_eq!(ring.drain(&mut cursor, |w| seen.push(*w)), 0);
@@ -35,7 +35,53 @@ fn a_ring_hands_out_what_was_put_in_and_counts_the_rest() {
     seen.clear();
     assert_eq!(ring.drain(&mut cursor, |w| seen.push(*w)), 12, "the oldest of 20 in a ring of 8 are lost");
     assert_eq!(seen.first(), Some(&[12, 0]));
-    assert!(!SampleRing::<2>::new(&head, &[]).push(&[0, 0]));
+    assert!(!SampleRing::<2>::new(&head, &[]).push(&[0, 0]).kept);
+}
+
+/// Who reads whenever it is said loses nothing, wherever he stands.
+#[test]
+fn a_reader_is_called_before_anything_is_lost() {
+    for began in 0..8_u64 {
+        let (head, places) = (AtomicU64::new(began), entries::<1>(8));
+        let ring = SampleRing::new(&head, &places);
+        let mut cursor = ring.head();
+        let (mut read, mut calls) = (0, 0);
+        for i in 0..1_000 {
+            if ring.push(&[i]).half {
+                calls += 1;
+                assert_eq!(ring.drain(&mut cursor, |_| read += 1), 0, "lost at {i}, begun at {began}");
+            }
+        }
+        assert!((249..=251).contains(&calls) && read > 990, "{calls} calls, {read} read");
+    }
+}
+
+#[test]
+fn what_was_placed_since_a_reading_stays() {
+    let segment = Segment::default();
+    segment.placed_ns.fetch_add(700, Ordering::Relaxed);
+    let read = segment.placed_ns.load(Ordering::Relaxed);
+    segment.placed_ns.fetch_add(30, Ordering::Relaxed);
+    segment.take_placed(read);
+    assert_eq!(segment.placed_ns.load(Ordering::Relaxed), 30);
+    segment.take_placed(31);
+    assert_eq!(segment.placed_ns.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn the_name_of_a_copy_is_told_with_the_oid_of_what_it_is_copied_from() {
+    let padded = |name: &str| std::array::from_fn(|i| name.as_bytes().get(i).copied().unwrap_or(0));
+    for (name, oid, wanted) in [
+        ("RI_ConstraintTrigger_c_4294967295", 16_384, "RI_ConstraintTrigger_c_16384"),
+        ("RI_ConstraintTrigger_a_1", u32::MAX, "RI_ConstraintTrigger_a_4294967295"),
+        ("PK_ConstraintTrigger_7", 0, "PK_ConstraintTrigger_0"),
+        ("plain", 7, "plain"),
+        ("", 7, ""),
+    ] {
+        assert_eq!(ProfileIdentity::numbered(&padded(name), oid), padded(wanted), "{name}");
+    }
+    let longest = [b'_'; 64];
+    assert_eq!(ProfileIdentity::numbered(&longest, 12), longest, "there is no room for a number");
 }
 
 /// Torn samples would show as words that do not belong together.

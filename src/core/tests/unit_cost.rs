@@ -51,12 +51,29 @@ fn shrinks_as_documented() {
     assert!(near(table.read_factor, factor, 1e-9) && near(table.write_factor, factor, 1e-9));
     assert!(near(table.wal_bytes_per_write.unwrap(), 15_000.0 / 90.0, 1e-9), "no guess to shrink towards");
     let slot = costs.slot(1, 10, 0.0);
-    assert!(near(slot.read_factor, (PRIOR_MS * factor + 90.0) / (PRIOR_MS + 30.0), 1e-9));
+    let plain = 150.0 / 90.0;
+    let own = (PRIOR_MS * plain + 90.0) / (PRIOR_MS + 30.0) * factor / plain;
+    assert!(near(slot.read_factor, own, 1e-9), "{slot:?}");
     let wal = (PRIOR_ROWS * 15_000.0 / 90.0 + 9_000.0) / (PRIOR_ROWS + 30.0);
     assert!(near(slot.wal_bytes_per_write.unwrap(), wal, 1e-9));
     let calls = (PRIOR_CALLS * 150.0 / 90.0 + 90.0) / (PRIOR_CALLS + 30.0);
     assert!(near(slot.trigger_cost_per_call.unwrap(), calls, 1e-9));
     assert_eq!(costs.slot(1, 99, 0.0), table, "a slot without samples is as its table");
+}
+
+/// With settings far off, a slot that was sampled often would look cheaper (or dearer) than one of the same kind
+/// that was not.
+#[test]
+fn slots_of_one_kind_cost_the_same_however_often_they_were_sampled() {
+    for factor in [0.05, 30.0] {
+        let mut costs = Costs::new(1e9);
+        costs.add(1, 1, &sampled(100.0, factor), 0.0);
+        costs.add(1, 2, &sampled(0.1, factor), 0.0);
+        let (often, once, never) = (costs.slot(1, 1, 0.0), costs.slot(1, 2, 0.0), costs.slot(1, 3, 0.0));
+        assert!(near(often.read_factor, never.read_factor, 1e-9), "{often:?} {never:?}");
+        assert!(near(once.write_factor, never.write_factor, 1e-9), "{once:?} {never:?}");
+        assert_eq!(never, costs.table(1, 0.0));
+    }
 }
 
 #[test]

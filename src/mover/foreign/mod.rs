@@ -7,6 +7,7 @@
 
 mod cutover;
 
+use super::phases::{rest_ms, rest_of_replay_ms};
 use super::{Outcome, health, mirror, short_lock};
 use crate::catalog::copy as progress;
 use crate::catalog::moves::{self, MoveRow};
@@ -235,7 +236,7 @@ fn copy_chunk(row: &MoveRow) -> WorkResult<Outcome> {
     }
     let block_kib = pg_sys::BLCKSZ as i64 / 1024;
     let chunk_blocks = (i64::from(guc::COPY_CHUNK.get()) / block_kib).max(1);
-    let mut copied = 0;
+    let (mut copied, mut copied_rows) = (0, 0);
     let outcome = transaction(|| {
         let relations = shadow::relations(row.move_id)?;
         let Some(relation) = relations.iter().find(|r| r.blocks_done < r.blocks_total) else {
@@ -250,7 +251,7 @@ fn copy_chunk(row: &MoveRow) -> WorkResult<Outcome> {
             Ok(_) if pair.was_rewritten()? => return Ok(Outcome::Leave(Event::SourceChanged)),
             Ok(rows) => {
                 progress::set_progress(row.move_id, relation.source, last, &Filled { rows, blocks: 0 })?;
-                copied = last - relation.blocks_done;
+                (copied, copied_rows) = (last - relation.blocks_done, rows as i64);
             }
             // An earlier transaction was committed there, though not here: the node counts.
             Err(there) => {
@@ -260,10 +261,8 @@ fn copy_chunk(row: &MoveRow) -> WorkResult<Outcome> {
         moves::waits_no_more(row.move_id)?;
         Ok(Outcome::Again(0))
     })?;
-    let rate_kib_s = i64::from(guc::COPY_RATE.get());
-    if rate_kib_s > 0 && copied > 0 {
-        let due_ms = copied * block_kib * 1000 / rate_kib_s;
-        return Ok(Outcome::Again((due_ms - begun.elapsed().as_millis() as i64).max(0)));
+    if copied > 0 {
+        return Ok(Outcome::Again(rest_ms(copied * block_kib, copied_rows, begun)));
     }
     Ok(outcome)
 }
@@ -331,9 +330,12 @@ fn catch_up(row: &MoveRow) -> WorkResult<Outcome> {
     if let Some(pause_ms) = health::held_back(row)? {
         return Ok(Outcome::Again(pause_ms));
     }
+    let begun = Instant::now();
     match replay(row, true)? {
         Round::Changed => Ok(Outcome::Leave(Event::SourceChanged)),
-        Round::Keys(keys, _) if keys > CAUGHT_UP_KEYS => Ok(Outcome::Again(0)),
+        Round::Keys(keys, _) if keys > CAUGHT_UP_KEYS => {
+            Ok(Outcome::Again(rest_of_replay_ms(row, keys, begun)?))
+        }
         Round::Keys(..) => transaction(|| advance(row, Event::Completed)),
     }
 }

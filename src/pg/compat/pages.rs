@@ -58,16 +58,27 @@ pub unsafe fn log_pages(relation: pg_sys::Relation, blocks: &mut [u32], pages: &
     };
 }
 
-/// Writes a page behind the last block of a heap, with its checksum; the next checkpoint syncs the file.
+/// Writes a page behind the last block of a heap, with its checksum and `lsn` as the place of its last change. With `last`,
+/// and at the end of a file, the next checkpoint is asked to sync the file.
 ///
 /// # Safety
 /// `page` is a page of ours and `block` the next one of an open relation.
-pub unsafe fn extend(relation: pg_sys::Relation, block: u32, page: pg_sys::Page) {
+pub unsafe fn extend(
+    relation: pg_sys::Relation,
+    block: u32,
+    page: pg_sys::Page,
+    lsn: pg_sys::XLogRecPtr,
+    last: bool,
+) {
+    let ends_file = block % pg_sys::RELSEG_SIZE == pg_sys::RELSEG_SIZE - 1;
     // SAFETY: as promised by the caller.
     unsafe {
+        let header = page.cast::<pg_sys::PageHeaderData>();
+        (*header).pd_lsn.xlogid = (lsn >> 32) as u32;
+        (*header).pd_lsn.xrecoff = lsn as u32;
         pg_sys::PageSetChecksumInplace(page, block);
         let file = pg_sys::RelationGetSmgr(relation);
-        pg_sys::smgrextend(file, pg_sys::ForkNumber::MAIN_FORKNUM, block, page.cast(), false);
+        pg_sys::smgrextend(file, pg_sys::ForkNumber::MAIN_FORKNUM, block, page.cast(), !(last || ends_file));
     }
 }
 

@@ -11,11 +11,19 @@ use std::collections::HashMap;
 const HASH_EQUAL: i32 = 1;
 const BTREE_EQUAL: i32 = 3;
 
+/// An equality that a condition asks for, and the type of the values that it compares keys with.
+#[derive(Clone, Copy)]
+pub(super) struct Equality {
+    operator: pg_sys::Oid,
+    collation: pg_sys::Oid,
+    type_: pg_sys::Oid,
+}
+
 /// How a table is partitioned, as far as look-ups want it.
 pub(super) struct Key {
-    partitioning: PartitionKey,
-    family: pg_sys::Oid,
-    type_: pg_sys::Oid,
+    pub(super) partitioning: PartitionKey,
+    pub(super) family: pg_sys::Oid,
+    pub(super) type_: pg_sys::Oid,
     function: pg_sys::FmgrInfo,
 }
 
@@ -67,7 +75,9 @@ impl Key {
             let number =
                 if partitioning.strategy == b'h' { super::HASH_EXTENDED } else { super::BTREE_ORDER };
             let support = pg_sys::get_opfamily_proc(family, type_, type_, number);
-            if support == pg_sys::InvalidOid || pg_sys::get_atttype(table, partitioning.attribute) != type_ {
+            // A value of the column is one of the operator class as it is, a varchar being a text.
+            let column = pg_sys::get_atttype(table, partitioning.attribute);
+            if support == pg_sys::InvalidOid || !pg_sys::IsBinaryCoercible(column, type_) {
                 return None;
             }
             let mut function = pg_sys::FmgrInfo::default();
@@ -86,15 +96,30 @@ impl Key {
         parse: *mut pg_sys::Query,
         params: pg_sys::ParamListInfo,
     ) -> Option<pg_sys::Oid> {
-        // SAFETY: as promised by the caller; the descriptor lasts as long as the relation is open.
+        // SAFETY: as promised by the caller.
         unsafe {
             let value = self.value((*(*parse).jointree).quals, params)?;
+            self.locate(relation, value)
+        }
+    }
+
+    /// The partition that a value of the key's type is in.
+    ///
+    /// # Safety
+    /// `relation` must be the open table that this is the key of.
+    pub(super) unsafe fn locate(
+        &mut self,
+        relation: pg_sys::Relation,
+        value: pg_sys::Datum,
+    ) -> Option<pg_sys::Oid> {
+        // SAFETY: as promised by the caller; the descriptor lasts as long as the relation is open.
+        unsafe {
             let descriptor = pg_sys::RelationGetPartitionDesc(relation, true);
             let bounds = (*descriptor).boundinfo;
             if bounds.is_null() || (*descriptor).nparts <= 0 {
                 return None;
             }
-            let number = if self.partitioning.strategy == b'h' {
+            let number = if self.hashes() {
                 let mut hash = [0];
                 compat::partition_hashes(
                     &mut self.function,
@@ -120,6 +145,11 @@ impl Key {
                 usize::try_from(number).ok().filter(|number| *number < (*descriptor).nparts as usize)?;
             Some(*(*descriptor).oids.add(number))
         }
+    }
+
+    /// Whether it is a hash that says where a key is.
+    pub(super) fn hashes(&self) -> bool {
+        self.partitioning.strategy == b'h'
     }
 
     /// The key's value that the conditions ask for: one of those that all have to hold is `key = value`.
@@ -154,26 +184,61 @@ impl Key {
         condition: *mut pg_sys::OpExpr,
         params: pg_sys::ParamListInfo,
     ) -> Option<pg_sys::Datum> {
-        // SAFETY: each node is read as the struct its tag names; catalog look-ups by oid.
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let known = |node: *mut pg_sys::Node| known_value(node, params);
+            self.compared_with(condition, &|node| self.is_key(node), &known).map(|(value, _)| value)
+        }
+    }
+
+    /// The same, with what is the key and what is known said by the caller.
+    ///
+    /// # Safety
+    /// `condition` must be an OpExpr.
+    pub(super) unsafe fn compared_with(
+        &self,
+        condition: *mut pg_sys::OpExpr,
+        is_key: &dyn Fn(*mut pg_sys::Node) -> bool,
+        known: &dyn Fn(*mut pg_sys::Node) -> Option<(pg_sys::Datum, pg_sys::Oid)>,
+    ) -> Option<(pg_sys::Datum, Equality)> {
+        // SAFETY: each node is read as the struct its tag names.
         unsafe {
             let condition = &*condition;
             let mut sides = pointers::<pg_sys::Node>(condition.args);
             let (left, right) = (sides.next()?, sides.next()?);
-            let given = match (self.is_key(left), self.is_key(right)) {
+            let given = match (is_key(left), is_key(right)) {
                 (true, false) => right,
                 (false, true) => left,
                 _ => return None,
             };
-            let strategy = if self.partitioning.strategy == b'h' { HASH_EQUAL } else { BTREE_EQUAL };
-            let collated = self.partitioning.collation != pg_sys::InvalidOid;
-            if (collated && condition.inputcollid != self.partitioning.collation)
-                || pg_sys::get_op_opfamily_strategy(condition.opno, self.family) != strategy
-            {
+            let equality = self.equality(condition.opno, condition.inputcollid);
+            if !self.is_equality(&equality) {
                 return None;
             }
-            let (value, type_) = known_value(given, params)?;
-            if type_ == self.type_ { Some(value) } else { integer(value, type_, self.type_) }
+            let (value, type_) = known(given)?;
+            Some((self.as_key(value, type_)?, equality))
         }
+    }
+
+    /// An operator and its collation, asked of this key.
+    pub(super) fn equality(&self, operator: pg_sys::Oid, collation: pg_sys::Oid) -> Equality {
+        Equality { operator, collation, type_: self.type_ }
+    }
+
+    /// Whether that is the equality by which keys are partitioned.
+    pub(super) fn is_equality(&self, equality: &Equality) -> bool {
+        let strategy = if self.hashes() { HASH_EQUAL } else { BTREE_EQUAL };
+        let own = self.partitioning.collation;
+        // SAFETY: a catalog look-up by oid.
+        let found = || unsafe { pg_sys::get_op_opfamily_strategy(equality.operator, self.family) };
+        equality.type_ == self.type_
+            && (own == pg_sys::InvalidOid || equality.collation == own)
+            && found() == strategy
+    }
+
+    /// A value of a type as one of the key's, None: there is no equal one.
+    pub(super) fn as_key(&self, value: pg_sys::Datum, type_: pg_sys::Oid) -> Option<pg_sys::Datum> {
+        if type_ == self.type_ { Some(value) } else { integer(value, type_, self.type_) }
     }
 
     /// # Safety
@@ -205,26 +270,41 @@ unsafe fn known_value(
                 let constant = &*node.cast::<pg_sys::Const>();
                 (!constant.constisnull).then_some((constant.constvalue, constant.consttype))
             }
-            pg_sys::NodeTag::T_Param if !params.is_null() => {
-                let param = &*node.cast::<pg_sys::Param>();
-                if param.paramkind != pg_sys::ParamKind::PARAM_EXTERN
-                    || param.paramid <= 0
-                    || param.paramid > (*params).numParams
-                {
-                    return None;
-                }
-                let mut space = pg_sys::ParamExternData::default();
-                let given = match (*params).paramFetch {
-                    Some(fetch) => fetch(params, param.paramid, true, &mut space),
-                    None => (*params).params.as_mut_ptr().add(param.paramid as usize - 1),
-                };
-                let given = given.as_ref()?;
+            pg_sys::NodeTag::T_Param => {
+                let given = given(node.cast(), params)?;
                 let constant = u32::from(given.pflags) & pg_sys::PARAM_FLAG_CONST != 0;
-                (constant && !given.isnull && given.ptype == param.paramtype)
-                    .then_some((given.value, given.ptype))
+                constant.then_some((given.value, given.ptype))
             }
             _ => None,
         }
+    }
+}
+
+/// What was given for a parameter of a query, unless it is NULL.
+///
+/// # Safety
+/// As for [`known_value`].
+pub(super) unsafe fn given(
+    param: *const pg_sys::Param,
+    params: pg_sys::ParamListInfo,
+) -> Option<pg_sys::ParamExternData> {
+    // SAFETY: as promised by the caller; parameters are numbered from 1.
+    unsafe {
+        let param = &*param;
+        if params.is_null()
+            || param.paramkind != pg_sys::ParamKind::PARAM_EXTERN
+            || param.paramid <= 0
+            || param.paramid > (*params).numParams
+        {
+            return None;
+        }
+        let mut space = pg_sys::ParamExternData::default();
+        let given = match (*params).paramFetch {
+            Some(fetch) => fetch(params, param.paramid, true, &mut space),
+            None => (*params).params.as_mut_ptr().add(param.paramid as usize - 1),
+        };
+        let given = given.as_ref()?;
+        (!given.isnull && given.ptype == param.paramtype).then_some(*given)
     }
 }
 

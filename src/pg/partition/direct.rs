@@ -7,6 +7,7 @@
 //! anew when the table or a table between changes. Everything that is not surely the same is planned as always.
 
 use super::asked::Keys;
+use super::open_at_once;
 use crate::pg::plan::pointers;
 use crate::pg::{compat, guc, region};
 use pgrx::pg_sys;
@@ -210,25 +211,6 @@ unsafe fn descend(
     // SAFETY: opened above.
     unsafe { pg_sys::relation_close(top, pg_sys::NoLock as i32) };
     (way.leaf != pg_sys::InvalidOid).then_some(way)
-}
-
-/// Opens and locks a partition without waiting for anybody: null if that takes waiting, or it is gone. Whoever waits does so in
-/// the planner itself, whose errors reach the user as they are.
-///
-/// # Safety
-/// Inside a transaction.
-unsafe fn open_at_once(relation: pg_sys::Oid, mode: i32) -> pg_sys::Relation {
-    // SAFETY: as promised by the caller; a lock that turns out to be of nothing is given back.
-    unsafe {
-        if !pg_sys::ConditionalLockRelationOid(relation, mode) {
-            return std::ptr::null_mut();
-        }
-        let open = pg_sys::try_relation_open(relation, pg_sys::NoLock as i32);
-        if open.is_null() {
-            pg_sys::UnlockRelationOid(relation, mode);
-        }
-        open
-    }
 }
 
 /// Whether a column has the same number in both, for all of them. Columns that are computed when they are read (since 18) are

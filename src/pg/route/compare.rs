@@ -6,7 +6,7 @@ use super::super::region::Region;
 use super::super::scan::{IndexUse, reads_heap};
 use super::super::subtransaction::{self, Ended};
 use super::super::{compat, plan::MAX_NODES};
-use super::plan::lock_pairs;
+use super::plan::{divided, lock_pairs};
 use foreshard_core::shared::Seen;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -32,16 +32,17 @@ pub(super) struct Scan {
 
 struct Walk<'a> {
     seen: &'a [Seen],
+    eligible: &'a [Seen],
     found: Vec<Scan>,
     nodes: usize,
 }
 
-/// The scans of routed partitions that a statement has begun.
+/// The scans of routed partitions that a statement has begun. `eligible`: what it could have been sent by.
 ///
 /// # Safety
 /// `query` must have run and not been ended yet.
-pub(super) unsafe fn scans(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> Vec<Scan> {
-    let mut walk = Walk { seen, found: Vec::new(), nodes: 0 };
+pub(super) unsafe fn scans(query: *mut pg_sys::QueryDesc, seen: &[Seen], eligible: &[Seen]) -> Vec<Scan> {
+    let mut walk = Walk { seen, eligible, found: Vec::new(), nodes: 0 };
     // SAFETY: planstate is the root of a tree of initialised nodes.
     unsafe {
         if !seen.is_empty() && !(*query).planstate.is_null() {
@@ -80,9 +81,11 @@ impl Walk<'_> {
     /// # Safety
     /// As for [`IndexUse::lasting_keys`].
     unsafe fn add(&mut self, relation: u32, used: Option<&IndexUse>) {
-        let Some(route) = self.seen.iter().find(|s| s.source == relation || s.shadow == relation) else {
-            return;
-        };
+        let reads = |s: &&Seen| s.source == relation || s.shadow == relation;
+        let mut own = self.eligible.iter().filter(reads);
+        // Which of several copies it would have read, or read, is not known.
+        let used = used.filter(|_| self.eligible.iter().filter(reads).count() == 1);
+        let Some(route) = own.next().or_else(|| self.seen.iter().find(reads)) else { return };
         let first = !self.found.iter().any(|scan| scan.route == route.place);
         // SAFETY: as promised by the caller.
         let again = used.filter(|used| unsafe { can_be_repeated(used) });
@@ -129,9 +132,15 @@ pub(super) unsafe fn again(region: &Region, query: *mut pg_sys::QueryDesc, seen:
         let Some(stats) = region.routes().stats(route.stats) else { continue };
         let mut equal = None;
         let ended = subtransaction::run(|| {
-            // SAFETY: both copies are locked; the query's snapshot is registered.
-            let found = pairs.map(|(heap, index)| unsafe { look_up(heap, index, scan, (*query).snapshot) });
-            if let [Some(a), Some(b)] = found {
+            let find = |(heap, index): (pg_sys::Oid, pg_sys::Oid)| {
+                let filter = |slot: *mut pg_sys::TupleTableSlot| {
+                    // SAFETY: a row of the heap.
+                    unsafe { is_shared(route, slot, heap.to_u32() == route.source) }
+                };
+                // SAFETY: both copies are locked; the query's snapshot is registered.
+                unsafe { look_up(heap, index, scan, (*query).snapshot, &filter) }
+            };
+            if let [Some(a), Some(b)] = pairs.map(find) {
                 equal = Some(a == b);
             }
         });
@@ -167,7 +176,30 @@ fn both(route: &Seen, index: u32) -> Option<[(pg_sys::Oid, pg_sys::Oid); 2]> {
     ])
 }
 
-/// Number and sum of hashes of the rows that an index finds; None: too many.
+/// Whether a row of the partition is one that the copy must have, or the other way round; None: that cannot be said.
+///
+/// # Safety
+/// The slot must hold a row of the partition, or of the copy; both are locked.
+unsafe fn is_shared(route: &Seen, slot: *mut pg_sys::TupleTableSlot, of_source: bool) -> Option<bool> {
+    if route.parent == 0 {
+        return Some(true);
+    }
+    // SAFETY: as promised by the caller; copies have the partition's columns by number.
+    unsafe {
+        let divided = divided(route);
+        let column = divided.column()?;
+        if (*slot).tts_nvalid < column {
+            pg_sys::slot_getsomeattrs_int(slot, column.into());
+        }
+        let at = usize::try_from(column - 1).ok()?;
+        if *(*slot).tts_isnull.add(at) {
+            return None;
+        }
+        divided.shares(*(*slot).tts_values.add(at), of_source)
+    }
+}
+
+/// Number and sum of hashes of the rows that an index finds and `counts` says yes to; None: too many, or it cannot be said.
 ///
 /// # Safety
 /// The heap must be locked, `scan`'s keys alive, the snapshot registered.
@@ -176,6 +208,7 @@ unsafe fn look_up(
     index: pg_sys::Oid,
     scan: &Scan,
     snapshot: pg_sys::Snapshot,
+    counts: &dyn Fn(*mut pg_sys::TupleTableSlot) -> Option<bool>,
 ) -> Option<(u64, u64)> {
     let share = pg_sys::AccessShareLock as i32;
     // SAFETY: as promised by the caller; everything opened is closed, or released by the subtransaction.
@@ -185,18 +218,25 @@ unsafe fn look_up(
         let slot = pg_sys::table_slot_create(heap, std::ptr::null_mut());
         let descriptor = compat::index_beginscan(heap, index, snapshot, scan.count);
         pg_sys::index_rescan(descriptor, scan.keys, scan.count, std::ptr::null_mut(), 0);
-        let (mut rows, mut sum) = (0_u64, 0_u64);
-        while rows <= MAX_ROWS
+        let (mut met, mut rows, mut sum) = (0_u64, 0_u64, 0_u64);
+        while met <= MAX_ROWS
             && pg_sys::index_getnext_slot(descriptor, pg_sys::ScanDirection::ForwardScanDirection, slot)
         {
-            rows += 1;
-            sum = sum.wrapping_add(row_hash(slot, (*heap).rd_att));
+            met += 1;
+            match counts(slot) {
+                Some(true) => {
+                    rows += 1;
+                    sum = sum.wrapping_add(row_hash(slot, (*heap).rd_att));
+                }
+                Some(false) => {}
+                None => met = MAX_ROWS + 1,
+            }
         }
         pg_sys::index_endscan(descriptor);
         pg_sys::ExecDropSingleTupleTableSlot(slot);
         pg_sys::index_close(index, share);
         pg_sys::table_close(heap, pg_sys::NoLock as i32);
-        (rows <= MAX_ROWS).then_some((rows, sum))
+        (met <= MAX_ROWS).then_some((rows, sum))
     }
 }
 

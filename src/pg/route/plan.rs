@@ -1,6 +1,7 @@
 //! Which plans may read a shadow, and making one do so.
 
 use super::super::compat;
+use super::super::partition::fixed::{Divided, Scan};
 use super::super::plan::pointers;
 use super::super::region::Region;
 use foreshard_core::shared::Seen;
@@ -9,11 +10,38 @@ use pgrx::pg_sys;
 /// Plan nodes looked at; a bigger plan is not routed.
 const MAX_NODES: usize = 4096;
 
-/// Whether a statement may be routed at all, whatever its locks.
+/// A relation in the range table of a statement (from 1) and the copy that could be read in its place.
+pub(super) struct Target {
+    place: u32,
+    /// The way there.
+    pub route: Seen,
+}
+
+/// What of a statement may be routed, and where to, whatever its locks.
 ///
 /// # Safety
 /// `query` must be valid and not started yet.
-pub(super) unsafe fn may_route(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> bool {
+pub(super) unsafe fn targets(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> Vec<Target> {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let statement = &*(*query).plannedstmt;
+        if !may_route(query, seen) {
+            return Vec::new();
+        }
+        let Some(named) = named(statement, seen) else { return Vec::new() };
+        let targets = chosen(statement, (*query).params, &named, seen);
+        let mut nodes = 0;
+        let mut fits = |plan: *mut pg_sys::Plan| fits(plan, &targets);
+        let fit = !targets.is_empty() && each_plan(statement, &mut nodes, &mut fits);
+        if fit { targets } else { Vec::new() }
+    }
+}
+
+/// Whether a statement may be routed at all.
+///
+/// # Safety
+/// As for [`targets`].
+unsafe fn may_route(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> bool {
     // SAFETY: as promised by the caller; the rest are variables of this process.
     unsafe {
         let statement = &*(*query).plannedstmt;
@@ -25,6 +53,7 @@ pub(super) unsafe fn may_route(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> 
             || snapshot.is_null()
             || !(*query).crosscheck_snapshot.is_null()
             || (*snapshot).snapshot_type != pg_sys::SnapshotType::SNAPSHOT_MVCC
+            || is_cursor()
             || pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32
             || pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId
         {
@@ -34,22 +63,28 @@ pub(super) unsafe fn may_route(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> 
             let horizon = pg_sys::TransactionId::from_inner(route.horizon);
             pg_sys::TransactionIdFollows((*snapshot).xmin, horizon)
         };
-        if !seen.iter().all(sees_all) {
-            return false;
-        }
-        let places = places(statement, seen);
-        let Some(places) = places else { return false };
-        let mut nodes = 0;
-        let mut fits = |plan: *mut pg_sys::Plan| fits(plan, &places);
-        each_plan(statement, &mut nodes, &mut fits)
+        seen.iter().all(sees_all)
     }
 }
 
-/// Where the partitions stand in the range table: (index from 1, route). None: one is named directly.
+/// Whether what is about to start is the query of a portal with a name: `WHERE CURRENT OF` looks for the partition in it.
+fn is_cursor() -> bool {
+    // SAFETY: a variable of this process; while a portal is started it is the active one.
+    unsafe {
+        pg_sys::ActivePortal.as_ref().is_some_and(|portal| {
+            portal.status == pg_sys::PortalStatus::PORTAL_DEFINED
+                && portal.queryDesc.is_null()
+                && !portal.name.is_null()
+                && *portal.name != 0
+        })
+    }
+}
+
+/// Where the partitions stand in the range table: (index from 1, partition). None: one is named directly.
 ///
 /// # Safety
 /// `statement` must be valid.
-unsafe fn places(statement: &pg_sys::PlannedStmt, seen: &[Seen]) -> Option<Vec<(u32, Seen)>> {
+unsafe fn named(statement: &pg_sys::PlannedStmt, seen: &[Seen]) -> Option<Vec<(u32, u32)>> {
     let mut found = Vec::new();
     // SAFETY: the range table holds RangeTblEntry nodes.
     unsafe {
@@ -61,18 +96,112 @@ unsafe fn places(statement: &pg_sys::PlannedStmt, seen: &[Seen]) -> Option<Vec<(
                 if compat::is_named(entry) {
                     return None;
                 }
-                found.push((index as u32 + 1, *route));
+                found.push((index as u32 + 1, route.source));
             }
         }
     }
     Some(found)
 }
 
+/// The copy for every partition in the range table that has one: the only one, or that which has all rows that are asked for.
+///
+/// # Safety
+/// `statement` must be valid, `params` what it is about to run with.
+unsafe fn chosen(
+    statement: &pg_sys::PlannedStmt,
+    params: pg_sys::ParamListInfo,
+    named: &[(u32, u32)],
+    seen: &[Seen],
+) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for (place, source) in named {
+        let mut copies = seen.iter().filter(|route| route.source == *source);
+        let Some(first) = copies.next() else { continue };
+        if first.parent == 0 {
+            targets.push(Target { place: *place, route: *first });
+            continue;
+        }
+        // SAFETY: as promised by the caller.
+        let Some(copy) = (unsafe { copy_of(statement, params, *place, first) }) else { continue };
+        if let Some(route) = std::iter::once(first).chain(copies).find(|route| route.shadow == copy) {
+            targets.push(Target { place: *place, route: *route });
+        }
+    }
+    targets
+}
+
+/// A route's partition and where its rows are copied to.
+pub(super) fn divided(route: &Seen) -> Divided {
+    Divided {
+        source: pg_sys::Oid::from(route.source),
+        parent: pg_sys::Oid::from(route.parent),
+        staging: pg_sys::Oid::from(route.staging),
+        copy: pg_sys::Oid::from(route.shadow),
+    }
+}
+
+/// The copy that has every row which any scan of one place can find.
+///
+/// # Safety
+/// As for [`chosen`].
+unsafe fn copy_of(
+    statement: &pg_sys::PlannedStmt,
+    params: pg_sys::ParamListInfo,
+    place: u32,
+    route: &Seen,
+) -> Option<u32> {
+    let divided = divided(route);
+    let mut copy = None;
+    let mut agree = |plan: *mut pg_sys::Plan| {
+        // SAFETY: a node of the statement.
+        let Some(scan) = (unsafe { conditions(plan, place, params) }) else { return true };
+        // SAFETY: as above, in the transaction that is about to run it.
+        let found = scan.and_then(|scan| unsafe { divided.copy_for(&scan) });
+        found.is_some() && *copy.get_or_insert(found) == found
+    };
+    let mut nodes = 0;
+    // SAFETY: as promised by the caller.
+    let agreed = unsafe { each_plan(statement, &mut nodes, &mut agree) };
+    copy.flatten().filter(|_| agreed).map(pg_sys::Oid::to_u32)
+}
+
+/// The conditions of a node that finds rows at a place; None: it is another one. Some(None): they are not known.
+///
+/// # Safety
+/// `plan` must be a plan node.
+unsafe fn conditions(
+    plan: *mut pg_sys::Plan,
+    place: u32,
+    params: pg_sys::ParamListInfo,
+) -> Option<Option<Scan>> {
+    use pg_sys::NodeTag::{T_BitmapHeapScan, T_BitmapIndexScan, T_IndexOnlyScan, T_IndexScan, T_SeqScan};
+    // SAFETY: each node is read as the struct its tag names.
+    unsafe {
+        if scanned(plan) != Some(place) {
+            return None;
+        }
+        let none = std::ptr::null_mut();
+        let (by_index, columns) = match (*plan).type_ {
+            // Its heap scan looks at all of it again.
+            T_BitmapIndexScan => return None,
+            T_SeqScan => (none, none),
+            T_IndexScan => ((*plan.cast::<pg_sys::IndexScan>()).indexqualorig, none),
+            T_BitmapHeapScan => ((*plan.cast::<pg_sys::BitmapHeapScan>()).bitmapqualorig, none),
+            T_IndexOnlyScan => {
+                let scan = &*plan.cast::<pg_sys::IndexOnlyScan>();
+                (scan.recheckqual, scan.indextlist)
+            }
+            _ => return Some(None),
+        };
+        Some(Some(Scan { place, conditions: [by_index, (*plan).qual], columns, params }))
+    }
+}
+
 /// Whether a node is one we know how to route, or reads something else.
 ///
 /// # Safety
 /// `plan` must be a plan node.
-unsafe fn fits(plan: *mut pg_sys::Plan, places: &[(u32, Seen)]) -> bool {
+unsafe fn fits(plan: *mut pg_sys::Plan, targets: &[Target]) -> bool {
     use pg_sys::NodeTag::{
         T_BitmapHeapScan, T_BitmapIndexScan, T_CustomScan, T_IndexOnlyScan, T_IndexScan, T_SeqScan,
     };
@@ -84,7 +213,7 @@ unsafe fn fits(plan: *mut pg_sys::Plan, places: &[(u32, Seen)]) -> bool {
             return false;
         }
         let Some(place) = scanned(plan) else { return true };
-        let Some((_, route)) = places.iter().find(|(index, _)| *index == place) else { return true };
+        let Some(Target { route, .. }) = targets.iter().find(|t| t.place == place) else { return true };
         let known = match tag {
             T_SeqScan | T_BitmapHeapScan => true,
             T_IndexScan => has_counterpart(route, (*plan.cast::<pg_sys::IndexScan>()).indexid),
@@ -199,22 +328,22 @@ unsafe fn walk(
 /// own: in the context in which the query is being started.
 ///
 /// # Safety
-/// [`may_route`] has said yes to this query.
-pub(super) unsafe fn route(region: &Region, query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> bool {
+/// The targets are some of this query's.
+pub(super) unsafe fn route(region: &Region, query: *mut pg_sys::QueryDesc, targets: &[&Target]) -> bool {
     // SAFETY: as promised by the caller.
     unsafe {
-        if !lock_pairs(region, seen) {
+        let routes: Vec<Seen> = targets.iter().map(|target| target.route).collect();
+        if !lock_pairs(region, &routes) {
             return false;
         }
         let copy = pg_sys::copyObjectImpl((*query).plannedstmt.cast()).cast::<pg_sys::PlannedStmt>();
-        let Some(places) = places(&*copy, seen) else { return false };
-        for (index, route) in &places {
-            let entry = (*(*(*copy).rtable).elements.add(*index as usize - 1)).ptr_value;
+        for Target { place, route } in targets {
+            let entry = (*(*(*copy).rtable).elements.add(*place as usize - 1)).ptr_value;
             (*entry.cast::<pg_sys::RangeTblEntry>()).relid = pg_sys::Oid::from(route.shadow);
         }
         let mut nodes = 0;
         let mut substitute = |plan: *mut pg_sys::Plan| {
-            substitute(plan, &places);
+            substitute(plan, targets);
             true
         };
         if !each_plan(&*copy, &mut nodes, &mut substitute) {
@@ -227,12 +356,12 @@ pub(super) unsafe fn route(region: &Region, query: *mut pg_sys::QueryDesc, seen:
 
 /// # Safety
 /// `plan` must be a node of our own copy.
-unsafe fn substitute(plan: *mut pg_sys::Plan, places: &[(u32, Seen)]) {
+unsafe fn substitute(plan: *mut pg_sys::Plan, targets: &[&Target]) {
     use pg_sys::NodeTag::{T_BitmapIndexScan, T_IndexOnlyScan, T_IndexScan};
     // SAFETY: each node is written as the struct its tag names.
     unsafe {
         let Some(place) = scanned(plan) else { return };
-        let Some((_, route)) = places.iter().find(|(index, _)| *index == place) else { return };
+        let Some(Target { route, .. }) = targets.iter().find(|t| t.place == place) else { return };
         let index = match (*plan).type_ {
             T_IndexScan => &mut (*plan.cast::<pg_sys::IndexScan>()).indexid,
             T_IndexOnlyScan => &mut (*plan.cast::<pg_sys::IndexOnlyScan>()).indexid,

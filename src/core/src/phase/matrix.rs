@@ -25,6 +25,8 @@ enum Needs {
     Prepare,
     Canary,
     NoCanary,
+    CanaryLater,
+    NoCanaryLater,
     Watch,
     NoWatch,
 }
@@ -41,6 +43,8 @@ impl Row {
             Needs::Prepare => caps.prepare,
             Needs::Canary => canary && !caps.prepare,
             Needs::NoCanary => !canary && !caps.prepare,
+            Needs::CanaryLater => canary,
+            Needs::NoCanaryLater => !canary,
             Needs::Watch => caps.watch,
             Needs::NoWatch => !caps.watch,
         }
@@ -102,7 +106,8 @@ const MATRIX: &[Row] = &[
     row(P::CatchUp, V::Completed, P::Verify, Needs::NoMirror, &[E::VerifyCopies]),
     any(P::Mirror, V::Completed, P::Verify, &[E::VerifyCopies]),
     row(P::Verify, V::Completed, P::Prepared, Needs::Prepare, &[]),
-    any(P::Prepared, V::Completed, P::Cutover, &[]),
+    row(P::Prepared, V::Completed, P::Canary, Needs::CanaryLater, &[E::StepRoute]),
+    row(P::Prepared, V::Completed, P::Cutover, Needs::NoCanaryLater, &[]),
     row(P::Verify, V::Completed, P::Canary, Needs::Canary, &[E::StepRoute]),
     row(P::Verify, V::Completed, P::Cutover, Needs::NoCanary, &[]),
     any(P::Canary, V::Completed, P::Cutover, &[]),

@@ -150,7 +150,7 @@ pub struct Segment {
     flags: AtomicU64,
     load: AtomicU64,
     capacity: AtomicU64,
-    /// Cost predicted for keys placed here since the load was last published, nano cost units.
+    /// Cost predicted for keys placed here that is not part of the load yet, nano cost units.
     pub placed_ns: AtomicU64,
     counters: [Counter; SEGMENT_COUNTERS],
 }
@@ -184,6 +184,13 @@ impl Segment {
     /// Takes every counter and leaves zeros.
     pub fn take(&self) -> [u64; SEGMENT_COUNTERS] {
         std::array::from_fn(|i| self.counters[i].swap(0, Ordering::Relaxed))
+    }
+
+    /// So much of what was placed is part of the load now; what was placed since stays.
+    pub fn take_placed(&self, read_ns: u64) {
+        let _ = self
+            .placed_ns
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |ns| Some(ns.saturating_sub(read_ns)));
     }
 
     /// The attention the relation gets.
@@ -245,6 +252,25 @@ impl ProfileIdentity {
     pub fn name_bytes(&self) -> Vec<u8> {
         let bytes: Vec<u8> = self.name.iter().flat_map(|w| w.to_le_bytes()).collect();
         bytes.iter().copied().take_while(|b| *b != 0).collect()
+    }
+
+    /// The name that a trigger of PostgreSQL's own (`RI_ConstraintTrigger_c_16432`), padded with zeros, has with
+    /// another oid at its end: as which its partitions' copies are counted. A name without an oid stays.
+    pub fn numbered(name: &[u8; NAME_WORDS * 8], oid: u32) -> [u8; NAME_WORDS * 8] {
+        let Some(prefix) = name.iter().rposition(|byte| *byte == b'_').map(|at| at + 1) else { return *name };
+        let mut digits = [0_u8; 10];
+        let (mut rest, mut first) = (oid, digits.len());
+        while first > 0 && (rest > 0 || first == digits.len()) {
+            first -= 1;
+            digits[first] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        let mut numbered = [0; NAME_WORDS * 8];
+        numbered[..prefix].copy_from_slice(&name[..prefix]);
+        for (place, digit) in numbered[prefix..].iter_mut().zip(&digits[first..]) {
+            *place = *digit;
+        }
+        numbered
     }
 
     /// A name of at most 64 bytes as words.

@@ -13,5 +13,5 @@ pub use layout::{
     Activity, Counter, KEY_BYTES, NAME_WORDS, Profile, ProfileIdentity, SEGMENT_COUNTERS, Segment,
     SegmentCounter, TOTALS, Total,
 };
-pub use ring::{Entry, SampleRing};
+pub use ring::{Entry, Pushed, SampleRing};
 pub use route::{ARMS, Arm, ROUTE_INDEXES, ROUTED_MOVES, ROUTES, Route, RouteSpec, RouteStats, Routes, Seen};

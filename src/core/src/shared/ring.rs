@@ -19,6 +19,16 @@ impl<const W: usize> Default for Entry<W> {
     }
 }
 
+/// What became of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// It is in the ring. Else it was given up, because a writer that the ring has lapped meanwhile still works
+    /// on its place; readers count such a position as lost.
+    pub kept: bool,
+    /// Another half of the ring is full: readers who come now have not lost anything yet.
+    pub half: bool,
+}
+
 /// The ring over borrowed memory.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleRing<'a, const W: usize> {
@@ -42,13 +52,17 @@ impl<'a, const W: usize> SampleRing<'a, W> {
         self.entries.len()
     }
 
-    /// Adds a sample, over the oldest one. False: given up because a writer that the ring has lapped
-    /// meanwhile still works on that place; readers count such a position as lost.
-    pub fn push(&self, words: &[u64; W]) -> bool {
+    /// Adds a sample, over the oldest one.
+    pub fn push(&self, words: &[u64; W]) -> Pushed {
         if self.entries.is_empty() {
-            return false;
+            return Pushed { kept: false, half: false };
         }
         let position = self.head.fetch_add(1, Ordering::AcqRel);
+        let half = (self.entries.len() as u64 / 2).max(1);
+        Pushed { kept: self.write(position, words), half: position.wrapping_add(1).is_multiple_of(half) }
+    }
+
+    fn write(&self, position: u64, words: &[u64; W]) -> bool {
         let entry = &self.entries[(position % self.entries.len() as u64) as usize];
         let writing = position.wrapping_mul(2).wrapping_add(1);
         let before = entry.stamp.load(Ordering::Relaxed);

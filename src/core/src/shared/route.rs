@@ -49,6 +49,8 @@ pub struct RouteStats {
     pub compared: AtomicU64,
     /// Those that differed.
     pub differed: AtomicU64,
+    /// Reads so far: sent to the copy, not sent though they could have been, and those that cannot be sent there.
+    pub reads: [AtomicU64; 3],
     arms: [Histogram; ARMS],
 }
 
@@ -58,18 +60,29 @@ impl RouteStats {
         &self.arms[arm as usize]
     }
 
+    /// One more read while reads are routed, by the arm that it belongs to.
+    pub fn count_read(&self, arm: Option<Arm>) {
+        let at = match arm {
+            Some(Arm::Routed) => 0,
+            Some(_) => 1,
+            None => 2,
+        };
+        self.reads[at].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Forgets everything and belongs to a move, or to nobody (0).
     pub fn begin(&self, move_id: u64) {
         self.swapped.store(0, Ordering::Relaxed);
         self.differing_index.store(0, Ordering::Relaxed);
         self.compared.store(0, Ordering::Relaxed);
         self.differed.store(0, Ordering::Relaxed);
+        self.reads.iter().for_each(|n| n.store(0, Ordering::Relaxed));
         self.arms.iter().for_each(Histogram::clear);
         self.move_id.store(move_id, Ordering::Release);
     }
 }
 
-/// One partition. All zero: free.
+/// One partition and one of its copies. All zero: free.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Route {
@@ -84,6 +97,10 @@ pub struct Route {
     horizon: AtomicU32,
     /// Place of the move's statistics.
     stats: AtomicU32,
+    /// See [`RouteSpec::parent`].
+    parent: AtomicU32,
+    /// See [`RouteSpec::staging`].
+    staging: AtomicU32,
     /// (index of the partition, its counterpart), both 0: none.
     indexes: [[AtomicU32; 2]; ROUTE_INDEXES],
     /// Share of reads that go to the shadow, of `u32::MAX`.
@@ -109,6 +126,11 @@ pub struct RouteSpec {
     pub horizon: u32,
     /// Place of the move's statistics.
     pub stats: u32,
+    /// The partitioned table that the partition is one of, when the copy has other rows than the partition: only what
+    /// is read by one key of the partition can be read there. 0: both have the same rows.
+    pub parent: u32,
+    /// The partitioned table that says which copy has a key; 0: there is one copy.
+    pub staging: u32,
     /// (index of the partition, its counterpart).
     pub indexes: Vec<(u32, u32)>,
 }
@@ -131,6 +153,10 @@ pub struct Seen {
     pub stats: u32,
     /// Share of reads, of `u32::MAX`.
     pub weight: u32,
+    /// See [`RouteSpec::parent`].
+    pub parent: u32,
+    /// See [`RouteSpec::staging`].
+    pub staging: u32,
     indexes: [(u32, u32); ROUTE_INDEXES],
 }
 
@@ -191,7 +217,7 @@ impl<'a> Routes<'a> {
             .map(|(_, seen)| seen)
     }
 
-    /// The route of a partition.
+    /// The route of a partition; of several copies the first.
     pub fn find(&self, database: u32, source: u32) -> Option<Seen> {
         let wanted = key(database, source);
         let place = self.used().find(|place| self.entries[*place].key.load(Ordering::Acquire) == wanted)?;
@@ -236,6 +262,8 @@ impl<'a> Routes<'a> {
             horizon: load(&entry.horizon),
             stats: load(&entry.stats),
             weight: if closed { 0 } else { load(&entry.weight) },
+            parent: load(&entry.parent),
+            staging: load(&entry.staging),
             indexes,
         };
         fence(Ordering::Acquire);
@@ -251,7 +279,7 @@ impl<'a> Routes<'a> {
         })
     }
 
-    /// Closes the route of a partition until it is made anew: a change of it will not be mirrored.
+    /// Closes the routes of a partition until they are made anew: a change of it will not be mirrored.
     pub fn fail(&self, database: u32, source: u32) {
         let wanted = key(database, source);
         for entry in self.entries.iter().filter(|e| e.key.load(Ordering::Acquire) == wanted) {
@@ -266,10 +294,15 @@ impl<'a> Routes<'a> {
 
     // What follows is for one writer at a time.
 
-    /// Makes (or makes anew) the route of a partition, with weight 0. False: there is no room.
+    /// Makes (or makes anew) the route of a partition to a copy, with weight 0. False: there is no room.
     pub fn make(&self, spec: &RouteSpec) -> bool {
         let wanted = key(spec.database, spec.source);
-        let at = |key| self.entries.iter().position(|e| e.key.load(Ordering::Relaxed) == key);
+        // A copy that has other rows is one of several.
+        let same = |e: &Route| spec.parent == 0 || e.shadow.load(Ordering::Relaxed) == spec.shadow;
+        let at = |key| {
+            let fits = |e: &Route| e.key.load(Ordering::Relaxed) == key && (key == 0 || same(e));
+            self.entries.iter().position(fits)
+        };
         if spec.indexes.len() > ROUTE_INDEXES {
             return false;
         }
@@ -284,6 +317,8 @@ impl<'a> Routes<'a> {
         entry.storage.store(spec.storage, Ordering::Relaxed);
         entry.horizon.store(spec.horizon, Ordering::Relaxed);
         entry.stats.store(spec.stats, Ordering::Relaxed);
+        entry.parent.store(spec.parent, Ordering::Relaxed);
+        entry.staging.store(spec.staging, Ordering::Relaxed);
         let mut indexes = spec.indexes.iter();
         for [source, shadow] in &entry.indexes {
             let (a, b) = indexes.next().copied().unwrap_or((0, 0));
