@@ -359,3 +359,44 @@ fn standbys_have_no_workers_until_promoted() -> Result<()> {
     assert_eq!(client.query_one(left)?, "0");
     Ok(())
 }
+
+/// A snapshot on a replica that is older than what was replayed keeps a cutover waiting, and is named; the replica's session
+/// sees the slot as it was.
+#[test]
+fn snapshots_on_replicas_are_waited_for() -> Result<()> {
+    let mut server = Server::start(&options("replica-snapshot"))?;
+    server.query(
+        "CREATE TABLE other (id int); CREATE TABLE t (id bigint PRIMARY KEY, v text); \
+         INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 2000) g; SELECT foreshard.distribute('t', 'id', 1)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    let mut standby = Standby::start(&server.cluster)?;
+    standby.wait_replayed(&mut server)?;
+    let mut client = standby.connect()?;
+    for statement in [
+        "ALTER SYSTEM SET hot_standby_feedback = on",
+        "ALTER SYSTEM SET wal_receiver_status_interval = '1s'",
+        "SELECT pg_reload_conf()",
+    ] {
+        client.exec(statement)?;
+    }
+    server.wait_query("SELECT count(backend_xmin) FROM pg_stat_replication", "1")?;
+    client.exec("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
+    client.exec("SELECT count(*) FROM other")?;
+    server.hold(Some("catch_up"))?;
+    let move_id = server.move_slot(&slot)?;
+    server.wait_phase(&move_id, "catch_up")?;
+    server.query("UPDATE t SET v = 'new' WHERE id <= 100")?;
+    server.hold(None)?;
+    let waits = format!(
+        "SELECT coalesce(waiting_for LIKE 'snapshot on replica%', false) FROM foreshard.progress_moves WHERE move_id = {move_id}"
+    );
+    server.wait_query(&waits, "t")?;
+    assert_eq!(client.query_one("SELECT count(*) FROM t WHERE v = 'new'")?, "0", "rows of later");
+    assert_eq!(client.query_one("SELECT count(*) FROM t")?, "2000");
+    client.exec("COMMIT")?;
+    server.wait_end(&move_id, "done")?;
+    standby.wait_replayed(&mut server)?;
+    assert_eq!(client.query_one("SELECT count(*) FROM t WHERE v = 'new'")?, "100");
+    server.assert_settled()
+}
