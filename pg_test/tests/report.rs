@@ -188,7 +188,9 @@ fn report_renders_in_a_browser() -> Result<()> {
 
 #[test]
 fn status_and_check_say_what_is_wrong() -> Result<()> {
-    let mut cluster = Cluster::start(&ClusterOptions::new("check").set("foreshard.bucket", "1"))?;
+    let options =
+        ClusterOptions::new("check").set("foreshard.bucket", "1").set("foreshard.min_free_disk", "5");
+    let mut cluster = Cluster::start(&options)?;
     let mut c = cluster.connect("postgres")?;
     c.exec("CREATE EXTENSION foreshard; SELECT foreshard.add_shard('a'), foreshard.add_shard('b'); CREATE TABLE t (id bigint PRIMARY KEY, v text)")?;
     c.exec("SELECT foreshard.distribute('t', 'id', 4); CREATE TABLE e (s int, t int, PRIMARY KEY (s, t)); SELECT foreshard.create_graph('g', 'e', 's', 't')")?;
