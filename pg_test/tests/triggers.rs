@@ -372,8 +372,10 @@ fn a_session_may_be_left_alone() -> Result<()> {
     let mut server = known_server("known-off")?;
     let mut client = server.cluster.connect("postgres")?;
     table_with(&mut server, "quiet", "known_burn", "'100'")?;
+    table_with(&mut server, "loud", "known_burn", "'100'")?;
     let name = ("quiet", "quiet", "INSERT");
-    let before = warm(&mut server, &mut client, &["quiet"])?[0];
+    let warmed = warm(&mut server, &mut client, &["quiet", "loud"])?;
+    let (before, loud) = (warmed[0], warmed[1]);
     server.set(&[("foreshard.observe", "off")])?;
     wait_until(
         "the setting is known",
@@ -383,6 +385,13 @@ fn a_session_may_be_left_alone() -> Result<()> {
     insert_each(&mut client, "quiet", 1, 50)?;
     server.set(&[("foreshard.observe", "on")])?;
     wait_until("the setting is known", PATIENCE, || Ok(client.query_one("SHOW foreshard.observe")? == "on"))?;
+    // The keeper has to know it, too, and to say again what is watched.
+    let mut next = 1;
+    wait_until("calls are counted again", PATIENCE, || {
+        insert_each(&mut client, "loud", next, 1)?;
+        next += 1;
+        Ok(profile::read(&mut server, "loud", "loud", "INSERT")?.calls > loud.calls)
+    })?;
     insert_each(&mut client, "quiet", 101, 7)?;
     // The fifty calls while it was off were not even counted.
     wait_calls(&mut server, name, before, 7)?;

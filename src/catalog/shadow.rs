@@ -322,8 +322,7 @@ pub fn copies(row: &RelationRow) -> PgResult<Vec<pg_sys::Oid>> {
     )
 }
 
-/// (Index of a relation, that of one of its copies) pairs. A copy that is made like another relation has them by the index of
-/// the table that both are partitions of; one in another order, which may hang on that too, is none of them.
+/// (Index of a relation, that of one of its copies) pairs, by the index of the table too; those in another order are none.
 pub fn index_pairs_of(
     move_id: i64,
     source: pg_sys::Oid,
