@@ -124,23 +124,12 @@ pub fn due(limit: i64) -> PgResult<Vec<Due>> {
     rows.into_iter().map(|due| Ok(Due { loads: loads(due.outcome_id)?, ..due })).collect()
 }
 
-/// Stores a judgement; None: what came is not known. Of a step that was taken the journal says what was expected of it and
-/// what came: `judged` with the move, the confidence that it would save `least_gain`, and what it saved (`gain`, both in cost units per second).
+/// Stores a judgement; None: what came is not known.
 pub fn judge(outcome_id: i64, paid: Option<bool>, gain: Option<f64>) -> PgResult<()> {
-    let taken = spi::rows_mut(
-        "UPDATE foreshard.outcome o SET judged_at = pg_catalog.now(), paid = $2, gain = $3 WHERE outcome_id = $1 \
-         RETURNING slot_id, stated, least_gain, \
-             (SELECT max(m.move_id) FROM foreshard.move m WHERE m.slot_id = o.slot_id AND m.to_shard = o.to_shard \
-                 AND m.phase = 'done' AND m.created_at BETWEEN o.made_at AND o.due_at)",
+    spi::run(
+        "UPDATE foreshard.outcome SET judged_at = pg_catalog.now(), paid = $2, gain = $3 WHERE outcome_id = $1",
         &[outcome_id.into(), paid.into(), gain.into()],
-        |row| Ok((row.need::<i64>(1)?, row.need::<f64>(2)?, row.need::<f64>(3)?, row.get::<i64>(4)?)),
     )?;
-    for (slot_id, confidence, least_gain, move_id) in taken {
-        if move_id.is_some() && paid.is_some() {
-            let detail = serde_json::json!({"confidence": confidence, "least_gain": least_gain, "gain": gain, "paid": paid});
-            super::record_event("judged", move_id, Some(slot_id), detail)?;
-        }
-    }
     Ok(())
 }
 

@@ -322,16 +322,15 @@ pub fn copies(row: &RelationRow) -> PgResult<Vec<pg_sys::Oid>> {
     )
 }
 
-/// (Index of a relation, that of one of its copies) pairs, by the index of the table too; those in another order are none.
+/// (Index of a relation, that of one of its copies) pairs. A copy that is made like another relation has them by the index of
+/// the table that both are partitions of.
 pub fn index_pairs_of(
     move_id: i64,
     source: pg_sys::Oid,
     copy: pg_sys::Oid,
 ) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid)>> {
     spi::rows(
-        "SELECT DISTINCT o.indexrelid, m.shadow_index FROM foreshard.move_index m JOIN pg_catalog.pg_index n ON n.indexrelid = m.shadow_index \
-         JOIN pg_catalog.pg_index o ON o.indrelid = $2 AND o.indoption::text = n.indoption::text AND o.indclass = n.indclass \
-             AND o.indcollation = n.indcollation \
+        "SELECT DISTINCT o.indexrelid, m.shadow_index FROM foreshard.move_index m JOIN pg_catalog.pg_index o ON o.indrelid = $2 \
          WHERE m.move_id = $1 AND m.heap = $3 AND (o.indexrelid = m.source_index OR EXISTS (SELECT FROM pg_catalog.pg_inherits a \
              JOIN pg_catalog.pg_inherits b ON b.inhparent = a.inhparent WHERE a.inhrelid = m.source_index AND b.inhrelid = o.indexrelid)) ORDER BY 1",
         &[move_id.into(), source.into(), copy.into()],

@@ -104,10 +104,6 @@ pub fn step(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outc
     let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
     let Some(routes) = MoveRoutes::of(row.move_id) else { return begin(engine, row, attempt) };
     let Some(stats) = routes.stats().filter(|_| !routes.have_failed(&sources)) else {
-        // Those of a move are made anew with its mirror, these when the canary begins again.
-        if row.replaces() {
-            routes.remove();
-        }
         return Ok(Outcome::Leave(Event::BacklogTooLarge));
     };
     note_reads(row, stats)?;

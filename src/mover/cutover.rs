@@ -19,9 +19,8 @@ use foreshard_core::phase::Event;
 use foreshard_core::shared::Arm;
 use pgrx::pg_sys;
 use serde_json::json;
-use std::cell::Cell;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A verification older than this is made again, s.
 const FRESH_S: f64 = 60.0;
@@ -29,9 +28,7 @@ const FRESH_S: f64 = 60.0;
 const SNAPSHOT_WAIT_MS: u128 = 1_000;
 
 /// How often replicas are looked at; they tell of their snapshots every wal_receiver_status_interval.
-const REPLICA_WAIT_MS: i64 = 500;
-/// How long replicas are waited for.
-const REPLICA_PATIENCE: Duration = Duration::from_secs(60);
+const REPLICA_WAIT_MS: i64 = 100;
 
 /// Attempts to find many relations unchanged since they were looked at, before they are looked at under the lock.
 const PATIENT_ATTEMPTS: u32 = 32;
@@ -151,22 +148,12 @@ fn old_snapshots_are_gone(row: &MoveRow) -> WorkResult<bool> {
     Ok(true)
 }
 
-thread_local! {
-    /// The move whose cutover waits for a replica, and since when.
-    static ASKED: Cell<Option<(i64, Instant)>> = const { Cell::new(None) };
-}
-
-/// Which replica has a snapshot that may not see the last replay; None as well when it has been waited for long enough. What replicas
-/// tell is held back by old transactions of other databases, too, and by prepared ones, so it may stay so for ever.
+/// Which replica has a snapshot that may not see the last replay.
 fn replica_snapshots(row: &MoveRow) -> WorkResult<Option<String>> {
-    let who = transaction(|| {
+    transaction(|| {
         let xid = moves::last_replay(row.move_id)?;
         xid.filter(|_| guc::WAIT_FOR_REPLICAS.get()).map_or(Ok(None), waiting::replica_snapshots)
-    })?;
-    let since =
-        ASKED.get().filter(|(move_id, _)| *move_id == row.move_id).map_or_else(Instant::now, |(_, at)| at);
-    ASKED.set(who.as_ref().map(|_| (row.move_id, since)));
-    Ok(who.filter(|_| since.elapsed() < REPLICA_PATIENCE))
+    })
 }
 
 /// Who holds a snapshot that may not see the last replay.

@@ -19,9 +19,6 @@ use std::time::Instant;
 
 /// Log entries that may be pending when catch-up hands over to verification.
 const CAUGHT_UP_KEYS: i64 = 2_000;
-/// How many times longer than a replay took the rest after it may be, and how long at most, ms.
-const MOST_REST: i64 = 4;
-const MOST_REST_MS: i64 = 1_000;
 /// What is cut off an old file at once, before it is dropped.
 const SHORTEN_BYTES: i64 = 64 << 20;
 /// How long commits have the disk to themselves between two cuts.
@@ -194,9 +191,7 @@ pub fn rest_ms(kib: i64, rows: i64, begun: Instant) -> i64 {
 /// The same after so many rows were replayed.
 pub fn rest_of_replay_ms(row: &MoveRow, rows: i64, begun: Instant) -> WorkResult<i64> {
     let row_bytes = transaction(|| copy::row_bytes(row.move_id))?;
-    let rest = rest_ms((rows as f64 * row_bytes / 1024.0) as i64, rows, begun);
-    // Never so long that more is logged meanwhile than was replayed.
-    Ok(rest.min(MOST_REST * begun.elapsed().as_millis() as i64).min(MOST_REST_MS))
+    Ok(rest_ms((rows as f64 * row_bytes / 1024.0) as i64, rows, begun))
 }
 
 /// Builds the next index, or ends the phase. The source is looked at in a transaction of its own: a

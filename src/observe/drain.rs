@@ -77,10 +77,8 @@ pub fn forget_profiles(keys: &[u64]) -> Vec<(u64, [u64; TOTALS])> {
         let own = keys.iter().filter_map(|key| Some((*key, region.profile_keys().find(*key)?)));
         own.map(|(key, place)| {
             region.profiles[place].leave();
-            let totals = region.profiles[place].totals();
-            // From now on the place may be another's.
             region.profile_keys().remove(place);
-            (key, totals)
+            (key, region.profiles[place].totals())
         })
         .collect()
     })

@@ -259,7 +259,7 @@ settings! {
         c"Time after a cutover in which the old copy is kept equal, so that rollback_move() can swap back at once; 0: none.";
     /// Whether a cutover waits for snapshots on replicas.
     boolean WAIT_FOR_REPLICAS = c"foreshard.wait_for_replica_snapshots", true; Ctx::Sighup, NONE;
-        c"A cutover waits, a minute at most, for snapshots on replicas with hot_standby_feedback that are older than what was copied last.";
+        c"A cutover waits for snapshots on replicas with hot_standby_feedback that are older than what was copied last, as it does for those here.";
     /// Load from which on slots are split; the ranges of this and the next keep a factor of two between them.
     real SPLIT_THRESHOLD = c"foreshard.split_threshold", 0.8, 0.4, 100.0; Ctx::Sighup, NONE;
         c"Share of a mean shard's fair load from which on a slot is split (or its halves are built ahead, when that is forecast).";
