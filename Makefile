@@ -7,7 +7,7 @@ PGRX_HOME := $(CURDIR)/target/pgrx
 export CARGO_TARGET_DIR PGRX_HOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report fuzz psql demo-stop test soak scale bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run docs-test deb deb-test bench-scale
+.PHONY: help demo report fuzz psql demo-stop test test-prediction soak scale bench bench-move bench-overhead bench-forecast bench-plan bench-sim bench-graph bench-place bench-split bench-citus chaos docs install check clean-run docs-test deb deb-test bench-scale
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo-stop: ## stop and remove the demo's cluster
 
 test: ## every test, on PostgreSQL 15 and 18; TEST_PG=15 restricts
 	@scripts/test.sh
+
+test-prediction: ## how well the cost of five unlike triggers is predicted, with bars; on a quiet machine; PG=18
+	@PG='$(PG)' scripts/test-prediction.sh
 
 bench: ## a move against a bare copy and pg_repack; ARGS="--rows 200000 --rate 2000 --reads 0 --hold 10"
 	@scripts/bench.sh $(ARGS)
@@ -57,8 +60,8 @@ bench-plan: ## how fast and how well placements are planned; ARGS="--slots 10000
 bench-sim: ## what foresight is worth on a simulated cluster; TRACE=folder of CSV files, or a key trace; ARGS="--seeds 5"
 	@scripts/bench-pure.sh sim $(or $(TRACE),data/series) $(ARGS)
 
-bench-graph: ## closures, influence and placement of a graph; EDGES=edge list, plain or .xz
-	@scripts/bench-pure.sh graph $(or $(EDGES),data/graphs/debian_bookworm.edges.xz) $(ARGS)
+bench-graph: ## closures, influence and placement of a graph, against plain SQL; EDGES=edge list, plain or .xz
+	@scripts/bench-graph.sh $(or $(EDGES),data/graphs/debian_bookworm.edges.xz) $(ARGS)
 
 bench-place: ## keys that are used together, gathered, and a hot table balanced; TRACE=key trace ARGS="--only gather"
 	@scripts/bench-place.sh $(or $(TRACE),demo/data/orm-busy.trace.xz) $(ARGS)

@@ -4,7 +4,7 @@
 //! Four servers stand side by side with the same settings and the same 32 hash partitions: one with
 //! `shared_preload_libraries` empty, one with foreshard preloaded at its defaults, where foreshard
 //! distributed the table and its keeper runs, one like that with `foreshard.observe = off`, and one with
-//! `foreshard.direct_lookups = off`, which tells what watching alone costs (it has no bar). In a round
+//! `foreshard.direct_lookups = off`, which tells what watching alone costs, faster look-ups aside (same bar). In a round
 //! each of them runs pgbench for the same time, in turns of a second with new connections and the same
 //! transactions; the order of turns goes through all permutations, and whoever has no turn is stopped
 //! (SIGSTOP). So what else happens on the machine, and how it drifts, hits all of them alike, and an idle
@@ -18,8 +18,8 @@
 //! as it goes on: about once a turn, which is as often as it would.
 //!
 //! `foreshard-bench-overhead [--pairs N] [--seconds N] [--clients N] [--scale N]
-//! [--workload select|update|trigger|all] [--control]`; `--control` compares two plain servers, which
-//! shows the noise. Exit code 1 when a bar is missed.
+//! [--workload select|update|trigger|all] [--control] [--no-direct]`; `--control` compares two plain servers, which
+//! shows the noise; `--no-direct` leaves the last server out. Exit code 1 when a bar is missed.
 
 mod pgbench;
 mod servers;
@@ -53,6 +53,7 @@ pub struct Options {
     scale: u32,
     workloads: Vec<Workload>,
     control: bool,
+    no_direct: bool,
 }
 
 impl Options {
@@ -64,11 +65,17 @@ impl Options {
             scale: 10,
             workloads: Workload::ALL.to_vec(),
             control: false,
+            no_direct: false,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
-            if name == "--control" {
-                options.control = true;
+            let flag = match name.as_str() {
+                "--control" => Some(&mut options.control),
+                "--no-direct" => Some(&mut options.no_direct),
+                _ => None,
+            };
+            if let Some(flag) = flag {
+                *flag = true;
                 continue;
             }
             let value = arguments.next().unwrap_or_default();
@@ -83,7 +90,7 @@ impl Options {
                     return Err(Error::new(
                         format!("The argument {name} is unknown or its value \"{value}\" is not allowed."),
                         "Use --pairs N, --seconds N, --clients N, --scale N, --workload \
-                         select|update|trigger|all, --control.",
+                         select|update|trigger|all, --control, --no-direct.",
                     ));
                 }
             }
@@ -97,12 +104,15 @@ impl Options {
         if self.control {
             return vec![plain, state("plain again", false, None, None)];
         }
-        vec![
+        let mut states = vec![
             plain,
             state("defaults", true, None, Some(BAR_DEFAULTS)),
             state("observe off", true, Some(OBSERVE), Some(BAR_OFF)),
-            state("direct off", true, Some("foreshard.direct_lookups"), None),
-        ]
+        ];
+        if !self.no_direct {
+            states.push(state("direct off", true, Some("foreshard.direct_lookups"), Some(BAR_DEFAULTS)));
+        }
+        states
     }
 }
 

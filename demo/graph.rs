@@ -13,9 +13,10 @@ const EDGES: &str = "data/graphs/debian_bookworm.edges.xz";
 const NAMES: &str = "data/graphs/debian_bookworm.names.xz";
 /// The package that goes.
 const PACKAGE: &str = "libssl3";
-/// The one that gets a new need in the quick demo: an eighth as many packages need it, and their pairs come and go in
-/// seconds.
-const SMALLER: &str = "libcurl4";
+/// What the quick demo has of the archive: these packages and all that they need, an eighth of all.
+const QUICK: &str = "python3-";
+/// The package that gets a new need.
+const NEEDY: &str = "libcurl4";
 /// Packages whose needs are looked up together, to see how many shards that takes.
 const LOOKUPS: u32 = 400;
 /// How long the moves of nodes may take.
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// The chapter; the cluster has its shards already.
 pub fn chapter(client: &mut Client, screen: &mut Screen, quick: bool) -> Result<()> {
     screen.heading("A graph: Debian's packages and what they need");
-    load(client)?;
+    load(client, quick)?;
     let (rows, took) =
         timed(|| client.query_one("SELECT foreshard.create_graph('deps', 'depends', 'package', 'needs')"));
     let rows: u64 = rows?.parse().unwrap_or(0);
@@ -33,7 +34,7 @@ pub fn chapter(client: &mut Client, screen: &mut Screen, quick: bool) -> Result<
         SHARDS.len()
     );
     what_breaks(client)?;
-    change(client, if quick { SMALLER } else { PACKAGE })?;
+    change(client, if quick { "git" } else { "0ad" })?;
     placement(client)
 }
 
@@ -53,34 +54,64 @@ fn unpacked(file: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn load(client: &mut Client) -> Result<()> {
+/// Which packages are reached from those of [`QUICK`].
+fn needed(names: &[&str], edges: &[(usize, usize)]) -> Vec<bool> {
+    let mut targets: Vec<Vec<usize>> = vec![Vec::new(); names.len()];
+    for (package, needs) in edges {
+        if let Some(own) = targets.get_mut(*package) {
+            own.push(*needs);
+        }
+    }
+    let mut reached: Vec<bool> = names.iter().map(|name| name.starts_with(QUICK)).collect();
+    let mut waiting: Vec<usize> =
+        reached.iter().enumerate().filter(|(_, reached)| **reached).map(|(id, _)| id).collect();
+    while let Some(package) = waiting.pop() {
+        for needs in targets.get(package).into_iter().flatten() {
+            if let Some(reached) = reached.get_mut(*needs).filter(|reached| !**reached) {
+                *reached = true;
+                waiting.push(*needs);
+            }
+        }
+    }
+    reached
+}
+
+/// Packages and what they need; of a part of the archive, if it must be quick.
+fn load(client: &mut Client, quick: bool) -> Result<()> {
     client.exec(
         "CREATE TABLE package (id int PRIMARY KEY, name text NOT NULL UNIQUE); \
          CREATE TABLE depends (package int NOT NULL, needs int NOT NULL, PRIMARY KEY (package, needs)); \
          CREATE INDEX ON depends (needs, package)",
     )?;
-    let names = unpacked(NAMES)?;
-    let mut names = names.lines().filter(|line| !line.starts_with('#')).enumerate();
-    let packages = client.copy_in("COPY package FROM STDIN", |buffer| match names.next() {
+    let (names, edges) = (unpacked(NAMES)?, unpacked(EDGES)?);
+    let names: Vec<&str> = names.lines().filter(|line| !line.starts_with('#')).collect();
+    let pair = |line: &str| {
+        let (package, needs) = line.split_once(' ')?;
+        Some((package.parse().ok()?, needs.parse().ok()?))
+    };
+    let edges: Vec<(usize, usize)> =
+        edges.lines().filter(|line| !line.starts_with('#')).filter_map(pair).collect();
+    let kept = if quick { needed(&names, &edges) } else { vec![true; names.len()] };
+    let is_kept = |id: usize| kept.get(id).copied().unwrap_or(false);
+    let mut lines = names.iter().enumerate().filter(|(id, _)| is_kept(*id));
+    let packages = client.copy_in("COPY package FROM STDIN", |buffer| match lines.next() {
         Some((id, name)) => {
             buffer.extend_from_slice(format!("{id}\t{name}\n").as_bytes());
             true
         }
         None => false,
     })?;
-    let edges = unpacked(EDGES)?;
-    let mut edges = edges.lines().filter(|line| !line.starts_with('#'));
-    let needs =
-        client.copy_in("COPY depends FROM STDIN WITH (DELIMITER ' ')", |buffer| match edges.next() {
-            Some(edge) => {
-                buffer.extend_from_slice(edge.as_bytes());
-                buffer.push(b'\n');
-                true
-            }
-            None => false,
-        })?;
+    let mut lines = edges.iter().filter(|(package, _)| is_kept(*package));
+    let needs = client.copy_in("COPY depends FROM STDIN", |buffer| match lines.next() {
+        Some((package, needs)) => {
+            buffer.extend_from_slice(format!("{package}\t{needs}\n").as_bytes());
+            true
+        }
+        None => false,
+    })?;
     client.exec("ANALYZE package; ANALYZE depends")?;
-    println!("  {packages} packages of Debian 12, {needs} direct needs");
+    let which = if quick { format!(" ({QUICK}* and what they need)") } else { String::new() };
+    println!("  {packages} packages of Debian 12{which}, {needs} direct needs");
     Ok(())
 }
 
@@ -127,23 +158,21 @@ fn what_breaks(client: &mut Client) -> Result<()> {
 }
 
 /// A need that comes and goes.
-fn change(client: &mut Client, package: &str) -> Result<()> {
+fn change(client: &mut Client, new_need: &str) -> Result<()> {
     let edge = format!(
-        "SELECT (SELECT id FROM package WHERE name = '{package}'), (SELECT id FROM package WHERE name = '0ad')"
+        "SELECT (SELECT id FROM package WHERE name = '{NEEDY}'), (SELECT id FROM package WHERE name = '{new_need}')"
     );
-    let count = "SELECT sum(reltuples)::bigint FROM pg_class c JOIN foreshard.graphs g ON g.graph = 'deps' JOIN pg_inherits i ON i.inhparent = g.closure AND i.inhrelid = c.oid";
-    let pairs: f64 = client.query_one(count)?.parse().unwrap_or(0.0);
+    let count = "SELECT count(*) FROM foreshard.deps_closure";
+    let pairs: i64 = client.query_one(count)?.parse().unwrap_or(0);
     let (made, came) = timed(|| client.exec(&format!("INSERT INTO depends {edge}")));
     made?;
-    let more: f64 = client.query_one("SELECT count(*) FROM foreshard.deps_closure")?.parse().unwrap_or(0.0);
+    let more: i64 = client.query_one(count)?.parse().unwrap_or(0);
     let (gone, went) =
         timed(|| client.exec(&format!("DELETE FROM depends WHERE (package, needs) = ({edge})")));
     gone?;
     println!(
-        "  were {package} to need the game 0ad: {:.0} more pairs after {:.1} s; taken back, they are gone after {:.1} s",
-        more - pairs,
-        came,
-        went
+        "  were {NEEDY} to need {new_need}: {} more pairs after {came:.2} s; taken back, they are gone after {went:.2} s",
+        more - pairs
     );
     Ok(())
 }

@@ -17,10 +17,4 @@ while [[ $# -gt 0 ]]; do
   fi
 done
 
-need cargo "Install Rust 1.95 from the distribution or with rustup."
-check_disk 6000
-scripts/bootstrap.sh "$version"
-scripts/stage.sh "$version" release >/dev/null
-cargo build --quiet --release -p foreshard_test --bin foreshard-bench-overhead ||
-  die "The bench does not build." "Cargo's words are above."
-FORESHARD_PG=$version exec "$TARGET/release/foreshard-bench-overhead" ${arguments[@]+"${arguments[@]}"}
+bench_on "$version" overhead 6000 ${arguments[@]+"${arguments[@]}"}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Benches that need no server: bench-pure.sh forecast|plan|sim|graph [ARGUMENT...]; the arguments are those of the
+# Benches that need no server: bench-pure.sh forecast|plan|sim [ARGUMENT...]; the arguments are those of the
 # program, see the head of its source below bench/.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
 
 name=${1:-}
-[[ $name =~ ^(forecast|plan|sim|graph)$ ]] || die "Unknown bench \"$name\"." "Use forecast, plan, sim or graph."
+[[ $name =~ ^(forecast|plan|sim)$ ]] || die "Unknown bench \"$name\"." "Use forecast, plan or sim."
 shift
 need cargo "Install Rust 1.95 from the distribution or with rustup."
 scripts/bootstrap.sh 15

@@ -108,3 +108,17 @@ check_disk() {
   [[ $free -ge $1 ]] ||
     die "Only $free MB are free below $TARGET; this needs $1 MB." "Free some space, or run 'make clean-run'."
 }
+
+# bench_on VERSION NAME MB [ARGUMENT...]: builds the extension and bench NAME, and becomes it, on PostgreSQL VERSION; MB of disk
+# are needed.
+bench_on() {
+  local version=$1 name=$2 disk_mb=$3
+  shift 3
+  need cargo "Install Rust 1.95 from the distribution or with rustup."
+  check_disk "$disk_mb"
+  scripts/bootstrap.sh "$version"
+  scripts/stage.sh "$version" release >/dev/null
+  cargo build --quiet --release -p foreshard_test --bin "foreshard-bench-$name" ||
+    die "The bench does not build." "Cargo's words are above."
+  FORESHARD_PG=$version exec "$TARGET/release/foreshard-bench-$name" "$@"
+}

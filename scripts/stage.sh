@@ -63,7 +63,7 @@ copy_tree() {
 # whenever another version was staged in between.
 build_key() {
   (cd "$ROOT" && {
-    echo "$major $profile" "$(rustc --version)" "$("$config" --version)" "${RUSTFLAGS:-}"
+    echo "$major $profile" "$(rustc --version)" "$("$config" --version)" "${RUSTFLAGS:-} ${CARGO_PROFILE_RELEASE_CODEGEN_UNITS:-}"
     find . -path ./target -prune -o -path ./.git -prune -o \( -path './src/*' -o -path './sql/*' -o -path './Cargo.*' -o -path ./foreshard.control \) -type f -print0 | sort -z | xargs -0 sha256sum
   } | sha256sum)
 }

@@ -37,7 +37,7 @@ LEFT JOIN foreshard.data_source_states() s USING (source_id)
 LEFT JOIN pg_catalog.pg_foreign_server f ON f.oid::bigint = s.server_id;
 
 COMMENT ON VIEW foreshard.stat_data_sources IS 'Data sources at the places where they were asked: what was learnt about latency, rows and failures, and whether they are kept out.';
-COMMENT ON VIEW foreshard.stat_foreshard IS 'Shared memory of the observation, all databases together: room, use, and what was dropped or lost.';
+COMMENT ON VIEW foreshard.stat_foreshard IS 'Memory of the observation: room, use, and what was dropped (shared memory and sessions, all databases together) or lost (by the keeper of this database: overwritten before it was read, evicted, or without room).';
 COMMENT ON VIEW foreshard.stat_sampling IS 'What measuring itself took since the server started, all databases together.';
 
 COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that change while their partition moves.';
@@ -61,11 +61,11 @@ COMMENT ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regcl
 COMMENT ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) IS 'A new uuid key that hashes to where the row should live: near the key given, within bounded load.';
 COMMENT ON FUNCTION foreshard.configure(regclass, text, text) IS 'Sets what applies to one managed table (observe: on or off; mode: off, advise or auto); NULL brings back the default.';
 COMMENT ON FUNCTION foreshard.recommend() IS 'Plans now and shows every step and every refusal; changes nothing.';
-COMMENT ON FUNCTION foreshard.recommend_curves() IS 'Plans now and shows the load of every shard over the horizon: now, forecast if nothing moves, and once every step is done; NULL means unknown, nothing changes.';
+COMMENT ON FUNCTION foreshard.recommend_curves() IS 'Plans now and shows the load of every shard over the horizon: now, forecast if nothing more moves, and once every step is done; NULL means unknown, nothing changes.';
 COMMENT ON FUNCTION foreshard.explain_placement(regclass, "any") IS 'Why the slot of a key is where it is, in words: how it came there, loads now and to come, what was considered, what was refused and why.';
 COMMENT ON FUNCTION foreshard.explain_placement_json(regclass, "any") IS 'The same as explain_placement(), as an object.';
 COMMENT ON FUNCTION foreshard.undo_recommendation(bigint) IS 'Moves back what was moved upon a recommendation, and leaves the slot to persons for a day.';
-COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the moves that balance the forecast load, with its confidence, for request_resharding().';
+COMMENT ON FUNCTION foreshard.predict_shard_assignment(interval) IS 'Map of the moves that balance the forecast load, for request_resharding(), with its least confidence and that of each slot.';
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, integer, bigint) IS 'Cost of the triggers that a statement fires: a row per trigger, then the total; NULL means unknown.';
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, jsonb, bigint) IS 'Cost of the triggers that a statement with rows like this one fires: a row per trigger, then the total; NULL means unknown.';
 COMMENT ON FUNCTION foreshard.report_html() IS 'All of it on one self-contained HTML page: loads, forecasts, recommendations with their SQL, moves, costs, keys, problems. Shows what the caller may see.';
@@ -133,7 +133,7 @@ GRANT EXECUTE ON FUNCTION foreshard.recommend(), foreshard.placed_keys(regclass)
 GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.citus_shard_cost(bigint), foreshard.citus_node_capacity(integer), foreshard.citus_shard_allowed(bigint, integer) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
-GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.forecasts, foreshard.forecast_errors,
+GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.slot_costs, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.catalog_problems, foreshard.load_history, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.altered_tables, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,

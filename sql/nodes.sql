@@ -23,11 +23,13 @@ CREATE TABLE foreshard.node (
     last_error  text,
     added_at    timestamptz NOT NULL DEFAULT now(),
     -- What tells our tables there from those of other servers, and the token there that tells this server from its
-    -- clones, with the one that is about to replace it; NULL: none yet. Not held: a clone has replaced it.
+    -- clones, with the one that is about to replace it; NULL: none yet. Not held: a clone has replaced it. Claims:
+    -- claim_node() was called, and the next health check takes whatever token is there.
     owner_id    uuid NOT NULL DEFAULT gen_random_uuid(),
     lease       uuid,
     next_lease  uuid,
     held        boolean NOT NULL DEFAULT true,
+    claims      boolean NOT NULL DEFAULT false,
     -- of Citus: pg_dist_node.nodeid, and whether Citus lets it take shards
     citus_node  int UNIQUE,
     takes_shards boolean NOT NULL DEFAULT true,

@@ -76,7 +76,7 @@ SELECT 'warning', 'relation ' || c.oid::regclass, 'left over from a move that no
             THEN format('ALTER EXTENSION foreshard DROP %1$s %2$s; ', k.kind, c.oid::regclass) ELSE '' END || format('DROP %s %s;', k.kind, c.oid::regclass)
 FROM pg_catalog.pg_class c, LATERAL (SELECT CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END AS kind) k
 WHERE c.relnamespace = 'foreshard'::regnamespace AND c.relkind IN ('r', 'p', 'f')
-  AND c.relname ~ '^(shadow|capture|split|place)_[0-9]+(_[0-9]+)*(_twin|_old)?$'
+  AND c.relname ~ '^(shadow|capture|split|place|remains)_[0-9]+(_[0-9]+)*(_twin|_old)?$'
   -- A graph may have any name.
   AND NOT EXISTS (SELECT FROM foreshard.graph g WHERE c.oid IN (g.metagraph, g.closure, g.components))
   AND NOT EXISTS (SELECT FROM foreshard.graph_partition g WHERE c.oid = g.partition)

@@ -47,6 +47,8 @@ CREATE TABLE foreshard.slot (
     home_slot_id bigint REFERENCES foreshard.slot ON DELETE CASCADE,
     -- one key by itself, which place_keys() leaves alone
     isolated    boolean NOT NULL DEFAULT false,
+    -- the planner gave it its place, and takes it back when it is cold; what a person isolated stays
+    planned     boolean NOT NULL DEFAULT false,
     -- of a slot of Citus: the hashes it holds. Modulus and remainder then only say: the how manieth of how many
     hash_from   int,
     hash_to     int,
@@ -114,7 +116,8 @@ CREATE TABLE foreshard.trigger_profile (
     UNIQUE (table_oid, trigger_name, function_oid, event, level, timing)
 ) WITH (fillfactor = 50);
 
--- per profile and resource: prediction = intercept + sum of slope x feature, and how good it was
+-- per profile and resource: prediction = intercept + sum of slope x feature, and how good it was; rows longer than bend_bytes, if
+-- any, cost per_byte_beyond more per byte beyond
 CREATE TABLE foreshard.trigger_model (
     profile_id  bigint NOT NULL REFERENCES foreshard.trigger_profile ON DELETE CASCADE,
     resource    text NOT NULL,
@@ -130,6 +133,8 @@ CREATE TABLE foreshard.trigger_model (
     upper_quantile float8 NOT NULL,
     floor       float8 NOT NULL,
     level       float8 NOT NULL,
+    bend_bytes  float8,
+    per_byte_beyond float8,
     mean_absolute_error float8,
     relative_error float8,
     bias        float8,
@@ -156,6 +161,9 @@ CREATE TABLE foreshard.slot_cost (
     trigger_calls float8 NOT NULL,
     trigger_cost_units float8 NOT NULL,
     result_bytes float8 NOT NULL,
+    elapsed_ms  float8 NOT NULL,
+    blocks_dirtied float8 NOT NULL,
+    temp_blocks float8 NOT NULL,
     PRIMARY KEY (slot_id, table_oid)
 ) WITH (fillfactor = 50);
 CREATE INDEX slot_cost_table_idx ON foreshard.slot_cost (table_oid);
@@ -210,7 +218,8 @@ CREATE TABLE foreshard.heat_history (
     wal_bytes_per_s float8,
     trigger_cost_per_s float8,
     access_score float8,
-    PRIMARY KEY (resolution_s, slot_id, bucket_at)
+    -- the slot first: splits, merges and what comes late look at one slot's whole history
+    PRIMARY KEY (slot_id, resolution_s, bucket_at)
 );
 CREATE INDEX heat_history_age_idx ON foreshard.heat_history (resolution_s, bucket_at);
 
@@ -434,7 +443,19 @@ CREATE TABLE foreshard.move (
     reads_routed bigint,
     reads_stayed bigint,
     reads_unroutable bigint,
+    -- scans of some of them that were made again on both copies, and those of them that could not be
+    scans_compared bigint,
+    scans_incomparable bigint,
     swapped_at  timestamptz,
+    -- since when statements are counted as those before the swap (what an earlier server counted included), how they fared, and
+    -- what was forecast; since when the old copy is watched: the swap, or a crash that took what was counted since
+    measured_from timestamptz,
+    baseline    jsonb,
+    watch_from  timestamptz,
+    -- everything committed by then is in the copy (infinity: changes are mirrored), and when no more will be logged than can be
+    -- replayed at once
+    caught_up_at timestamptz,
+    ready_at    timestamptz,
     -- it waits before its cutover until somebody asks for it; since when it could, and when that was last looked at
     prepare     boolean NOT NULL DEFAULT false,
     prepared_at timestamptz,
@@ -514,6 +535,8 @@ CREATE TABLE foreshard.move_index (
     -- the heap it is on: the shadow, or a part of it
     heap        oid NOT NULL,
     built       boolean NOT NULL DEFAULT false,
+    -- how long that took, s
+    built_s     float8,
     PRIMARY KEY (move_id, source, shadow_index),
     FOREIGN KEY (move_id, source) REFERENCES foreshard.move_relation ON DELETE CASCADE
 );
@@ -521,7 +544,7 @@ CREATE TABLE foreshard.move_index (
 CREATE TABLE foreshard.move_child (
     move_id     bigint NOT NULL,
     source      oid NOT NULL,
-    -- -1: what takes the old storage
+    -- -1: what takes the old storage; -2: what takes the files of what is dropped
     part        int NOT NULL,
     child       oid NOT NULL,
     -- for the changes of the part once it has taken its place

@@ -119,6 +119,20 @@ FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
 LEFT JOIN foreshard.slot_heat t USING (slot_id);
 
+-- Means of the measured statements; what is measured weighs less the older it is.
+CREATE VIEW foreshard.slot_costs AS
+SELECT c.slot_id, c.table_oid AS "table", h.shard_name AS shard, c.statements AS measured_statements,
+       c.rows_read / nullif(c.statements, 0) AS rows_read, c.rows_written / nullif(c.statements, 0) AS rows_written,
+       c.result_bytes / nullif(c.statements, 0) AS result_bytes, c.read_cpu_ms / nullif(c.statements, 0) AS read_cpu_ms,
+       c.write_cpu_ms / nullif(c.statements, 0) AS write_cpu_ms, c.elapsed_ms / nullif(c.statements, 0) AS elapsed_ms,
+       c.blocks_hit / nullif(c.statements, 0) AS blocks_hit, c.blocks_read / nullif(c.statements, 0) AS blocks_read,
+       c.blocks_dirtied / nullif(c.statements, 0) AS blocks_dirtied, c.temp_blocks / nullif(c.statements, 0) AS temp_blocks,
+       c.wal_bytes / nullif(c.statements, 0) AS wal_bytes, c.trigger_cost_units / nullif(c.trigger_calls, 0) AS trigger_call_cost_units,
+       c.measured_at
+FROM foreshard.slot_cost c
+JOIN foreshard.slot s USING (slot_id)
+JOIN foreshard.shard h USING (shard_id);
+
 -- The naive forecast: the same time yesterday, else the last bucket that was known when the forecast was made.
 CREATE VIEW foreshard.forecast_errors AS
 SELECT slot_id, lead, resolution_s, buckets, error / nullif(weight, 0) AS mae, scaled_error / nullif(naive_error, 0) AS mase,
@@ -164,15 +178,24 @@ CREATE VIEW foreshard.progress_moves AS
 SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.state,
        q.rows_done, q.rows_total, q.bytes_done, q.bytes_total,
        CASE WHEN q.phase = 'done' THEN 100.0
-            WHEN v.blocks_total > 0 THEN round(100.0 * v.blocks_done / v.blocks_total, 1)
+            WHEN v.blocks_total > 0 THEN round(least(100.0 * v.blocks_done / v.blocks_total, 100), 1)
             WHEN q.bytes_total > 0 THEN round(100.0 * q.bytes_done / q.bytes_total, 1) END AS percent,
        q.bytes_done / nullif(extract(epoch FROM q.elapsed), 0)::float8 AS bytes_per_s,
-       CASE WHEN v.blocks_done > 0
-            THEN pg_catalog.make_interval(secs => v.elapsed_s * (v.blocks_total - v.blocks_done) / v.blocks_done)
+       -- unknown rather than stale or negative
+       CASE WHEN q.state <> 'running' THEN NULL
+            WHEN v.blocks_done > 0
+            THEN pg_catalog.make_interval(secs => v.elapsed_s * greatest(v.blocks_total - v.blocks_done, 0) / v.blocks_done)
             WHEN q.phase = 'copy' AND q.bytes_done > 0
-            THEN q.elapsed * ((q.bytes_total - q.bytes_done)::float8 / q.bytes_done) END AS eta,
+            THEN q.elapsed * (greatest(q.bytes_total - q.bytes_done, 0)::float8 / q.bytes_done)
+            WHEN q.phase = 'index' THEN x.eta
+            WHEN q.phase = 'catch_up' AND q.ready_at > clock_timestamp() THEN q.ready_at - clock_timestamp() END AS eta,
+       -- how old the oldest change may be that the copy lacks
+       CASE WHEN q.finished OR q.phase NOT IN ('copy', 'index', 'catch_up', 'mirror', 'verify', 'prepared', 'canary', 'cutover', 'watch') THEN NULL
+            WHEN q.caught_up_at = 'infinity' THEN interval '0'
+            ELSE greatest(clock_timestamp() - q.caught_up_at, interval '0') END AS lag,
        q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed,
-       q.kind, q.finished_at, q.requested_by, q.reason, q.reads_routed, q.reads_stayed, q.reads_unroutable
+       q.kind, q.finished_at, q.requested_by, q.reason, q.reads_routed, q.reads_stayed, q.reads_unroutable,
+       q.scans_compared, q.scans_incomparable
 FROM (
     SELECT m.move_id, m.request_id, m.slot_id, m.kind, m.finished_at, m.reason, o.requested_by, a.shard_name AS from_shard, b.shard_name AS to_shard,
            m.phase, m.finished,
@@ -183,7 +206,7 @@ FROM (
            coalesce(r.blocks_done * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_done,
            coalesce(r.blocks_total * current_setting('block_size')::bigint, m.bytes_copied) AS bytes_total,
            m.route_weight AS weight, m.pending_keys, m.lock_attempts, m.waiting_for, m.restarts, m.last_error, m.started_at,
-           m.reads_routed, m.reads_stayed, m.reads_unroutable,
+           m.reads_routed, m.reads_stayed, m.reads_unroutable, m.scans_compared, m.scans_incomparable, m.caught_up_at, m.ready_at,
            coalesce(m.finished_at, clock_timestamp()) - m.started_at AS elapsed
     FROM foreshard.move m
     JOIN foreshard.resharding_request o USING (request_id)
@@ -195,7 +218,26 @@ FROM (
     WHERE m.partner_of IS NULL
 ) q
 -- While both copies are compared, of that; else of the copying.
-LEFT JOIN foreshard.verification_progress() v ON v.move_id = q.move_id AND q.state IN ('running', 'cancelling');
+LEFT JOIN foreshard.verification_progress() v ON v.move_id = q.move_id AND q.state IN ('running', 'cancelling')
+-- An index takes as long as its heap and itself are large; the one that is being built counts by what is done of it.
+LEFT JOIN LATERAL (
+    SELECT CASE WHEN sum(w.done) > 0 AND sum(w.spent_s) > 0
+                THEN pg_catalog.make_interval(secs => (sum(w.size) - sum(w.done)) * sum(w.spent_s) / sum(w.done)) END AS eta
+    FROM (SELECT d.size, CASE WHEN i.built THEN d.size ELSE d.size * coalesce(b.share, 0) END AS done,
+                 coalesce(CASE WHEN i.built THEN i.built_s ELSE b.spent_s END, 0) AS spent_s
+          FROM foreshard.move_index i JOIN foreshard.move_relation r USING (move_id, source)
+          LEFT JOIN pg_catalog.pg_class c ON c.oid = i.source_index
+          LEFT JOIN (SELECT p.index_relid, extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS spent_s,
+                            -- a B-tree is half done when its rows are read
+                            CASE WHEN p.phase LIKE '%loading%' THEN 0.5 + 0.5 * least(p.tuples_done::float8 / nullif(p.tuples_total, 0), 1)
+                                 WHEN p.phase LIKE '%sorting%' THEN 0.5
+                                 ELSE least(p.blocks_done::float8 / nullif(p.blocks_total, 0), 1) * CASE WHEN p.phase LIKE '%scanning%' THEN 0.5 ELSE 1 END
+                            END AS share
+                     FROM pg_catalog.pg_stat_progress_create_index p JOIN pg_catalog.pg_stat_activity a USING (pid)
+                     WHERE p.datname = current_database()) b ON b.index_relid = i.shadow_index
+          CROSS JOIN LATERAL (SELECT greatest(r.blocks_total + coalesce(c.relpages, 0), 1)::float8 AS size) d
+          WHERE i.move_id = q.move_id AND q.phase = 'index' AND q.state = 'running') w
+) x ON true;
 
 -- The keys of rows that a verification found to differ are the users' data.
 CREATE VIEW foreshard.history AS

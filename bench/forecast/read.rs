@@ -7,11 +7,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use time::PrimitiveDateTime;
 use time::macros::format_description;
+use time::{Date, PrimitiveDateTime, UtcOffset};
 
 /// The most buckets of a series; more is a wrong step or a wrong year.
 const MAX_BUCKETS: i64 = 200_000;
+/// Share of the lines whose time must be readable; with fewer the file is something else.
+const READABLE: f64 = 0.5;
+/// From this number on a time is no count of seconds: milliseconds, then microseconds, then nanoseconds since 1970.
+const BEYOND_SECONDS: f64 = 1e11;
 
 /// CSV files of a folder, by name.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -36,7 +40,26 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// One file as buckets of `step_s`: the mean of the values in each, unknown where there are none.
+/// The series of a folder or a file. What is none is skipped, and said by its name and the reason; of a folder one at least
+/// must be one.
+pub fn all(data: &Path, step_s: u32) -> Result<Vec<(PathBuf, Series)>> {
+    let paths = if data.is_dir() { files(data)? } else { vec![data.to_path_buf()] };
+    let mut read = Vec::with_capacity(paths.len());
+    for path in paths {
+        match series(&path, step_s) {
+            Ok(series) => read.push((path, series)),
+            Err(why) => println!("skipped: {why}"),
+        }
+    }
+    if read.is_empty() {
+        let hint = "A line is timestamp,value: 2024-01-31 12:00:00, 2024-01-31T12:00Z, 2024-01-31 or seconds since 1970.";
+        return Err(Error::new(format!("{} holds no series that can be read.", data.display()), hint));
+    }
+    Ok(read)
+}
+
+/// One file as buckets of `step_s`: the mean of the values in each, unknown where there are none. A value that is no finite
+/// number of at least 0 is a gap.
 pub fn series(path: &Path, step_s: u32) -> Result<Series> {
     let wrong =
         |what: String| Error::new(format!("{}: {what}", path.display()), "A line is timestamp,value.");
@@ -48,18 +71,29 @@ pub fn series(path: &Path, step_s: u32) -> Result<Series> {
     };
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(input);
     let mut buckets: BTreeMap<i64, (f64, u32)> = BTreeMap::new();
+    let (mut lines, mut untimed, mut known) = (0_u64, 0_u64, 0_u64);
     for (number, record) in reader.records().enumerate() {
         let record = record.map_err(|error| wrong(error.to_string()))?;
-        let fields =
-            (record.get(0).and_then(seconds), record.get(1).and_then(|v| v.trim().parse::<f64>().ok()));
-        let (Some(at_s), Some(value)) = fields else {
-            if number == 0 {
-                continue; // the names of the columns
-            }
-            return Err(wrong(format!("line {} is not readable", number + 1)));
+        let at_s = record.get(0).and_then(seconds);
+        if number == 0 && at_s.is_none() {
+            continue; // the names of the columns
+        }
+        lines += 1;
+        let Some(at_s) = at_s else {
+            untimed += 1;
+            continue;
         };
         let bucket = buckets.entry(at_s.div_euclid(i64::from(step_s))).or_default();
-        *bucket = (bucket.0 + value, bucket.1 + 1);
+        if let Some(value) = record.get(1).and_then(load) {
+            *bucket = (bucket.0 + value, bucket.1 + 1);
+            known += 1;
+        }
+    }
+    if (lines - untimed) as f64 <= lines as f64 * READABLE {
+        return Err(wrong(format!("{untimed} of {lines} lines begin with no time")));
+    }
+    if known == 0 {
+        return Err(wrong(format!("none of {lines} lines has a number of at least 0 behind its time")));
     }
     let (Some((first, _)), Some((last, _))) = (buckets.first_key_value(), buckets.last_key_value()) else {
         return Err(wrong("no values".to_string()));
@@ -68,26 +102,65 @@ pub fn series(path: &Path, step_s: u32) -> Result<Series> {
     if count > MAX_BUCKETS {
         return Err(wrong(format!("{count} buckets of {step_s} s are too many")));
     }
-    let value = |bucket: i64| buckets.get(&bucket).map(|(sum, number)| sum / f64::from(*number));
+    if untimed > 0 {
+        println!("{}: {untimed} of {lines} lines begin with no time and were left out", path.display());
+    }
+    let mean = |(sum, number): &(f64, u32)| (*number > 0).then(|| sum / f64::from(*number));
     Ok(Series {
         start_s: first * i64::from(step_s),
         step_s,
-        values: (first..first + count).map(value).collect(),
+        values: (first..first + count).map(|bucket| buckets.get(&bucket).and_then(mean)).collect(),
         events: Vec::new(),
         regressors: Vec::new(),
     })
 }
 
-/// Seconds since 1970: a number, or a date and time.
+/// A load; None: unknown.
+fn load(text: &str) -> Option<f64> {
+    text.trim().parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0)
+}
+
+/// Seconds since 1970: a number (of milliseconds, microseconds or nanoseconds, if it is too large for seconds), or a date,
+/// perhaps with a time of the day, perhaps with a zone.
 fn seconds(text: &str) -> Option<i64> {
     let text = text.trim();
-    if let Ok(number) = text.parse::<f64>() {
-        return (number.abs() < 1e12).then_some(number as i64);
+    if let Ok(mut number) = text.parse::<f64>() {
+        while number.is_finite() && number.abs() >= BEYOND_SECONDS {
+            number /= 1e3;
+        }
+        return number.is_finite().then_some(number.floor() as i64);
     }
-    // Without fractions of a second, time zones and the T.
-    let text = text.get(..19)?.replace('T', " ");
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    Some(PrimitiveDateTime::parse(&text, &format).ok()?.assume_utc().unix_timestamp())
+    let (text, offset) = without_zone(text)?;
+    let text = text.trim().replace(['T', 't'], " ").replace('/', "-");
+    let dates = format_description!("[year]-[month]-[day]");
+    let at = match text.split_once(' ') {
+        None => Date::parse(&text, &dates).ok()?.midnight(),
+        Some((date, time)) => {
+            // Without fractions of a second.
+            let time = time.trim().split(['.', ',']).next()?;
+            let time = if time.matches(':').count() == 1 { format!("{time}:00") } else { time.to_string() };
+            let format = format_description!("[year]-[month]-[day] [hour padding:none]:[minute]:[second]");
+            PrimitiveDateTime::parse(&format!("{date} {time}"), &format).ok()?
+        }
+    };
+    Some(at.assume_offset(offset).unix_timestamp())
+}
+
+/// A time without its zone, and that.
+fn without_zone(text: &str) -> Option<(&str, UtcOffset)> {
+    let utc = ["Z", "z", " UTC", " utc", " GMT"].iter().find_map(|name| text.strip_suffix(name));
+    if let Some(text) = utc {
+        return Some((text, UtcOffset::UTC));
+    }
+    // A sign behind the time of the day; those of a date are before it.
+    let Some(sign) = text.rfind(['+', '-']).filter(|at| text[..*at].contains(':')) else {
+        return Some((text, UtcOffset::UTC));
+    };
+    let digits: String = text[sign + 1..].chars().filter(char::is_ascii_digit).collect();
+    let hours: i8 = digits.get(..2)?.parse().ok()?;
+    let minutes: i8 = if digits.len() > 2 { digits.get(2..4)?.parse().ok()? } else { 0 };
+    let turn = if text[sign..].starts_with('-') { -1 } else { 1 };
+    Some((&text[..sign], UtcOffset::from_hms(turn * hours, turn * minutes, 0).ok()?))
 }
 
 /// A length like 1h, 5m, 30s, 1d in seconds.
@@ -102,4 +175,70 @@ pub fn length_s(text: &str) -> Option<u32> {
     };
     let number: u32 = text[..text.len() - unit.len_utf8()].parse().ok()?;
     number.checked_mul(factor).filter(|s| *s > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        let noon = seconds("2024-01-31 12:00:00");
+        assert_eq!(noon, Some(1_706_702_400));
+        for text in [
+            "2024-01-31T12:00:00Z",
+            "2024-01-31T12:00",
+            "2024-01-31 12:00",
+            "2024/01/31 12:00:00.123",
+            " 2024-01-31 13:30:00+01:30 ",
+            "2024-01-31T07:00:00.5-0500",
+            "2024-01-31 12:00 UTC",
+            "1706702400",
+            "1706702400.7",
+            "1706702400000",
+            "1706702400000000",
+            "1706702400000000000",
+        ] {
+            assert_eq!(seconds(text), noon, "{text}");
+        }
+        assert_eq!(seconds("2024-01-31"), Some(1_706_659_200));
+        assert_eq!(seconds("2024-01-31 1:00"), Some(1_706_662_800));
+        for text in ["", "nan", "inf", "timestamp", "2024-13-01", "2024-01-31 25:00", "12:00", "-", "+:1-é"]
+        {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_load_is_a_gap_and_what_is_no_series_is_skipped() -> Result<()> {
+        let folder = std::env::temp_dir().join(format!("foreshard-read-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text);
+        write(
+            "a.csv",
+            "at,v\n2024-01-31 00:00,1\n2024-01-31 01:00,\n2024-01-31 02:00,nan\n2024-01-31 03:00,-4\n2024-01-31 04:00,inf\n2024-01-31 05:00,x\n?,7\n2024-01-31 06:00,3\n",
+        )?;
+        write("b.csv", "name,colour\napple,red\npear,green\n")?;
+        write("c.csv", "")?;
+        write("d.csv", "2024-01-31,none\n2024-02-01,\n")?;
+        write("e.csv", "0,1\n1706702400,2\n")?;
+        let read = all(&folder, 60)?;
+        let hours = series(&folder.join("a.csv"), 3_600)?;
+        std::fs::remove_dir_all(&folder)?;
+        assert_eq!(hours.values, [Some(1.0), None, None, None, None, None, Some(3.0)]);
+        let names: Vec<_> = read.iter().filter_map(|(path, _)| path.file_name()).collect();
+        assert_eq!(names, ["a.csv"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_without_any_series_is_an_error() -> Result<()> {
+        let folder = std::env::temp_dir().join(format!("foreshard-none-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("b.csv"), "name,colour\napple,red\n")?;
+        let read = all(&folder, 60);
+        std::fs::remove_dir_all(&folder)?;
+        assert!(read.is_err_and(|error| error.to_string().contains("no series")));
+        Ok(())
+    }
 }

@@ -8,12 +8,15 @@
 //! trace of big-endian 32-bit keys (orm-busy otherwise). Bars: PageRank of a generated graph of 1,000,000
 //! nodes and 10,000,000 edges at most 3 × the time of streaming the same bytes; sampled betweenness within its
 //! bound; at most 30 % of windows on more than one shard with max/mean load of at most 1.10. Exit code 1 when a
-//! bar is missed. `server` compares the SQL functions with plain SQL when FORESHARD_PG names a staged version; all
-//! else is in memory.
+//! bar is missed. `server` compares the SQL functions with plain SQL when FORESHARD_PG names a staged version (bars: a
+//! closure in a tenth of the time, questions in a twentieth, single edges in a fifth, PageRank in a twentieth); all else is
+//! in memory.
 
 mod closure;
+mod edits;
 mod influence;
 mod place;
+mod questions;
 mod read;
 mod server;
 

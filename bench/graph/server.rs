@@ -1,16 +1,15 @@
 //! What a server makes of it: closures in tables, against plain SQL on the same server in the same run.
 
-use crate::timed;
+use crate::{edits, questions, timed};
 use foreshard_core::graph::Digraph;
-use foreshard_core::graph::maintain::{MaintainOptions, MemoryClosure};
+use foreshard_core::graph::rank::{RankOptions, page_rank};
 use foreshard_test::bars::{bar_least, bar_most};
-use foreshard_test::{Client, Cluster, ClusterOptions, Result};
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
-use rand::seq::{IndexedRandom, SliceRandom};
+use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result};
+use std::ops::ControlFlow;
 
 /// Autovacuum and checkpoints would come at times of their own.
-const SETTINGS: [(&str, &str); 7] = [
+const SETTINGS: [(&str, &str); 8] = [
+    ("checkpoint_timeout", "1h"),
     ("shared_buffers", "2GB"),
     ("maintenance_work_mem", "256MB"),
     ("work_mem", "256MB"),
@@ -22,35 +21,9 @@ const SETTINGS: [(&str, &str); 7] = [
 
 /// Walks that a recursive query with depths may keep in memory: about 100 bytes each.
 const MOST_WALKS: f64 = 2e8;
-/// What the bars call deep.
-const DEEP: u32 = 5;
-
-/// A closure of a graph, kept by triggers as one would write them by hand.
-const BY_HAND: &str = "
-    CREATE TABLE hand_edge (s int, t int);
-    CREATE TABLE hand (a int, d int, depth int, PRIMARY KEY (a, d));
-    CREATE INDEX ON hand (d, a);
-    CREATE FUNCTION hand_insert() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO hand SELECT x.a, y.d, x.depth + 1 + y.depth FROM hand x, hand y WHERE x.d = NEW.s AND y.a = NEW.t AND x.a <> y.d
-        ON CONFLICT (a, d) DO UPDATE SET depth = excluded.depth WHERE hand.depth > excluded.depth;
-        RETURN NULL; END $$;
-    CREATE FUNCTION hand_delete() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE n bigint; BEGIN
-        CREATE TEMP TABLE IF NOT EXISTS lost (a int, d int, PRIMARY KEY (a, d)) ON COMMIT DELETE ROWS;
-        WITH gone AS (DELETE FROM hand h USING hand x, hand y WHERE x.d = OLD.s AND y.a = OLD.t AND h.a = x.a AND h.d = y.d AND h.a <> h.d
-                      AND h.depth = x.depth + 1 + y.depth AND NOT EXISTS (SELECT FROM hand_edge e WHERE e.s = OLD.s AND e.t = OLD.t) RETURNING h.a, h.d)
-        INSERT INTO lost SELECT * FROM gone;
-        LOOP
-            INSERT INTO hand SELECT l.a, l.d, min(h.depth) + 1 FROM lost l JOIN hand_edge e ON e.t = l.d JOIN hand h ON h.a = l.a AND h.d = e.s
-                GROUP BY l.a, l.d
-            ON CONFLICT (a, d) DO UPDATE SET depth = excluded.depth WHERE hand.depth > excluded.depth;
-            GET DIAGNOSTICS n = ROW_COUNT;
-            EXIT WHEN n = 0;
-        END LOOP;
-        DELETE FROM lost;
-        RETURN NULL; END $$;";
 
 /// Everything; whether the bars hold.
-pub fn all(graph: &Digraph, edits: usize) -> Result<bool> {
+pub fn all(graph: &Digraph, count: usize) -> Result<bool> {
     let mut options = ClusterOptions::new("bench-graph");
     options.data_checksums = false;
     for (name, value) in SETTINGS {
@@ -65,13 +38,15 @@ pub fn all(graph: &Digraph, edits: usize) -> Result<bool> {
     copy(&mut client, "edge", &edges)?;
     client.exec("CREATE INDEX ON edge (s, t); CREATE INDEX ON edge (t, s); ANALYZE edge")?;
     let mut holds = bulk(&mut client)?;
-    holds &= queries(&mut client)?;
-    holds &= single(&mut client, &cluster, graph, &edges, edits.min(1000))?;
+    holds &= questions::all(&mut client)?;
+    holds &= rank(&mut client, graph.node_count())?;
+    holds &= edits::single(&mut client, &cluster, graph, &edges, count)?;
     many(&mut client, &edges)?;
     Ok(holds)
 }
 
-fn copy(client: &mut Client, table: &str, edges: &[(u32, u32)]) -> Result<()> {
+/// Inserts edges, many at once.
+pub fn copy(client: &mut Client, table: &str, edges: &[(u32, u32)]) -> Result<()> {
     for part in edges.chunks(20_000) {
         let values: Vec<String> = part.iter().map(|(s, t)| format!("({s},{t})")).collect();
         client.exec(&format!("INSERT INTO {table} VALUES {}", values.join(",")))?;
@@ -112,181 +87,50 @@ fn bulk(client: &mut Client) -> Result<bool> {
     Ok(bar_least("WITH RECURSIVE / create_graph, the same closure", theirs / ours, 10.0))
 }
 
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+/// The value that a share of the sorted ones does not exceed.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(((sorted.len() as f64 - 1.0) * share) as usize).copied().unwrap_or(f64::NAN)
 }
 
-fn queries(client: &mut Client) -> Result<bool> {
-    client.exec("VACUUM ANALYZE")?;
-    let deepest = client.query_one("SELECT max(depth) FROM foreshard.g_closure")?;
-    let mut holds = true;
-    for (what, source, target) in [("descendants", "s", "t"), ("ancestors", "t", "s")] {
-        let end = if source == "s" { "ancestor" } else { "descendant" };
-        let nodes = client.exec(&format!(
-            "SELECT n FROM (SELECT {end} AS n FROM foreshard.g_closure GROUP BY 1 HAVING max(depth) >= {DEEP}) q ORDER BY md5(n::text) LIMIT 200"
-        ))?;
-        let pairs = format!(
-            "WITH RECURSIVE c (n) AS (SELECT {target} FROM edge WHERE {source} = $1 UNION SELECT e.{target} FROM c JOIN edge e ON e.{source} = c.n) \
-             SELECT count(*) FROM c WHERE n <> $1"
-        );
-        let depths = format!(
-            "WITH RECURSIVE c (n, depth) AS (SELECT {target}, 1 FROM edge WHERE {source} = $1 UNION \
-                 SELECT e.{target}, c.depth + 1 FROM c JOIN edge e ON e.{source} = c.n WHERE c.depth < {deepest}) \
-             SELECT count(*), sum(depth) FROM (SELECT min(depth) FROM c WHERE n <> $1 GROUP BY n HAVING min(depth) >= {DEEP}) q (depth)"
-        );
-        let function = format!("foreshard.g_{what}");
-        println!("{what}, {} nodes {DEEP} or more edges away from something:", nodes.len());
-        let all = Contest { what, ours: format!("SELECT count(*) FROM {function}($1)"), theirs: pairs };
-        all.run(client, &nodes, "all of them, without depths")?;
-        let deep = Contest {
-            what,
-            ours: format!("SELECT count(*), sum(depth) FROM {function}($1, {DEEP})"),
-            theirs: depths,
-        };
-        let ratio = deep.run(client, &nodes, &format!("those at depth {DEEP} and more"))?;
-        floor(client, &nodes)?;
-        holds &= bar_least(&format!("WITH RECURSIVE / {what} at depth >= {DEEP}, p50"), ratio, 20.0);
-    }
-    Ok(holds)
-}
+/// PageRank as plain SQL does it: tables that follow one another until nothing changes any more.
+const RANK: &str = "
+    CREATE TEMP TABLE rank AS SELECT v AS node, 1.0::float8 / count(*) OVER () AS r, (SELECT count(*) FROM edge e WHERE e.s = v)::float8 AS out
+        FROM (SELECT s AS v FROM edge UNION SELECT t FROM edge) q;
+    DO $$ DECLARE n float8 := (SELECT count(*) FROM rank); lost float8; far float8; BEGIN LOOP
+        lost := (SELECT coalesce(sum(r), 0) FROM rank WHERE out = 0);
+        CREATE TEMP TABLE next AS SELECT p.node, (0.15 + 0.85 * lost) / n + 0.85 * coalesce(q.flow, 0) AS r, p.out FROM rank p
+            LEFT JOIN (SELECT e.t, sum(p.r / p.out) AS flow FROM edge e JOIN rank p ON p.node = e.s GROUP BY 1) q ON q.t = p.node;
+        far := (SELECT sum(abs(a.r - b.r)) FROM rank a JOIN next b USING (node));
+        DROP TABLE rank;
+        ALTER TABLE next RENAME TO rank;
+        EXIT WHEN far < 1e-8;
+    END LOOP; END $$";
 
-/// What no prepared statement of this session is quicker than: one that reads nothing, and one that reads one row by its
-/// key.
-fn floor(client: &mut Client, nodes: &foreshard_test::Rows) -> Result<()> {
-    let mut shown = Vec::new();
-    for sql in ["SELECT $1::int", "SELECT shard_id FROM foreshard.g_metagraph WHERE node = $1::int"] {
-        client.prepare("least", sql)?;
-        let mut times = Vec::new();
-        for row in 0..nodes.len() {
-            let (done, took) =
-                timed(|| client.exec_prepared("least", &[Some(nodes.get(row, 0).unwrap_or("0"))]));
-            done?;
-            times.push(took * 1e6);
-        }
-        client.exec("DEALLOCATE least")?;
-        times.sort_by(f64::total_cmp);
-        shown.push(quantile(&times, 0.5));
+/// PageRank of the edges in the table, reading them included, against plain SQL; whether the bars hold.
+fn rank(client: &mut Client, nodes: u32) -> Result<bool> {
+    let (ours, took) = timed(|| -> Result<Vec<f64>> {
+        let rows = client.exec("SELECT s, t FROM edge")?;
+        let number = |row, column| rows.get(row, column).and_then(|value| value.parse().ok()).unwrap_or(0);
+        let pairs: Vec<(u32, u32)> = (0..rows.len()).map(|row| (number(row, 0), number(row, 1))).collect();
+        let wrong = |problem: &dyn std::fmt::Display| Error::new(problem.to_string(), "Try another graph.");
+        let graph = Digraph::from_pairs(nodes, &pairs).map_err(|problem| wrong(&problem))?;
+        let ranks = page_rank(&graph, &RankOptions::default(), None, |_, _| ControlFlow::Continue(()));
+        Ok(ranks.map_err(|problem| wrong(&problem))?.values)
+    });
+    let ours = ours?;
+    let (done, slow) = timed(|| client.exec(RANK));
+    done?;
+    println!("pagerank of the table's edges: {took:.2} s with reading them, plain SQL {slow:.2} s");
+    let theirs = client.exec("SELECT node, r FROM rank")?;
+    let mut far: f64 = 0.0;
+    for row in 0..theirs.len() {
+        let number =
+            |column| theirs.get(row, column).and_then(|value| value.parse::<f64>().ok()).unwrap_or(f64::NAN);
+        far = far.max((ours.get(number(0) as usize).copied().unwrap_or(f64::NAN) - number(1)).abs());
     }
-    if let [nothing, one] = shown.as_slice() {
-        println!("  the floor: p50 {nothing:.0} us there and back, {one:.0} us with one row by its key");
-    }
-    Ok(())
-}
-
-/// Two statements with the same answer about a node.
-struct Contest<'a> {
-    what: &'a str,
-    ours: String,
-    theirs: String,
-}
-
-impl Contest<'_> {
-    /// Asks both about every node in turn; the median of theirs over ours.
-    fn run(&self, client: &mut Client, nodes: &foreshard_test::Rows, label: &str) -> Result<f64> {
-        client.prepare("ours", &self.ours)?;
-        client.prepare("theirs", &self.theirs)?;
-        let mut times: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
-        let mut ratios = Vec::new();
-        for row in 0..nodes.len() {
-            let node = nodes.get(row, 0).unwrap_or("0");
-            let (ours, fast) = timed(|| client.exec_prepared("ours", &[Some(node)]));
-            let (theirs, slow) = timed(|| client.exec_prepared("theirs", &[Some(node)]));
-            assert_eq!(ours?.to_text(), theirs?.to_text(), "{} of {node}", self.what);
-            times[0].push(fast * 1e6);
-            times[1].push(slow * 1e6);
-            ratios.push(slow / fast);
-        }
-        client.exec("DEALLOCATE ours; DEALLOCATE theirs")?;
-        times.iter_mut().for_each(|own| own.sort_by(f64::total_cmp));
-        ratios.sort_by(f64::total_cmp);
-        let ratio = quantile(&ratios, 0.5);
-        println!(
-            "  {label}: p50 {:.0} us, WITH RECURSIVE {:.0} us, median of the ratios {ratio:.2}",
-            quantile(&times[0], 0.5),
-            quantile(&times[1], 0.5)
-        );
-        Ok(ratio)
-    }
-}
-
-/// Seconds of every statement, and rows of the closure that change with all of them.
-fn edit(client: &mut Client, table: &str, edges: &[(u32, u32)], insert: bool) -> Result<Vec<f64>> {
-    let (name, sql) = match insert {
-        true => (format!("insert_{table}"), format!("INSERT INTO {table} VALUES ($1::int, $2::int)")),
-        false => {
-            (format!("delete_{table}"), format!("DELETE FROM {table} WHERE s = $1::int AND t = $2::int"))
-        }
-    };
-    client.prepare(&name, &sql)?;
-    let mut seconds = Vec::new();
-    for (s, t) in edges {
-        let (done, took) =
-            timed(|| client.exec_prepared(&name, &[Some(&s.to_string()), Some(&t.to_string())]));
-        done?;
-        seconds.push(took);
-    }
-    client.exec(&format!("DEALLOCATE {name}"))?;
-    Ok(seconds)
-}
-
-fn single(
-    client: &mut Client,
-    cluster: &Cluster,
-    graph: &Digraph,
-    edges: &[(u32, u32)],
-    edits: usize,
-) -> Result<bool> {
-    let mut random = SmallRng::seed_from_u64(7);
-    let mut chosen: Vec<(u32, u32)> =
-        edges.choose_multiple(&mut random, edits).copied().filter(|(s, t)| s != t).collect();
-    chosen.shuffle(&mut random);
-    let mut memory = MemoryClosure::new(&graph.simple(), MaintainOptions::default(), 100_000_000)
-        .map_err(|error| foreshard_test::Error::new(error.to_string(), ""))?;
-    let mut changed = [0_usize; 2];
-    for (at, insert) in [(0, false), (1, true)] {
-        for edge in &chosen {
-            let own = std::slice::from_ref(edge);
-            let done = if insert { memory.edit(own, &[]) } else { memory.edit(&[], own) };
-            changed[at] += done.map_or(0, |rows| rows.len());
-        }
-    }
-    let mut hand = cluster.connect("postgres")?;
-    hand.exec(BY_HAND)?;
-    copy(&mut hand, "hand_edge", edges)?;
-    hand.exec(
-        "CREATE INDEX ON hand_edge (s, t); CREATE INDEX ON hand_edge (t, s); INSERT INTO hand SELECT ancestor, descendant, depth FROM foreshard.g_closure; \
-         CREATE TRIGGER i AFTER INSERT ON hand_edge FOR EACH ROW EXECUTE FUNCTION hand_insert(); \
-         CREATE TRIGGER d AFTER DELETE ON hand_edge FOR EACH ROW EXECUTE FUNCTION hand_delete(); SET client_min_messages = error",
-    )?;
-    hand.exec("VACUUM ANALYZE")?;
-    let mut holds = true;
-    for (what, insert, rows) in [("deletes", false, changed[0]), ("inserts", true, changed[1])] {
-        let mut ours = edit(client, "edge", &chosen, insert)?;
-        let mut theirs = edit(&mut hand, "hand_edge", &chosen, insert)?;
-        let (sum, their_sum) = (ours.iter().sum::<f64>(), theirs.iter().sum::<f64>());
-        ours.sort_by(f64::total_cmp);
-        theirs.sort_by(f64::total_cmp);
-        for (who, own, sum) in [("foreshard", &ours, sum), ("by hand", &theirs, their_sum)] {
-            println!(
-                "{what} of single edges, {who}: {:.0}/s, p50 {:.0} us, p99 {:.0} us, {:.2} us per changed row ({rows} rows)",
-                own.len() as f64 / sum,
-                quantile(own, 0.5) * 1e6,
-                quantile(own, 0.99) * 1e6,
-                sum * 1e6 / rows.max(1) as f64
-            );
-        }
-        holds &= bar_least(&format!("by hand / foreshard per changed row, {what}"), their_sum / sum, 5.0);
-        holds &= bar_least(
-            &format!("by hand / foreshard p99, {what}"),
-            quantile(&theirs, 0.99) / quantile(&ours, 0.99),
-            5.0,
-        );
-    }
-    let wrong = hand.query_one(
-        "SELECT count(*) FROM foreshard.g_closure c FULL JOIN hand h ON h.a = c.ancestor AND h.d = c.descendant WHERE h.depth IS DISTINCT FROM c.depth",
-    )?;
-    holds &= bar_most("rows in which both closures differ", wrong.parse().unwrap_or(f64::NAN), 0.0);
-    Ok(holds)
+    client.exec("DROP TABLE rank")?;
+    let same = bar_most("greatest difference of a rank from plain SQL's", far, 1e-6);
+    Ok(bar_least("plain SQL / pagerank", slow / took, 20.0) && same)
 }
 
 /// 100,000 edges at once: gone, and there again by COPY.

@@ -142,7 +142,8 @@ impl Cluster {
                 group_mean,
                 keys: Some(keys),
                 free: piece.rests_until <= round,
-                divisible: self.pieces.len() < MAX_SLOTS && !self.has_guests(&piece),
+                divisible: self.pieces.len() < MAX_SLOTS,
+                chosen: self.has_guests(&piece),
                 isolable: self.pieces.len() < MAX_SLOTS,
             };
             match judge(&candidate, &[mean], thresholds) {

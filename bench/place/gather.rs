@@ -13,8 +13,11 @@ use std::time::Instant;
 
 /// What a row takes, with its indexes.
 const ROW_BYTES: u64 = 200;
-/// After this many windows half of what was seen is forgotten.
-const HALF_LIFE: f64 = 200_000.0;
+/// Most windows between two plans, and plans at least that a trace is long enough for.
+const MOST_PERIOD: usize = 10_000;
+const PLANS: usize = 40;
+/// After the windows of so many plans half of what was seen is forgotten.
+const HALF_LIFE_PLANS: usize = 20;
 /// What a window on several shards costs more, cost units: `foreshard.cross_shard_cost`.
 const CROSS_COST: f64 = 0.05;
 /// What copying a byte costs: `foreshard.move_cost_per_mb`.
@@ -61,6 +64,8 @@ impl Score {
 /// A table whose keys are placed.
 struct Table<'a> {
     options: &'a Options,
+    /// Windows between two plans.
+    period: usize,
     shards: Shards,
     gatherer: Gatherer<u32>,
     chosen: Layout,
@@ -134,7 +139,7 @@ impl Table<'_> {
             }
         }
         // Heat of the past, as the gatherer has it.
-        let kept = (-(self.options.period as f64) / HALF_LIFE).exp2();
+        let kept = (-1.0 / HALF_LIFE_PLANS as f64).exp2();
         self.heats.iter_mut().for_each(|heat| *heat *= kept);
     }
 
@@ -153,10 +158,14 @@ pub fn bench(options: &Options, accesses: &[u32]) -> Result<(bool, Layout)> {
     let keys = accesses.iter().max().map_or(0, |key| *key + 1);
     let mut rows = vec![0; options.slots];
     (0..keys).for_each(|key| rows[slot_of(key, options.slots) as usize] += 1);
+    let windows = accesses.len().div_ceil(options.window);
+    let period = options.period.unwrap_or((windows / PLANS).clamp(1, MOST_PERIOD));
+    let half_life = (HALF_LIFE_PLANS * period) as f64;
     let mut table = Table {
         options,
+        period,
         shards: shards.clone(),
-        gatherer: Gatherer::new(1 << 17, HALF_LIFE, HALF_LIFE),
+        gatherer: Gatherer::new(1 << 17, half_life, half_life),
         chosen: Layout::new(),
         rows,
         heats: vec![0.0; options.slots],
@@ -184,12 +193,12 @@ pub fn bench(options: &Options, accesses: &[u32]) -> Result<(bool, Layout)> {
             table.served[shard] += 1.0;
         }
         table.observe(window);
-        if (at + 1) % options.period == 0 {
+        if (at + 1) % table.period == 0 {
             table.plan();
         }
     }
     println!(
-        "gather: {} slots, {} shards, windows of {}; first plan {took:.1} s",
+        "gather: {} slots, {} shards, windows of {}; a plan every {period} of them, the first in {took:.1} s",
         options.slots, options.shards, options.window
     );
     for (what, score) in ["hash", "keys placed once", "keys placed, following"].iter().zip(&scores) {

@@ -1,11 +1,12 @@
 //! What chosen keys are worth: keys that are used together gathered on one shard, and a hot table brought to balance.
 //!
-//! `foreshard-bench-place [TRACE] [--only PART] [--slots 16] [--shards 8] [--window 8] [--period 10000] [--gate]`
+//! `foreshard-bench-place [TRACE] [--only PART] [--slots 16] [--shards 8] [--window 8] [--period N] [--gate]`
 //!
 //! TRACE is a list of accessed keys, 4-byte big-endian integers, plain or .xz; orm-busy unless named. Consecutive
 //! accesses, WINDOW at a time, are used together. Parts:
 //!
-//! * `gather`: learns on the first half, places keys, and follows the second half, replanning every PERIOD windows;
+//! * `gather`: learns on the first half, places keys, and follows the second half, replanning every PERIOD windows
+//!   (a 40th of the trace, at most 10,000, and 20 times as many are the half-life of what was seen);
 //!   windows are judged by where keys were before the window was seen. A change copies its whole slot: keys and bytes
 //!   that move are printed. Bars: at most 40 % of the windows on more than one shard, max/mean load at most 1.10.
 //! * `balance`: four slots a shard to begin with; splits, isolations, merges and moves as the decisions of the core have
@@ -38,8 +39,8 @@ pub struct Options {
     pub shards: usize,
     /// Accesses of a window.
     pub window: usize,
-    /// Windows between two plans.
-    pub period: usize,
+    /// Windows between two plans; None: 10,000, of short traces fewer.
+    pub period: Option<usize>,
     /// Pairs of runs of the server part.
     pub pairs: usize,
     gate: bool,
@@ -56,7 +57,7 @@ impl Options {
             slots: 16,
             shards: 8,
             window: 8,
-            period: 10_000,
+            period: None,
             pairs: 5,
             gate: false,
         };
@@ -76,7 +77,7 @@ impl Options {
                 ("--slots", Some(n @ 1..=1_024)) => options.slots = n,
                 ("--shards", Some(n @ 2..=256)) => options.shards = n,
                 ("--window", Some(n @ 2..=64)) => options.window = n,
-                ("--period", Some(n)) => options.period = n,
+                ("--period", Some(n)) => options.period = Some(n),
                 ("--pairs", Some(n @ 1..=100)) => options.pairs = n,
                 _ => return Err(Error::new(format!("{name} {value} is not understood."), usage)),
             }

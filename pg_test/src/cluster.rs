@@ -72,7 +72,7 @@ impl Cluster {
 
     /// Creates and starts a cluster of a given installation.
     pub fn start_with(install: Install, options: &ClusterOptions) -> Result<Cluster> {
-        let all = install.run_dir.join("clusters");
+        let all = clusters_dir(&install);
         fs::create_dir_all(&all)?;
         sweep(&all);
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -404,6 +404,11 @@ fn create_socket_dir(install: &Install) -> Result<PathBuf> {
 /// not listen on TCP.
 fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Where clusters lie: `FORESHARD_CLUSTERS`, else beside the installation.
+fn clusters_dir(install: &Install) -> PathBuf {
+    std::env::var_os("FORESHARD_CLUSTERS").map_or_else(|| install.run_dir.join("clusters"), PathBuf::from)
 }
 
 /// Removes clusters whose harness process died without cleaning up.

@@ -41,6 +41,6 @@ pub use ffi::client;
 pub use ffi::client::{Client, Rows};
 pub use install::Install;
 pub use latency::Latencies;
-pub use process::wait_until;
+pub use process::{rest, wait_until};
 pub use proxy::{Link, Proxy};
 pub use turn::in_turn;

@@ -34,13 +34,22 @@ pub fn children(parent: i32) -> Vec<i32> {
 /// Asks a condition every 10 ms until it holds, or fails with `what` at the timeout.
 pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + timeout;
-    while !condition()? {
+    loop {
+        let begun = Instant::now();
+        if condition()? {
+            return Ok(());
+        }
         if Instant::now() >= deadline {
             return Err(Error::new(format!("Waited {:.1} s in vain: {what}.", timeout.as_secs_f64()), ""));
         }
-        std::thread::sleep(Duration::from_millis(10));
+        rest(begun, Duration::from_millis(10));
     }
-    Ok(())
+}
+
+/// Waits before one looks again, after a look that began at `begun`: whoever asks dear questions must not keep a processor busy that
+/// what he waits for needs.
+pub fn rest(begun: Instant, least: Duration) {
+    std::thread::sleep(least.max(begun.elapsed() * 3).min(Duration::from_millis(500)));
 }
 
 /// Memory that a process has for itself, kB: neither shared memory nor files.

@@ -293,3 +293,37 @@ fn without_the_library_it_says_so() -> Result<()> {
     assert!(error.to_string().contains("shared_preload_libraries = 'foreshard'"), "{error}");
     Ok(())
 }
+
+/// What a session has in stock is of the sequence as it was: a restart, and the ROLLBACK of one, makes it worthless.
+#[test]
+fn a_restarted_sequence_gives_no_key_twice() -> Result<()> {
+    let cluster = cluster(&ClusterOptions::new("birth-restart"))?;
+    let mut c = database(&cluster, "d")?;
+    c.exec(
+        "CREATE TABLE t (id bigint PRIMARY KEY, v int); SELECT foreshard.distribute('t', 'id', 8); \
+         ALTER TABLE t ALTER id SET DEFAULT foreshard.next_key('t', NULL::bigint)",
+    )?;
+    let mut other = cluster.connect("d")?;
+    let insert = |c: &mut Client, rows: u32| {
+        c.exec(&format!("INSERT INTO t (v) SELECT 1 FROM generate_series(1, {rows})")).map(drop)
+    };
+    insert(&mut c, 100)?;
+    insert(&mut other, 100)?;
+    c.exec("TRUNCATE t RESTART IDENTITY")?;
+    // More than what is left of the block that was begun before.
+    insert(&mut c, 20_000)?;
+    insert(&mut other, 20_000)?;
+    // Keys of the new sequence, which goes away again; the old one gives the same.
+    c.exec("BEGIN; TRUNCATE t RESTART IDENTITY")?;
+    insert(&mut c, 20_000)?;
+    c.exec("ROLLBACK")?;
+    insert(&mut c, 20_000)?;
+    insert(&mut other, 20_000)?;
+    c.exec("BEGIN; SAVEPOINT a; TRUNCATE t RESTART IDENTITY")?;
+    insert(&mut c, 100)?;
+    c.exec("ROLLBACK TO a")?;
+    insert(&mut c, 20_000)?;
+    c.exec("COMMIT")?;
+    assert_eq!(c.query_one("SELECT count(*) FROM t")?, "100000");
+    Ok(())
+}

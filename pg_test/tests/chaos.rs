@@ -18,8 +18,8 @@ use std::time::Duration;
 const ROWS: u64 = 16_000;
 /// Faults between two looks at everything.
 const BETWEEN_LOOKS: u64 = 10;
-/// Size of the small file system: one slot fits, twice what it needs does not.
-const SMALL_MB: u64 = 6;
+/// Size of the small file system: a slot fits and has room to grow, also at the end of a long run.
+const SMALL_MB: u64 = 128;
 /// Room that is left for a copy whose disk gets full.
 const COPIED_BYTES: u64 = 600 << 10;
 /// How long everything may take to come to rest.
@@ -151,42 +151,45 @@ impl Site {
         ));
     }
 
-    fn fault(&mut self, which: &str) -> Result<()> {
+    /// Does something bad; false: there was nobody to do it to.
+    fn fault(&mut self, which: &str) -> Result<bool> {
         self.number += 1;
+        self.server.remains.crashed |= ["carrier", "backend", "postmaster"].contains(&which);
         match which {
-            "carrier" => {
-                if let Some(pid) = self.server.carrier()? {
-                    let _ = self.server.cluster.kill9(pid);
-                }
-            }
+            "carrier" => match self.server.carrier()? {
+                Some(pid) => Ok(self.server.cluster.kill9(pid).is_ok()),
+                None => Ok(false),
+            },
             "backend" => {
                 let any = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' \
                            AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1";
-                if let Some(pid) = self.try_query(any).and_then(|pid| pid.parse().ok()) {
-                    let _ = self.server.cluster.kill9(pid);
-                }
+                let pid = self.try_query(any).and_then(|pid| pid.parse().ok());
+                Ok(pid.is_some_and(|pid| self.server.cluster.kill9(pid).is_ok()))
             }
             "postmaster" => {
                 self.server.cluster.kill9_postmaster()?;
                 self.server.cluster.start_again()?;
+                Ok(true)
             }
-            "cancel" | "rollback" => {
-                if let Some(move_id) = self.any_move() {
-                    self.try_query(&format!("SELECT foreshard.{which}_move({move_id})"));
-                }
-            }
+            "cancel" | "rollback" => Ok(self.ask(which)),
             "pause" => {
-                if let Some(move_id) = self.any_move() {
-                    self.try_query(&format!("SELECT foreshard.pause_move({move_id})"));
+                let paused = self.ask(which);
+                if paused {
                     self.random.nap(1_200);
                     self.resume_all();
                 }
+                Ok(paused)
             }
-            "writer" | "locker" => self.hold_locks(which),
-            "ddl" => self.ddl(),
-            _ => self.fill_disk().inspect_err(|error| println!("{error}"))?,
+            "writer" | "locker" => Ok(self.hold_locks(which)),
+            "ddl" => Ok(self.ddl()),
+            _ => self.fill_disk().inspect_err(|error| println!("{error}")),
         }
-        Ok(())
+    }
+
+    /// Cancels, pauses or rolls back some move; false: there is none that would.
+    fn ask(&mut self, what: &str) -> bool {
+        let Some(move_id) = self.any_move() else { return false };
+        self.try_query(&format!("SELECT foreshard.{what}_move({move_id})")).as_deref() == Some("t")
     }
 
     fn resume_all(&mut self) {
@@ -196,39 +199,44 @@ impl Site {
     }
 
     /// A session that keeps a transaction open. The ledger does not look at negative ids.
-    fn hold_locks(&mut self, which: &str) {
-        let Ok(mut client) = self.server.cluster.connect("postgres") else { return };
+    fn hold_locks(&mut self, which: &str) -> bool {
+        let Ok(mut client) = self.server.cluster.connect("postgres") else { return false };
         let work = if which == "writer" {
             format!("BEGIN; INSERT INTO acc (id, v) VALUES (-{}, 'x')", self.number)
         } else {
             "BEGIN; LOCK TABLE note IN SHARE UPDATE EXCLUSIVE MODE".to_string()
         };
-        if client.exec(&work).is_ok() {
+        let holds = client.exec(&work).is_ok();
+        if holds {
             self.random.nap(1_000);
             let _ = client.exec(if self.random.below(2) == 0 { "COMMIT" } else { "ROLLBACK" });
         }
+        holds
     }
 
-    fn ddl(&mut self) {
+    fn ddl(&mut self) -> bool {
         let statement = DDL[self.random.below(DDL.len() as u64) as usize];
-        let Some(leaf) = self.any_leaf() else { return };
+        let Some(leaf) = self.any_leaf() else { return false };
         let sql = statement.replace('@', &leaf).replace('#', &self.number.to_string());
-        let Ok(mut client) = self.server.cluster.connect("postgres") else { return };
+        let Ok(mut client) = self.server.cluster.connect("postgres") else { return false };
+        let mut done = false;
         for statement in sql.split("; ") {
-            let _ = client.exec(statement);
+            done |= client.exec(statement).is_ok();
         }
+        done
     }
 
     /// A move to a file system that gets full, in the middle of the copy or later. Before the indexes are built that ends the move. Later there may
     /// be nothing left that needs room but what clients write: they log what they cannot mirror, and the move
     /// goes on when the disk is free again. After the cutover a full disk would be the clients' own.
-    fn fill_disk(&mut self) -> Result<()> {
-        let Some(disk) = self.disk.take() else { return Ok(()) };
+    fn fill_disk(&mut self) -> Result<bool> {
+        let Some(disk) = self.disk.take() else { return Ok(false) };
         self.come_to_rest()?;
         let phase = ["copy", "index", "catch_up", "verify"][self.random.below(4) as usize];
         let ends = phase == "copy" || phase == "index";
         self.server.hold(Some(phase))?;
         let slot = self.any_slot();
+        self.require_room_to_grow(&slot)?;
         let move_id = self.server.query(&format!("SELECT foreshard.move_slot({slot}, 'small')"))?;
         // The slot may have grown too large: then the move is refused.
         let stands =
@@ -237,7 +245,7 @@ impl Site {
         if self.server.phase(&move_id)? != phase {
             self.server.hold(None)?;
             self.disk = Some(disk);
-            return self.come_to_rest();
+            return self.come_to_rest().map(|()| false);
         }
         disk.fill(if phase == "copy" { COPIED_BYTES } else { 0 });
         self.ledger.work(200)?;
@@ -252,7 +260,20 @@ impl Site {
             let back = self.server.query(&format!("SELECT foreshard.move_slot({slot}, 'sa')"))?;
             self.server.wait_end(&back, "done")?;
         }
-        self.come_to_rest()
+        self.come_to_rest().map(|()| true)
+    }
+
+    /// Clients write while a slot lies on the small file system: what they would fill up by themselves is no fault of ours.
+    fn require_room_to_grow(&mut self, slot: &str) -> Result<()> {
+        let size = format!(
+            "SELECT sum(pg_total_relation_size(partition)) FROM foreshard.slot_partition WHERE slot_id = {slot}"
+        );
+        let bytes = self.server.query(&size)?.parse::<u64>().unwrap_or(u64::MAX);
+        assert!(
+            bytes < SMALL_MB << 19,
+            "slot {slot} has {bytes} bytes, too many for a file system of {SMALL_MB} MB"
+        );
+        Ok(())
     }
 
     fn come_to_rest(&mut self) -> Result<()> {
@@ -261,6 +282,22 @@ impl Site {
         wait_until("all moves have ended", REST, || {
             Ok(self.server.query(left).is_ok_and(|count| count == "0"))
         })
+        .inspect_err(|_| self.tell())
+    }
+
+    /// What a person would look at first.
+    fn tell(&mut self) {
+        for sql in [
+            "SELECT to_jsonb(p) FROM foreshard.progress_moves p WHERE finished_at IS NULL",
+            "SELECT to_jsonb(m) FROM foreshard.move m WHERE NOT finished",
+            "SELECT jsonb_build_array(event, at, move_id, detail) FROM foreshard.history ORDER BY event_id DESC LIMIT 20",
+            "SELECT jsonb_build_array(pid, backend_type, state, xact_start, wait_event_type, wait_event, pg_blocking_pids(pid), left(query, 150)) FROM pg_stat_activity WHERE datname IS NOT NULL",
+        ] {
+            println!("{sql}\n{}", self.server.query(sql).unwrap_or_else(|error| error.to_string()));
+        }
+        let log = self.server.cluster.log_contents();
+        let lines: Vec<&str> = log.lines().collect();
+        println!("{}", lines[lines.len().saturating_sub(80)..].join("\n"));
     }
 
     /// Everything comes to rest and is looked at.
@@ -280,19 +317,26 @@ fn nothing_is_lost_whatever_happens() -> Result<()> {
     let only =
         std::env::var("FORESHARD_FAULT").ok().and_then(|kind| FAULTS.iter().position(|known| *known == kind));
     let mut site = Site::start(seed)?;
-    for fault in 0..faults {
+    let (mut fault, mut attempts) = (0, 0);
+    while fault < faults {
+        attempts += 1;
+        assert!(attempts <= 4 * faults + 40, "only {fault} faults in {attempts} attempts");
         site.begin_move();
         site.random.nap(1_500);
         // Each kind comes first once, in a random order after that.
         let kind = match only {
             Some(kind) => kind as u64,
-            None if fault < FAULTS.len() as u64 => fault,
+            None if attempts <= FAULTS.len() as u64 => attempts - 1,
             None => site.random.below(FAULTS.len() as u64),
         };
+        if !site.fault(FAULTS[kind as usize])? {
+            println!("{}: there is nothing to do it to", FAULTS[kind as usize]);
+            continue;
+        }
+        fault += 1;
         println!("{fault}: {}", FAULTS[kind as usize]);
-        site.fault(FAULTS[kind as usize])?;
         site.counts[kind as usize] += 1;
-        if fault % BETWEEN_LOOKS == BETWEEN_LOOKS - 1 {
+        if fault % BETWEEN_LOOKS == 0 {
             site.look()?;
         }
     }

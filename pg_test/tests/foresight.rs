@@ -3,8 +3,8 @@
 
 mod support;
 
-use foreshard_test::{Client, ClusterOptions, Result};
-use support::{cluster, database, wait_for};
+use foreshard_test::{Client, Cluster, ClusterOptions, Result, wait_until};
+use support::{PATIENCE, cluster, database, wait_for};
 
 /// Hours between a batch run and the next one to come, which is six hours from now: without a rhythm.
 const RUNS: &str = "'{0, 77, 161, 270, 393, 502, 611}'::int[]";
@@ -35,7 +35,7 @@ fn a_day_is_learnt_and_an_event_foreseen() -> Result<()> {
         .set("foreshard.forecast_horizon", "1d")
         .set("foreshard.plan_interval", "1s")
         .set("foreshard.bucket", "1s");
-    let cluster = cluster(&settings)?;
+    let mut cluster = cluster(&settings)?;
     let mut client = database(&cluster, "d")?;
     client.exec("CREATE TABLE t (id bigint PRIMARY KEY)")?;
     client.exec("SELECT foreshard.distribute('t', 'id', 4)")?;
@@ -48,6 +48,13 @@ fn a_day_is_learnt_and_an_event_foreseen() -> Result<()> {
     )?;
     assert!(wrong.len() <= 4, "{}", wrong.to_text());
     let usual = number(&mut client, IN_SIX_HOURS)?;
+    // Plans of every second forecast the same hours: nothing is written again.
+    wait_until("what is known stays as it is", PATIENCE, || {
+        let written = "SELECT string_agg(DISTINCT xmin::text, ' ') FROM foreshard.forecast";
+        let before = client.query_one(written)?;
+        std::thread::sleep(std::time::Duration::from_millis(2_500));
+        Ok(client.query_one(written)? == before)
+    })?;
 
     // The runs so far, and the one to come.
     client.exec(&format!(
@@ -91,7 +98,25 @@ fn a_day_is_learnt_and_an_event_foreseen() -> Result<()> {
         FROM foreshard.forecasts JOIN foreshard.slots USING (slot_id), \
             LATERAL (SELECT CASE WHEN extract(epoch FROM at)::int8 / 3600 % 24 BETWEEN 8 AND 17 THEN 0.5 ELSE 0.2 END AS truth) t \
         WHERE \"table\" = 'v'::regclass";
-    wait_for(&mut client, borrowed, "t")
+    wait_for(&mut client, borrowed, "t")?;
+    client.exec("DROP TABLE v")?;
+    a_week_is_a_week(&mut cluster, &mut client)
+}
+
+/// A horizon of seven days is one of 168 hours, and its last day is forecast like a day.
+fn a_week_is_a_week(cluster: &mut Cluster, client: &mut Client) -> Result<()> {
+    cluster.set_and_reload(&[("foreshard.forecast_horizon", "7d")])?;
+    let week = "SELECT count(*) = 4 * 168 AND max(at) > now() + interval '6 days 22 hours' FROM foreshard.forecasts \
+        JOIN foreshard.slots USING (slot_id) WHERE \"table\" = 't'::regclass";
+    wait_for(client, week, "t")?;
+    let wrong = client.query_one(
+        "SELECT count(*) FROM foreshard.forecasts JOIN foreshard.slots USING (slot_id), \
+             LATERAL (SELECT CASE WHEN extract(epoch FROM at)::int8 / 3600 % 24 BETWEEN 8 AND 17 THEN 50 ELSE 20 END AS truth) t \
+         WHERE \"table\" = 't'::regclass AND at > now() + interval '6 days' AND cost_units_per_s NOT BETWEEN truth * 0.6 AND truth * 1.6",
+    )?;
+    assert!(wrong.parse::<u32>().unwrap_or(99) <= 8, "{wrong} of 92 hours of the last day are off");
+    client.exec("SELECT * FROM foreshard.predict_shard_assignment('7 days')").map(drop)?;
+    Ok(())
 }
 
 /// A degree, by the hour since 1970: without a rhythm, but the same for a quarter of a day.

@@ -43,6 +43,10 @@ fn move_waits(server: &mut Server, setting: (&str, &str), reason: &str) -> Resul
     server.set(&[setting])?;
     let slot = server.slots("t")?[0].clone();
     let move_id = server.move_slot(&slot)?;
+    waits(server, move_id, reason)
+}
+
+fn waits(server: &mut Server, move_id: String, reason: &str) -> Result<String> {
     let waits = format!(
         "SELECT phase || ' ' || (waiting_for LIKE '{reason}') FROM foreshard.progress_moves WHERE move_id = {move_id}"
     );
@@ -95,5 +99,14 @@ fn copying_waits_for_production() -> Result<()> {
     let slow = "the 99th percentile of statements is % ms";
     let move_id = move_waits(&mut server, ("foreshard.max_p99", "10"), slow)?;
     readers.end();
-    goes_on(&mut server, &move_id, "foreshard.max_p99")
+    goes_on(&mut server, &move_id, "foreshard.max_p99")?;
+
+    // A split has no statements of its slot to watch, but those of the database.
+    let readers = Busy::start(&server, 4, "SELECT pg_sleep(0.015)")?;
+    server.set(&[("foreshard.max_p99", "10")])?;
+    let slot = server.slots("t")?[0].clone();
+    let split = server.split_slot(&slot)?;
+    let split = waits(&mut server, split, slow)?;
+    readers.end();
+    goes_on(&mut server, &split, "foreshard.max_p99")
 }

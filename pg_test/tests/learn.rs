@@ -91,6 +91,7 @@ fn triggers_are_learnt_and_remembered() -> Result<()> {
     a_row_is_its_size(&mut c)?;
     failures_and_dependencies(&mut c)?;
     foreign_keys_are_one_trigger(&mut c)?;
+    one_partition_has_a_trigger(&mut c)?;
     keepers_and_crashes(&mut cluster, c)
 }
 
@@ -146,6 +147,39 @@ fn foreign_keys_are_one_trigger(c: &mut Client) -> Result<()> {
     Ok(())
 }
 
+/// A trigger that only one of four partitions has is predicted for its rows, and for a quarter of any; and nothing is learnt of a
+/// table that is not to be observed.
+fn one_partition_has_a_trigger(c: &mut Client) -> Result<()> {
+    c.exec(
+        "CREATE TABLE part (id bigint PRIMARY KEY, n int); SELECT foreshard.distribute('part', 'id', 4); \
+         CREATE FUNCTION only_here() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$; \
+         DO $$ BEGIN EXECUTE (SELECT format('CREATE TRIGGER only_here BEFORE INSERT ON %s FOR EACH ROW EXECUTE FUNCTION only_here()', min(partition::oid)::regclass) \
+             FROM foreshard.slots WHERE \"table\" = 'part'::regclass); END $$",
+    )?;
+    wait_watched(c, 15)?;
+    c.exec("INSERT INTO part SELECT g, 1 FROM generate_series(1, 4000) g")?;
+    let calls = "SELECT calls FROM foreshard.stat_triggers WHERE trigger = 'only_here'";
+    let here = "SELECT count(*) FROM part WHERE tableoid = (SELECT min(partition::oid) FROM foreshard.slots WHERE \"table\" = 'part'::regclass)";
+    let rows = c.query_one(here)?;
+    wait_for(c, calls, &rows)?;
+    let of_any = "SELECT round(calls) || ' ' || (cost_units > 0) || ' ' || note FROM foreshard.predict_cost('part', 'INSERT', 40, statement_rows => 100) \
+                  WHERE trigger = 'only_here'";
+    wait_for(c, of_any, "25 true 25.0 % of the partitions have it, and as many rows")?;
+    let of_rows = "SELECT count(*) FILTER (WHERE coalesce(calls = 1, false) <> (t.tableoid = (SELECT min(partition::oid) FROM foreshard.slots \
+                       WHERE \"table\" = 'part'::regclass))) FROM (SELECT tableoid, to_jsonb(part) AS row FROM part WHERE id <= 40) t \
+                   LEFT JOIN LATERAL foreshard.predict_cost('part', 'INSERT', t.row) p ON p.trigger = 'only_here'";
+    assert_eq!(c.query_one(of_rows)?, "0");
+
+    c.exec("SELECT foreshard.configure('part', 'observe', 'off')")?;
+    // The keeper tells everybody with its next look, a second later at most.
+    std::thread::sleep(Duration::from_millis(2_500));
+    c.exec("INSERT INTO part SELECT g, 1 FROM generate_series(4001, 8000) g")?;
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert_eq!(c.query_one(calls)?, rows, "nobody watches");
+    c.exec("DROP TABLE part; DROP FUNCTION only_here()").map(drop)?;
+    wait_watched(c, 10)
+}
+
 /// Totals and models survive the keeper, a crash and a restart, and go with the trigger.
 fn keepers_and_crashes(cluster: &mut Cluster, mut c: Client) -> Result<()> {
     let before = predicted(&mut c, 2000)?;
@@ -173,6 +207,7 @@ fn keepers_and_crashes(cluster: &mut Cluster, mut c: Client) -> Result<()> {
     wait_for(&mut c, CALLS, "702")?;
     let after = predicted(&mut c, 2000)?;
     assert!(after > before / 2.0 && after < before * 2.0, "{before} before, {after} after");
+    a_costlier_function_is_learnt(&mut c)?;
     c.exec("DROP TRIGGER work ON item; DROP FUNCTION work()")?;
     // The keeper cleans up once a minute, and when it starts.
     signal(keeper(&mut c)?, libc::SIGTERM);
@@ -182,6 +217,27 @@ fn keepers_and_crashes(cluster: &mut Cluster, mut c: Client) -> Result<()> {
         "SELECT count(*) FROM foreshard.observed_dependency WHERE relation_oid = 'audit'::regclass",
         "0",
     )
+}
+
+/// Two hundred measured calls of the new function are enough, whatever the old one took.
+fn a_costlier_function_is_learnt(c: &mut Client) -> Result<()> {
+    let before = predicted(c, 2000)?;
+    let body = "FOR i IN 1 .. length(NEW.body) / 4 LOOP";
+    let costlier = TABLES.replace(body, "FOR i IN 1 .. length(NEW.body) * 2 LOOP");
+    let function = costlier.split("CREATE FUNCTION").nth(1).unwrap_or_default();
+    assert_ne!(costlier, TABLES);
+    c.exec(&format!("CREATE OR REPLACE FUNCTION {function}"))?;
+    let total = "SELECT total_cpu_us_inclusive / 1000 FROM foreshard.stat_triggers WHERE trigger = 'work' AND event = 'UPDATE'";
+    let number = |c: &mut Client| -> Result<f64> { Ok(c.query_one(total)?.parse().unwrap_or(f64::NAN)) };
+    let spent = number(c)?;
+    update(c, 200)?;
+    wait_for(c, CALLS, "902")?;
+    // Bodies of 0 to 4000 characters: 2000 on average.
+    let (mean, after) = ((number(c)? - spent) / 200.0, predicted(c, 2000)?);
+    println!("predicted {before} before, {after} after, where calls took {mean} on average");
+    assert!(mean > before * 4.0, "{before} before, {mean} after is no test");
+    assert!(after > mean * 0.75 && after < mean * 1.35, "predicted {after}, while calls take {mean}");
+    Ok(())
 }
 
 /// Reads and writes one item most of the time, with a line of it in the same transaction.
@@ -303,6 +359,10 @@ fn what_was_measured_survives(cluster: &mut Cluster, mut c: Client) -> Result<()
     Ok(())
 }
 
+/// Types of which the test looks up one of a list.
+const IN_ARRAYS: [&str; 10] =
+    ["int", "text", "varchar(50)", "name", "uuid", "numeric", "timestamptz", "date", "float8", "inet"];
+
 #[test]
 fn keys_of_every_type_are_shown() -> Result<()> {
     let cluster = cluster(&options("types").set("foreshard.hot_slot_threshold", "0"))?;
@@ -333,15 +393,25 @@ fn keys_of_every_type_are_shown() -> Result<()> {
         c.exec(&format!("CREATE TABLE k{number} (note text, key {of} PRIMARY KEY)"))?;
         c.exec(&format!("SELECT foreshard.distribute('k{number}', 'key', 2)"))?;
     }
-    c.exec("CREATE TABLE longer (key text PRIMARY KEY)")?;
-    c.exec("SELECT foreshard.distribute('longer', 'key', 2)")?;
-    wait_watched(&mut c, 3 * (types.len() as u32 + 1))?;
+    for (table, of) in [("longer", "text"), ("batch", "int")] {
+        c.exec(&format!("CREATE TABLE {table} (key {of} PRIMARY KEY)"))?;
+        c.exec(&format!("SELECT foreshard.distribute('{table}', 'key', 2)"))?;
+    }
+    wait_watched(&mut c, 3 * (types.len() as u32 + 2))?;
     c.exec("SET enable_seqscan = off")?;
     for (number, (of, literal, _)) in types.iter().enumerate() {
+        let value = format!("'{literal}'::{of}");
+        let value = if IN_ARRAYS.contains(of) { format!("ANY (ARRAY[{value}, {value}])") } else { value };
         for _ in 0..5 {
-            c.exec(&format!("SELECT * FROM k{number} WHERE key = '{literal}'::{of}"))?;
+            c.exec(&format!("SELECT * FROM k{number} WHERE key = {value}"))?;
         }
     }
+    // Of a long list no key is hidden by its place.
+    let list: Vec<String> = (1..=64).map(|key| key.to_string()).collect();
+    for _ in 0..60 {
+        c.exec(&format!("SELECT * FROM batch WHERE key = ANY ('{{{}}}'::int[])", list.join(",")))?;
+    }
+    wait_for(&mut c, "SELECT count(*) FROM foreshard.hot_keys WHERE \"table\" = 'batch'::regclass", "64")?;
     c.exec(&format!("SELECT * FROM longer WHERE key = '{long}'"))?;
     for (number, (of, _, text)) in types.iter().enumerate() {
         let sql = format!(
@@ -407,7 +477,9 @@ fn keys_of_scans_without_an_index(c: &mut Client) -> Result<()> {
         c.exec("SELECT n FROM plain WHERE n > 0 AND 42 = key; UPDATE worded SET n = n + 1 WHERE v = '43'")?;
         // Neither of these names a key that all rows have.
         c.exec("SELECT n FROM plain WHERE key = 44 OR n = 44; SELECT n FROM plain WHERE n = 45 AND key > 0")?;
+        // Rows that are written name theirs.
+        c.exec("INSERT INTO plain VALUES (51, 'a', 1), (52, 'b', 2), (53, 'c', 3)")?;
     }
     let keys = "SELECT string_agg(key, ',' ORDER BY key) FROM foreshard.hot_keys WHERE \"table\" IN ('plain'::regclass, 'worded'::regclass)";
-    wait_for(c, keys, "41,42,43")
+    wait_for(c, keys, "41,42,43,51,52,53")
 }

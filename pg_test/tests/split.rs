@@ -8,6 +8,78 @@ use common::{Random, Server, options};
 use foreshard_test::{Client, Result};
 use std::time::Duration;
 
+/// A shard that a part of a slot, or a key, is on its way to is not dropped from under it.
+#[test]
+fn where_something_goes_stays() -> Result<()> {
+    let mut server = Server::start(&options("split-target"))?;
+    server.query(
+        "CREATE TABLE t (id bigint PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 2000); \
+         SELECT foreshard.distribute('t', 'id', 2, shards => ARRAY['sa', 'sb'])",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    let changes = [
+        ("third", format!("SELECT foreshard.split_slot({slot}, to_shard_b => 'third')")),
+        ("fourth", "SELECT foreshard.isolate_key('t', 17, 'fourth')".to_string()),
+    ];
+    for (shard, change) in changes {
+        server.query(&format!("SELECT foreshard.add_shard('{shard}')"))?;
+        server.hold(Some("copy"))?;
+        let move_id = server.query(&change)?;
+        server.wait_phase(&move_id, "copy")?;
+        let refused = server.fails(&format!("SELECT foreshard.drop_shard('{shard}')"))?;
+        assert_eq!(refused.sqlstate, "55006", "{shard}");
+        server.hold(None)?;
+        server.wait_end(&move_id, "done")?;
+        assert_eq!(server.query("SELECT count(*) || ' ' || count(DISTINCT id) FROM t")?, "2000 2000");
+        let there = format!("SELECT count(*) FROM foreshard.slots WHERE shard = '{shard}'");
+        assert_eq!(server.query(&there)?, "1");
+    }
+    server.assert_clean()
+}
+
+/// What the hint of the refusal says, done as it says: the key holds from when it was added again, and is whole once it is validated.
+#[test]
+fn a_foreign_key_to_the_table_is_taken_off_meanwhile() -> Result<()> {
+    let mut server = Server::start(&options("split-inbound"))?;
+    server.query(
+        "CREATE TABLE parent (id bigint PRIMARY KEY, v text); INSERT INTO parent SELECT g, 'v' FROM generate_series(1, 4000) g; \
+         SELECT foreshard.distribute('parent', 'id', 2); \
+         CREATE TABLE child (id bigint PRIMARY KEY, parent_id bigint NOT NULL, CONSTRAINT to_parent FOREIGN KEY (parent_id) REFERENCES parent); \
+         INSERT INTO child SELECT g, g FROM generate_series(1, 4000) g",
+    )?;
+    let slot = server.slots("parent")?[0].clone();
+    let refused = server.fails(&format!("SELECT foreshard.split_slot({slot})"))?;
+    assert_eq!(refused.sqlstate, "0A000");
+    let hint = refused.hint.unwrap_or_default();
+    assert!(
+        hint.contains("drop the foreign key, split the slot, and add the key again (NOT VALID"),
+        "{hint}"
+    );
+    server.query("ALTER TABLE child DROP CONSTRAINT to_parent")?;
+    let split = server.split_slot(&slot)?;
+    server.wait_end(&split, "done")?;
+    server.query("INSERT INTO child VALUES (5000, 99999)")?;
+    server.query(
+        "ALTER TABLE child ADD CONSTRAINT to_parent FOREIGN KEY (parent_id) REFERENCES parent NOT VALID",
+    )?;
+    let deleted = "DELETE FROM parent WHERE id % 2 = 1";
+    let validated = "ALTER TABLE child VALIDATE CONSTRAINT to_parent";
+    for statement in ["INSERT INTO child VALUES (5001, 88888)", deleted, validated] {
+        assert_eq!(server.fails(statement)?.sqlstate, "23503", "{statement}");
+    }
+    server.query("DELETE FROM child WHERE id = 5000")?;
+    server.query(validated)?;
+    // It does not stand in the way of a move.
+    for slot in server.slots("parent")? {
+        let move_id = server.move_slot(&slot)?;
+        server.wait_end(&move_id, "done")?;
+    }
+    assert_eq!(server.fails(deleted)?.sqlstate, "23503");
+    let valid = "SELECT convalidated FROM pg_constraint WHERE conname = 'to_parent' AND conparentid = 0";
+    assert_eq!(server.query(valid)?, "t");
+    server.assert_settled()
+}
+
 #[test]
 fn nobody_notices() -> Result<()> {
     let mut server = Server::start(&options("split").set("foreshard.copy_chunk", "64kB"))?;
@@ -134,6 +206,7 @@ fn what_cannot_be_split_says_why() -> Result<()> {
         "other_owner",
         "ALTER TABLE LEAF OWNER TO postgres",
     )?;
+    refused("CREATE SEQUENCE own OWNED BY LEAF.id", "own_sequence: public.own", "DROP SEQUENCE own")?;
     refused("CREATE STATISTICS st ON id, v FROM LEAF", "own_statistics: st", "DROP STATISTICS st")?;
     refused(
         "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER tr AFTER INSERT ON LEAF FOR EACH ROW EXECUTE FUNCTION f()",

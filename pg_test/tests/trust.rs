@@ -79,5 +79,15 @@ fn foresight_acts_before_the_peak_once_it_is_trusted() -> Result<()> {
         "withdrawn"
     );
     assert_eq!(client.query_one("SELECT bool_or(paid IS FALSE AND gain < 0) FROM foreshard.outcome")?, "t");
+
+    // Of steps that were taken the history says what was expected and what came.
+    client.exec(
+        "UPDATE foreshard.move SET created_at = created_at - interval '25 h'; \
+         UPDATE foreshard.outcome o SET made_at = now() - interval '26 h', due_at = now() - interval '2 h' \
+         WHERE judged_at IS NULL AND EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = o.slot_id AND m.to_shard = o.to_shard)",
+    )?;
+    let judged = "SELECT count(*) > 0 AND bool_and(detail ? 'gain' AND detail ? 'paid' AND (detail->>'confidence')::float8 > 0) \
+        FROM foreshard.history h JOIN foreshard.move m USING (move_id) WHERE h.event = 'judged' AND h.slot_id = m.slot_id";
+    wait_for(&mut client, judged, "t")?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use foreshard_test::{Client, Cluster, ClusterOptions, Error, Install, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{cluster, cluster_of, database, move_away, wait_for_move, wait_for_phase};
+use support::{cluster, cluster_of, database, move_away, wait_for, wait_for_move, wait_for_phase};
 
 /// Dumps a database as `pg_dump` does and restores it, without any tolerance, into a new one.
 fn dump_and_restore(cluster: &Cluster, from: &str, to: &str) -> Result<String> {
@@ -189,6 +189,42 @@ impl Drop for NextVersion {
     }
 }
 
+/// A slot in two, a key by itself, and a split that is prepared: (its move, its slot).
+fn divide(c: &mut Client) -> Result<(String, String)> {
+    c.exec("INSERT INTO other SELECT generate_series(1, 300)")?;
+    let slots =
+        c.exec("SELECT slot_id FROM foreshard.slots WHERE \"table\" = 'other'::regclass ORDER BY 1")?;
+    let slot = |n: usize| slots.get(n, 0).unwrap_or_default().to_string();
+    let split = c.query_one(&format!("SELECT foreshard.split_slot({})", slot(0)))?;
+    wait_for_move(c, &split, "done")?;
+    let key = format!(
+        "SELECT min(t.id) FROM other t JOIN foreshard.slots s ON s.partition = t.tableoid WHERE s.slot_id = {}",
+        slot(1)
+    );
+    let key = c.query_one(&key)?;
+    let isolated = c.query_one(&format!("SELECT foreshard.isolate_key('other', {key})"))?;
+    wait_for_move(c, &isolated, "done")?;
+    let prepared = c.query_one(&format!("SELECT foreshard.prepare_split({})", slot(2)))?;
+    let state = format!("SELECT state FROM foreshard.progress_moves WHERE move_id = {prepared}");
+    wait_for(c, &state, "prepared")?;
+    Ok((prepared, slot(2)))
+}
+
+/// What was prepared is switched over to, what was isolated comes home, and every key is where it is said to be.
+fn divisions_go_on(c: &mut Client, (prepared, slot): &(String, String)) -> Result<()> {
+    assert_eq!(&c.query_one(&format!("SELECT foreshard.split_slot({slot})"))?, prepared);
+    wait_for_move(c, prepared, "done")?;
+    let isolated = "SELECT t.id FROM other t JOIN foreshard.slots s ON s.partition = t.tableoid JOIN foreshard.heat_map h USING (slot_id) WHERE h.isolated";
+    let key = c.query_one(isolated)?;
+    let home = c.query_one(&format!("SELECT foreshard.unisolate_key('other', {key})"))?;
+    wait_for_move(c, &home, "done")?;
+    assert_eq!(c.exec(isolated)?.len(), 0);
+    let located = "SELECT count(*), count(*) FILTER (WHERE foreshard.get_shard_location('other', id) = s.shard), count(DISTINCT s.slot_id) \
+         FROM other t JOIN foreshard.slots s ON s.partition = t.tableoid";
+    assert_eq!(c.exec(located)?.to_text(), "300|300|5");
+    Ok(())
+}
+
 #[test]
 fn an_upgrade_to_the_next_version_keeps_everything() -> Result<()> {
     let next = NextVersion::make()?;
@@ -205,6 +241,7 @@ fn an_upgrade_to_the_next_version_keeps_everything() -> Result<()> {
         c.exec(&format!("SELECT foreshard.add_shard('{shard}', 'ts_{shard}')"))?;
     }
     populate(&mut c)?;
+    let prepared = divide(&mut c)?;
     cluster.set_and_reload(&[("foreshard.hold_at_phase", "verify")])?;
     let slot = c.query_one("SELECT min(slot_id) FROM foreshard.slots")?;
     let move_id = move_away(&mut c, &slot)?;
@@ -225,6 +262,7 @@ fn an_upgrade_to_the_next_version_keeps_everything() -> Result<()> {
     cluster.set_and_reload(&[("foreshard.hold_at_phase", "")])?;
     wait_for_move(&mut c, &move_id, "done")?;
     assert_eq!(c.exec(LOCATED)?.to_text(), "500|500");
+    divisions_go_on(&mut c, &prepared)?;
     let upgraded = c.exec(OBJECTS)?.to_text();
     let mut fresh = database(&cluster, "fresh")?;
     assert_eq!(fresh.exec(OBJECTS)?.to_text(), upgraded);

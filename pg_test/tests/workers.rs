@@ -281,11 +281,64 @@ fn hostile_settings_do_not_matter() -> Result<()> {
     );
     assert_eq!(user.query_one(&sql)?, writes.to_string());
     assert_eq!(user.query_one("SELECT count(*) FROM public.h")?, "9000");
+    hostile_rollback(&mut server, &mut user, &slot)?;
     for (name, _) in HOSTILE {
         user.exec(&format!("ALTER DATABASE postgres RESET {name}; ALTER ROLE postgres RESET {name}"))?;
     }
     server.cluster.restart()?;
     server.assert_settled()
+}
+
+/// A move whose reads are routed, which is watched, and then undone by hand.
+fn hostile_rollback(server: &mut Server, user: &mut Client, slot: &str) -> Result<()> {
+    server.set(&[
+        ("foreshard.rollback_window", "600"),
+        ("foreshard.canary_steps", "20, 100"),
+        ("foreshard.canary_dwell", "400"),
+    ])?;
+    let move_id = user.query_one(&format!(
+        "SELECT foreshard.move_slot({slot}, h.shard_name::text) FROM foreshard.slot s, foreshard.shard h \
+         WHERE s.slot_id OPERATOR(pg_catalog.=) {slot} AND h.shard_id OPERATOR(pg_catalog.<>) s.shard_id"
+    ))?;
+    // One session as it comes, one that can be routed. Both wait for a cutover, as long as that may take.
+    let mut guest = server.cluster.connect("postgres")?;
+    let mut reader = server.cluster.connect("postgres")?;
+    for session in [&mut guest, &mut reader] {
+        session.exec("SET lock_timeout = '10s'; SET statement_timeout = '10s'")?;
+    }
+    reader.exec("SET default_transaction_isolation = 'read committed'; SET search_path = public")?;
+    let mut writes = 0;
+    let mut work = |user: &mut Client| -> Result<()> {
+        writes = writes % 9000 + 1;
+        user.exec(&format!(
+            "UPDATE public.h SET \"sel ect\" = 'w{writes}' WHERE \"Id\" OPERATOR(pg_catalog.=) {writes}"
+        ))?;
+        assert_eq!(guest.query_one("SELECT count(*) FROM public.h")?, "9000");
+        let read = format!("SELECT \"sel ect\" FROM public.h WHERE \"Id\" = {writes}");
+        assert_eq!(reader.query_one(&read)?, format!("w{writes}"));
+        Ok(())
+    };
+    let phase = format!("SELECT phase FROM foreshard.move WHERE move_id OPERATOR(pg_catalog.=) {move_id}");
+    wait_until("the move is watched", PATIENCE, || {
+        work(user)?;
+        Ok(user.query_one(&phase)? == "watch")
+    })?;
+    let canary = format!(
+        "SELECT pg_catalog.string_agg(detail ->> 'weight', ' ' ORDER BY at) FROM foreshard.history \
+         WHERE event = 'canary' AND detail ? 'weight' AND move_id OPERATOR(pg_catalog.=) {move_id}"
+    );
+    assert_eq!(server.query(&canary)?, "0.2 1.0", "steps of the canary");
+    user.exec(&format!("SELECT foreshard.rollback_move({move_id})"))?;
+    wait_until("the move is undone", PATIENCE, || {
+        work(user)?;
+        Ok(user.query_one(&phase)? == "cancelled")
+    })?;
+    let routed = format!("SELECT reads_routed > 0 FROM foreshard.progress_moves WHERE move_id = {move_id}");
+    assert_eq!(reader.query_one(&routed)?, "t", "reads were routed");
+    let wrong = "SELECT count(*) FROM public.h WHERE \"sel ect\" <> 'w' || \"Id\"";
+    assert_eq!(reader.query_one(wrong)?, "0");
+    assert_eq!(reader.query_one("SELECT count(\"sel ect\") FROM public.h")?, writes.to_string());
+    Ok(())
 }
 
 #[test]

@@ -61,7 +61,16 @@ fn distribute(
     let as_owner = security::as_extension_owner()?;
     let managed = colocation::managed(table)?;
     let group = colocate_with.map(|with| group_of(with.0)).transpose()?;
+    let others = group
+        .as_ref()
+        .map(|group| colocation::tables_of_group(group.group_id))
+        .transpose()?
+        .unwrap_or_default();
     drop(as_owner);
+    // What is done with slots is done with all their tables, and takes all their owners.
+    for other in others {
+        security::require_owner(other, &name_of(other)?)?;
+    }
     require_plain(&name, &kind, managed.is_some())?;
     if group.is_some() && (slots.is_some() || shards.is_some()) {
         return Err(colocated_has_slots());

@@ -27,6 +27,12 @@ fn get_shard_location(table: Option<Regclass>, key: Option<AnyElement>) -> PgRes
     let _owner = security::as_extension_owner()?;
     match colocation::shard_of_partition(leaf)? {
         Some(shard) => Ok(Some(shard)),
+        None if colocation::managed(table)?.is_some() => Err(wrong_state(format!(
+            "partition {} of table {} is in no slot",
+            name_of(leaf)?,
+            name_of(table)?
+        ))
+        .set_hint("Somebody attached it; the view foreshard.layout_problems says what does not fit.")),
         None => Err(wrong_state(format!("table {} is not managed by foreshard", name_of(table)?))
             .set_hint("Distribute it first: SELECT foreshard.distribute(...).")),
     }

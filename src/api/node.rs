@@ -136,6 +136,11 @@ fn drain_shard(shard: Option<&str>, draining: default!(Option<bool>, "true")) ->
     drain::mark(shard, draining)?;
     record_event("drain_shard", None, None, json!({"shard": shard, "draining": draining}))?;
     let map = if draining { drain::plan(shard)? } else { serde_json::Map::new() };
+    if let Some(rest) = if draining { drain::rest(shard)? } else { None } {
+        notice(&format!(
+            "not everything leaves shard \"{shard}\" now: {rest}; call drain_shard again afterwards"
+        ));
+    }
     if map.is_empty() {
         return Ok(0);
     }

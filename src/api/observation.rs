@@ -2,7 +2,7 @@
 
 use crate::catalog::statistics;
 use crate::observe::drain;
-use crate::pg::{bgworker, progress, security, shmem};
+use crate::pg::{bgworker, guc, progress, security, shmem};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -11,8 +11,8 @@ fn whole(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Internal, behind the view stat_foreshard: every area of shared memory, all databases together, and
-/// what this database's keeper could not read in time.
+/// Internal, behind the view stat_foreshard: every area of shared memory, all databases together, what this database's
+/// keeper could not read in time, and what it had to forget or could not take up.
 #[pg_extern(volatile, parallel_restricted)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
@@ -45,7 +45,20 @@ fn observation_areas() -> Result<
             unread,
         )
     });
-    Ok(TableIterator::new(rows.collect::<Vec<_>>()))
+    let whole_of = |setting: i32| setting.max(0) as usize;
+    let learnt = [
+        statistics::NEW_PROFILES,
+        (statistics::MODELS.0, whole_of(guc::MAX_TRIGGER_PROFILES.get())),
+        statistics::EDGES,
+        statistics::PAIRS,
+        (statistics::HOT_KEYS.0, whole_of(guc::MAX_HOT_KEYS.get())),
+        statistics::UNIT_COSTS,
+    ];
+    let learnt = learnt.iter().map(|(area, capacity)| {
+        let lost = lost.get(*area).copied().unwrap_or(0);
+        ((*area).to_string(), whole(*capacity as u64), None, None, 0, Some(lost))
+    });
+    Ok(TableIterator::new(rows.chain(learnt).collect::<Vec<_>>()))
 }
 
 /// Internal, behind the view stat_sampling: what measuring itself cost, all databases together.

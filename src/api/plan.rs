@@ -101,14 +101,17 @@ fn recommend() -> Result<
     Ok(TableIterator::new(rows))
 }
 
-/// The map of moves that balances the forecast over the horizon, with the least confidence among them;
-/// an empty map and NULL when nothing is worth moving. Feeds request_resharding().
+/// The map of moves that balances the forecast over the horizon, with the least confidence among them and the
+/// confidence of each slot; empty maps and NULL when nothing is worth moving. Feeds request_resharding().
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn predict_shard_assignment(
     horizon: default!(Option<Interval>, "NULL"),
 ) -> Result<
-    TableIterator<'static, (name!(shard_assignment_map, JsonB), name!(confidence, Option<f64>))>,
+    TableIterator<
+        'static,
+        (name!(shard_assignment_map, JsonB), name!(confidence, Option<f64>), name!(confidences, JsonB)),
+    >,
     ErrorReport,
 > {
     let horizon_s = match horizon {
@@ -122,6 +125,7 @@ fn predict_shard_assignment(
         }
     };
     let _owner = security::as_extension_owner()?;
-    let (map, confidence) = planner::decide(horizon_s)?.confident();
-    Ok(TableIterator::once((JsonB(serde_json::Value::Object(map)), confidence)))
+    let wanted = planner::decide(horizon_s)?.confident();
+    let json = |map| JsonB(serde_json::Value::Object(map));
+    Ok(TableIterator::once((json(wanted.map), wanted.least, json(wanted.confidences))))
 }

@@ -1,6 +1,6 @@
 //! What a statement's triggers will cost.
 
-use crate::catalog::predict::{self, Learnt, Trigger};
+use crate::catalog::predict::{self, Learnt, RowFeatures, Trigger};
 use crate::catalog::{colocation, name_of, relation, unit_cost};
 use crate::pg::report::{PgResult, bad_argument, error, wrong_state};
 use crate::pg::security;
@@ -17,6 +17,8 @@ struct Statement {
     non_null: Option<f64>,
     changed: Option<f64>,
     rows: f64,
+    /// The partition that they are in.
+    leaf: Option<Oid>,
 }
 
 /// A prediction for all calls of one trigger, or of all triggers.
@@ -94,6 +96,7 @@ fn predict_cost_of_size(
         non_null: non_null.map(f64::from),
         changed: changed.map(f64::from),
         rows,
+        leaf: None,
     };
     Ok(TableIterator::new(answer(table, &statement)?))
 }
@@ -136,9 +139,9 @@ fn predict_cost_of_row(
     let (table, operation, rows) = checked(table, operation, statement_rows)?;
     let row = row.ok_or_else(|| bad_argument("row must not be NULL"))?;
     // As the caller: input functions and domains may run code that others wrote.
-    let (bytes, non_null) = predict::features_of(table, row)?;
+    let RowFeatures { bytes, non_null, leaf } = predict::features_of(table, row)?;
     let statement =
-        Statement { operation, bytes: Some(bytes), non_null: Some(non_null), changed: None, rows };
+        Statement { operation, bytes: Some(bytes), non_null: Some(non_null), changed: None, rows, leaf };
     Ok(TableIterator::new(answer(table, &statement)?))
 }
 
@@ -180,7 +183,7 @@ fn answer(table: Oid, statement: &Statement) -> PgResult<Vec<Answer>> {
     let mut rows = Vec::new();
     let mut parts = Vec::new();
     let mut unknown = Vec::new();
-    for trigger in predict::triggers(table, statement.operation)? {
+    for trigger in predict::triggers(table, statement.operation, statement.leaf)? {
         // Most checks of foreign keys are never measured; those say nothing.
         if trigger.internal && trigger.learnt.is_none() {
             continue;
@@ -207,12 +210,13 @@ fn features(trigger: &Trigger, learnt: &Learnt, statement: &Statement, columns: 
         statement.bytes.or(bytes).unwrap_or(0.0),
         statement.non_null.or(non_null).unwrap_or(columns),
         statement.changed.or(changed).unwrap_or(0.0),
-        statement.rows,
+        // Before a row is written it is not known how many there will be: nothing was learnt of that.
+        if trigger.timing == "AFTER" { statement.rows } else { 1.0 },
     ]
 }
 
 fn predict_calls(trigger: &Trigger, statement: &Statement, columns: f64) -> Predicted {
-    let calls = if trigger.per_row { statement.rows } else { 1.0 };
+    let calls = if trigger.per_row { statement.rows * trigger.share.unwrap_or(1.0) } else { 1.0 };
     let Some(learnt) = &trigger.learnt else {
         return Predicted { calls, cpu_us: None, cost: None };
     };
@@ -232,6 +236,9 @@ fn row_of(trigger: &Trigger, predicted: &Predicted) -> Answer {
     }
     if trigger.conditional {
         notes.push("WHEN is assumed to hold".to_string());
+    }
+    if let Some(share) = trigger.share.filter(|share| *share < 1.0) {
+        notes.push(format!("{:.1} % of the partitions have it, and as many rows", share * 100.0));
     }
     if let Some(columns) = &trigger.columns {
         notes.push(format!("if one of these is updated: {columns}"));

@@ -186,9 +186,9 @@ fn rollback_move(move_id: i64) -> PgResult<bool> {
     let _owner = security::as_extension_owner()?;
     if for_good {
         let Some(merge) = wayback::request(move_id)? else {
-            return Err(unsupported(format!("split {move_id} cannot be rolled back"))
-                .set_detail("Its slot has become several, and the partition that it was is no longer kept.")
-                .set_hint("Merge them: foreshard.merge_slots(slot_a, slot_b)."));
+            return Err(unsupported(format!("move {move_id} cannot be rolled back any more"))
+                .set_detail("Its slot has become another, and the partition that it was is no longer kept.")
+                .set_hint("Merge two halves with foreshard.merge_slots(), split what was merged with foreshard.split_slot(), bring chosen keys home with foreshard.place_keys()."));
         };
         act::taken_back(move_id, merge)?;
         wake_keeper();

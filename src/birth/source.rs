@@ -19,6 +19,9 @@ const MAX_CHUNKS: usize = 64 * BLOCK as usize / CHUNK;
 pub struct Blocks {
     /// The sequence.
     pub sequence: pg_sys::Oid,
+    /// The storage of the sequence that all of this came from; 0: nothing came yet.
+    storage: u32,
+    slots: usize,
     /// Keys of the present block that are not hashed yet: first and number.
     rest: (i64, i64),
     stock: Stock<i64>,
@@ -27,7 +30,15 @@ pub struct Blocks {
 impl Blocks {
     /// Nothing taken yet.
     pub fn new(sequence: pg_sys::Oid, slots: usize) -> Self {
-        Blocks { sequence, rest: (0, 0), stock: Stock::new(slots) }
+        Blocks { sequence, storage: 0, slots, rest: (0, 0), stock: Stock::new(slots) }
+    }
+
+    /// The sequence has this storage now. What came from another one is forgotten: since the sequence was restarted
+    /// (or the restart was rolled back), it gives the same values again.
+    pub fn has_storage(&mut self, storage: u32) {
+        if self.storage != storage {
+            *self = Blocks { storage, ..Blocks::new(self.sequence, self.slots) };
+        }
     }
 
     /// A key of this slot. A block leaves the sequence before any of its keys is handed out, and a key
@@ -45,7 +56,8 @@ impl Blocks {
 
     fn fill(&mut self, router: &mut Router) -> PgResult<()> {
         if self.rest.1 == 0 {
-            let value = sequence::next_durable(self.sequence);
+            let (value, storage) = sequence::next_durable(self.sequence);
+            self.has_storage(storage);
             let first = value.checked_mul(BLOCK).filter(|first| first.checked_add(BLOCK - 1).is_some());
             let Some(first) = first else {
                 return Err(error(

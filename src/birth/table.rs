@@ -92,10 +92,13 @@ impl Table {
         invalidation::watch(key_sequence);
         let parents = parents(oid, router.key_attribute())?;
         let near_table = if let [parent] = parents.as_slice() { *parent } else { oid };
-        let (source, mine) = match known {
+        let (mut source, mine) = match known {
             Some(known) if known.has_same_keys(&router, key_sequence) => (known.source, known.mine),
             _ => (source(&router, key_sequence), vec![0.0; cradles.len()]),
         };
+        if let Source::Blocks(blocks) = &mut source {
+            blocks.has_storage(sequence::storage(blocks.sequence));
+        }
         let view = picture::take(&cradles, &mine);
         let group_id = newborn.group_id;
         let relatives = HashMap::new();

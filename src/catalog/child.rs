@@ -312,6 +312,10 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
         &[move_id.into(), source.into()],
     )?
     .ok_or_else(|| internal("the split has lost its twin"))?;
+    // A copy without a place would leave its rows outside of the table.
+    if children.len() != parts.len() {
+        return Err(internal("the copies of a partition and their places do not match"));
+    }
     for (child, part) in children.into_iter().zip(parts) {
         let label = format!("s{}_{}", part.modulus, part.remainder);
         let name = sequence::free_name(parent, None, &label, child)?;

@@ -53,6 +53,14 @@ pub fn shards() -> PgResult<Vec<ShardRow>> {
     )
 }
 
+/// The name of a shard of this server that parts of slots may go to; None: it is being emptied, or gone.
+pub fn taking_shard(shard_id: i32) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT shard_name::text FROM foreshard.shard WHERE shard_id = $1 AND NOT draining AND node_name = $2",
+        &[shard_id.into(), LOCAL.into()],
+    )
+}
+
 /// The shards of this server with these names, or all of them that are not draining.
 ///
 /// # Errors

@@ -11,6 +11,8 @@ use pgrx::pg_sys;
 
 /// Size up to which a log with dead entries is scanned in well under a millisecond, bytes.
 const MAX_IDLE_LOG_BYTES: i64 = 256 * 1024;
+/// About a hundred thousand entries.
+const LONG_LOG_BYTES: i64 = 4 << 20;
 
 /// The texts both kinds of statement are made of.
 pub struct CopyPlan {
@@ -199,6 +201,11 @@ impl CopyPlan {
         )?
         .unwrap_or(0))
     }
+}
+
+/// Whether so much was logged that looking for what is left of it takes some milliseconds.
+pub fn has_long_file(log: pg_sys::Oid) -> PgResult<bool> {
+    Ok(super::relation::bytes(log)? > LONG_LOG_BYTES)
 }
 
 /// Logs that one statement looks at.

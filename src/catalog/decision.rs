@@ -6,6 +6,7 @@ use crate::pg::report::PgResult;
 use crate::pg::spi;
 use foreshard_core::forecast::ForecastPoint;
 use foreshard_core::placement::{Plan, Refusal, Step, Timing};
+use std::collections::{HashMap, HashSet};
 
 /// A slot as the planner's input knows it.
 pub struct SlotRow {
@@ -15,10 +16,10 @@ pub struct SlotRow {
     pub shard_id: i32,
     /// Bytes of all its tables with indexes and toast.
     pub bytes: i64,
+    /// Where a move that is under way takes it; until the cutover its load is still on [`Self::shard_id`]. None: nowhere.
+    pub heads_for: Option<i32>,
     /// A move is under way or waiting.
     pub moving: bool,
-    /// That is a split that was built ahead and waits.
-    pub prepared: bool,
     /// Seconds since it was last moved, or a move of it failed; None: neither.
     pub rested_s: Option<f64>,
     /// Consecutive readings with an overloaded shard.
@@ -39,6 +40,15 @@ pub struct SlotRow {
     pub may_leave_server: bool,
     /// It is a slot of a Citus cluster.
     pub is_citus: bool,
+    /// Somebody else moves shards of that cluster.
+    pub others_move: bool,
+}
+
+impl SlotRow {
+    /// The shard that plans count it on.
+    pub fn planned_shard(&self) -> i32 {
+        self.heads_for.unwrap_or(self.shard_id)
+    }
 }
 
 /// Every slot with at least one partition, or shard of Citus; one of those counts as moving while anybody moves shards there.
@@ -51,17 +61,19 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
     spi::rows(
         &format!(
             "SELECT s.slot_id, s.shard_id, sum(p.bytes)::int8, \
-                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished) OR bool_or(p.others_move), \
+                s.slot_id IN (SELECT pg_catalog.unnest(m.guests || m.slot_id) FROM foreshard.move m WHERE NOT m.finished) OR bool_or(p.others_move), \
                 extract(epoch FROM pg_catalog.clock_timestamp() - greatest(s.last_moved_at, \
                     (SELECT max(m.finished_at) FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.phase = 'failed')))::float8, \
                 coalesce(max(h.hot_buckets), 0), \
                 s.group_id, coalesce(max(h.heat), 0), \
-                EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared'), \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.undone_at > pg_catalog.now() - interval '1 day' AND {IS_UNDONE}), \
                 count(h.heat) > 0, \
                 s.home_slot_id IS NULL AND NOT EXISTS (SELECT FROM foreshard.slot_partition x JOIN pg_catalog.pg_index i ON i.indrelid = x.table_oid AND i.indisunique \
                         WHERE x.slot_id = s.slot_id), \
-                s.home_slot_id, extract(epoch FROM s.last_moved_at)::float8, s.hash_from IS NOT NULL \
+                s.home_slot_id, extract(epoch FROM s.last_moved_at)::float8, s.hash_from IS NOT NULL, \
+                (SELECT m.to_shard FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.kind = 'move' AND NOT m.prepare \
+                    AND NOT m.paused AND NOT m.cancel_requested AND m.swapped_at IS NULL AND m.phase NOT LIKE 'revert%'), \
+                bool_or(p.others_move) \
          FROM foreshard.slot s JOIN (SELECT l.slot_id, pg_catalog.pg_total_relation_size(l.partition) + coalesce(r.bytes, 0) AS bytes, false AS others_move \
                  FROM foreshard.slot_partition l JOIN pg_catalog.pg_class c ON c.oid = l.partition LEFT JOIN foreshard.remote_table r ON r.partition = c.oid \
              UNION ALL SELECT t.slot_id, t.bytes, EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL) FROM foreshard.citus_shard t) p USING (slot_id) \
@@ -79,13 +91,14 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
                 hot_buckets: row.need(6)?,
                 group_id: row.need(7)?,
                 heat: row.need(8)?,
-                prepared: row.need(9)?,
-                undone: row.need(10)?,
-                observed: row.need(11)?,
-                may_leave_server: row.need(12)?,
-                home_slot_id: row.get(13)?,
-                changed_at_s: row.get(14)?,
-                is_citus: row.need(15)?,
+                undone: row.need(9)?,
+                observed: row.need(10)?,
+                may_leave_server: row.need(11)?,
+                home_slot_id: row.get(12)?,
+                changed_at_s: row.get(13)?,
+                is_citus: row.need(14)?,
+                heads_for: row.get(15)?,
+                others_move: row.need(16)?,
             })
         },
     )
@@ -105,14 +118,24 @@ pub struct SlotForecast {
     pub mae: f64,
 }
 
-/// Replaces all stored forecasts.
+/// Stores forecasts in place of all others. What is forecast as before stays as it is, with the time at which that was first so:
+/// most plans are made within the bucket that the last one knew already, and a week ahead of a thousand slots is a lot to write.
 pub fn store_forecasts(forecasts: &[SlotForecast], interval_level: f64) -> PgResult<()> {
-    spi::run("DELETE FROM foreshard.forecast", &[])?;
-    for f in forecasts {
-        let at: Vec<f64> = f.points.iter().map(|p| p.at_s as f64).collect();
-        let mean: Vec<f64> = f.points.iter().map(|p| p.mean).collect();
-        let lower: Vec<f64> = f.points.iter().map(|p| p.lower).collect();
-        let upper: Vec<f64> = f.points.iter().map(|p| p.upper).collect();
+    let stored = stored(interval_level)?;
+    let changed: Vec<&SlotForecast> =
+        forecasts.iter().filter(|f| stored.get(&f.slot_id) != Some(&Some(form(f)))).collect();
+    let kept: HashSet<i64> = forecasts.iter().map(|f| f.slot_id).collect();
+    let written: Vec<i64> = changed.iter().map(|f| f.slot_id).collect();
+    if !written.is_empty() || stored.keys().any(|slot| !kept.contains(slot)) {
+        let kept: Vec<i64> = kept.into_iter().collect();
+        spi::run(
+            "DELETE FROM foreshard.forecast f WHERE f.slot_id IN (SELECT pg_catalog.unnest($1)) \
+                OR NOT EXISTS (SELECT FROM pg_catalog.unnest($2) AS q (slot_id) WHERE q.slot_id = f.slot_id)",
+            &[written.into(), kept.into()],
+        )?;
+    }
+    for f in changed {
+        let [at, mean, lower, upper] = columns(f);
         spi::run(
             "INSERT INTO foreshard.forecast (slot_id, at, cost_units_per_s, lower, upper, interval_level, model, history_buckets, mae, made_at) \
              SELECT $1, pg_catalog.to_timestamp(a), m, l, u, $6, $7, $8, $9, pg_catalog.now() \
@@ -131,6 +154,42 @@ pub fn store_forecasts(forecasts: &[SlotForecast], interval_level: f64) -> PgRes
         )?;
     }
     Ok(())
+}
+
+/// A forecast as it is compared with what is stored: bits of all its numbers, and the rest.
+type Form = (Vec<u64>, String, i32);
+
+/// Starts of buckets, means, lower and upper bounds.
+fn columns(f: &SlotForecast) -> [Vec<f64>; 4] {
+    let of: [fn(&ForecastPoint) -> f64; 4] = [|p| p.at_s as f64, |p| p.mean, |p| p.lower, |p| p.upper];
+    of.map(|of| f.points.iter().map(of).collect())
+}
+
+fn form(f: &SlotForecast) -> Form {
+    let numbers = columns(f).into_iter().flatten().chain([f.mae]).map(f64::to_bits).collect();
+    (numbers, f.model.clone(), f.history_buckets)
+}
+
+/// What is stored, by slot; None of one that is not all of one forecast with these intervals.
+fn stored(interval_level: f64) -> PgResult<HashMap<i64, Option<Form>>> {
+    let rows = spi::rows(
+        "SELECT slot_id, pg_catalog.array_agg(extract(epoch FROM at)::float8 ORDER BY at) || pg_catalog.array_agg(coalesce(cost_units_per_s, 'NaN') ORDER BY at) \
+             || pg_catalog.array_agg(coalesce(lower, 'NaN') ORDER BY at) || pg_catalog.array_agg(coalesce(upper, 'NaN') ORDER BY at) || coalesce(mae, 'NaN'), \
+             model, history_buckets, interval_level = $1 \
+         FROM foreshard.forecast GROUP BY slot_id, model, history_buckets, mae, interval_level",
+        &[interval_level.into()],
+        |row| {
+            let numbers = row.need::<Vec<f64>>(2)?.into_iter().map(f64::to_bits).collect();
+            let form = (numbers, row.need::<String>(3)?, row.need::<i32>(4)?);
+            Ok((row.need::<i64>(1)?, row.need::<bool>(5)?.then_some(form)))
+        },
+    )?;
+    let mut stored = HashMap::new();
+    for (slot_id, form) in rows {
+        // Two forecasts of one slot are none.
+        stored.entry(slot_id).and_modify(|known| *known = None).or_insert(form);
+    }
+    Ok(stored)
 }
 
 /// Machine-readable reason and advice for a step that is not confident enough to be taken.
@@ -173,6 +232,8 @@ pub const DRAINING: (&str, &str) = (
 pub struct Verdict {
     /// The confidence to state.
     pub stated: f64,
+    /// It relieves a shard in distress: nothing that is under way holds it up.
+    pub urgent: bool,
     /// When to begin.
     pub timing: Timing,
     /// The same in seconds from now; None: not within days.

@@ -33,7 +33,8 @@ impl IndexDefinition {
 pub struct Remake {
     /// The statement.
     pub sql: String,
-    /// Whose code may run while it is parsed (a literal of a type of theirs): a worker runs it as that role.
+    /// Whose code may run while it is parsed (a literal of a type of theirs), or checked: it runs as that role. None: as whoever
+    /// calls, also when that role may not say it (a DBA did).
     pub author: Option<pg_sys::Oid>,
 }
 
@@ -57,7 +58,7 @@ pub struct Definition {
     pub sequences: Vec<(String, String)>,
     /// Statements that add its foreign keys, and then what they are commented with: the first of what is to be run once
     /// the new table is filled and indexed.
-    pub keys: Vec<String>,
+    pub keys: Vec<Remake>,
     /// Statements to run after those, in order.
     pub after: Vec<Remake>,
     /// Statements that take the old table's dependents out of the way.
@@ -73,8 +74,8 @@ impl Definition {
     }
 
     /// A statement that may run code of a role.
-    fn then_by(&mut self, author: pg_sys::Oid, sql: String) {
-        self.after.push(Remake { sql, author: Some(author) });
+    fn then_by(&mut self, author: impl Into<Option<pg_sys::Oid>>, sql: String) {
+        self.after.push(Remake { sql, author: author.into() });
     }
 }
 
@@ -201,8 +202,10 @@ pub fn indexes(table: pg_sys::Oid) -> PgResult<Vec<IndexDefinition>> {
 fn foreign_keys(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
     let keys = spi::rows(
         "SELECT k.conrelid::regclass::text, pg_catalog.quote_ident(k.conname), pg_catalog.pg_get_constraintdef(k.oid), \
-                k.conrelid = $1, pg_catalog.obj_description(k.oid, 'pg_constraint') \
-         FROM pg_catalog.pg_constraint k \
+                k.conrelid = $1, pg_catalog.obj_description(k.oid, 'pg_constraint'), \
+                CASE WHEN k.conrelid = $1 AND pg_catalog.has_table_privilege(c.relowner, k.confrelid, 'REFERENCES') \
+                    AND pg_catalog.has_schema_privilege(c.relowner, f.relnamespace, 'USAGE') THEN c.relowner END \
+         FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_class f ON f.oid = k.confrelid \
          WHERE k.contype = 'f' AND (k.conrelid = $1 OR k.confrelid = $1) AND k.conparentid = 0 ORDER BY k.oid",
         &[table.into()],
         |row| {
@@ -211,16 +214,17 @@ fn foreign_keys(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()>
                 row.need::<String>(2)?,
                 row.need::<String>(3)?,
                 row.need::<bool>(4)?,
-                row.get::<String>(5)?,
+                (row.get::<String>(5)?, row.get::<pg_sys::Oid>(6)?),
             ))
         },
     )?;
-    for (referencing, name, body, outbound, comment) in keys {
+    for (referencing, name, body, outbound, (comment, author)) in keys {
         if !outbound {
             definition.before.push(format!("ALTER TABLE {referencing} DROP CONSTRAINT {name}"));
         }
         let holder = if outbound { definition.name.clone() } else { referencing };
-        definition.keys.push(format!("ALTER TABLE {holder} ADD CONSTRAINT {name} {body}"));
+        let sql = format!("ALTER TABLE {holder} ADD CONSTRAINT {name} {body}");
+        definition.keys.push(Remake { sql, author });
         if let Some(text) = comment {
             definition.then(comment_on("CONSTRAINT", &format!("{name} ON {holder}"), &text));
         }
@@ -229,13 +233,13 @@ fn foreign_keys(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()>
 }
 
 fn statistics(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
-    let author = security::relation_owner(table)?;
     let found = spi::rows(
         "SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(s.stxname), pg_catalog.pg_get_statisticsobjdef(s.oid), \
                 coalesce(s.stxstattarget, -1)::int, pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(s.stxowner)), \
-                s.stxowner <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user), \
+                CASE WHEN pg_catalog.has_schema_privilege(c.relowner, n.oid, 'CREATE') THEN c.relowner END, \
                 pg_catalog.obj_description(s.oid, 'pg_statistic_ext') \
-         FROM pg_catalog.pg_statistic_ext s JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace WHERE s.stxrelid = $1",
+         FROM pg_catalog.pg_statistic_ext s JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace \
+         JOIN pg_catalog.pg_class c ON c.oid = s.stxrelid WHERE s.stxrelid = $1",
         &[table.into()],
         |row| {
             let (target, owner) = (row.need::<i32>(3)?, row.need::<String>(4)?);
@@ -244,12 +248,12 @@ fn statistics(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
                 row.need::<String>(2)?,
                 target,
                 owner,
-                row.need::<bool>(5)?,
+                row.get::<pg_sys::Oid>(5)?,
                 row.get::<String>(6)?,
             ))
         },
     )?;
-    for (name, create, target, owner, foreign, comment) in found {
+    for (name, create, target, owner, author, comment) in found {
         definition.before.push(format!("DROP STATISTICS {name}"));
         definition.then_by(author, create);
         if target >= 0 {
@@ -258,18 +262,16 @@ fn statistics(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
         if let Some(text) = comment {
             definition.then(comment_on("STATISTICS", &name, &text));
         }
-        if foreign {
-            definition.then(format!("ALTER STATISTICS {name} OWNER TO {owner}"));
-        }
+        definition.then(format!("ALTER STATISTICS {name} OWNER TO {owner}"));
     }
     Ok(())
 }
 
 fn triggers(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
-    let author = security::relation_owner(table)?;
+    let owner = security::relation_owner(table)?;
     let found = spi::rows(
         "SELECT pg_catalog.pg_get_triggerdef(oid), pg_catalog.quote_ident(tgname), tgenabled::text, \
-                pg_catalog.obj_description(oid, 'pg_trigger') \
+                pg_catalog.obj_description(oid, 'pg_trigger'), tgqual IS NOT NULL \
          FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal ORDER BY oid",
         &[table.into()],
         |row| {
@@ -277,12 +279,13 @@ fn triggers(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
                 row.need::<String>(1)?,
                 row.need::<String>(2)?,
                 row.need::<String>(3)?,
-                row.get::<String>(4)?,
+                (row.get::<String>(4)?, row.need::<bool>(5)?),
             ))
         },
     )?;
-    for (create, name, enabled, comment) in found {
-        definition.then_by(author, create);
+    for (create, name, enabled, (comment, has_condition)) in found {
+        // Nothing else of it is parsed; and its function may be one that the owner may not call.
+        definition.then_by(has_condition.then_some(owner), create);
         let state = match enabled.as_str() {
             "D" => Some("DISABLE TRIGGER"),
             "A" => Some("ENABLE ALWAYS TRIGGER"),
@@ -383,11 +386,12 @@ fn views(table: pg_sys::Oid, definition: &mut Definition) -> PgResult<()> {
     let statements = spi::rows(
         "SELECT DISTINCT format('CREATE OR REPLACE VIEW %s%s AS %s', v.oid::regclass, \
                 coalesce(' WITH (' || (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(option_name) || '=' || pg_catalog.quote_literal(option_value), ', ') \
-                   FROM pg_catalog.pg_options_to_table(v.reloptions)) || ')', ''), pg_catalog.pg_get_viewdef(v.oid)), v.relowner \
+                   FROM pg_catalog.pg_options_to_table(v.reloptions)) || ')', ''), pg_catalog.pg_get_viewdef(v.oid)), \
+                CASE WHEN pg_catalog.has_schema_privilege(v.relowner, v.relnamespace, 'CREATE') THEN v.relowner END \
          FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid JOIN pg_catalog.pg_class v ON v.oid = r.ev_class \
          WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND v.relkind = 'v'",
         &[table.into()],
-        |row| Ok((row.need::<String>(1)?, row.need::<pg_sys::Oid>(2)?)),
+        |row| Ok((row.need::<String>(1)?, row.get::<pg_sys::Oid>(2)?)),
     )?;
     statements.into_iter().for_each(|(statement, author)| definition.then_by(author, statement));
     Ok(())

@@ -21,8 +21,10 @@ pub struct Shape {
     pub was_split: bool,
     /// Its halves are built and wait.
     pub is_prepared: bool,
-    /// It may be split once more: no keys of it are chosen.
+    /// It may be split once more, as far as its modulus and the number of slots go.
     pub divisible: bool,
+    /// Keys of it have places of their own, or it is such a place.
+    pub chosen: bool,
     /// It is a slot of this server that keys can be chosen from, and its tables have room for another list.
     pub isolable: bool,
     /// It is the list of one key that the planner isolated; the slot that the key belongs to.
@@ -34,9 +36,8 @@ pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
     let rows = spi::rows(
         "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, s.modulus > g.slot_count AND NOT l.chosen, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared' AND m.kind = 'split'), \
-                s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2 AND NOT l.chosen, \
-                s.home_slot_id IS NULL AND h.node_name = $4 AND count(*) OVER (PARTITION BY s.group_id) < $3, CASE WHEN s.isolated AND EXISTS (SELECT FROM foreshard.move_part p JOIN foreshard.move m USING (move_id) \
-                    WHERE p.slot_id = s.slot_id AND p.isolated AND m.kind = 'place' AND m.recommendation_id IS NOT NULL) THEN s.home_slot_id END \
+                s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2, \
+                s.home_slot_id IS NULL AND h.node_name = $4 AND count(*) OVER (PARTITION BY s.group_id) < $3, CASE WHEN s.isolated AND s.planned THEN s.home_slot_id END, l.chosen \
          FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id) JOIN foreshard.shard h USING (shard_id) \
          CROSS JOIN LATERAL (SELECT s.home_slot_id IS NOT NULL OR EXISTS (SELECT FROM foreshard.slot o WHERE o.home_slot_id = s.slot_id) AS chosen) l",
         &[
@@ -55,6 +56,7 @@ pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
                 divisible: row.need(7)?,
                 isolable: row.need(8)?,
                 isolated_of: row.get(9)?,
+                chosen: row.need(10)?,
             };
             Ok((row.need::<i64>(1)?, shape))
         },
@@ -88,6 +90,8 @@ pub struct Row<'a> {
     pub slot_id: i64,
     /// Its shard.
     pub shard_id: i32,
+    /// The shard that its second half or its key goes to; None: it stays.
+    pub to_shard: Option<i32>,
     /// Its bytes.
     pub bytes: i64,
     /// Why.
@@ -106,9 +110,9 @@ pub struct Row<'a> {
 pub fn store(rows: &[Row]) -> PgResult<()> {
     for row in rows {
         spi::run(
-            "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, reason, refusal, advice, foreseen, start_at, overload_at, keys, table_oid) \
+            "INSERT INTO foreshard.recommendation (made_at, action, slot_id, from_shard, bytes, reason, refusal, advice, foreseen, start_at, overload_at, keys, table_oid, to_shard) \
              VALUES (pg_catalog.now(), $1, $2, $3, $4, $5, $6, $7, $8 > 0, \
-                 pg_catalog.now() + pg_catalog.make_interval(secs => $9), pg_catalog.now() + pg_catalog.make_interval(secs => $8), $10, $11::oid::regclass)",
+                 pg_catalog.now() + pg_catalog.make_interval(secs => $9), pg_catalog.now() + pg_catalog.make_interval(secs => $8), $10, $11::oid::regclass, $12)",
             &[
                 row.action.into(),
                 row.slot_id.into(),
@@ -121,6 +125,7 @@ pub fn store(rows: &[Row]) -> PgResult<()> {
                 row.start_s.into(),
                 row.keys.map(|(_, keys)| JsonB(keys.clone())).into(),
                 row.keys.map(|(table, _)| table).into(),
+                row.to_shard.into(),
             ],
         )?;
     }

@@ -58,9 +58,10 @@ pub fn plan(shard: &str) -> PgResult<Map<String, Value>> {
         .into_iter()
         .filter(|s| !s.draining && s.name != shard && s.takes && !sick.contains(&s.shard_id))
         .collect();
-    // A slot without any load still takes room.
+    // A slot without any load still takes room; one that moves counts where it goes.
     let mut loads: HashMap<i32, f64> = spi::rows(
-        "SELECT s.shard_id, sum(coalesce(t.heat, 0) + 1e-6) FROM foreshard.slot s LEFT JOIN foreshard.slot_heat t USING (slot_id) GROUP BY 1",
+        "SELECT coalesce(m.to_shard, s.shard_id), sum(coalesce(t.heat, 0) + 1e-6) FROM foreshard.slot s LEFT JOIN foreshard.slot_heat t USING (slot_id) \
+         LEFT JOIN foreshard.move m ON m.slot_id = s.slot_id AND NOT m.finished AND m.kind = 'move' AND NOT m.cancel_requested GROUP BY 1",
         &[],
         |row| Ok((row.need(1)?, row.need(2)?)),
     )?
@@ -86,16 +87,53 @@ pub fn plan(shard: &str) -> PgResult<Map<String, Value>> {
     Ok(map)
 }
 
+/// What is on a shard, or comes to it, and does not leave with what [`plan`] files: in words, None if nothing.
+pub fn rest(shard: &str) -> PgResult<Option<String>> {
+    let coming = "EXISTS (SELECT FROM foreshard.move m WHERE NOT m.finished AND m.swapped_at IS NULL AND m.from_shard <> h.shard_id \
+         AND (m.to_shard = h.shard_id OR EXISTS (SELECT FROM foreshard.move_part p WHERE p.move_id = m.move_id AND p.shard_id = h.shard_id)))";
+    let found = spi::rows(
+        &format!(
+            "SELECT (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id AND s.home_slot_id IS NOT NULL), \
+                    (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id AND s.home_slot_id IS NULL \
+                         AND EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished \
+                                     AND (m.kind <> 'move' OR m.to_shard = h.shard_id OR m.cancel_requested))), {coming} \
+             FROM foreshard.shard h WHERE h.shard_name = $1::name"
+        ),
+        &[shard.into()],
+        |row| Ok((row.need::<i64>(1)?, row.need::<i64>(2)?, row.need::<bool>(3)?)),
+    )?;
+    let Some((lists, busy, coming)) = found.into_iter().next() else { return Ok(None) };
+    let mut all = Vec::new();
+    if lists > 0 {
+        all.push(format!("{lists} lists of chosen keys, which foreshard.place_keys() brings home"));
+    }
+    if busy > 0 {
+        all.push(format!("{busy} slots that are being changed"));
+    }
+    if coming {
+        all.push("what is on its way to it".to_string());
+    }
+    Ok((!all.is_empty()).then(|| all.join("; ")))
+}
+
+/// Whether a move `m` has to do with a shard `h`.
+const USES: &str = "(h.shard_id IN (m.from_shard, m.to_shard, m.other_shard) \
+     OR EXISTS (SELECT FROM foreshard.move_part p WHERE p.move_id = m.move_id AND p.shard_id = h.shard_id))";
+
 /// Removes a shard.
 ///
 /// # Errors
 /// 42704 no such shard, 55006 it holds slots or is part of a move that is remembered.
 pub fn remove(shard: &str) -> PgResult<()> {
-    let used = spi::rows(
-        "SELECT (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id), \
-                (SELECT count(*) FROM foreshard.move m WHERE h.shard_id IN (m.from_shard, m.to_shard) AND NOT m.finished), \
-                (SELECT count(*) FROM foreshard.graph_partition g WHERE g.shard_id = h.shard_id) \
-         FROM foreshard.shard h WHERE h.shard_name = $1::name",
+    // Whoever is about to file a change to it comes before this, and is seen, or finds it gone.
+    spi::run("SELECT FROM foreshard.shard WHERE shard_name = $1::name FOR UPDATE", &[shard.into()])?;
+    let used = spi::rows_mut(
+        &format!(
+            "SELECT (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id), \
+                    (SELECT count(*) FROM foreshard.move m WHERE NOT m.finished AND {USES}), \
+                    (SELECT count(*) FROM foreshard.graph_partition g WHERE g.shard_id = h.shard_id) \
+             FROM foreshard.shard h WHERE h.shard_name = $1::name"
+        ),
         &[shard.into()],
         |row| Ok((row.need::<i64>(1)?, row.need::<i64>(2)?, row.need::<i64>(3)?)),
     )?;
@@ -115,8 +153,12 @@ pub fn remove(shard: &str) -> PgResult<()> {
     }
     let of_shard = "(SELECT shard_id FROM foreshard.shard WHERE shard_name = $1::name)";
     for statement in [
-        format!("DELETE FROM foreshard.move_part WHERE shard_id = {of_shard}"),
-        format!("DELETE FROM foreshard.move WHERE finished AND {of_shard} IN (from_shard, to_shard)"),
+        format!(
+            "DELETE FROM foreshard.move_part p USING foreshard.move m WHERE m.move_id = p.move_id AND m.finished AND p.shard_id = {of_shard}"
+        ),
+        format!(
+            "DELETE FROM foreshard.move WHERE finished AND {of_shard} IN (from_shard, to_shard, other_shard)"
+        ),
         format!("UPDATE foreshard.slot SET born_shard = NULL WHERE born_shard = {of_shard}"),
         "DELETE FROM foreshard.shard WHERE shard_name = $1::name".to_string(),
     ] {

@@ -4,14 +4,28 @@ use super::{moves, prepared};
 use crate::pg::report::PgResult;
 use crate::pg::spi;
 
-/// Moves that should have a carrier and have none, at most `limit`; those under way first. While an old copy
+/// A move that should have a carrier.
+pub struct Due {
+    /// The move.
+    pub move_id: i64,
+    /// What is left of it is short, and somebody waits for it: it goes back or is given up, its old copy goes, or it only
+    /// has to switch over. It must not wait behind the copy of another.
+    pub is_short: bool,
+}
+
+/// What [`Due::is_short`] says, of a move m.
+const SHORT: &str = "(m.cancel_requested OR m.rollback_requested OR m.phase = 'prepared' AND NOT m.prepare \
+    OR m.phase NOT IN ('preflight', 'capture', 'copy', 'index', 'catch_up', 'mirror', 'verify', 'prepared', 'canary', 'cutover'))";
+
+/// Moves that should have a carrier and have none, at most `limit`; short work first, then those under way. While an old copy
 /// is only kept, nothing is to be done.
-pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
+pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
     spi::rows(
-        "SELECT m.move_id FROM foreshard.move m WHERE NOT m.finished AND m.partner_of IS NULL \
+        &format!(
+            "SELECT m.move_id, {SHORT} FROM foreshard.move m WHERE NOT m.finished AND m.partner_of IS NULL \
            AND (NOT m.paused OR m.cancel_requested OR m.phase = ANY ($2)) \
            AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
-                    AND m.swapped_at > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
+                    AND coalesce(m.watch_from, m.swapped_at) > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
            AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \
                     AND coalesce(m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => CASE WHEN m.way_back_of IS NULL THEN $3 ELSE $4 END), false)) \
            AND NOT ((m.phase = 'watch' OR m.phase IN ('preflight', 'copy') AND NOT m.cancel_requested) AND EXISTS (SELECT FROM foreshard.citus_shard t WHERE t.slot_id = m.slot_id) \
@@ -20,13 +34,58 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<i64>> {
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \
-         ORDER BY m.started_at NULLS LAST, m.move_id LIMIT $1",
+         ORDER BY (m.rollback_requested OR m.cancel_requested) DESC, 2 DESC, m.started_at NULLS LAST, m.move_id LIMIT $1"
+        ),
         &[
             limit.into(),
             moves::unpausable().into(),
             prepared::check_every_s(false).into(),
             prepared::check_every_s(true).into(),
         ],
-        |row| row.need::<i64>(1),
+        |row| Ok(Due { move_id: row.need(1)?, is_short: row.need(2)? }),
+    )
+}
+
+/// Interrupts carriers whose moves were cancelled or paused, in the middle of what may take hours: building an index, vacuuming,
+/// comparing. Short steps end by themselves.
+pub fn interrupt() -> PgResult<()> {
+    spi::rows(
+        "SELECT pg_catalog.pg_cancel_backend(l.pid) FROM foreshard.move m \
+         JOIN pg_catalog.pg_locks l ON l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
+             AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) AND l.granted \
+         JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+         WHERE NOT m.finished AND (m.cancel_requested OR m.paused) AND m.phase IN ('copy', 'index', 'catch_up', 'verify') \
+           AND a.backend_type = 'foreshard carrier' AND a.xact_start < pg_catalog.clock_timestamp() - interval '1 s'",
+        &[],
+        |row| row.need::<bool>(1),
+    )
+    .map(drop)
+}
+
+/// A change of placement that is at work: neither waiting prepared, nor paused by a person, nor swapped already.
+pub struct UnderWay {
+    /// Shards it has to do with.
+    pub shards: Vec<i32>,
+    /// Colocation group of its slot.
+    pub group_id: i32,
+    /// It divides, merges or places, so that the layout of the group changes.
+    pub divides: bool,
+}
+
+/// All of them, those that wait for a carrier included.
+pub fn under_way() -> PgResult<Vec<UnderWay>> {
+    spi::rows(
+        "SELECT ARRAY[m.from_shard, m.to_shard] || m.other_shard || ARRAY(SELECT p.shard_id FROM foreshard.move_part p WHERE p.move_id = m.move_id), s.group_id, m.kind <> 'move' \
+         FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
+         WHERE NOT m.finished AND m.partner_of IS NULL AND m.way_back_of IS NULL AND m.swapped_at IS NULL \
+           AND NOT (m.paused AND NOT m.cancel_requested) AND NOT (m.prepare AND m.phase = 'prepared')",
+        &[],
+        |row| {
+            Ok(UnderWay {
+                shards: row.need::<Vec<Option<i32>>>(1)?.into_iter().flatten().collect(),
+                group_id: row.need(2)?,
+                divides: row.need(3)?,
+            })
+        },
     )
 }

@@ -63,7 +63,7 @@ pub fn settle() -> PgResult<()> {
                     coalesce(sum(abs(c.actual - n.naive)), 0) AS naive \
              FROM came c CROSS JOIN LATERAL (SELECT coalesce( \
                  (SELECT y.cost_units_per_s FROM foreshard.heat_history y WHERE y.resolution_s = c.resolution_s AND y.slot_id = c.slot_id \
-                    AND y.bucket_at = c.at - pg_catalog.make_interval(hours => 24)), \
+                    AND y.bucket_at = c.at - pg_catalog.make_interval(secs => extract(epoch FROM pg_catalog.current_setting('foreshard.season')::interval)::float8)), \
                  (SELECT l.cost_units_per_s FROM foreshard.heat_history l WHERE l.resolution_s = c.resolution_s AND l.slot_id = c.slot_id \
                     AND l.bucket_at = c.at - pg_catalog.make_interval(secs => c.lead * c.resolution_s))) AS naive) n \
              WHERE c.actual IS NOT NULL GROUP BY 1, 2, 3), \

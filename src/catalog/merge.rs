@@ -1,7 +1,7 @@
 //! Merges of slots: asking for one, what speaks against it, and what becomes of everything that is known of both.
 
 use super::split::{Slot, slot, target};
-use super::{forecast_error, heat, moves, preflight, record_event, shadow, split, whole};
+use super::{forecast_error, heat, moves, preflight, record_event, shadow, split, unit_cost, whole};
 use crate::pg::report::{self, PgResult, bad_argument, internal};
 use crate::pg::spi;
 use pgrx::JsonB;
@@ -166,14 +166,13 @@ fn add_present(kept: i64, gone: i64) -> PgResult<()> {
     )?;
     let args = [kept.into(), gone.into()];
     spi::run(
-        "INSERT INTO foreshard.slot_cost AS a SELECT $1, table_oid, measured_at, statements, scans, rows_read, blocks_hit, blocks_read, read_cpu_ms, \
-             rows_written, write_cpu_ms, wal_bytes, trigger_calls, trigger_cost_units, result_bytes FROM foreshard.slot_cost WHERE slot_id = $2 \
-         ON CONFLICT (slot_id, table_oid) DO UPDATE SET statements = a.statements + excluded.statements, scans = a.scans + excluded.scans, \
-             rows_read = a.rows_read + excluded.rows_read, blocks_hit = a.blocks_hit + excluded.blocks_hit, blocks_read = a.blocks_read + excluded.blocks_read, \
-             read_cpu_ms = a.read_cpu_ms + excluded.read_cpu_ms, rows_written = a.rows_written + excluded.rows_written, \
-             write_cpu_ms = a.write_cpu_ms + excluded.write_cpu_ms, wal_bytes = a.wal_bytes + excluded.wal_bytes, \
-             trigger_calls = a.trigger_calls + excluded.trigger_calls, trigger_cost_units = a.trigger_cost_units + excluded.trigger_cost_units, \
-             result_bytes = a.result_bytes + excluded.result_bytes",
+        &format!(
+            "INSERT INTO foreshard.slot_cost AS a (slot_id, table_oid, measured_at, {0}) \
+             SELECT $1, table_oid, measured_at, {0} FROM foreshard.slot_cost WHERE slot_id = $2 \
+             ON CONFLICT (slot_id, table_oid) DO UPDATE SET {1}",
+            unit_cost::SUMS.join(", "),
+            unit_cost::SUMS.map(|sum| format!("{sum} = a.{sum} + excluded.{sum}")).join(", ")
+        ),
         &args,
     )?;
     let args = [kept.into(), gone.into()];

@@ -50,6 +50,8 @@ pub struct MoveRow {
     pub finished: bool,
     /// Seconds since the swap; None: not yet.
     pub swapped_age_s: Option<f64>,
+    /// Seconds since the old copy began to be watched: since the swap, or since a crash made that begin anew.
+    pub watched_age_s: Option<f64>,
     /// Seconds since the last verification; None: never.
     pub verified_age_s: Option<f64>,
     /// Share of reads that the copy serves.
@@ -91,7 +93,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.verified_at)::float8, m.from_shard, m.rollback_requested, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind IN ('split', 'place', 'join'), m.prepare, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of, m.kind = 'place', \
-                m.kind = 'move' AND 'local' <> ANY (ARRAY[h.node_name, f.node_name]), m.kind = 'undistribute', m.kind = 'join' \
+                m.kind = 'move' AND 'local' <> ANY (ARRAY[h.node_name, f.node_name]), m.kind = 'undistribute', m.kind = 'join', \
+                extract(epoch FROM pg_catalog.clock_timestamp() - coalesce(m.watch_from, m.swapped_at))::float8 \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard JOIN foreshard.shard f ON f.shard_id = m.from_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -119,6 +122,7 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 is_foreign: row.need(21)?,
                 undistributes: row.need(22)?,
                 joins: row.need(23)?,
+                watched_age_s: row.get(24)?,
             })
         },
     )?;
@@ -294,7 +298,10 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
                 finished_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() END, \
                 restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END, \
                 prepared_at = CASE WHEN $2 = 'prepared' THEN coalesce(prepared_at, pg_catalog.clock_timestamp()) ELSE prepared_at END, \
-                route_weight = CASE WHEN $2 IN ('canary', 'cutover') THEN route_weight END WHERE move_id = $1",
+                route_weight = CASE WHEN $2 IN ('canary', 'cutover') THEN route_weight END, ready_at = NULL, \
+                pending_keys = CASE WHEN $2 = 'catch_up' THEN pending_keys WHEN phase = 'mirror' THEN 0 END, \
+                caught_up_at = CASE WHEN $2 = 'copy' OR $2 = 'catch_up' AND caught_up_at = 'infinity' THEN pg_catalog.clock_timestamp() \
+                    WHEN phase = 'mirror' AND $2 = 'verify' THEN 'infinity' WHEN $2 <> 'preflight' THEN caught_up_at END WHERE move_id = $1",
         &[
             row.move_id.into(),
             to.as_str().into(),
@@ -353,11 +360,11 @@ pub fn count_lock_attempt(move_id: i64) -> PgResult<()> {
     Ok(())
 }
 
-/// Remembers the transaction whose rows a cutover must not show to older snapshots.
-pub fn set_last_replay(move_id: i64, pending_keys: i64) -> PgResult<()> {
+/// Remembers the transaction whose rows a cutover must not show to older snapshots, and that all that was committed before it is in the copy.
+pub fn set_last_replay(move_id: i64) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.move SET last_replay_xid = pg_catalog.pg_current_xact_id(), pending_keys = $2 WHERE move_id = $1",
-        &[move_id.into(), pending_keys.into()],
+        "UPDATE foreshard.move SET last_replay_xid = pg_catalog.pg_current_xact_id(), caught_up_at = pg_catalog.now() WHERE move_id = $1",
+        &[move_id.into()],
     )?;
     Ok(())
 }
@@ -415,16 +422,6 @@ pub fn set_route_weight(move_id: i64, weight: f64) -> PgResult<()> {
     Ok(())
 }
 
-/// Notes how many reads a copy has served so far, could have, and cannot.
-pub fn set_reads(move_id: i64, routed: i64, stayed: i64, unroutable: i64) -> PgResult<()> {
-    spi::run(
-        "UPDATE foreshard.move SET reads_routed = $2, reads_stayed = $3, reads_unroutable = $4 \
-         WHERE move_id = $1 AND (reads_routed, reads_stayed, reads_unroutable) IS DISTINCT FROM ($2, $3, $4)",
-        &[move_id.into(), routed.into(), stayed.into(), unroutable.into()],
-    )?;
-    Ok(())
-}
-
 /// Asks for a share of reads, None: the canary's own steps; false when the move has passed its cutover.
 pub fn request_weight(move_id: i64, weight: Option<f64>) -> PgResult<bool> {
     Ok(spi::run(
@@ -433,12 +430,22 @@ pub fn request_weight(move_id: i64, weight: Option<f64>) -> PgResult<bool> {
     )? > 0)
 }
 
-/// Moves of which an old copy is kept and nobody has asked to swap back: (move, slot).
-pub fn watched() -> PgResult<Vec<(i64, i64)>> {
+/// Moves of which an old copy is kept and nobody has asked to swap back.
+pub fn watched() -> PgResult<Vec<i64>> {
     spi::rows(
-        "SELECT move_id, slot_id FROM foreshard.move WHERE phase = 'watch' AND NOT finished AND NOT rollback_requested",
+        "SELECT move_id FROM foreshard.move WHERE phase = 'watch' AND NOT finished AND NOT rollback_requested",
         &[],
-        |row| Ok((row.need(1)?, row.need(2)?)),
+        |row| row.need(1),
+    )
+}
+
+/// Those of them that have carriers of their own.
+pub fn watched_leaders() -> PgResult<Vec<i64>> {
+    spi::rows(
+        "SELECT move_id FROM foreshard.move WHERE phase = 'watch' AND NOT finished AND NOT rollback_requested AND NOT cancel_requested \
+           AND partner_of IS NULL",
+        &[],
+        |row| row.need(1),
     )
 }
 

@@ -23,7 +23,7 @@ pub struct NewOutcome {
     pub stay: Vec<i64>,
     /// Slots on the second shard.
     pub there: Vec<i64>,
-    /// What the shards can carry: the two, and all that are not draining; cost units/s.
+    /// What the shards can carry: the two, and all that share the load; cost units/s.
     pub capacities: [f64; 3],
     /// Least benefit that pays for the move, cost units/s.
     pub least_gain: f64,
@@ -64,7 +64,7 @@ pub fn note(new: &NewOutcome, horizon_s: i32, resolution_s: i32) -> PgResult<()>
 }
 
 /// A step whose time is over, with the loads that came: per bucket those of the slot, of the others on the
-/// shard it was to leave, of those where it was to go, and of all.
+/// shard it was to leave, of those where it was to go, and of all that the same shards can hold (slots of Citus, or others).
 pub struct Due {
     /// Row.
     pub outcome_id: i64,
@@ -109,8 +109,9 @@ pub fn due(limit: i64) -> PgResult<Vec<Due>> {
                     sum(h.cost_units_per_s) FILTER (WHERE h.slot_id = ANY (o.stay)), \
                     sum(h.cost_units_per_s) FILTER (WHERE h.slot_id = ANY (o.there)), \
                     sum(h.cost_units_per_s) \
-             FROM foreshard.outcome o JOIN foreshard.heat_history h \
+             FROM foreshard.outcome o JOIN foreshard.slot own USING (slot_id) JOIN foreshard.heat_history h \
                ON h.resolution_s = o.resolution_s AND h.bucket_at >= o.made_at AND h.bucket_at < o.due_at \
+             JOIN foreshard.slot s ON s.slot_id = h.slot_id AND (s.hash_from IS NULL) = (own.hash_from IS NULL) \
              WHERE o.outcome_id = $1 GROUP BY h.bucket_at \
              HAVING bool_and(h.cost_units_per_s IS NOT NULL) ORDER BY h.bucket_at",
             &[outcome_id.into()],
@@ -124,12 +125,23 @@ pub fn due(limit: i64) -> PgResult<Vec<Due>> {
     rows.into_iter().map(|due| Ok(Due { loads: loads(due.outcome_id)?, ..due })).collect()
 }
 
-/// Stores a judgement; None: what came is not known.
+/// Stores a judgement; None: what came is not known. Of a step that was taken the journal says what was expected of it and
+/// what came: `judged` with the move, the confidence that it would save `least_gain`, and what it saved (`gain`, both in cost units per second).
 pub fn judge(outcome_id: i64, paid: Option<bool>, gain: Option<f64>) -> PgResult<()> {
-    spi::run(
-        "UPDATE foreshard.outcome SET judged_at = pg_catalog.now(), paid = $2, gain = $3 WHERE outcome_id = $1",
+    let taken = spi::rows_mut(
+        "UPDATE foreshard.outcome o SET judged_at = pg_catalog.now(), paid = $2, gain = $3 WHERE outcome_id = $1 \
+         RETURNING slot_id, stated, least_gain, \
+             (SELECT max(m.move_id) FROM foreshard.move m WHERE m.slot_id = o.slot_id AND m.to_shard = o.to_shard \
+                 AND m.phase = 'done' AND m.created_at BETWEEN o.made_at AND o.due_at)",
         &[outcome_id.into(), paid.into(), gain.into()],
+        |row| Ok((row.need::<i64>(1)?, row.need::<f64>(2)?, row.need::<f64>(3)?, row.get::<i64>(4)?)),
     )?;
+    for (slot_id, confidence, least_gain, move_id) in taken {
+        if move_id.is_some() && paid.is_some() {
+            let detail = serde_json::json!({"confidence": confidence, "least_gain": least_gain, "gain": gain, "paid": paid});
+            super::record_event("judged", move_id, Some(slot_id), detail)?;
+        }
+    }
     Ok(())
 }
 
@@ -142,12 +154,12 @@ pub fn judged() -> PgResult<Vec<(i32, Judged)>> {
     )
 }
 
-/// Forgets all but the newest outcomes of each group.
+/// Forgets all but the newest outcomes of each group, and none that is not judged yet.
 pub fn expire() -> PgResult<()> {
     spi::run(
         "DELETE FROM foreshard.outcome o USING ( \
              SELECT outcome_id, pg_catalog.row_number() OVER (PARTITION BY group_id ORDER BY outcome_id DESC) AS age \
-             FROM foreshard.outcome) q WHERE q.outcome_id = o.outcome_id AND q.age > $1",
+             FROM foreshard.outcome WHERE judged_at IS NOT NULL) q WHERE q.outcome_id = o.outcome_id AND q.age > $1",
         &[KEPT.into()],
     )?;
     Ok(())

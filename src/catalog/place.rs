@@ -137,7 +137,7 @@ pub fn reasons(slot_id: i64, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>
 /// 0A000 with every reason.
 pub fn refuse(slot_id: i64, reasons: &[String]) -> PgResult<()> {
     let hint = if split::is_referenced(reasons) {
-        "Rows that are referenced cannot change their partition: drop the foreign key, place the keys, and add the key again (NOT VALID first, then VALIDATE); or move the whole slot with foreshard.move_slot()."
+        "Rows that are referenced cannot change their partition: drop the foreign key, place the keys, and add the key again (NOT VALID first, then VALIDATE; of a partitioned table only since PostgreSQL 18); or move the whole slot with foreshard.move_slot()."
     } else {
         "Cure every reason named and try again, or move the whole slot with foreshard.move_slot()."
     };
@@ -186,9 +186,10 @@ pub fn place(move_id: i64, slot_id: i64) -> PgResult<Vec<Part>> {
     let fresh: Vec<i32> = parts(move_id)?.iter().filter(|p| p.slot_id.is_none()).map(|p| p.part).collect();
     for part in fresh {
         spi::run(
-            "WITH made AS (INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, last_moved_at, home_slot_id, isolated) \
-                 SELECT s.group_id, s.modulus, s.remainder, p.shard_id, pg_catalog.clock_timestamp(), s.slot_id, p.isolated \
-                 FROM foreshard.slot s JOIN foreshard.move_part p ON (p.move_id, p.part) = ($1, $3) WHERE s.slot_id = $2 RETURNING slot_id) \
+            "WITH made AS (INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, last_moved_at, home_slot_id, isolated, planned) \
+                 SELECT s.group_id, s.modulus, s.remainder, p.shard_id, pg_catalog.clock_timestamp(), s.slot_id, p.isolated, m.recommendation_id IS NOT NULL \
+                 FROM foreshard.slot s JOIN foreshard.move_part p ON (p.move_id, p.part) = ($1, $3) JOIN foreshard.move m USING (move_id) \
+                 WHERE s.slot_id = $2 RETURNING slot_id) \
              UPDATE foreshard.move_part p SET slot_id = made.slot_id FROM made WHERE (p.move_id, p.part) = ($1, $3)",
             &[move_id.into(), slot_id.into(), part.into()],
         )?;

@@ -2,10 +2,12 @@
 
 use super::name_of;
 use super::profile::model;
+use crate::pg::partition::leaf_of;
 use crate::pg::report::{PgResult, bad_argument};
 use crate::pg::spi;
 use crate::pg::types::JsonText;
 use foreshard_core::profile::{FEATURES, Model, RESOURCES, Resource};
+use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Oid};
 use serde::de::IgnoredAny;
 use std::collections::BTreeMap;
@@ -36,6 +38,8 @@ pub struct Trigger {
     pub oid: Oid,
     /// Its name.
     pub name: String,
+    /// Of one that partitions have and their table has not: the share of rows that fire it.
+    pub share: Option<f64>,
     /// Its function.
     pub function: Oid,
     /// Per row (else per statement).
@@ -79,20 +83,28 @@ impl Learnt {
     }
 }
 
-/// The triggers that are enabled for an operation, in the order in which they fire.
+/// The triggers that are enabled for an operation, in the order in which they fire: those of the table, and those for rows
+/// that only partitions have, of all of them or of the one (`leaf`) that holds the row.
 ///
 /// A partition's copy of an internal trigger has a name of its own: profiles of all of them count.
-pub fn triggers(table: Oid, operation: &str) -> PgResult<Vec<Trigger>> {
+pub fn triggers(table: Oid, operation: &str, leaf: Option<Oid>) -> PgResult<Vec<Trigger>> {
     let bit = OPERATIONS.iter().find(|(word, _)| *word == operation).map_or(0, |(_, bit)| *bit);
     let mut found = spi::rows(
-        "SELECT t.oid, t.tgname::text, t.tgfoid, t.tgtype & 1 <> 0, \
+        "WITH leaf AS (SELECT s.partition AS oid FROM foreshard.slot_partition s WHERE s.table_oid = $1 AND s.partition = coalesce($4, s.partition)), \
+         fired AS ( \
+             SELECT t.oid, NULL::float8 AS share FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1 \
+             UNION ALL \
+             SELECT min(t.oid::int8)::oid, count(*) / (SELECT count(*) FROM leaf)::float8 FROM pg_catalog.pg_trigger t JOIN leaf ON leaf.oid = t.tgrelid \
+             WHERE t.tgparentid = 0 AND NOT t.tgisinternal AND t.tgtype & 1 <> 0 AND t.tgenabled IN ('O', 'A') AND t.tgtype & $2 <> 0 \
+             GROUP BY t.tgname, t.tgfoid, t.tgtype) \
+         SELECT t.oid, t.tgname::text, t.tgfoid, t.tgtype & 1 <> 0, \
              CASE WHEN t.tgtype & 64 <> 0 THEN 'INSTEAD OF' WHEN t.tgtype & 2 <> 0 THEN 'BEFORE' ELSE 'AFTER' END, t.tgisinternal, t.tgqual IS NOT NULL, \
              (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
-              WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (t.tgattr) AND $3 = 'UPDATE') \
-         FROM pg_catalog.pg_trigger t \
-         WHERE t.tgrelid = $1 AND t.tgenabled IN ('O', 'A') AND t.tgtype & $2 <> 0 \
+              WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (t.tgattr) AND $3 = 'UPDATE'), f.share \
+         FROM fired f JOIN pg_catalog.pg_trigger t USING (oid) \
+         WHERE t.tgenabled IN ('O', 'A') AND t.tgtype & $2 <> 0 \
          ORDER BY t.tgtype & 2 = 0, (t.tgtype & 1 <> 0) = (t.tgtype & 2 <> 0), t.tgname",
-        &[table.into(), (bit as i32).into(), operation.into()],
+        &[table.into(), (bit as i32).into(), operation.into(), leaf.into()],
         |row| {
             Ok(Trigger {
                 oid: row.need(1)?,
@@ -103,6 +115,7 @@ pub fn triggers(table: Oid, operation: &str) -> PgResult<Vec<Trigger>> {
                 internal: row.need(6)?,
                 conditional: row.need(7)?,
                 columns: row.get(8)?,
+                share: row.get(9)?,
                 learnt: None,
             })
         },
@@ -120,9 +133,10 @@ fn learnt(table: Oid, operation: &str) -> PgResult<Vec<(Oid, Learnt)>> {
     let rows = spi::rows(
         "SELECT t.oid, p.profile_id, p.mean_tuple_bytes, p.mean_non_null, p.mean_changed, p.mean_statement_rows, m.resource, \
              m.model, m.reason, m.intercept, m.per_tuple_byte, m.per_non_null, m.per_changed, m.per_statement_row, m.samples, m.lower_quantile, \
-             m.upper_quantile, m.floor, m.level \
+             m.upper_quantile, m.floor, m.level, m.bend_bytes, m.per_byte_beyond \
          FROM foreshard.trigger_profile p JOIN foreshard.trigger_model m USING (profile_id) \
-         JOIN pg_catalog.pg_trigger t ON t.tgrelid = p.table_oid AND t.tgfoid = p.function_oid \
+         JOIN pg_catalog.pg_trigger t ON (t.tgrelid = p.table_oid OR t.tgparentid = 0 AND NOT t.tgisinternal AND t.tgrelid IN \
+                 (SELECT s.partition FROM foreshard.slot_partition s WHERE s.table_oid = $1)) AND t.tgfoid = p.function_oid \
              AND (t.tgtype & 1 <> 0) = (p.level = 'ROW') AND (t.tgtype & 2 <> 0) = (p.timing = 'BEFORE') \
          WHERE p.table_oid = $1 AND p.event = $2 AND (t.tgname = p.trigger_name OR t.tgisinternal AND EXISTS ( \
              SELECT FROM foreshard.slot_partition s JOIN pg_catalog.pg_trigger l ON l.tgrelid = s.partition \
@@ -166,12 +180,21 @@ pub fn columns(table: Oid) -> PgResult<i64> {
     Ok(found.unwrap_or(0))
 }
 
-/// (Bytes, values that are not NULL) of the row of a table that a JSON object describes, as the current
-/// user.
+/// A row that a trigger fires for.
+pub struct RowFeatures {
+    /// Its length.
+    pub bytes: f64,
+    /// Its values that are not NULL.
+    pub non_null: f64,
+    /// The partition that holds it; None: its key is not given.
+    pub leaf: Option<Oid>,
+}
+
+/// What is known of the row of a table that a JSON object describes, as the current user.
 ///
 /// # Errors
 /// 22023 for other JSON and for a column that the table does not have; whatever the types' input says.
-pub fn features_of(table: Oid, row: JsonText) -> PgResult<(f64, f64)> {
+pub fn features_of(table: Oid, row: JsonText) -> PgResult<RowFeatures> {
     let members: BTreeMap<String, Option<IgnoredAny>> = row.parse().map_err(|_| {
         bad_argument("row must be a JSON object")
             .set_hint("Give columns and values: \"row\" => '{\"id\": 1}'.")
@@ -185,10 +208,25 @@ pub fn features_of(table: Oid, row: JsonText) -> PgResult<(f64, f64)> {
     if let Some(unknown) = members.keys().find(|key| !known.contains(key)) {
         return Err(bad_argument(format!("table {name} has no column \"{unknown}\"")));
     }
+    let column = spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(a.attname) FROM pg_catalog.pg_partitioned_table p \
+         JOIN pg_catalog.pg_attribute a ON (a.attrelid, a.attnum) = (p.partrelid, p.partattrs[0]) WHERE p.partrelid = $1",
+        &[table.into()],
+    )?;
+    let leaf = match column {
+        Some(column) => {
+            let key = format!(
+                "SELECT (pg_catalog.jsonb_populate_record(NULL::{name}, $1)).{column}::pg_catalog.text"
+            );
+            let key = spi::one::<String>(&key, &[row.clone().into()])?;
+            key.into_datum().map(|key| leaf_of(table, (key, pg_sys::TEXTOID))).transpose()?.flatten()
+        }
+        None => None,
+    };
     let non_null = members.values().filter(|value| value.is_some()).count();
     let bytes = spi::one::<i32>(
         &format!("SELECT pg_catalog.pg_column_size(pg_catalog.jsonb_populate_record(NULL::{name}, $1))"),
         &[row.into()],
     )?;
-    Ok((f64::from(bytes.unwrap_or(0)), non_null as f64))
+    Ok(RowFeatures { bytes: f64::from(bytes.unwrap_or(0)), non_null: non_null as f64, leaf })
 }

@@ -54,7 +54,9 @@ pub fn against_undistribute(table: pg_sys::Oid) -> PgResult<Vec<String>> {
          FROM pg_catalog.pg_attrdef f JOIN pg_catalog.pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum \
          WHERE f.adrelid = $1 AND EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_proc p ON p.oid = d.refobjid \
              WHERE d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_proc'::regclass \
-               AND p.proname = 'next_key' AND p.pronamespace = 'foreshard'::regnamespace)",
+               AND p.proname = 'next_key' AND p.pronamespace = 'foreshard'::regnamespace) \
+         UNION ALL SELECT 'detach_pending: ' || inhrelid::regclass || ' (ALTER TABLE … DETACH PARTITION … FINALIZE)' FROM pg_catalog.pg_inherits \
+             WHERE inhparent = $1 AND inhdetachpending",
         table,
     )?);
     Ok(found)

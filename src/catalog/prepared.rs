@@ -35,7 +35,7 @@ pub fn of_slot(slot_id: i64) -> PgResult<Option<Prepared>> {
 /// Lets a split that was prepared go on to its cutover; its id.
 ///
 /// # Errors
-/// 55006 when its parts are built for other shards, or it has just ended.
+/// 55006 when its parts are built for other shards, or for one that is to be emptied, or it has just ended.
 pub fn go_on(ready: &Prepared, slot_id: i64, targets: &[Option<&str>], user: &str) -> PgResult<i64> {
     let fits = |(target, shard): (&Option<&str>, &String)| target.is_none_or(|target| target == shard);
     if targets.len() != ready.shards.len() || !targets.iter().zip(&ready.shards).all(fits) {
@@ -45,6 +45,17 @@ pub fn go_on(ready: &Prepared, slot_id: i64, targets: &[Option<&str>], user: &st
                 "Name no shards, or discard what is prepared first: foreshard.cancel_move({}).",
                 ready.move_id
             )));
+    }
+    let drained = spi::one::<String>(
+        "SELECT min(h.shard_name::text) FROM foreshard.move_part p JOIN foreshard.shard h USING (shard_id) WHERE p.move_id = $1 AND h.draining",
+        &[ready.move_id.into()],
+    )?;
+    if let Some(shard) = drained {
+        return Err(busy(format!(
+            "the split of slot {slot_id} is prepared for a shard that is being drained"
+        ))
+        .set_detail(format!("A part is built on \"{shard}\"."))
+        .set_hint(format!("Discard what is prepared first: foreshard.cancel_move({}).", ready.move_id)));
     }
     let gone_on = spi::run(
         "UPDATE foreshard.move SET prepare = false WHERE move_id = $1 AND NOT finished AND prepare AND NOT cancel_requested",

@@ -3,7 +3,7 @@
 use super::watched::ORIGINAL;
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
-use foreshard_core::profile::{Fallback, Feedback, Model, ModelKind, RESOURCES, Resource};
+use foreshard_core::profile::{Bend, Fallback, Feedback, Model, ModelKind, RESOURCES, Resource};
 use foreshard_core::shared::{ProfileIdentity, TOTALS};
 use pgrx::pg_sys::{self, Oid};
 use std::collections::HashMap;
@@ -188,6 +188,9 @@ fn replace_models(learnt: &[Learnt]) -> PgResult<()> {
     let number = |of: fn(&Model) -> f64| -> Arg<'static> {
         rows.iter().map(|r| of(r.model)).collect::<Vec<_>>().into()
     };
+    let bend = |of: fn(&Bend) -> f64| -> Arg<'static> {
+        rows.iter().map(|r| r.model.bend.as_ref().map(of)).collect::<Vec<_>>().into()
+    };
     let fact = |of: fn(&Feedback) -> Option<f64>| -> Arg<'static> {
         rows.iter().map(|r| r.feedback.as_ref().and_then(of)).collect::<Vec<_>>().into()
     };
@@ -205,6 +208,8 @@ fn replace_models(learnt: &[Learnt]) -> PgResult<()> {
         number(|m| m.upper_quantile),
         number(|m| m.floor),
         number(|m| m.level),
+        bend(|b| b.from),
+        bend(|b| b.slope),
         fact(|f| Some(f.mean_absolute_error)),
         fact(|f| f.relative_error),
         fact(|f| f.bias),
@@ -214,15 +219,15 @@ fn replace_models(learnt: &[Learnt]) -> PgResult<()> {
     ]);
     spi::run(
         "INSERT INTO foreshard.trigger_model (profile_id, resource, model, reason, intercept, per_tuple_byte, per_non_null, per_changed, \
-             per_statement_row, samples, lower_quantile, upper_quantile, floor, level, mean_absolute_error, relative_error, bias, r2, coverage, comparisons) \
+             per_statement_row, samples, lower_quantile, upper_quantile, floor, level, bend_bytes, per_byte_beyond, mean_absolute_error, relative_error, bias, r2, coverage, comparisons) \
          SELECT p.profile_id, q.c7, q.c8, q.c9, q.c10, q.c11, q.c12, q.c13, q.c14, q.c15::int, q.c16, q.c17, q.c18, q.c19, q.c20, q.c21, q.c22, \
-             q.c23, q.c24, q.c25::int \
+             q.c23, q.c24, q.c25, q.c26, q.c27::int \
          FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), \
              pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
              pg_catalog.unnest($12), pg_catalog.unnest($13), pg_catalog.unnest($14), pg_catalog.unnest($15), pg_catalog.unnest($16), pg_catalog.unnest($17), \
              pg_catalog.unnest($18), pg_catalog.unnest($19), pg_catalog.unnest($20), pg_catalog.unnest($21), pg_catalog.unnest($22), pg_catalog.unnest($23), \
-             pg_catalog.unnest($24), pg_catalog.unnest($25)) AS q (t, n, f, e, l, w, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16, c17, c18, c19, c20, c21, \
-             c22, c23, c24, c25) \
+             pg_catalog.unnest($24), pg_catalog.unnest($25), pg_catalog.unnest($26), pg_catalog.unnest($27)) AS q (t, n, f, e, l, w, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16, c17, c18, c19, c20, c21, \
+             c22, c23, c24, c25, c26, c27) \
          JOIN foreshard.trigger_profile p \
            ON (p.table_oid, p.trigger_name, p.function_oid, p.event, p.level, p.timing) = (q.t::regclass, q.n::name, q.f, q.e, q.l, q.w)",
         &args,
@@ -292,7 +297,7 @@ pub fn stored(database: u32, made_at_s: Option<f64>) -> PgResult<Vec<Stored>> {
 pub fn models() -> PgResult<HashMap<i64, [Option<Model>; RESOURCES]>> {
     let rows = spi::rows(
         "SELECT profile_id, resource, model, reason, intercept, per_tuple_byte, per_non_null, per_changed, per_statement_row, samples, \
-             lower_quantile, upper_quantile, floor, level FROM foreshard.trigger_model",
+             lower_quantile, upper_quantile, floor, level, bend_bytes, per_byte_beyond FROM foreshard.trigger_model",
         &[],
         |row| Ok((row.need::<i64>(1)?, Resource::from_name(&row.need::<String>(2)?), model(row, 3)?)),
     )?;
@@ -305,12 +310,13 @@ pub fn models() -> PgResult<HashMap<i64, [Option<Model>; RESOURCES]>> {
     Ok(found)
 }
 
-/// The model in twelve columns from `first` (kind) to the level; None: one this version does not know.
+/// The model in fourteen columns from `first` (kind) to the slope beyond the bend; None: one this version does not know.
 pub fn model(row: &spi::Row, first: usize) -> PgResult<Option<Model>> {
     let Some(kind) = row.get::<String>(first)?.and_then(|k| ModelKind::from_name(&k)) else {
         return Ok(None);
     };
     let number = |i: usize| row.need::<f64>(first + i);
+    let bend = row.get::<f64>(first + 12)?.zip(row.get::<f64>(first + 13)?);
     Ok(Some(Model {
         kind,
         reason: row.get::<String>(first + 1)?.and_then(|r| Fallback::from_name(&r)),
@@ -321,6 +327,7 @@ pub fn model(row: &spi::Row, first: usize) -> PgResult<Option<Model>> {
         upper_quantile: number(9)?,
         floor: number(10)?,
         level: number(11)?,
+        bend: bend.map(|(from, slope)| Bend { from, slope }),
     }))
 }
 

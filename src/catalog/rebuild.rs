@@ -250,10 +250,17 @@ fn hand_over_sequences(definition: &Definition, aside: &str) -> PgResult<()> {
     Ok(())
 }
 
-/// Makes keys and everything after them again, as whoever calls.
+/// Makes keys and everything after them again, each as the role whose code may run while it is parsed or checked: the caller may be
+/// stronger.
 fn remake(definition: &Definition) -> PgResult<()> {
-    let after = definition.after.iter().map(|remake| &remake.sql);
-    definition.keys.iter().chain(after).try_for_each(|statement| run(statement).map(drop))
+    let all = definition.keys.iter().chain(&definition.after);
+    all.into_iter().try_for_each(|remake| run_by(remake.author, &remake.sql))
+}
+
+/// Runs a statement as a role, with no way back to a stronger one.
+pub(super) fn run_by(author: Option<pg_sys::Oid>, sql: &str) -> PgResult<()> {
+    let _guard = author.map(security::as_restricted_owner);
+    run(sql).map(drop)
 }
 
 /// Drops the old table; whatever still depends on it is reported by PostgreSQL and nothing is lost.

@@ -3,8 +3,8 @@
 //! undistributing a table online (docs/decisions/0008).
 
 use super::child::{self, parent_of};
-use super::definition::{Definition, capture};
-use super::rebuild::{drop_aside, step_aside};
+use super::definition::{Definition, Remake, capture};
+use super::rebuild::{drop_aside, run_by, step_aside};
 use super::shadow::RelationRow;
 use super::{birth, colocation, name_of, place, preflight, split, whole};
 use crate::pg::report::{PgResult, internal, unknown, wrong_state};
@@ -27,12 +27,6 @@ struct Heir {
 
 fn run(sql: &str) -> PgResult<()> {
     spi::run(sql, &[]).map(drop)
-}
-
-/// Runs a statement as a role whose code it may run; None: as whoever calls.
-fn run_by(author: Option<pg_sys::Oid>, sql: &str) -> PgResult<()> {
-    let _guard = author.map(security::as_restricted_owner);
-    run(sql)
 }
 
 /// Everything that speaks against making a managed table an ordinary one online.
@@ -338,9 +332,9 @@ fn strip(heir: pg_sys::Oid, name: &str) -> PgResult<()> {
 }
 
 /// Adds the foreign keys of the table, which held for every row of the heir: nothing is looked up.
-fn add_keys(heir: pg_sys::Oid, keys: &[String]) -> PgResult<()> {
+fn add_keys(heir: pg_sys::Oid, keys: &[Remake]) -> PgResult<()> {
     for key in keys {
-        run(&format!("{key} NOT VALID"))?;
+        run_by(key.author, &format!("{} NOT VALID", key.sql))?;
     }
     spi::run(
         "UPDATE pg_catalog.pg_constraint SET convalidated = true WHERE conrelid = $1 AND contype = 'f' AND NOT convalidated",

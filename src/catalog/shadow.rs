@@ -294,11 +294,11 @@ pub fn next_unbuilt(move_id: i64) -> PgResult<Option<(pg_sys::Oid, pg_sys::Oid)>
     Ok(found.into_iter().next())
 }
 
-/// Marks an index as built.
-pub fn set_built(move_id: i64, shadow_index: pg_sys::Oid) -> PgResult<()> {
+/// Marks an index as built, in so many seconds.
+pub fn set_built(move_id: i64, shadow_index: pg_sys::Oid, seconds: f64) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.move_index SET built = true WHERE move_id = $1 AND shadow_index = $2",
-        &[move_id.into(), shadow_index.into()],
+        "UPDATE foreshard.move_index SET built = true, built_s = $3 WHERE move_id = $1 AND shadow_index = $2",
+        &[move_id.into(), shadow_index.into(), seconds.into()],
     )?;
     Ok(())
 }
@@ -322,15 +322,16 @@ pub fn copies(row: &RelationRow) -> PgResult<Vec<pg_sys::Oid>> {
     )
 }
 
-/// (Index of a relation, that of one of its copies) pairs. A copy that is made like another relation has them by the index of
-/// the table that both are partitions of.
+/// (Index of a relation, that of one of its copies) pairs, by the index of the table too; those in another order are none.
 pub fn index_pairs_of(
     move_id: i64,
     source: pg_sys::Oid,
     copy: pg_sys::Oid,
 ) -> PgResult<Vec<(pg_sys::Oid, pg_sys::Oid)>> {
     spi::rows(
-        "SELECT DISTINCT o.indexrelid, m.shadow_index FROM foreshard.move_index m JOIN pg_catalog.pg_index o ON o.indrelid = $2 \
+        "SELECT DISTINCT o.indexrelid, m.shadow_index FROM foreshard.move_index m JOIN pg_catalog.pg_index n ON n.indexrelid = m.shadow_index \
+         JOIN pg_catalog.pg_index o ON o.indrelid = $2 AND o.indoption::text = n.indoption::text AND o.indclass = n.indclass \
+             AND o.indcollation = n.indcollation \
          WHERE m.move_id = $1 AND m.heap = $3 AND (o.indexrelid = m.source_index OR EXISTS (SELECT FROM pg_catalog.pg_inherits a \
              JOIN pg_catalog.pg_inherits b ON b.inhparent = a.inhparent WHERE a.inhrelid = m.source_index AND b.inhrelid = o.indexrelid)) ORDER BY 1",
         &[move_id.into(), source.into(), copy.into()],

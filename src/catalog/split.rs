@@ -202,7 +202,7 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -
 /// 0A000 with every reason.
 pub fn refuse(slot_id: i64, reasons: &[String]) -> PgResult<()> {
     let hint = if is_referenced(reasons) {
-        "Rows that are referenced cannot change their partition: drop the foreign key, split the slot, and add the key again (NOT VALID first, then VALIDATE)."
+        "Rows that are referenced cannot change their partition: drop the foreign key, split the slot, and add the key again (NOT VALID first, then VALIDATE; of a partitioned table only since PostgreSQL 18)."
     } else {
         "Cure every reason named and split the slot again, or move the whole slot with foreshard.move_slot()."
     };
@@ -237,6 +237,8 @@ pub fn against_split(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
          SELECT 'inbound_foreign_key: ' || pg_catalog.quote_ident(k.conname) || ' of ' || k.conrelid::regclass FROM leaf l \
              JOIN pg_catalog.pg_constraint k ON k.contype = 'f' AND k.conparentid = 0 AND k.confrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(l.oid)) \
          UNION ALL SELECT 'other_owner: partition and table belong to different roles' FROM leaf l JOIN pg_catalog.pg_class p ON p.oid = l.inhparent WHERE p.relowner <> l.relowner \
+         UNION ALL SELECT 'detach_pending: finish it with ALTER TABLE … DETACH PARTITION … FINALIZE' FROM pg_catalog.pg_inherits \
+             WHERE inhrelid = $1 AND inhdetachpending \
          UNION ALL SELECT 'not_validated: constraint ' || pg_catalog.quote_ident(k.conname) FROM pg_catalog.pg_constraint k \
              WHERE k.conrelid = $1 AND NOT k.convalidated \
          UNION ALL SELECT 'temporal_key: ' || pg_catalog.quote_ident(k.conname) FROM pg_catalog.pg_constraint k \
@@ -245,6 +247,9 @@ pub fn against_split(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
              WHERE k.conrelid = $1 AND k.contype = 'f' AND k.conparentid = 0 \
          UNION ALL SELECT 'own_trigger: ' || pg_catalog.quote_ident(t.tgname) || ' belongs to the partition alone' FROM pg_catalog.pg_trigger t \
              WHERE t.tgrelid = $1 AND NOT t.tgisinternal AND t.tgparentid = 0 \
+         UNION ALL SELECT 'own_sequence: ' || q.oid::regclass || ' belongs to a column of the partition' FROM pg_catalog.pg_depend d \
+             JOIN pg_catalog.pg_class q ON q.oid = d.objid AND q.relkind = 'S' \
+             WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1 AND d.deptype = 'a' \
          UNION ALL SELECT 'rule: ' || pg_catalog.quote_ident(rulename) FROM pg_catalog.pg_rewrite WHERE ev_class = $1 \
          UNION ALL SELECT 'own_policy: ' || pg_catalog.quote_ident(polname) FROM pg_catalog.pg_policy WHERE polrelid = $1 \
          UNION ALL SELECT 'own_statistics: ' || pg_catalog.quote_ident(stxname) FROM pg_catalog.pg_statistic_ext WHERE stxrelid = $1 \

@@ -46,11 +46,50 @@ pub struct Measured {
     pub sums: Sampled,
 }
 
+/// The sums as they are stored.
+pub const SUMS: [&str; 15] = [
+    "statements",
+    "scans",
+    "rows_read",
+    "blocks_hit",
+    "blocks_read",
+    "read_cpu_ms",
+    "rows_written",
+    "write_cpu_ms",
+    "wal_bytes",
+    "trigger_calls",
+    "trigger_cost_units",
+    "result_bytes",
+    "elapsed_ms",
+    "blocks_dirtied",
+    "temp_blocks",
+];
+/// The same in memory, in the same order.
+const OF: [fn(&Sampled) -> f64; SUMS.len()] = [
+    |s| s.statements,
+    |s| s.scans,
+    |s| s.rows_read,
+    |s| s.blocks_hit,
+    |s| s.blocks_read,
+    |s| s.read_cpu_ms,
+    |s| s.rows_written,
+    |s| s.write_cpu_ms,
+    |s| s.wal_bytes,
+    |s| s.trigger_calls,
+    |s| s.trigger_cost_units,
+    |s| s.result_bytes,
+    |s| s.elapsed_ms,
+    |s| s.blocks_dirtied,
+    |s| s.temp_blocks,
+];
+
 /// Everything that is stored.
 pub fn measured() -> PgResult<Vec<Measured>> {
+    let sums = SUMS.join(", ");
     spi::rows(
-        "SELECT table_oid::oid, slot_id, extract(epoch FROM measured_at)::float8, statements, scans, rows_read, blocks_hit, blocks_read, read_cpu_ms, \
-             rows_written, write_cpu_ms, wal_bytes, trigger_calls, trigger_cost_units, result_bytes FROM foreshard.slot_cost",
+        &format!(
+            "SELECT table_oid::oid, slot_id, extract(epoch FROM measured_at)::float8, {sums} FROM foreshard.slot_cost"
+        ),
         &[],
         |row| {
             Ok(Measured {
@@ -70,6 +109,9 @@ pub fn measured() -> PgResult<Vec<Measured>> {
                     trigger_calls: row.need(13)?,
                     trigger_cost_units: row.need(14)?,
                     result_bytes: row.need(15)?,
+                    elapsed_ms: row.need(16)?,
+                    blocks_dirtied: row.need(17)?,
+                    temp_blocks: row.need(18)?,
                     ..Sampled::default()
                 },
             })
@@ -82,68 +124,37 @@ pub fn store(measured: &[Measured]) -> PgResult<()> {
     if measured.is_empty() {
         return Ok(());
     }
-    let sum = |of: fn(&Sampled) -> f64| -> Arg<'static> {
-        measured.iter().map(|m| of(&m.sums)).collect::<Vec<_>>().into()
-    };
-    spi::run(
-        "INSERT INTO foreshard.slot_cost (table_oid, slot_id, measured_at, statements, scans, rows_read, blocks_hit, blocks_read, read_cpu_ms, \
-             rows_written, write_cpu_ms, wal_bytes, trigger_calls, trigger_cost_units, result_bytes) \
-         SELECT q.t::regclass, q.s, pg_catalog.to_timestamp(q.at), q.c1, q.c2, q.c3, q.c4, q.c5, q.c6, q.c7, q.c8, q.c9, q.c10, q.c11, q.c12 \
-         FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5), \
-             pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), \
-             pg_catalog.unnest($12), pg_catalog.unnest($13), pg_catalog.unnest($14), pg_catalog.unnest($15)) \
-             AS q (t, s, at, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12) \
+    let all = |each: fn(usize) -> String, count: usize| (1..=count).map(each).collect::<Vec<_>>().join(", ");
+    let names = all(|n| format!("c{n}"), SUMS.len());
+    let sql = format!(
+        "INSERT INTO foreshard.slot_cost (table_oid, slot_id, measured_at, {}) \
+         SELECT q.t::regclass, q.s, pg_catalog.to_timestamp(q.at), {names} FROM ROWS FROM ({}) AS q (t, s, at, {names}) \
          JOIN foreshard.slot_partition p ON p.slot_id = q.s AND p.table_oid = q.t \
-         ON CONFLICT (slot_id, table_oid) DO UPDATE SET measured_at = excluded.measured_at, statements = excluded.statements, scans = excluded.scans, \
-             rows_read = excluded.rows_read, blocks_hit = excluded.blocks_hit, blocks_read = excluded.blocks_read, read_cpu_ms = excluded.read_cpu_ms, \
-             rows_written = excluded.rows_written, write_cpu_ms = excluded.write_cpu_ms, wal_bytes = excluded.wal_bytes, \
-             trigger_calls = excluded.trigger_calls, trigger_cost_units = excluded.trigger_cost_units, result_bytes = excluded.result_bytes",
-        &[
-            measured.iter().map(|m| Oid::from(m.table)).collect::<Vec<_>>().into(),
-            measured.iter().map(|m| m.slot_id).collect::<Vec<_>>().into(),
-            measured.iter().map(|m| m.at_s).collect::<Vec<_>>().into(),
-            sum(|s| s.statements),
-            sum(|s| s.scans),
-            sum(|s| s.rows_read),
-            sum(|s| s.blocks_hit),
-            sum(|s| s.blocks_read),
-            sum(|s| s.read_cpu_ms),
-            sum(|s| s.rows_written),
-            sum(|s| s.write_cpu_ms),
-            sum(|s| s.wal_bytes),
-            sum(|s| s.trigger_calls),
-            sum(|s| s.trigger_cost_units),
-            sum(|s| s.result_bytes),
-        ],
-    )?;
-    Ok(())
+         ON CONFLICT (slot_id, table_oid) DO UPDATE SET measured_at = excluded.measured_at, {}",
+        SUMS.join(", "),
+        all(|n| format!("pg_catalog.unnest(${n})"), SUMS.len() + 3),
+        SUMS.map(|sum| format!("{sum} = excluded.{sum}")).join(", ")
+    );
+    let mut args: Vec<Arg> = vec![
+        measured.iter().map(|m| Oid::from(m.table)).collect::<Vec<_>>().into(),
+        measured.iter().map(|m| m.slot_id).collect::<Vec<_>>().into(),
+        measured.iter().map(|m| m.at_s).collect::<Vec<_>>().into(),
+    ];
+    args.extend(OF.map(|of| measured.iter().map(|m| of(&m.sums)).collect::<Vec<_>>().into()));
+    spi::run(&sql, &args).map(drop)
 }
 
 /// A slot has become others, given with their shares of its load: what was measured is theirs as well.
 pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
     let others: Vec<(i64, f64)> = parts.iter().copied().filter(|(slot, _)| *slot != slot_id).collect();
     let kept: f64 = parts.iter().filter(|(slot, _)| *slot == slot_id).map(|(_, share)| share).sum();
-    let sums = [
-        "statements",
-        "scans",
-        "rows_read",
-        "blocks_hit",
-        "blocks_read",
-        "read_cpu_ms",
-        "rows_written",
-        "write_cpu_ms",
-        "wal_bytes",
-        "trigger_calls",
-        "trigger_cost_units",
-        "result_bytes",
-    ];
-    let products = |share: &str| sums.map(|sum| format!("o.{sum} * {share}")).join(", ");
+    let products = |share: &str| SUMS.map(|sum| format!("o.{sum} * {share}")).join(", ");
     spi::run(
         &format!(
             "INSERT INTO foreshard.slot_cost (slot_id, table_oid, measured_at, {}) SELECT n.slot_id, o.table_oid, o.measured_at, {} \
              FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS n (slot_id, share) \
              JOIN foreshard.slot_cost o ON o.slot_id = $1 ON CONFLICT DO NOTHING",
-            sums.join(", "),
+            SUMS.join(", "),
             products("n.share")
         ),
         &[
@@ -155,7 +166,7 @@ pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
     spi::run(
         &format!(
             "UPDATE foreshard.slot_cost o SET ({}) = ROW ({}) WHERE o.slot_id = $1",
-            sums.join(", "),
+            SUMS.join(", "),
             products("$2")
         ),
         &[slot_id.into(), kept.into()],

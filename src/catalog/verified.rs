@@ -12,6 +12,8 @@ pub struct Copy {
     pub key: Vec<i16>,
     /// Those of its indexes that are built.
     pub indexes: Vec<pg_sys::Oid>,
+    /// How long the heap is.
+    pub blocks: i64,
 }
 
 /// The copies of a move, ascending.
@@ -20,7 +22,8 @@ pub fn copies(move_id: i64) -> PgResult<Vec<Copy>> {
         "SELECT i.heap, (SELECT (k.indkey::int2[])[0:k.indnkeyatts - 1] FROM foreshard.move_relation r \
                            JOIN pg_catalog.pg_index k ON k.indexrelid = r.identity_index \
                           WHERE r.move_id = $1 AND r.source = pg_catalog.min(i.source)), \
-                pg_catalog.array_agg(DISTINCT i.shadow_index ORDER BY i.shadow_index) \
+                pg_catalog.array_agg(DISTINCT i.shadow_index ORDER BY i.shadow_index), \
+                coalesce(pg_catalog.pg_relation_size(i.heap) / pg_catalog.current_setting('block_size')::int8, 0) \
          FROM foreshard.move_index i WHERE i.move_id = $1 AND i.built GROUP BY i.heap ORDER BY i.heap",
         &[move_id.into()],
         |row| {
@@ -28,17 +31,17 @@ pub fn copies(move_id: i64) -> PgResult<Vec<Copy>> {
                 heap: row.need(1)?,
                 key: row.get(2)?.unwrap_or_default(),
                 indexes: row.need::<Vec<pg_sys::Oid>>(3)?,
+                blocks: row.need(4)?,
             })
         },
     )
 }
 
-/// How many blocks a verification reads: sources once, copies twice.
-pub fn blocks(move_id: i64) -> PgResult<i64> {
+/// Blocks of the sources of a move.
+pub fn source_blocks(move_id: i64) -> PgResult<i64> {
     let blocks = spi::one::<i64>(
-        "SELECT pg_catalog.sum(q.reads * pg_catalog.pg_relation_size(q.heap::pg_catalog.regclass) / pg_catalog.current_setting('block_size')::int8)::int8 \
-         FROM (SELECT DISTINCT heap, 2 AS reads FROM foreshard.move_index WHERE move_id = $1 \
-               UNION ALL SELECT source, 1 FROM foreshard.move_relation WHERE move_id = $1) q",
+        "SELECT pg_catalog.sum(pg_catalog.pg_relation_size(source) / pg_catalog.current_setting('block_size')::int8)::int8 \
+         FROM foreshard.move_relation WHERE move_id = $1",
         &[move_id.into()],
     )?;
     Ok(blocks.unwrap_or(0))

@@ -57,7 +57,7 @@ pub fn lagging_replica(limit_bytes: i64) -> PgResult<Option<String>> {
         "SELECT format('replica \"%s\" (pid %s) is %s behind', application_name, pid, pg_catalog.pg_size_pretty(lag)) \
          FROM (SELECT application_name, pid, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), \
                       coalesce(replay_lsn, flush_lsn, write_lsn, sent_lsn)) AS lag \
-               FROM pg_catalog.pg_stat_replication WHERE state = 'streaming') q WHERE lag > $1 ORDER BY lag DESC LIMIT 1",
+               FROM pg_catalog.pg_stat_replication WHERE state IN ('streaming', 'catchup')) q WHERE lag > $1 ORDER BY lag DESC LIMIT 1",
         &[limit_bytes.into()],
     )
 }

@@ -6,8 +6,8 @@ use super::moves::MoveRow;
 use super::preflight::identity_index;
 use super::shadow::{self, RelationRow};
 use super::split::Part;
-use super::{child, record_event};
-use crate::pg::report::{PgResult, internal};
+use super::{child, record_event, remains};
+use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::{security, spi, storage};
 use pgrx::pg_sys;
 use serde_json::json;
@@ -90,6 +90,9 @@ pub fn touched(move_id: i64, source: pg_sys::Oid) -> PgResult<Vec<pg_sys::Oid>> 
 /// The storage of a partition that is about to be dropped changes hands; everything is locked.
 pub fn keep_storage(move_id: i64, source: pg_sys::Oid) -> PgResult<()> {
     let Some(old) = table(move_id, source)? else { return Ok(()) };
+    if !remains::are_stored_alike(source, old)? {
+        return Err(wrong_state("the table that is to keep the old storage was altered"));
+    }
     for (index, copy) in index_pairs(move_id, old)? {
         storage::swap_storage(index, copy)?;
     }
@@ -107,9 +110,9 @@ pub fn begin(row: &MoveRow, relations: &[RelationRow], parts: &[Part]) -> PgResu
     }
     let merge = spi::one_mut::<i64>(
         "INSERT INTO foreshard.move (request_id, kind, slot_id, other_slot, from_shard, to_shard, phase, finished, prepare, way_back_of, \
-             started_at, prepared_at, checked_at) \
+             started_at, prepared_at, checked_at, caught_up_at) \
          SELECT request_id, 'merge', $2, $3, to_shard, from_shard, 'prepared', true, true, move_id, \
-             pg_catalog.clock_timestamp(), pg_catalog.clock_timestamp(), pg_catalog.clock_timestamp() \
+             pg_catalog.clock_timestamp(), pg_catalog.clock_timestamp(), pg_catalog.clock_timestamp(), 'infinity' \
          FROM foreshard.move WHERE move_id = $1 RETURNING move_id",
         &[row.move_id.into(), kept.into(), new.into()],
     )?

@@ -11,6 +11,7 @@ use foreshard_core::phase::Capabilities;
 use pgrx::pg_sys;
 use serde_json::Value;
 use std::collections::HashSet;
+use std::time::Instant;
 
 /// See the module.
 pub struct Local;
@@ -51,8 +52,9 @@ impl Engine for Local {
         let Some((heap, index)) = shadow::next_unbuilt(row.move_id)? else {
             return Ok(false);
         };
+        let begun = Instant::now();
         storage::build_index(heap, index);
-        shadow::set_built(row.move_id, index)?;
+        shadow::set_built(row.move_id, index, begun.elapsed().as_secs_f64())?;
         Ok(true)
     }
 

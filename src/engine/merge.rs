@@ -4,7 +4,7 @@
 use super::{Engine, Local, Side, Split, Visit, skip_logged, wants_canary};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{child, merge, relation, split, whole};
+use crate::catalog::{child, merge, relation, remains, split, whole};
 use crate::pg::digest::{self, Key};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{disk, guc, lock};
@@ -112,6 +112,7 @@ impl Engine for Merge {
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
+        remains::keep_storage(row.move_id)?;
         let mut done: Vec<pg_sys::Oid> = Vec::new();
         for relation in relations {
             if !done.contains(&relation.shadow) {

@@ -4,7 +4,7 @@
 use super::{Engine, Side, Split, Visit, skip_logged};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::RelationRow;
-use crate::catalog::{child, guest, place, relation, split, wish};
+use crate::catalog::{child, guest, place, relation, remains, split, wish};
 use crate::pg::digest::{self, Key, Row};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
@@ -121,6 +121,7 @@ impl Engine for Place {
 
     fn swap(&self, row: &MoveRow, _relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
+        remains::keep_storage(row.move_id)?;
         let families = guest::families(row.move_id)?;
         let exchanged = families.iter().map(|family| guest::exchange(row.move_id, family, &parts));
         let branches = exchanged.collect::<PgResult<Vec<_>>>()?;

@@ -6,7 +6,7 @@ use crate::catalog::child;
 use crate::catalog::moves::MoveRow;
 use crate::catalog::relation;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{split, wayback};
+use crate::catalog::{remains, split, wayback};
 use crate::pg::digest::{self, Key, Row};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
@@ -105,6 +105,7 @@ impl Engine for Split {
 
     fn rehearse(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
         child::rehearse()?;
+        remains::rehearse()?;
         // What is read of the copies is read again under the lock, from warm caches.
         for relation in relations {
             child::children(row.move_id, relation.source)?;
@@ -138,6 +139,7 @@ impl Engine for Split {
             own.extend(relation.twin);
             own.extend(wayback::touched(row.move_id, relation.source)?);
         }
+        own.extend(remains::touched(row.move_id)?);
         Ok(lock::try_lock_all(&own, lock::ACCESS_EXCLUSIVE))
     }
 
@@ -147,6 +149,7 @@ impl Engine for Split {
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
+        remains::keep_storage(row.move_id)?;
         for relation in relations {
             wayback::keep_storage(row.move_id, relation.source)?;
             child::exchange(row.move_id, &[relation], &parts)?;

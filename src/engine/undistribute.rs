@@ -4,7 +4,7 @@
 use super::{Engine, Merge, Split, Visit};
 use crate::catalog::moves::MoveRow;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{child, preflight, relation, release, whole};
+use crate::catalog::{child, preflight, relation, release, remains, whole};
 use crate::pg::report::{PgResult, wrong_state};
 use crate::pg::{disk, guc, lock};
 use foreshard_core::phase::{Capabilities, Phase};
@@ -91,6 +91,7 @@ impl Engine for Undistribute {
 
     fn rehearse(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
         child::rehearse()?;
+        remains::rehearse()?;
         release::rehearse(row.move_id, relations)
     }
 
@@ -99,7 +100,7 @@ impl Engine for Undistribute {
         Ok(preflight::around(table_of(relations)?)?.0)
     }
 
-    fn hold_rest(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+    fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
         let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
         // As for a split: what a serializable transaction has read goes away.
         if lock::is_predicate_locked(&sources)? {
@@ -107,7 +108,7 @@ impl Engine for Undistribute {
         }
         let sequences = preflight::own_sequences(table_of(relations)?)?;
         let own = relations.iter().take(1).flat_map(|r| [r.shadow].into_iter().chain(r.twin));
-        let own: Vec<pg_sys::Oid> = own.collect();
+        let own: Vec<pg_sys::Oid> = own.chain(remains::touched(row.move_id)?).collect();
         if !(lock::try_lock_all(&sequences, lock::SHARE_ROW_EXCLUSIVE)
             && lock::try_lock_all(&own, lock::ACCESS_EXCLUSIVE))
         {
@@ -130,6 +131,7 @@ impl Engine for Undistribute {
     }
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
+        remains::keep_storage(row.move_id)?;
         release::replace(row.move_id, relations)?;
         release::note(row.move_id, row.slot_id, relations)
     }

@@ -7,7 +7,7 @@ use super::phases::is_unchanged;
 use super::verified::{Compared, compare};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{child, copy, record_event};
+use crate::catalog::{baseline, child, copy, progress, record_event};
 use crate::engine::Engine;
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::guc;
@@ -47,15 +47,25 @@ pub fn make_routes(row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
     // How it is without a copy under way.
     if let Some(stats) = routes.stats() {
         [Arm::Before, Arm::OthersBefore].into_iter().for_each(|arm| stats.arm(arm).clear());
+        baseline::begin(row.move_id, 0.0)?;
     }
     Ok(true)
 }
 
-/// From now on it is known how statements fare, on the slot and elsewhere.
+/// From now on it is known how statements fare, on the slot and elsewhere. Of a change that replaces partitions only that all of
+/// them are timed is of use, for `foreshard.max_p99`; its canary makes its own routes.
 pub fn time_statements(row: &MoveRow, relations: &[RelationRow]) -> PgResult<()> {
-    if MoveRoutes::of(row.move_id).is_none() {
-        make(row, relations, None)?;
+    if MoveRoutes::of(row.move_id).is_some() {
+        return Ok(());
     }
+    if !row.replaces() {
+        return make(row, relations, None).map(drop);
+    }
+    let (none, indexes) = (pg_sys::InvalidOid, Vec::new());
+    let first = relations.first();
+    let spec =
+        first.map(|r| Spec { source: r.source, shadow: r.shadow, parent: none, staging: none, indexes });
+    MoveRoutes::make(row.move_id, spec.as_slice(), None);
     Ok(())
 }
 
@@ -102,8 +112,13 @@ pub fn step(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outc
         return Ok(Outcome::Leave(Event::SourceChanged));
     }
     let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
-    let Some(routes) = MoveRoutes::of(row.move_id) else { return begin(engine, row, attempt) };
+    let routes = MoveRoutes::of(row.move_id).filter(|routes| !routes.only_time());
+    let Some(routes) = routes else { return begin(engine, row, attempt) };
     let Some(stats) = routes.stats().filter(|_| !routes.have_failed(&sources)) else {
+        // Those of a move are made anew with its mirror, these when the canary begins again.
+        if row.replaces() {
+            routes.remove();
+        }
         return Ok(Outcome::Leave(Event::BacklogTooLarge));
     };
     note_reads(row, stats)?;
@@ -191,7 +206,7 @@ fn differ(engine: &dyn Engine, row: &MoveRow, stats: &RouteStats) -> WorkResult<
             let name = transaction(|| crate::catalog::name_of(index))?;
             give_up(
                 row,
-                &format!("look-ups by index {name} find other rows in the copy than in the source"),
+                &format!("reads by index {name} find other rows in the copy than in the source"),
                 stats,
             )?;
             Ok(Outcome::Leave(Event::Mismatch))
@@ -199,11 +214,12 @@ fn differ(engine: &dyn Engine, row: &MoveRow, stats: &RouteStats) -> WorkResult<
     }
 }
 
-/// Says how many reads went to the copy so far, stayed, and cannot go there.
+/// Says how many reads went to the copy so far, stayed, and cannot go there; and of how many scans both copies were asked.
 fn note_reads(row: &MoveRow, stats: &RouteStats) -> WorkResult<()> {
-    let [routed, stayed, unroutable] =
-        [0, 1, 2].map(|at: usize| stats.reads[at].load(Ordering::Relaxed) as i64);
-    transaction(|| moves::set_reads(row.move_id, routed, stayed, unroutable))
+    let [routed, stayed, unroutable] = [0, 1, 2].map(|at: usize| &stats.reads[at]);
+    let counters = [routed, stayed, unroutable, &stats.compared, &stats.incomparable];
+    let counts = counters.map(|counter| counter.load(Ordering::Relaxed) as i64);
+    transaction(|| progress::set_reads(row.move_id, counts))
 }
 
 fn give_up(row: &MoveRow, why: &str, stats: &RouteStats) -> WorkResult<()> {
@@ -223,6 +239,7 @@ fn summary(row: &MoveRow, stats: &RouteStats) -> Value {
         "routed": latencies(&stats.arm(Arm::Routed).read()),
         "compared": stats.compared.load(Ordering::Relaxed),
         "differed": stats.differed.load(Ordering::Relaxed),
+        "incomparable": stats.incomparable.load(Ordering::Relaxed),
     })
 }
 

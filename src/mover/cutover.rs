@@ -4,23 +4,23 @@
 //! so. Rows that the carrier copied or replayed before carry its own transaction id: snapshots older than
 //! that must not read them, so we wait, outside any lock, until none is left.
 
-use super::phases::{is_unchanged, looks_unchanged};
+use super::phases::{SHORTEN_BYTES, is_unchanged, looks_unchanged};
 use super::verified::{Compared, compare};
-use super::{Outcome, canary, short_lock};
+use super::{Outcome, canary, measure, short_lock};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{copy, record_event, waiting};
+use crate::catalog::{copy, record_event, remains, waiting};
 use crate::engine::Engine;
 use crate::pg::bgworker::{WorkResult, transaction};
 use crate::pg::report::PgResult;
 use crate::pg::route::MoveRoutes;
 use crate::pg::{bgworker, guc, invalidation, lock, spi};
 use foreshard_core::phase::Event;
-use foreshard_core::shared::Arm;
 use pgrx::pg_sys;
 use serde_json::json;
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A verification older than this is made again, s.
 const FRESH_S: f64 = 60.0;
@@ -28,13 +28,21 @@ const FRESH_S: f64 = 60.0;
 const SNAPSHOT_WAIT_MS: u128 = 1_000;
 
 /// How often replicas are looked at; they tell of their snapshots every wal_receiver_status_interval.
-const REPLICA_WAIT_MS: i64 = 100;
+const REPLICA_WAIT_MS: i64 = 500;
+/// How long replicas are waited for.
+const REPLICA_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Attempts to find many relations unchanged since they were looked at, before they are looked at under the lock.
 const PATIENT_ATTEMPTS: u32 = 32;
 
 /// One attempt: wait out old snapshots, lock, swap.
 pub fn attempt(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
+    if attempt == 0 {
+        measure::keep(row, true)?;
+        if row.replaces() {
+            transaction(|| remains::make(row.move_id, &shadow::relations(row.move_id)?, SHORTEN_BYTES))?;
+        }
+    }
     if row.verified_age_s.is_none_or(|age| age > FRESH_S) {
         return Ok(match compare(engine, row)? {
             Compared::Equal => Outcome::Again(0),
@@ -59,34 +67,43 @@ pub fn watch(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Out
         return swap(engine, row, attempt, Direction::Back);
     }
     if let Some(event) = transaction(|| way_back_lost(&shadow::relations(row.move_id)?))? {
+        transaction(|| moves::note(row.move_id, None, Some(NO_WAY_BACK), None))?;
         return Ok(Outcome::Leave(event));
     }
     let window_s = f64::from(guc::ROLLBACK_WINDOW.get());
-    if row.swapped_age_s.is_none_or(|age| age >= window_s) {
-        record_fare(row)?;
+    if row.watched_age_s.is_none_or(|age| age >= window_s) {
+        // The keeper comes first as a rule.
+        if measure::resume(row)? {
+            return Ok(Outcome::Rest);
+        }
+        measure::record(row)?;
         return Ok(Outcome::Leave(Event::Completed));
     }
     Ok(Outcome::Rest)
 }
 
-/// How statements fared before and after the swap, for the history.
-fn record_fare(row: &MoveRow) -> WorkResult<()> {
-    let Some(stats) = MoveRoutes::of(row.move_id).and_then(|routes| routes.stats()) else { return Ok(()) };
-    let fared = |arm| canary::latencies(&stats.arm(arm).read());
-    let detail = json!({
-        "before": fared(Arm::Before), "after": fared(Arm::After),
-        "others_before": fared(Arm::OthersBefore), "others_after": fared(Arm::OthersAfter),
-    });
-    transaction(|| record_event("watched", Some(row.move_id), Some(row.slot_id), detail))
-}
+/// What is said then.
+const NO_WAY_BACK: &str = "there is no way back: the table was altered, or a change could not be mirrored";
 
 /// Why the copies can no longer be exchanged, if so.
 pub(super) fn way_back_lost(relations: &[RelationRow]) -> PgResult<Option<Event>> {
+    lost(relations, is_unchanged)
+}
+
+/// Whether it seems so, by a look that takes no lock on users' tables.
+pub fn seems_kept_in_vain(relations: &[RelationRow]) -> PgResult<bool> {
+    Ok(lost(relations, looks_unchanged)?.is_some())
+}
+
+fn lost(
+    relations: &[RelationRow],
+    unchanged: impl Fn(&RelationRow) -> PgResult<bool>,
+) -> PgResult<Option<Event>> {
     for relation in relations {
-        if !is_unchanged(relation)? {
+        if !unchanged(relation)? {
             return Ok(Some(Event::SourceChanged));
         }
-        if !shadow::is_mirroring(relation.trigger)? || copy::plan(relation)?.pending(1)? > 0 {
+        if !shadow::is_mirroring(relation.trigger)? || copy::have_entries(&[relation.log])? {
             return Ok(Some(Event::FatalError));
         }
     }
@@ -112,8 +129,7 @@ fn swap(engine: &dyn Engine, row: &MoveRow, attempt: u32, direction: Direction) 
         }
         Swap::Leave(event) => {
             if direction == Direction::Back {
-                let lost = "there is no way back: the table was altered, or a change could not be mirrored";
-                transaction(|| moves::note(row.move_id, None, Some(lost), None))?;
+                transaction(|| moves::note(row.move_id, None, Some(NO_WAY_BACK), None))?;
             }
             Ok(Outcome::Leave(event))
         }
@@ -148,12 +164,22 @@ fn old_snapshots_are_gone(row: &MoveRow) -> WorkResult<bool> {
     Ok(true)
 }
 
-/// Which replica has a snapshot that may not see the last replay.
+thread_local! {
+    /// The move whose cutover waits for a replica, and since when.
+    static ASKED: Cell<Option<(i64, Instant)>> = const { Cell::new(None) };
+}
+
+/// Which replica has a snapshot that may not see the last replay; None as well when it has been waited for long enough. What replicas
+/// tell is held back by old transactions of other databases, too, and by prepared ones, so it may stay so for ever.
 fn replica_snapshots(row: &MoveRow) -> WorkResult<Option<String>> {
-    transaction(|| {
+    let who = transaction(|| {
         let xid = moves::last_replay(row.move_id)?;
         xid.filter(|_| guc::WAIT_FOR_REPLICAS.get()).map_or(Ok(None), waiting::replica_snapshots)
-    })
+    })?;
+    let since =
+        ASKED.get().filter(|(move_id, _)| *move_id == row.move_id).map_or_else(Instant::now, |(_, at)| at);
+    ASKED.set(who.as_ref().map(|_| (row.move_id, since)));
+    Ok(who.filter(|_| since.elapsed() < REPLICA_PATIENCE))
 }
 
 /// Who holds a snapshot that may not see the last replay.

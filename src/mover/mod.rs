@@ -3,9 +3,10 @@
 
 pub mod canary;
 pub mod citus;
-mod cutover;
+pub mod cutover;
 mod foreign;
 mod health;
+pub mod measure;
 mod mirror;
 mod phases;
 mod prepared;

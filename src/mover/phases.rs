@@ -1,26 +1,31 @@
 //! The work of every phase but the cutover.
 
 use super::verified::{Compared, compare};
-use super::{Outcome, canary, cutover, foreign, health, mirror, prepared, short_lock};
+use super::{Outcome, canary, cutover, foreign, health, measure, mirror, prepared, short_lock};
 use crate::catalog::copy;
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{merge, split};
+use crate::catalog::{merge, progress, split};
 use crate::engine::Engine;
 use crate::pg::bgworker::{WorkResult, transaction};
+use crate::pg::local::Local;
 use crate::pg::report::{PgResult, busy, error, refuse};
 use crate::pg::route::MoveRoutes;
 use crate::pg::{bgworker, guc, lock, spi, storage};
+use foreshard_core::pace::Round;
 use foreshard_core::phase::{Event, Phase};
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Log entries that may be pending when catch-up hands over to verification.
 const CAUGHT_UP_KEYS: i64 = 2_000;
+/// How many times longer than a replay took the rest after it may be, and how long at most, ms.
+const MOST_REST: i64 = 4;
+const MOST_REST_MS: i64 = 1_000;
 /// What is cut off an old file at once, before it is dropped.
-const SHORTEN_BYTES: i64 = 64 << 20;
+pub(super) const SHORTEN_BYTES: i64 = 64 << 20;
 /// How long commits have the disk to themselves between two cuts.
 const SHORTEN_PAUSE_MS: i64 = 10;
 /// A PostgreSQL block, as all packaged servers are built.
@@ -157,9 +162,7 @@ fn copy_chunk(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
         // A lost chunk is copied again; no need to wait for the disk at every one.
         spi::set_local("synchronous_commit", "off")?;
         let relations = shadow::relations(row.move_id)?;
-        if !row.replaces() {
-            canary::time_statements(row, &relations)?;
-        }
+        canary::time_statements(row, &relations)?;
         let Some(relation) = relations.iter().find(|r| r.blocks_done < r.blocks_total) else {
             moves::advance(row, Event::Completed, engine.capabilities())?;
             return Ok(Outcome::Advanced);
@@ -191,7 +194,9 @@ pub fn rest_ms(kib: i64, rows: i64, begun: Instant) -> i64 {
 /// The same after so many rows were replayed.
 pub fn rest_of_replay_ms(row: &MoveRow, rows: i64, begun: Instant) -> WorkResult<i64> {
     let row_bytes = transaction(|| copy::row_bytes(row.move_id))?;
-    Ok(rest_ms((rows as f64 * row_bytes / 1024.0) as i64, rows, begun))
+    let rest = rest_ms((rows as f64 * row_bytes / 1024.0) as i64, rows, begun);
+    // Never so long that more is logged meanwhile than was replayed.
+    Ok(rest.min(MOST_REST * begun.elapsed().as_millis() as i64).min(MOST_REST_MS))
 }
 
 /// Builds the next index, or ends the phase. The source is looked at in a transaction of its own: a
@@ -213,6 +218,7 @@ fn index(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
             return Ok(Outcome::Again(0));
         }
         moves::advance(row, Event::Completed, engine.capabilities())?;
+        progress::set_pending(row.move_id, pending(row)?, None)?;
         Ok(Outcome::Advanced)
     })
 }
@@ -234,9 +240,50 @@ fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
             spi::set_local("track_counts", "off")?;
             replayed += copy::plan(&relation)?.replay()? as i64;
         }
-        moves::set_last_replay(row.move_id, replayed)?;
+        moves::set_last_replay(row.move_id)?;
         Ok(Some(replayed))
     })
+}
+
+/// Entries that wait in the logs.
+fn pending(row: &MoveRow) -> PgResult<i64> {
+    shadow::relations(row.move_id)?.iter().try_fold(0, |sum, r| Ok(sum + copy::plan(r)?.pending(i64::MAX)?))
+}
+
+/// Says when it will have caught up at the pace of the last replay, after which it rests.
+fn note_round(row: &MoveRow, replayed: i64, spent: Duration, rest_ms: i64) -> WorkResult<()> {
+    let (spent_s, rest_s) = (spent.as_secs_f64().max(1e-3), rest_ms as f64 / 1e3);
+    transaction(|| {
+        let pending = pending(row)?;
+        // By the end of the rest, and after that every round lasts as long.
+        let by_then = (pending as f64 * (1.0 + rest_s / spent_s)) as u64;
+        let round = Round { drained: replayed as u64, seconds: spent_s + rest_s, pending: by_then };
+        let eta_s = round.eta_s(CAUGHT_UP_KEYS as u64).map(|eta_s| eta_s + rest_s);
+        progress::set_pending(row.move_id, pending, eta_s)
+    })
+}
+
+/// How often a carrier takes out what was replayed. Cutting the end off may wait for writers for seconds, in which more is logged.
+const MOST_VACUUMS: u32 = 6;
+static VACUUMS: Local<u32> = Local::new(0);
+
+/// Takes what was replayed out of long logs: new entries go to their beginnings then, and their ends are cut off. Writers are not
+/// held up by that, as they are while somebody who holds their lock looks through what a long copy left.
+fn vacuum_logs(row: &MoveRow) -> WorkResult<()> {
+    if VACUUMS.get() >= MOST_VACUUMS {
+        return Ok(());
+    }
+    let long = transaction(|| {
+        let mut names = Vec::new();
+        for relation in shadow::relations(row.move_id)? {
+            if copy::has_long_file(relation.log)? {
+                names.push(crate::catalog::name_of(relation.log)?);
+            }
+        }
+        Ok(names)
+    })?;
+    VACUUMS.set(VACUUMS.get() + u32::from(!long.is_empty()));
+    long.iter().try_for_each(|log| bgworker::command(&format!("VACUUM {log}")))
 }
 
 fn catch_up(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
@@ -244,14 +291,19 @@ fn catch_up(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outc
         return Ok(outcome);
     }
     if let Some(pause_ms) = health::held_back(row)? {
+        transaction(|| progress::forget_eta(row.move_id))?;
         return Ok(Outcome::Again(pause_ms));
     }
     let begun = Instant::now();
     let Some(replayed) = replay(row)? else {
         return Ok(Outcome::Leave(Event::SourceChanged));
     };
+    vacuum_logs(row)?;
     if replayed > CAUGHT_UP_KEYS {
-        return Ok(Outcome::Again(rest_of_replay_ms(row, replayed, begun)?));
+        let spent = begun.elapsed();
+        let rest_ms = rest_of_replay_ms(row, replayed, begun)?;
+        note_round(row, replayed, spent, rest_ms)?;
+        return Ok(Outcome::Again(rest_ms));
     }
     transaction(|| {
         for relation in shadow::relations(row.move_id)? {
@@ -268,6 +320,7 @@ fn catch_up(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outc
 /// Vacuums the shadow, so that index-only scans of the new copy need not visit the heap, then compares both
 /// copies and moves on.
 fn verify(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Outcome> {
+    measure::keep(row, !engine.capabilities().canary)?;
     let shadows = transaction(|| {
         let relations = shadow::relations(row.move_id)?;
         let mut shadows: Vec<pg_sys::Oid> = relations.iter().map(|relation| relation.shadow).collect();

@@ -5,8 +5,9 @@ use super::mirror;
 use super::phases::{is_unchanged, sources};
 use crate::catalog::copy::{self, CopyPlan};
 use crate::catalog::moves::{self, MoveRow};
+use crate::catalog::name_of;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{name_of, verified};
+use crate::catalog::verified::{self, Copy};
 use crate::engine::{Engine, MAX_SKIPPED_KEYS, Side};
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::index_check::{self, Missing};
@@ -14,6 +15,7 @@ use crate::pg::report::PgResult;
 use crate::pg::{digest, progress, security, spi};
 use foreshard_core::digest::TableDigest;
 use foreshard_core::phase::Event;
+use pgrx::pg_sys;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
@@ -36,16 +38,24 @@ pub enum Compared {
 /// Looks whether the copies' indexes have every row, then compares both copies under one snapshot: count and hash of every
 /// row, by key bucket. A key that the snapshot sees in the log is left out on both sides; every other row must be equal.
 pub fn compare(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
-    progress::begin(row.move_id, transaction(|| verified::blocks(row.move_id))?);
+    progress::begin(row.move_id, transaction(|| blocks(row.move_id))?);
     let compared = compare_all(engine, row);
     progress::end();
     compared
 }
 
+/// How many blocks a verification reads: of sources and copies each once, of copies once more for the indexes that are looked at
+/// together.
+fn blocks(move_id: i64) -> PgResult<i64> {
+    let passes = |copy: &Copy| copy.indexes.len().div_ceil(index_check::at_once(copy.blocks)) as i64;
+    let copies = verified::copies(move_id)?;
+    let of_copies: i64 = copies.iter().map(|copy| copy.blocks * (1 + passes(copy))).sum();
+    Ok(of_copies + verified::source_blocks(move_id)?)
+}
+
 fn compare_all(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
     let begun = Instant::now();
-    let indexes = transaction(|| check_indexes(engine, row))?;
-    let Some(indexes) = indexes else { return Ok(Compared::Different) };
+    let Some(indexes) = check_indexes(engine, row)? else { return Ok(Compared::Different) };
     let index_ms = begun.elapsed().as_millis() as u64;
     let sources = sources(row)?;
     bgworker::transaction_repeatable_read(&sources, || {
@@ -88,24 +98,36 @@ fn compare_all(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Compared> {
 }
 
 /// How many indexes of the copies have every row; None: one has not, and the move ends. It holds no lock of the users'
-/// tables.
-fn check_indexes(engine: &dyn Engine, row: &MoveRow) -> PgResult<Option<usize>> {
-    spi::set_local("track_counts", "off")?;
+/// tables, those of the copies for as many indexes as are looked at together, and then a snapshot.
+fn check_indexes(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Option<usize>> {
     let mut indexes = 0;
-    for copy in verified::copies(row.move_id)? {
-        let checked =
-            index_check::missing_entries(copy.heap, &copy.indexes, &copy.key, MAX_NAMED_ROWS, progress::add)?;
-        progress::tell();
-        indexes += checked.indexes;
-        if let Some(first) = checked.missing.first() {
-            let index = verified::index_name(row.move_id, first.index)?;
-            let what = format!("verification found rows of the copy that its index {index} does not have");
-            let rows = checked.missing.iter().map(|missing| not_indexed(row.move_id, missing));
-            end(engine, row, &what, rows.collect::<PgResult<_>>()?)?;
-            return Ok(None);
+    for copy in transaction(|| verified::copies(row.move_id))? {
+        for some in copy.indexes.chunks(index_check::at_once(copy.blocks)) {
+            match transaction(|| check_some(engine, row, &copy, some))? {
+                Some(checked) => indexes += checked,
+                None => return Ok(None),
+            }
         }
     }
     Ok(Some(indexes))
+}
+
+/// The same for some indexes of one copy.
+fn check_some(
+    engine: &dyn Engine,
+    row: &MoveRow,
+    copy: &Copy,
+    some: &[pg_sys::Oid],
+) -> PgResult<Option<usize>> {
+    spi::set_local("track_counts", "off")?;
+    let checked = index_check::missing_entries(copy.heap, some, &copy.key, MAX_NAMED_ROWS, progress::add)?;
+    progress::tell();
+    let Some(first) = checked.missing.first() else { return Ok(Some(checked.indexes)) };
+    let index = verified::index_name(row.move_id, first.index)?;
+    let what = format!("verification found rows of the copy that its index {index} does not have");
+    let rows = checked.missing.iter().map(|missing| not_indexed(row.move_id, missing));
+    end(engine, row, &what, rows.collect::<PgResult<_>>()?)?;
+    Ok(None)
 }
 
 fn not_indexed(move_id: i64, missing: &Missing) -> PgResult<Value> {

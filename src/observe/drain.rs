@@ -1,6 +1,6 @@
 //! What a keeper reads out of shared memory: its own database's part of everything.
 
-use super::samples::{DependencySample, KeySample, TransactionSample, TriggerSample};
+use super::samples::{DependencySample, KeySample, MAX_SEGMENTS, TransactionSample, TriggerSample};
 use crate::pg::region::{self, Dropped};
 use crate::pg::{bgworker, shmem};
 use foreshard_core::shared::{ProfileIdentity, SEGMENT_COUNTERS, TOTALS};
@@ -77,8 +77,10 @@ pub fn forget_profiles(keys: &[u64]) -> Vec<(u64, [u64; TOTALS])> {
         let own = keys.iter().filter_map(|key| Some((*key, region.profile_keys().find(*key)?)));
         own.map(|(key, place)| {
             region.profiles[place].leave();
+            let totals = region.profiles[place].totals();
+            // From now on the place may be another's.
             region.profile_keys().remove(place);
-            (key, region.profiles[place].totals())
+            (key, totals)
         })
         .collect()
     })
@@ -174,7 +176,7 @@ pub struct Area {
     pub name: &'static str,
     /// Entries it has room for.
     pub capacity: u64,
-    /// Entries in use (None: a ring, which is always full in time).
+    /// Entries in use (None: a ring, which is always full in time, or of every session).
     pub used: Option<u64>,
     /// Entries written since the server started.
     pub written: Option<u64>,
@@ -199,6 +201,13 @@ pub fn areas() -> Vec<Area> {
         written: Some(head),
         dropped: region.dropped(what),
     };
+    let of_session = |name, capacity: usize, what| Area {
+        name,
+        capacity: capacity as u64,
+        used: None,
+        written: None,
+        dropped: region.dropped(what),
+    };
     let (relations, profiles, copies) = (region.segment_keys(), region.profile_keys(), region.copy_keys());
     let (triggers, keys) = (region.triggers(), region.keys());
     let (transactions, dependencies) = (region.transactions(), region.dependencies());
@@ -210,6 +219,8 @@ pub fn areas() -> Vec<Area> {
         ring("key samples", keys.capacity(), keys.head(), Dropped::KeySample),
         ring("transaction samples", transactions.capacity(), transactions.head(), Dropped::TransactionSample),
         ring("dependency samples", dependencies.capacity(), dependencies.head(), Dropped::DependencySample),
+        of_session("measured statements", super::sensor::MAX_TRACKED, Dropped::Statement),
+        of_session("slots of a transaction", MAX_SEGMENTS, Dropped::Slot),
     ]
 }
 

@@ -6,7 +6,7 @@
 
 use super::budget::Budget;
 use super::{statement, trigger};
-use crate::pg::executor::{Draw, Sensor};
+use crate::pg::executor::{self, Draw, Sensor};
 use crate::pg::glance::GLANCE;
 use crate::pg::local::{Local, LocalBox};
 use crate::pg::plan::{Instrument, Key, Named, Report};
@@ -14,7 +14,7 @@ use crate::pg::region::{self, Dropped};
 use crate::pg::trigger::Measured;
 use crate::pg::usage::End;
 use crate::pg::{bgworker, guc, usage};
-use foreshard_core::frames::{Amounts, Frames, Kind};
+use foreshard_core::frames::{Frames, Kind, Piece};
 use foreshard_core::gaps::Gaps;
 
 /// Pieces inside a measured piece that are all measured, so that its own cost is exact when they are few.
@@ -24,7 +24,7 @@ const FIRST_CALLS: u64 = 64;
 /// Statements of one transaction that are measured because the transaction is.
 const MAX_STATEMENTS: u32 = 64;
 /// Statements that can be measured at the same time (cursors, nesting).
-const MAX_TRACKED: usize = 16;
+pub(super) const MAX_TRACKED: usize = 16;
 
 /// The sensor for `pg::executor::register`.
 pub static SENSOR: Sensor = Sensor {
@@ -44,6 +44,7 @@ pub static SENSOR: Sensor = Sensor {
     trigger_ends,
     trigger_fails,
     transaction_ends,
+    subtransaction_aborts,
     failed,
 };
 
@@ -51,8 +52,10 @@ pub static SENSOR: Sensor = Sensor {
 pub(super) struct Tracked {
     query: usize,
     draw: Draw,
-    /// What its parts have taken so far.
-    pub spent: Amounts,
+    /// The subtransaction it began in.
+    subtransaction: u32,
+    /// What is known of it so far.
+    pub measured: statement::Measured,
 }
 
 /// What the transaction touched.
@@ -64,6 +67,13 @@ pub(super) struct Transaction {
     pub number: u32,
 }
 
+impl Transaction {
+    fn clear(&mut self) {
+        self.slots.clear();
+        self.keys.clear();
+    }
+}
+
 pub(super) struct State {
     pub frames: Frames,
     pub tracked: Vec<Tracked>,
@@ -71,6 +81,8 @@ pub(super) struct State {
     pub budget: Budget,
     pub edges: statement::RecentEdges,
     gaps: Gaps,
+    /// Parallel workers are told to measure.
+    leading: bool,
 }
 
 impl State {
@@ -87,6 +99,18 @@ impl State {
             budget: Budget::default(),
             edges: statement::RecentEdges::default(),
             gaps: Gaps::new(seed),
+            leading: false,
+        }
+    }
+
+    /// Tells parallel workers that start now whether to measure: those of the measured part that runs, no others.
+    fn lead(&mut self) {
+        let leads = self.frames.leads();
+        if leads != self.leading
+            && let Some(region) = region::get()
+        {
+            self.leading = leads;
+            region.mark_sampling(leads);
         }
     }
 }
@@ -96,6 +120,7 @@ static STATE: LocalBox<State> = LocalBox::new();
 pub(super) fn with<R>(work: impl FnOnce(&mut State) -> R) -> Option<R> {
     STATE.with(State::new, |state| {
         let result = work(state);
+        state.lead();
         GLANCE.in_frame.set(!state.frames.is_empty());
         GLANCE.tracked.set(state.tracked.len() as u32);
         GLANCE.thinning.set(state.budget.thinning());
@@ -131,11 +156,14 @@ fn wants_statement() -> bool {
     }
     let drawn = due(&GLANCE.statement_gap, guc::now(&guc::STATEMENT_SAMPLE_INTERVAL));
     GLANCE.drawn.set(drawn);
-    if GLANCE.transaction_sampled.get() && before < MAX_STATEMENTS {
-        return true;
+    if before == 0 {
+        GLANCE.transaction_sampled.set(drawn);
+        if drawn {
+            with(|state| state.transaction.clear());
+        }
+        return drawn;
     }
-    GLANCE.transaction_sampled.set(drawn && before == 0);
-    drawn
+    drawn || (GLANCE.transaction_sampled.get() && before < MAX_STATEMENTS)
 }
 
 fn follows_leader() -> bool {
@@ -165,31 +193,40 @@ fn statement_starts(query: usize, address: usize, relations: &[Named], since_ns:
             state.budget.spend(usage::elapsed_ns().saturating_sub(since_ns));
             return Instrument::None;
         };
-        if !enter(state, Kind::Statement, draw.weight, address, since_ns, false) {
+        let nested = !state.frames.is_empty();
+        let subtransaction = executor::subtransaction_number();
+        let piece =
+            Piece { kind: Kind::Statement, weight: draw.weight, address, subtransaction, led: draw.typical };
+        if !enter(state, piece, since_ns, false) {
             region.drop_one(Dropped::Depth);
             return Instrument::None;
         }
         if state.tracked.len() >= MAX_TRACKED {
-            // A cursor left open, or a statement that an error left in a subtransaction.
+            // The oldest: most likely a cursor left open.
             state.tracked.remove(0);
+            region.drop_one(Dropped::Statement);
         }
-        state.tracked.push(Tracked { query, draw, spent: Amounts::default() });
-        if draw.typical {
-            region.mark_sampling(true);
-        }
+        let stands_for = match (nested, draw.typical) {
+            (true, _) => draw.weight,
+            (false, true) => GLANCE.interval(guc::STATEMENT_SAMPLE_INTERVAL.get()),
+            // Measured because its transaction is: the drawn ones stand for it.
+            (false, false) => 0,
+        };
+        let measured = statement::Measured::new(stands_for);
+        state.tracked.push(Tracked { query, draw, subtransaction, measured });
         if writes { Instrument::NodesAndTime } else { Instrument::Nodes }
     })
     .unwrap_or(Instrument::None)
 }
 
 /// Enters a piece, after work of ours since `since_ns`.
-fn enter(state: &mut State, kind: Kind, weight: u32, address: usize, since_ns: u64, memory: bool) -> bool {
+fn enter(state: &mut State, piece: Piece, since_ns: u64, memory: bool) -> bool {
     let now = usage::now(End::Start, memory, state.budget.overhead_ns());
     let began_ns = now[foreshard_core::frames::Amount::ElapsedNs as usize];
     state.budget.spend(began_ns.saturating_sub(since_ns));
     let mut now = now;
     now[foreshard_core::frames::Amount::OverheadNs as usize] = state.budget.overhead_ns();
-    state.frames.enter(kind, weight, address, now)
+    state.frames.enter(piece, now)
 }
 
 #[inline]
@@ -200,22 +237,21 @@ fn measures(query: usize) -> bool {
 fn part_starts(query: usize, address: usize) {
     let since_ns = usage::elapsed_ns();
     with(|state| {
-        let found = state.tracked.iter().find(|t| t.query == query).map(|t| t.draw.weight);
-        if let Some(weight) = found {
-            enter(state, Kind::Statement, weight, address, since_ns, false);
+        let found = state.tracked.iter().find(|t| t.query == query).map(|t| t.draw);
+        if let Some(Draw { weight, typical }) = found {
+            let subtransaction = executor::subtransaction_number();
+            let piece = Piece { kind: Kind::Statement, weight, address, subtransaction, led: typical };
+            enter(state, piece, since_ns, false);
         }
     });
 }
 
-fn part_ends(query: usize, address: usize) {
+fn part_ends(query: usize, address: usize, finishing: bool) {
     with(|state| {
         let now = usage::now(End::Finish, false, state.budget.overhead_ns());
         let Some(spent) = state.frames.leave(address, now) else { return };
-        let own = trigger::without_overhead(&spent.own);
         if let Some(tracked) = state.tracked.iter_mut().find(|t| t.query == query) {
-            for (sum, amount) in tracked.spent.iter_mut().zip(own) {
-                *sum = sum.saturating_add(amount);
-            }
+            tracked.measured.add_part(&spent, finishing);
         }
         state.budget.spend_since(&now);
     });
@@ -225,13 +261,9 @@ fn statement_ends(query: usize, report: &Report, hot_keys: bool, since_ns: u64) 
     let Some(region) = region::get() else { return };
     with(|state| {
         let Some(at) = state.tracked.iter().position(|t| t.query == query) else { return };
-        let tracked = state.tracked.swap_remove(at);
-        if state.tracked.is_empty() {
-            region.mark_sampling(false);
-        }
+        let tracked = state.tracked.remove(at);
         let slots = GLANCE.transaction_sampled.get().then_some(&mut state.transaction.slots);
-        let costs = tracked.draw.typical.then_some(&tracked.spent);
-        statement::attribute(region, costs, report, slots);
+        statement::attribute(region, (&tracked.measured, tracked.draw.typical), report, slots);
         if GLANCE.transaction_sampled.get() {
             statement::collect(&mut state.transaction.keys, &report.keys);
         }
@@ -286,14 +318,16 @@ fn wants_trigger(measured_before: u64) -> Option<Draw> {
 /// Whether to measure a piece inside a measured one.
 fn within(state: &mut State, setting: i32) -> Option<Draw> {
     let interval = GLANCE.interval(setting);
-    let weight = state.frames.wants_child(ALWAYS, interval)?;
+    let weight = state.frames.wants_child(ALWAYS, interval, &mut state.gaps)?;
     Some(Draw { weight, typical: weight == interval })
 }
 
 fn trigger_starts(function: u32, weight: u32, address: usize, since_ns: u64) -> bool {
     let begun = with(|state| {
         let memory = state.budget.wants_memory();
-        enter(state, Kind::Trigger(function), weight, address, since_ns, memory)
+        let subtransaction = executor::subtransaction_number();
+        let piece = Piece { kind: Kind::Trigger(function), weight, address, subtransaction, led: false };
+        enter(state, piece, since_ns, memory)
     });
     if begun == Some(false)
         && let Some(region) = region::get()
@@ -306,11 +340,18 @@ fn trigger_starts(function: u32, weight: u32, address: usize, since_ns: u64) -> 
 fn trigger_ends(address: usize, call: Option<&Measured>) {
     let Some(region) = region::get() else { return };
     with(|state| {
-        let memory = state.frames.started_with(foreshard_core::frames::Amount::MemoryBytes) > 0;
+        let memory = state.frames.started_with(address, foreshard_core::frames::Amount::MemoryBytes) > 0;
         let now = usage::now(End::Finish, memory, state.budget.overhead_ns());
         let Some(spent) = state.frames.leave(address, now) else { return };
         if let Some(call) = call {
             trigger::record(region, call, &spent, memory);
+            // Not fired on a leaf: on the partitioned table, for a statement. Which leaves that wrote is known at its end.
+            let running = GLANCE.current.get().0;
+            if call.segment.is_none()
+                && let Some(tracked) = state.tracked.iter_mut().find(|t| t.query == running)
+            {
+                tracked.measured.add_trigger(call.draw.weight, &spent);
+            }
         }
         state.budget.spend_since(&now);
         region.count_sampling(0, state.budget.take_unreported_ns());
@@ -335,13 +376,17 @@ fn transaction_ends(committed: bool) {
             *number = number.wrapping_add(1).max(1);
             statement::push_keys(keys.iter(), weight, (bgworker::pid() as u64) << 32 | u64::from(*number));
         }
-        state.transaction.slots.clear();
-        state.transaction.keys.clear();
+        state.transaction.clear();
         state.frames.clear();
-        if !state.tracked.is_empty() {
-            state.tracked.clear();
-            region.mark_sampling(false);
-        }
+        state.tracked.clear();
+    });
+}
+
+/// What began in it is gone, and so is the memory of its statements.
+fn subtransaction_aborts(level: u32) {
+    with(|state| {
+        state.frames.abort(level);
+        state.tracked.retain(|t| t.subtransaction < level);
     });
 }
 

@@ -1,46 +1,144 @@
 //! What a measured statement, and a sampled transaction, say.
 
 use super::samples::{DependencySample, KeySample, MAX_SEGMENTS, TransactionSample, TriggerSample};
-use super::trigger::cost_ns;
+use super::trigger::{cost_ns, own_cost_ns, without_overhead};
 use crate::pg::builtin::BuiltInCalls;
 use crate::pg::plan::{Key, Named, Report, Touch};
-use crate::pg::region::Region;
+use crate::pg::region::{Dropped, Region};
 use crate::pg::{bgworker, guc, region, trigger};
-use foreshard_core::frames::{Amount, Amounts};
+use foreshard_core::frames::{Amount, Amounts, Spent};
 use foreshard_core::shared::{ProfileIdentity, SegmentCounter, Total};
 use std::sync::atomic::Ordering;
 
+/// What is known of a measured statement beside its report.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Measured {
+    /// How many statements it stands for; 0: others stand for it.
+    stands_for: u32,
+    /// What its parts took, without what triggers and statements inside it account for.
+    spent: Amounts,
+    /// What managed statements inside it took while its last triggers fired, not those of triggers that are measured
+    /// by themselves: the statements of built-in triggers; and what measuring all that took.
+    of_built_in: Amounts,
+    /// Calls of its triggers that fired on no leaf, and their cost, nano cost units.
+    fired: (u64, u64),
+}
+
+impl Measured {
+    /// Nothing is known yet of a statement that stands for so many.
+    pub(super) fn new(stands_for: u32) -> Self {
+        Self { stands_for, ..Self::default() }
+    }
+
+    /// Adds what one of its parts took; `finishing`: the one in which its last triggers fired.
+    pub(super) fn add_part(&mut self, spent: &Spent, finishing: bool) {
+        add(&mut self.spent, &without_overhead(&spent.own));
+        if finishing {
+            let mut statements = spent.statements;
+            // The time between their pieces and the trigger's: readings of clocks and counters.
+            let inside = statements[Amount::OverheadNs as usize];
+            statements[Amount::ElapsedNs as usize] = statements[Amount::ElapsedNs as usize]
+                .saturating_add(spent.inclusive[Amount::OverheadNs as usize].saturating_sub(inside));
+            add(&mut self.of_built_in, &statements);
+        }
+    }
+
+    /// Adds a call of one of its triggers that fired on no leaf.
+    pub(super) fn add_trigger(&mut self, weight: u32, spent: &Spent) {
+        let weight = u64::from(weight);
+        self.fired.0 = self.fired.0.saturating_add(weight);
+        self.fired.1 = self.fired.1.saturating_add(weight.saturating_mul(own_cost_ns(spent)));
+    }
+}
+
+fn add(sums: &mut Amounts, amounts: &Amounts) {
+    for (sum, amount) in sums.iter_mut().zip(amounts) {
+        *sum = sum.saturating_add(*amount);
+    }
+}
+
 /// Divides what a statement took among the partitions it touched and its reading and writing of them, in
-/// proportion to what the configured unit costs say of each; WAL and dirtied blocks go where it wrote.
+/// proportion to what the configured unit costs say of each; WAL and dirtied blocks go where it wrote. What it read and
+/// wrote elsewhere takes its share, which goes nowhere.
 ///
-/// `spent` is None for a statement that was not drawn itself: later statements of a sampled transaction
+/// Costs of a statement that is not `typical` are left out: later statements of a sampled transaction
 /// would count twice as often as first ones. `slots` collects the slots of a sampled transaction.
 pub(super) fn attribute(
     region: &Region,
-    spent: Option<&Amounts>,
+    (measured, typical): (&Measured, bool),
     report: &Report,
     slots: Option<&mut Vec<i64>>,
 ) {
-    if let Some(spent) = spent {
-        attribute_costs(region, spent, report);
+    let built_in: Vec<BuiltInCalls> =
+        report.built_in.iter().map(|calls| calls.without(&measured.of_built_in, &report.built_in)).collect();
+    // Only the time of built-in triggers is known. A foreign key that waits for a lock takes no CPU: of their time as much is
+    // taken for CPU as of their whole statement's.
+    let busy = |amount: Amount| measured.spent[amount as usize] as f64;
+    let cpu_share = (busy(Amount::CpuNs) / busy(Amount::ElapsedNs).max(1.0)).min(1.0);
+    if typical {
+        let mut spent = measured.spent;
+        for calls in &built_in {
+            take_off(&mut spent, calls, cpu_share);
+        }
+        attribute_costs(region, &spent, report);
     }
     if let Some(slots) = slots {
         for touch in &report.touches {
             let slot = region.segment(touch.relation).map(|s| s.slot_id.load(Ordering::Relaxed) as i64);
-            if let Some(slot) = slot.filter(|s| !slots.contains(s) && slots.len() < MAX_SEGMENTS) {
+            let Some(slot) = slot.filter(|slot| !slots.contains(slot)) else { continue };
+            if slots.len() < MAX_SEGMENTS {
                 slots.push(slot);
+            } else {
+                region.drop_one(Dropped::Slot);
             }
         }
     }
-    for calls in &report.built_in {
-        record_built_in(region, calls);
+    for (calls, own) in report.built_in.iter().zip(&built_in) {
+        record_built_in(region, calls, (own, cpu_share), measured.stands_for);
+    }
+    attribute_fired(region, measured, report);
+}
+
+/// Built-in triggers are no pieces of their own: what they took is part of what their statement took.
+fn take_off(spent: &mut Amounts, calls: &BuiltInCalls, cpu_share: f64) {
+    let elapsed_ns = calls.elapsed_us * 1e3;
+    for (amount, taken) in [
+        (Amount::CpuNs, elapsed_ns * cpu_share),
+        (Amount::ElapsedNs, elapsed_ns),
+        (Amount::BlocksDirtied, calls.blocks_dirtied),
+        (Amount::WalBytes, calls.wal_bytes),
+        (Amount::TempBlocks, calls.temp_blocks),
+    ] {
+        spent[amount as usize] = spent[amount as usize].saturating_sub(taken.max(0.0) as u64);
+    }
+}
+
+/// Triggers that fire for a statement fire on the partitioned table: their cost belongs to the leaves it wrote, as one
+/// call each; to those it looked at, when it wrote none.
+fn attribute_fired(region: &Region, measured: &Measured, report: &Report) {
+    let (calls, cost_ns) = measured.fired;
+    if calls == 0 || measured.stands_for == 0 {
+        return;
+    }
+    let written: f64 = report.touches.iter().map(|touch| touch.rows_written).sum();
+    let looked_at = report.touches.len().max(1) as f64;
+    for touch in &report.touches {
+        let share = if written > 0.0 { touch.rows_written / written } else { 1.0 / looked_at };
+        let Some(segment) = region.segment(touch.relation).filter(|_| share > 0.0) else { continue };
+        let times = u64::from(measured.stands_for);
+        segment.add(SegmentCounter::TriggerCalls, calls.saturating_mul(times));
+        segment.add(SegmentCounter::SampledTriggerCalls, calls.saturating_mul(times));
+        let cost = (cost_ns as f64 * share).round() as u64;
+        segment.add(SegmentCounter::TriggerCostNs, cost.saturating_mul(times));
     }
 }
 
 fn attribute_costs(region: &Region, spent: &Amounts, report: &Report) {
     let predicted: Vec<(f64, f64)> = report.touches.iter().map(predicted_ns).collect();
-    let total: f64 = predicted.iter().map(|(read, write)| read + write).sum();
-    let written: f64 = report.touches.iter().map(|t| t.rows_written).sum();
+    let (read_elsewhere, written_elsewhere) = predicted_ns(&report.elsewhere);
+    let total =
+        predicted.iter().map(|(read, write)| read + write).sum::<f64>() + read_elsewhere + written_elsewhere;
+    let written = report.touches.iter().map(|t| t.rows_written).sum::<f64>() + report.elsewhere.rows_written;
     for (touch, (read_ns, write_ns)) in report.touches.iter().zip(&predicted) {
         let Some(segment) = region.segment(touch.relation) else { continue };
         let share = |amount: Amount, part: f64, whole: f64| {
@@ -81,8 +179,15 @@ fn predicted_ns(touch: &Touch) -> (f64, f64) {
     )
 }
 
-/// Calls of a built-in trigger: one sample with their mean.
-fn record_built_in(region: &Region, calls: &BuiltInCalls) {
+/// Calls of a built-in trigger: one sample with their mean. No hook counts these calls: those of sampled statements stand
+/// for all. `own`: without the statements on managed tables that they ran, which account for themselves, and how much of its
+/// time is CPU.
+fn record_built_in(
+    region: &Region,
+    calls: &BuiltInCalls,
+    (own, cpu_share): (&BuiltInCalls, f64),
+    stands_for: u32,
+) {
     let Some(segment) = region.segment(calls.relation).filter(|s| s.activity().observed) else { return };
     let database = bgworker::database();
     let identity = ProfileIdentity {
@@ -94,13 +199,12 @@ fn record_built_in(region: &Region, calls: &BuiltInCalls) {
     };
     let Some((place, key)) = trigger::enter_profile(region, &identity) else { return };
     let profile = &region.profiles[place];
-    let elapsed_ns = (calls.elapsed_us * 1e3).max(0.0) as u64;
+    let elapsed_ns = calls.elapsed_us * 1e3;
     let totals = [
         (Total::Calls, calls.calls),
-        (Total::Sampled, calls.calls),
         (Total::Weight, calls.calls),
-        (Total::ElapsedNs, elapsed_ns as f64),
-        (Total::ElapsedInclusiveNs, elapsed_ns as f64),
+        (Total::ElapsedNs, elapsed_ns),
+        (Total::ElapsedInclusiveNs, elapsed_ns),
         (Total::BlocksHit, calls.blocks_hit),
         (Total::BlocksRead, calls.blocks_read),
         (Total::BlocksDirtied, calls.blocks_dirtied),
@@ -108,15 +212,18 @@ fn record_built_in(region: &Region, calls: &BuiltInCalls) {
         (Total::TempBlocks, calls.temp_blocks),
     ];
     for (total, amount) in totals {
-        profile.add(total, amount.max(0.0) as u64);
+        profile.add(total, (amount.max(0.0) as u64).saturating_mul(u64::from(stands_for)));
     }
+    profile.add(Total::Sampled, calls.calls as u64);
     let mut amounts = Amounts::default();
-    amounts[Amount::CpuNs as usize] = elapsed_ns;
-    amounts[Amount::BlocksRead as usize] = calls.blocks_read as u64;
-    amounts[Amount::WalBytes as usize] = calls.wal_bytes as u64;
-    segment.add(SegmentCounter::TriggerCalls, calls.calls as u64);
-    segment.add(SegmentCounter::SampledTriggerCalls, calls.calls as u64);
-    segment.add(SegmentCounter::TriggerCostNs, cost_ns(&amounts));
+    amounts[Amount::CpuNs as usize] = (own.elapsed_us * 1e3 * cpu_share) as u64;
+    amounts[Amount::BlocksRead as usize] = own.blocks_read as u64;
+    amounts[Amount::WalBytes as usize] = own.wal_bytes as u64;
+    amounts[Amount::TempBlocks as usize] = own.temp_blocks as u64;
+    let all = (calls.calls as u64).saturating_mul(u64::from(stands_for));
+    segment.add(SegmentCounter::TriggerCalls, all);
+    segment.add(SegmentCounter::SampledTriggerCalls, all);
+    segment.add(SegmentCounter::TriggerCostNs, cost_ns(&amounts).saturating_mul(u64::from(stands_for)));
     let mean = |sum: f64| Some(sum / calls.calls.max(1.0));
     let sample = TriggerSample {
         profile: key,
@@ -157,7 +264,7 @@ pub(super) fn push_keys<'a>(keys: impl Iterator<Item = &'a Key>, weight: u32, wi
         let words = KeySample::encode(
             database,
             key.relation,
-            weight,
+            weight.saturating_mul(key.weight),
             &key.bytes[..key.length],
             key.whole,
             key.hash,

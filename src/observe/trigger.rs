@@ -26,6 +26,11 @@ pub(super) fn cost_ns(amounts: &Amounts) -> u64 {
     (of(Amount::CpuNs) + io_ms * 1e6) as u64
 }
 
+/// Nano cost units of a call, without what others account for.
+pub(super) fn own_cost_ns(spent: &Spent) -> u64 {
+    cost_ns(&without_overhead(&spent.own))
+}
+
 /// Records a call. `memory`: memory was measured, too.
 pub(super) fn record(region: &Region, call: &Measured, spent: &Spent, memory: bool) {
     let inclusive = without_overhead(&spent.inclusive);
@@ -48,9 +53,10 @@ pub(super) fn record(region: &Region, call: &Measured, spent: &Spent, memory: bo
         call.profile.add(total, amount.saturating_mul(u64::from(call.draw.weight)));
     }
     call.profile.add(Total::Sampled, 1);
-    if let Some(segment) = call.segment.filter(|_| call.draw.typical) {
-        segment.add(SegmentCounter::SampledTriggerCalls, 1);
-        segment.add(SegmentCounter::TriggerCostNs, cost_ns(&without_overhead(&spent.own)));
+    if let Some(segment) = call.segment {
+        let weight = u64::from(call.draw.weight);
+        segment.add(SegmentCounter::SampledTriggerCalls, weight);
+        segment.add(SegmentCounter::TriggerCostNs, weight.saturating_mul(own_cost_ns(spent)));
     }
     let of = |amount: Amount| Some(inclusive[amount as usize] as f64);
     let rows = call.features.transition_rows.or(call.statement_rows).unwrap_or(1);

@@ -3,6 +3,7 @@
 
 use super::plan::{MAX_NODES, pointers};
 use super::region;
+use foreshard_core::frames::{Amount, Amounts};
 use foreshard_core::shared::ProfileIdentity;
 use pgrx::pg_sys;
 
@@ -17,6 +18,8 @@ pub struct BuiltInCalls {
     pub event: u32,
     /// Name of the trigger.
     pub name: [u8; 64],
+    /// They fired after their statement's rows were written.
+    pub after: bool,
     /// Calls.
     pub calls: f64,
     /// Elapsed time of all of them, µs.
@@ -31,6 +34,27 @@ pub struct BuiltInCalls {
     pub wal_bytes: f64,
     /// See above.
     pub temp_blocks: f64,
+}
+
+impl BuiltInCalls {
+    /// The same without their part of what statements inside them took: which of a statement's triggers ran those is not
+    /// known, so they are divided in proportion to time, among those `all` that fired at the end.
+    pub fn without(&self, statements: &Amounts, all: &[Self]) -> Self {
+        let total_us: f64 = all.iter().filter(|calls| calls.after).map(|calls| calls.elapsed_us).sum();
+        let share = if self.after && total_us > 0.0 { self.elapsed_us / total_us } else { 0.0 };
+        let left = |whole: f64, amount: Amount, unit: f64| {
+            (whole - share * statements[amount as usize] as f64 / unit).max(0.0)
+        };
+        Self {
+            elapsed_us: left(self.elapsed_us, Amount::ElapsedNs, 1e3),
+            blocks_hit: left(self.blocks_hit, Amount::BlocksHit, 1.0),
+            blocks_read: left(self.blocks_read, Amount::BlocksRead, 1.0),
+            blocks_dirtied: left(self.blocks_dirtied, Amount::BlocksDirtied, 1.0),
+            wal_bytes: left(self.wal_bytes, Amount::WalBytes, 1.0),
+            temp_blocks: left(self.temp_blocks, Amount::TempBlocks, 1.0),
+            ..*self
+        }
+    }
 }
 
 mod raw {
@@ -105,6 +129,7 @@ unsafe fn calls_of(
 ) -> BuiltInCalls {
     const ROW: i32 = 1;
     const BEFORE: i32 = 2;
+    const INSTEAD: i32 = 64;
     /// `TriggerEvent` operations and the bits of `tgtype` that say a trigger is defined for them.
     const INSERT: (u32, i32) = (0, 4);
     const DELETE: (u32, i32) = (1, 8);
@@ -126,6 +151,7 @@ unsafe fn calls_of(
         event,
         // SAFETY: as promised by the caller: tgname is a C string.
         name: unsafe { super::trigger::name_bytes(trigger.tgname) },
+        after: kind & (BEFORE | INSTEAD) == 0,
         calls: counted.ntuples,
         elapsed_us: counted.total * 1e6,
         blocks_hit: buffers.shared_blks_hit as f64,

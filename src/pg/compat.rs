@@ -107,6 +107,21 @@ pub fn storage_number(relation: pg_sys::Oid) -> u32 {
     }
 }
 
+/// The access method of a relation; invalid when it is gone.
+pub fn access_method(relation: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a row of pg_class is read before it is released.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+        let row = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(relation));
+        if row.is_null() {
+            return pg_sys::InvalidOid;
+        }
+        let method = (*pg_sys::GETSTRUCT(row).cast::<pg_sys::FormData_pg_class>()).relam;
+        pg_sys::ReleaseSysCache(row);
+        method
+    }
+}
+
 /// The next value of a sequence, as `nextval()` gives it, without its check of privileges.
 ///
 /// # Safety

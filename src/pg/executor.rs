@@ -12,7 +12,7 @@
 
 use super::glance::{GLANCE, NOTHING_RUNS};
 use super::plan;
-use super::{compat, guc, route, usage};
+use super::{around, compat, guc, route, usage};
 use pgrx::pg_sys;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -30,8 +30,8 @@ pub struct Sensor {
     pub measures: fn(query: usize) -> bool,
     /// A measured statement is about to run a part.
     pub part_starts: fn(query: usize, address: usize),
-    /// That part has ended.
-    pub part_ends: fn(query: usize, address: usize),
+    /// That part has ended; `finishing`: it was the one in which triggers fire that were put off to the end.
+    pub part_ends: fn(query: usize, address: usize, finishing: bool),
     /// A measured statement ends; work of ours began at `since_ns`.
     pub statement_ends: fn(query: usize, report: &plan::Report, hot_keys: bool, since_ns: u64),
     /// A statement ends while some slot is hot: are its keys wanted?
@@ -53,6 +53,8 @@ pub struct Sensor {
     pub trigger_fails: fn(address: usize),
     /// The transaction has ended.
     pub transaction_ends: fn(committed: bool),
+    /// A subtransaction is rolled back, and with it those inside it, which have greater numbers.
+    pub subtransaction_aborts: fn(level: u32),
     /// Something of ours failed; measuring of this session should stop for a while.
     pub failed: fn(),
 }
@@ -81,11 +83,12 @@ static mut INSTALLED: Installed =
 
 mod raw {
     use pgrx::pg_sys;
-    // SAFETY: the declarations are PostgreSQL's own (executor/executor.h), the same in 15 to 18.
+    // SAFETY: the declarations are PostgreSQL's own (executor/executor.h, access/xact.h), the same in 15 to 18.
     unsafe extern "C-unwind" {
         pub fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, eflags: i32);
         pub fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
         pub fn standard_ExecutorEnd(query: *mut pg_sys::QueryDesc);
+        pub fn GetCurrentSubTransactionId() -> pg_sys::SubTransactionId;
     }
 }
 
@@ -123,18 +126,40 @@ pub(super) fn watching() -> Option<&'static Sensor> {
 pub(super) fn quietly<R>(sensor: &Sensor, work: impl FnOnce() -> R) -> Option<R> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(value) => Some(value),
-        Err(_) => {
+        Err(payload) => {
+            if is_cancel(payload.as_ref()) {
+                // Work of ours asks PostgreSQL nothing that looks for interrupts; should it once, the user's wish to
+                // cancel is not lost: it takes effect as soon as PostgreSQL looks for one again.
+                compat::cancel_own_statement();
+            }
             (sensor.failed)();
             None
         }
     }
 }
 
+/// Whether what was caught is the cancelling of the statement.
+#[cold]
+fn is_cancel(payload: &(dyn std::any::Any + Send)) -> bool {
+    use pg_sys::panic::CaughtError::{ErrorReport, PostgresError, RustPanic};
+    let report = match payload.downcast_ref::<pg_sys::panic::CaughtError>() {
+        Some(PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. }) => report,
+        None => return false,
+    };
+    report.sql_error_code() == pgrx::PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+}
+
+/// The subtransaction that runs now; numbers only grow within a transaction.
+pub fn subtransaction_number() -> u32 {
+    // SAFETY: a number of this process's transaction state.
+    unsafe { raw::GetCurrentSubTransactionId() }
+}
+
 /// Rows processed so far by the statement that runs above `address` on the stack.
 pub(super) fn rows_so_far(address: usize) -> Option<u64> {
     let (query, began) = GLANCE.current.get();
     let query = query as *const pg_sys::QueryDesc;
-    // SAFETY: `current` is reset whenever a (sub)transaction aborts, so the statement is still running.
+    // SAFETY: when a (sub)transaction aborts `current` becomes the statement around it, so it is still running.
     unsafe {
         if query.is_null() || began <= address || (*query).estate.is_null() {
             return None;
@@ -149,7 +174,7 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
     let address = &raw const frame as usize;
     // SAFETY: as above.
     unsafe {
-        if route::concerns_us() {
+        if route::any() {
             route_begins(query, eflags);
         }
         let measured = match watching() {
@@ -163,7 +188,7 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
             None => raw::standard_ExecutorStart(query, eflags),
         }
         if measured {
-            part_ends(query, address);
+            part_ends(query, address, false);
         }
     }
 }
@@ -208,9 +233,9 @@ fn wanted(sensor: &Sensor) -> bool {
 
 #[cold]
 #[inline(never)]
-fn part_ends(query: *mut pg_sys::QueryDesc, address: usize) {
+fn part_ends(query: *mut pg_sys::QueryDesc, address: usize, finishing: bool) {
     if let Some(sensor) = watching() {
-        quietly(sensor, || (sensor.part_ends)(query as usize, address));
+        quietly(sensor, || (sensor.part_ends)(query as usize, address, finishing));
     }
 }
 
@@ -245,7 +270,7 @@ unsafe fn run(query: *mut pg_sys::QueryDesc, arguments: &compat::RunArguments) {
     }
     route::runs(query, Some(since_ns));
     if measured {
-        part_ends(query, address);
+        part_ends(query, address, false);
     }
 }
 
@@ -264,7 +289,7 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
         GLANCE.current.set(outer);
     }
     if measured {
-        part_ends(query, address);
+        part_ends(query, address, true);
     }
 }
 
@@ -272,7 +297,7 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
 unsafe extern "C-unwind" fn end(query: *mut pg_sys::QueryDesc) {
     // SAFETY: as above; the plan state is alive until the original ends it.
     unsafe {
-        if route::concerns_us() {
+        if route::is_timing() {
             route_ends(query);
         }
         if GLANCE.tracked.get() > 0 || gives_keys() {
@@ -338,7 +363,8 @@ unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _: *mut 
         _ => return,
     };
     GLANCE.current.set(NOTHING_RUNS);
-    if GLANCE.routed.get() > 0 {
+    around::transaction_ends();
+    if route::is_timing() {
         route::forget(None, !committed);
     }
     if !GLANCE.ends_quietly() {
@@ -363,9 +389,26 @@ unsafe extern "C-unwind" fn subtransaction(
     _: pg_sys::SubTransactionId,
     _: *mut std::ffi::c_void,
 ) {
-    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+    use pg_sys::SubXactEvent::{SUBXACT_EVENT_ABORT_SUB, SUBXACT_EVENT_COMMIT_SUB, SUBXACT_EVENT_START_SUB};
+    match event {
+        SUBXACT_EVENT_START_SUB => around::begins(level, GLANCE.current.get()),
+        SUBXACT_EVENT_COMMIT_SUB => around::commits(level),
+        _ => {}
+    }
+    if event == SUBXACT_EVENT_ABORT_SUB {
         route::forget(Some(level), true);
-        // The statement that ran may be gone with its memory.
-        GLANCE.current.set(NOTHING_RUNS);
+        GLANCE.current.set(around::aborts(level));
+        if GLANCE.tracked.get() > 0 || GLANCE.in_frame.get() {
+            subtransaction_aborts(level);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn subtransaction_aborts(level: u32) {
+    // SAFETY: written once at start-up.
+    if let Some(sensor) = unsafe { INSTALLED.sensor } {
+        quietly(sensor, || (sensor.subtransaction_aborts)(level));
     }
 }

@@ -143,6 +143,9 @@ settings! {
     /// Seconds a forecast looks ahead.
     int FORECAST_HORIZON = c"foreshard.forecast_horizon", 3600, 1, 604800; Ctx::Sighup, S;
         c"How far ahead the load of a slot is forecast and balanced.";
+    /// Length of the season that loads repeat themselves by.
+    int SEASON = c"foreshard.season", 86400, 4, 604800; Ctx::Sighup, S;
+        c"Time after which loads repeat themselves; forecasts look for it, and for seven of it, at resolutions that divide it.";
     /// Half-life of heat, seconds.
     int HEAT_HALF_LIFE = c"foreshard.heat_half_life", 60, 1, 86400; Ctx::Sighup, S;
         c"Time after which the heat of a slot that is no longer accessed has halved.";
@@ -259,7 +262,7 @@ settings! {
         c"Time after a cutover in which the old copy is kept equal, so that rollback_move() can swap back at once; 0: none.";
     /// Whether a cutover waits for snapshots on replicas.
     boolean WAIT_FOR_REPLICAS = c"foreshard.wait_for_replica_snapshots", true; Ctx::Sighup, NONE;
-        c"A cutover waits for snapshots on replicas with hot_standby_feedback that are older than what was copied last, as it does for those here.";
+        c"A cutover waits, a minute at most, for snapshots on replicas with hot_standby_feedback that are older than what was copied last.";
     /// Load from which on slots are split; the ranges of this and the next keep a factor of two between them.
     real SPLIT_THRESHOLD = c"foreshard.split_threshold", 0.8, 0.4, 100.0; Ctx::Sighup, NONE;
         c"Share of a mean shard's fair load from which on a slot is split (or its halves are built ahead, when that is forecast).";

@@ -7,17 +7,23 @@
 
 use super::keytext;
 use super::lock::{ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE};
-use super::report::PgResult;
+use super::report::{PgResult, busy};
 use super::{compat, security};
+use foreshard_core::digest::together;
 use pgrx::pg_sys;
 use std::ffi::c_void;
+use std::time::Instant;
 
-/// Bitmaps of all indexes of a heap, bytes; a longer heap is looked at range by range.
+/// Bitmaps of the indexes that are looked at together, bytes; a longer heap is looked at range by range.
 const BITMAP_BYTES: usize = 64 << 20;
 /// Most rows that a page has (MaxHeapTuplesPerPage): a header of 23 bytes, aligned, and a line pointer each.
 const PAGE_ROWS: usize = (pg_sys::BLCKSZ as usize - 24) / (24 + 4);
 /// Words of a block's bits.
 const WORDS: usize = PAGE_ROWS.div_ceil(64);
+/// The same in bytes.
+const BLOCK_BYTES: usize = WORDS * size_of::<u64>();
+/// How often it is looked whether somebody waits.
+const YIELD_MS: u128 = 300;
 const MAIN: pg_sys::ForkNumber::Type = pg_sys::ForkNumber::MAIN_FORKNUM;
 /// Access methods that have an entry for every row, by the oids of PostgreSQL: B-tree, hash, GiST, GIN, SP-GiST.
 const CHECKED_METHODS: [u32; 5] = [403, HASH_METHOD, 783, 2742, 4000];
@@ -105,9 +111,15 @@ struct Check<'a> {
     missing: Vec<Missing>,
 }
 
+/// How many indexes of a heap are looked at together: those whose bitmaps all have room for the whole heap, so that each is read
+/// once; at least one, which then has all the room.
+pub fn at_once(blocks: i64) -> usize {
+    together(BITMAP_BYTES, BLOCK_BYTES, blocks.max(0) as u64)
+}
+
 /// Looks up every row of `heap` that the active snapshot sees in those of `indexes` that should have all rows; `key`: the
 /// attributes by which a row is named. It ends when `limit` rows are missing. Keeps others from vacuuming until the
-/// transaction ends. `progress` is told the blocks read.
+/// transaction ends; gives way (55006) to whoever waits for a lock. `progress` is told the blocks read.
 pub fn missing_entries(
     heap: pg_sys::Oid,
     indexes: &[pg_sys::Oid],
@@ -125,7 +137,7 @@ pub fn missing_entries(
             let mut check = Check::open(relation, indexes, key, limit);
             checked.indexes = check.indexes.len();
             if checked.indexes > 0 {
-                check.run(progress);
+                check.run(progress)?;
             }
             checked.missing = check.close();
         }
@@ -178,11 +190,12 @@ impl<'a> Check<'a> {
 
     /// # Safety
     /// As `open` left it.
-    unsafe fn run(&mut self, mut progress: impl FnMut(u32)) {
+    unsafe fn run(&mut self, mut progress: impl FnMut(u32)) -> PgResult<()> {
         // SAFETY: the heap is open; blocks that it gets from now on have no row that the snapshot sees.
         let blocks = unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.heap, MAIN) };
-        let room = BITMAP_BYTES / (WORDS * size_of::<u64>() * self.indexes.len());
+        let room = BITMAP_BYTES / (BLOCK_BYTES * self.indexes.len());
         let at_once = u32::try_from(room.max(1)).unwrap_or(u32::MAX);
+        let mut looked = Instant::now();
         let mut first = 0;
         while first < blocks && self.missing.len() < self.limit {
             let end = blocks.min(first.saturating_add(at_once));
@@ -201,9 +214,26 @@ impl<'a> Check<'a> {
                 if self.missing.len() >= self.limit {
                     break;
                 }
+                self.give_way(&mut looked)?;
             }
             first = end;
         }
+        Ok(())
+    }
+
+    /// 55006 when somebody waits for the heap or an index of it; they are looked for now and then.
+    fn give_way(&self, looked: &mut Instant) -> PgResult<()> {
+        if looked.elapsed().as_millis() <= YIELD_MS {
+            return Ok(());
+        }
+        *looked = Instant::now();
+        // Whoever wants an index locks its table first. (Of weak locks, as those of the indexes, PostgreSQL keeps no queue
+        // that could be asked for.)
+        // SAFETY: it is open, and locked so.
+        if unsafe { pg_sys::LockHasWaitersRelation(self.heap, SHARE_UPDATE_EXCLUSIVE) } {
+            return Err(busy("somebody waits for a lock on the copy or one of its indexes"));
+        }
+        Ok(())
     }
 
     /// # Safety
@@ -228,7 +258,7 @@ impl<'a> Check<'a> {
             }
             let all_visible = u32::from((*header).pd_flags) & pg_sys::PD_ALL_VISIBLE != 0;
             for (at, root) in roots.iter().enumerate().take(lines) {
-                let mut tuple = match row_at(page, block, at as u16 + 1) {
+                let mut tuple = match self.row_at(page, block, at as u16 + 1) {
                     Some(tuple) => tuple,
                     None => continue,
                 };
@@ -242,7 +272,7 @@ impl<'a> Check<'a> {
                 for (offset, root) in &seen[..count] {
                     // A row without a root is corrupt; it is in no index either.
                     if !self.indexes[number].found.has(block, root.wrapping_sub(1))
-                        && let Some(mut tuple) = row_at(page, block, *offset)
+                        && let Some(mut tuple) = self.row_at(page, block, *offset)
                     {
                         self.miss(number, &mut tuple, buffer);
                     }
@@ -311,6 +341,30 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// The row of a line, if there is one.
+    ///
+    /// # Safety
+    /// `page` must be a pinned page of a heap that has this line.
+    unsafe fn row_at(&self, page: pg_sys::Page, block: u32, line: u16) -> Option<pg_sys::HeapTupleData> {
+        // SAFETY: as promised by the caller; a normal line leads to a row.
+        unsafe {
+            let pointer = *pg_sys::PageGetItemId(page, line);
+            if pointer.lp_flags() != pg_sys::LP_NORMAL {
+                return None;
+            }
+            let mut tuple = pg_sys::HeapTupleData {
+                t_len: pointer.lp_len(),
+                t_tableOid: (*self.heap).rd_id,
+                t_data: page.cast::<u8>().add(pointer.lp_off() as usize).cast(),
+                ..Default::default()
+            };
+            tuple.t_self.ip_blkid.bi_hi = (block >> 16) as u16;
+            tuple.t_self.ip_blkid.bi_lo = block as u16;
+            tuple.t_self.ip_posid = line;
+            Some(tuple)
+        }
+    }
+
     /// # Safety
     /// Once.
     unsafe fn close(self) -> Vec<Missing> {
@@ -337,28 +391,5 @@ unsafe fn read(heap: pg_sys::Relation, index: &mut OpenIndex, strategy: pg_sys::
         let mut info = compat::vacuum_info(heap, index.relation, strategy);
         let bitmap: *mut Bitmap = &raw mut index.found;
         pg_sys::index_bulk_delete(&mut info, std::ptr::null_mut(), Some(keep), bitmap.cast());
-    }
-}
-
-/// The row of a line, if there is one.
-///
-/// # Safety
-/// `page` must be a pinned page of a heap that has this line.
-unsafe fn row_at(page: pg_sys::Page, block: u32, line: u16) -> Option<pg_sys::HeapTupleData> {
-    // SAFETY: as promised by the caller; a normal line leads to a row.
-    unsafe {
-        let pointer = *pg_sys::PageGetItemId(page, line);
-        if pointer.lp_flags() != pg_sys::LP_NORMAL {
-            return None;
-        }
-        let mut tuple = pg_sys::HeapTupleData {
-            t_len: pointer.lp_len(),
-            t_data: page.cast::<u8>().add(pointer.lp_off() as usize).cast(),
-            ..Default::default()
-        };
-        tuple.t_self.ip_blkid.bi_hi = (block >> 16) as u16;
-        tuple.t_self.ip_blkid.bi_lo = block as u16;
-        tuple.t_self.ip_posid = line;
-        Some(tuple)
     }
 }

@@ -110,8 +110,8 @@ impl Load {
             );
             let has_external = u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_HASEXTERNAL != 0;
             if has_external || (*tuple).t_len > TOAST_BYTES {
-                let options =
-                    pg_sys::HEAP_INSERT_SKIP_FSM | if self.frozen { pg_sys::HEAP_INSERT_FROZEN } else { 0 };
+                // Never frozen: what a failed chunk leaves in the toast table is for VACUUM to take away.
+                let options = pg_sys::HEAP_INSERT_SKIP_FSM;
                 tuple = compat::toast(self.relation, tuple, options as i32);
             }
             self.add(tuple);

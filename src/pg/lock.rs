@@ -88,7 +88,7 @@ pub fn current_xid() -> u32 {
 /// Whether somebody waits for a lock on a relation.
 pub fn has_waiters(relation: pg_sys::Oid) -> PgResult<bool> {
     let waiting = spi::one::<bool>(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE NOT granted AND relation = $1 \
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE NOT granted AND locktype = 'relation' AND relation = $1 \
            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))",
         &[relation.into()],
     )?;

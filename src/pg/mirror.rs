@@ -19,11 +19,12 @@ mod copy;
 mod pair;
 
 use super::local::{Local, LocalBox};
-use super::route;
 use super::subtransaction::{self, Ended};
+use super::{route, security};
 use pair::Pair;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::ops::Range;
 
 /// Memory for the keys of one transaction.
 const MAX_BYTES: usize = 16 << 20;
@@ -72,6 +73,11 @@ static PASSED: Local<bool> = Local::new(false);
 /// The callbacks are there: without them nothing would be mirrored.
 static READY: Local<bool> = Local::new(false);
 
+/// The partitions whose failure this session has told of.
+static TOLD: LocalBox<Vec<pg_sys::Oid>> = LocalBox::new();
+/// The most of them.
+const MAX_TOLD: usize = 64;
+
 /// Registers the callbacks; from `_PG_init` while preloading.
 pub fn register() {
     // SAFETY: single-threaded start-up of the postmaster; backends inherit the registration.
@@ -98,14 +104,15 @@ pub fn remember(target: Target, tuple: &[u8]) -> bool {
 impl Pending {
     fn push(&mut self, target: Target, tuple: &[u8], level: u32) -> bool {
         let words = tuple.len().div_ceil(8);
-        self.full |= (self.words.len() + words) * 8 + self.keys.len() * size_of::<Key>() > MAX_BYTES;
-        if self.full {
-            return false;
-        }
+        // Known even if its keys are logged at once: at the commit no more reads may go to its shadow.
         let place = self.targets.iter().position(|known| *known == target).unwrap_or_else(|| {
             self.targets.push(target);
             self.targets.len() - 1
         });
+        self.full |= (self.words.len() + words) * 8 + self.keys.len() * size_of::<Key>() > MAX_BYTES;
+        if self.full {
+            return false;
+        }
         if self.levels.last().is_none_or(|(last, _)| *last != level) {
             self.levels.push((level, self.keys.len()));
         }
@@ -159,6 +166,16 @@ impl Pending {
 
 // SAFETY: a transaction callback of PostgreSQL.
 unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, argument: *mut std::ffi::c_void) {
+    use pg_sys::XactEvent::{
+        XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE,
+        XACT_EVENT_PREPARE,
+    };
+    // Also when nothing was changed so far: who is called after us may be the first to change something.
+    match event {
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => PASSED.set(true),
+        XACT_EVENT_ABORT | XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => PASSED.set(false),
+        _ => {}
+    }
     // Every transaction comes by several times; the guard takes longer than all the rest.
     if ANY.get() {
         // SAFETY: as above.
@@ -175,14 +192,12 @@ unsafe extern "C-unwind" fn guarded(event: pg_sys::XactEvent::Type, _argument: *
     };
     match event {
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => {
-            PASSED.set(true);
             if let Some(pending) = PENDING.with(Pending::default, std::mem::take) {
                 mirror(pending);
             }
         }
         XACT_EVENT_ABORT | XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => {
             ANY.set(false);
-            PASSED.set(false);
             PENDING.forget();
         }
         _ => {}
@@ -208,20 +223,58 @@ unsafe extern "C-unwind" fn subtransaction(
     PENDING.with(Pending::default, |pending| pending.subtransaction_ends(level, parent));
 }
 
-/// Makes every shadow equal, or logs the keys.
+/// Makes every shadow equal, or logs the keys of those that cannot be. All in one subtransaction, which is cheaper; if that
+/// fails, one for each: a shadow in which nothing can be written (of a move whose partition was altered, say) must not
+/// send those of other moves back, too.
 fn mirror(mut pending: Pending) {
-    let full = pending.full;
-    let mirrored = !full && subtransaction::run(|| make_equal(&mut pending)) == Ended::Well;
-    if !mirrored {
-        // Before the commit, so that whoever sees it does not read the shadow.
-        pending.targets.iter().for_each(|target| route::fail(target.source));
-        let keys = std::mem::take(&mut pending.keys);
-        for key in keys {
-            let target = pending.targets[key.target];
+    let all = 0..pending.targets.len();
+    let alone = (all.len() == 1).then(|| pending.targets[0].source);
+    let tell_alone = |why: &str| alone.into_iter().for_each(|source| tell(source, why));
+    if !pending.full && make_all_equal(&mut pending, all.clone(), tell_alone) {
+        return;
+    }
+    for place in all {
+        let source = pending.targets[place].source;
+        let mirrored = !pending.full
+            && alone.is_none()
+            && make_all_equal(&mut pending, place..place + 1, |why| tell(source, why));
+        if !mirrored {
+            // Before the commit, so that whoever sees it does not read the shadow.
+            route::fail(source);
+            log_keys(&mut pending, place);
+        }
+    }
+}
+
+/// Whether the shadows of some targets are equal now; if not, nothing was done.
+fn make_all_equal(pending: &mut Pending, places: Range<usize>, tell: impl FnOnce(&str)) -> bool {
+    let work = || places.for_each(|place| make_equal(pending, place));
+    subtransaction::run_telling(work, tell) == Ended::Well
+}
+
+fn log_keys(pending: &mut Pending, place: usize) {
+    let log = pending.targets[place].log;
+    for at in 0..pending.keys.len() {
+        let key = pending.keys[at];
+        if key.target == place {
             let mut tuple = pending.tuple(key);
             // SAFETY: the tuple has the log's shape; a log that is gone means that the move is gone.
-            unsafe { log_key(target.log, &mut tuple) };
+            unsafe { log_key(log, &mut tuple) };
         }
+    }
+}
+
+/// Tells the server's log why, once per partition and session: the carrier only sees that it has to go back.
+fn tell(source: pg_sys::Oid, why: &str) {
+    let told = TOLD.with(Vec::new, |told: &mut Vec<pg_sys::Oid>| {
+        let known = told.contains(&source) || told.len() >= MAX_TOLD;
+        if !known {
+            told.push(source);
+        }
+        known
+    });
+    if told == Some(false) {
+        log!("foreshard: changes of partition {} cannot be made in its copy now: {why}", source.to_u32());
     }
 }
 
@@ -238,23 +291,24 @@ unsafe fn log_key(log: pg_sys::Oid, tuple: &mut pg_sys::HeapTupleData) {
     }
 }
 
-fn make_equal(pending: &mut Pending) {
-    for place in 0..pending.targets.len() {
-        let target = pending.targets[place];
-        let mut keys: Vec<Key> = pending.keys.iter().filter(|key| key.target == place).copied().collect();
-        // The same key once; the order does not matter.
-        let words = &pending.words;
-        let image = |key: &Key| &words[key.at..key.at + key.bytes.div_ceil(8)];
-        keys.sort_by(|a, b| image(a).cmp(image(b)));
-        keys.dedup_by(|a, b| image(a) == image(b));
-        // SAFETY: the transaction still holds its locks on the source.
-        let Some(mut pair) = (unsafe { Pair::open(target) }) else { continue };
-        for key in keys {
-            let mut tuple = pending.tuple(key);
-            // SAFETY: the tuple has the log's shape, whose columns are the key's.
-            unsafe { pair.make_equal(&mut tuple) };
-        }
-        // SAFETY: opened above.
-        unsafe { pair.close() };
+fn make_equal(pending: &mut Pending, place: usize) {
+    let target = pending.targets[place];
+    let mut keys: Vec<Key> = pending.keys.iter().filter(|key| key.target == place).copied().collect();
+    // The same key once; the order does not matter.
+    let words = &pending.words;
+    let image = |key: &Key| &words[key.at..key.at + key.bytes.div_ceil(8)];
+    keys.sort_by(|a, b| image(a).cmp(image(b)));
+    keys.dedup_by(|a, b| image(a) == image(b));
+    // Indexes of the copy are the owner's code, and whoever commits may be stronger. On ERROR the subtransaction's abort
+    // brings the user back.
+    let _owner = security::owner_of(target.source).map(security::as_restricted_owner);
+    // SAFETY: the transaction still holds its locks on the source.
+    let Some(mut pair) = (unsafe { Pair::open(target) }) else { return };
+    for key in keys {
+        let mut tuple = pending.tuple(key);
+        // SAFETY: the tuple has the log's shape, whose columns are the key's.
+        unsafe { pair.make_equal(&mut tuple) };
     }
+    // SAFETY: opened above.
+    unsafe { pair.close() };
 }

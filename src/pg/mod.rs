@@ -1,6 +1,7 @@
 //! The FFI floor: the only folder with `unsafe`. Everything above sees safe functions, plain values
 //! and [`report::PgResult`].
 
+mod around;
 pub mod bgworker;
 pub mod builtin;
 pub mod capture;
@@ -46,6 +47,7 @@ pub mod usage;
 mod visibility;
 pub mod window;
 pub mod wire;
+mod written;
 
 /// Whether the postmaster is loading `shared_preload_libraries` right now.
 pub fn is_preloading() -> bool {

@@ -343,16 +343,24 @@ fn partitions_of(table: pg_sys::Oid) -> (Vec<i32>, Vec<pg_sys::Oid>) {
 /// 22023 for a table that is not partitioned, 0A000 for other than one-column hash partitioning,
 /// 55000 when no partition accepts the key.
 pub fn locate(table: pg_sys::Oid, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> PgResult<pg_sys::Oid> {
-    // What makes a key of a text may be code of the owner's: the checks of domains within an array.
-    let _guard = security::owner_of(table).map(security::as_restricted_owner);
-    let mut router = Router::of(table, Lifetime::Statement)?;
-    match router.leaf(key)? {
+    match find(table, key)? {
         Some(leaf) => Ok(leaf),
         None => Err(error(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "no partition accepts this key",
         )),
     }
+}
+
+/// The same; None: no partition accepts the key.
+pub fn leaf_of(table: pg_sys::Oid, key: (pg_sys::Datum, pg_sys::Oid)) -> PgResult<Option<pg_sys::Oid>> {
+    find(table, Some(key))
+}
+
+fn find(table: pg_sys::Oid, key: Option<(pg_sys::Datum, pg_sys::Oid)>) -> PgResult<Option<pg_sys::Oid>> {
+    // What makes a key of a text may be code of the owner's: the checks of domains within an array.
+    let _guard = security::owner_of(table).map(security::as_restricted_owner);
+    Router::of(table, Lifetime::Statement)?.leaf(key)
 }
 
 /// Opens and locks a relation without waiting for anybody: null if that takes waiting, or it is gone. Whoever waits does so in

@@ -1,13 +1,12 @@
 //! What a statement touched: read from its finished plan state, without changing it.
 //!
 //! Instrumentation is inclusive of child nodes; scans have none that matter (a bitmap heap scan contains
-//! its index scans), and what a ModifyTable node writes goes to the leaves its rows came from or were
-//! routed to.
+//! its index scans), and what a ModifyTable node writes goes where [`written`] says.
 
 use super::builtin::{self, BuiltInCalls};
 use super::region::{self, Region};
 use super::scan::{self, IndexUse};
-use super::{compat, keydatum};
+use super::{compat, keydatum, written};
 use foreshard_core::shared::{KEY_BYTES, Segment};
 use pgrx::pg_sys;
 use std::sync::atomic::Ordering;
@@ -74,6 +73,8 @@ pub struct Key {
     pub hash: u64,
     /// Its slot is hot.
     pub hot: bool,
+    /// How many keys of a long array it stands for.
+    pub weight: u32,
 }
 
 /// A finished statement.
@@ -81,6 +82,8 @@ pub struct Key {
 pub struct Report {
     /// Managed leaf partitions it touched.
     pub touches: Vec<Touch>,
+    /// What it did to whatever else: other tables, rows of functions.
+    pub elsewhere: Touch,
     /// Built-in triggers it fired on managed tables.
     pub built_in: Vec<BuiltInCalls>,
     /// Keys on hot slots; of a measured statement on any.
@@ -144,6 +147,8 @@ struct Walk<'a> {
     keys: bool,
     /// Read instrumentation.
     counts: bool,
+    /// Which elements of long arrays are looked at: the same for all the leaves that are asked for them.
+    turn: usize,
 }
 
 /// What a measured statement touched; `keys`: also the keys.
@@ -177,7 +182,8 @@ pub unsafe fn keys(query: *mut pg_sys::QueryDesc) -> Vec<Key> {
 unsafe fn walk(query: *mut pg_sys::QueryDesc, counts: bool, keys: bool) -> Report {
     let mut report = Report::default();
     let Some(region) = region::get() else { return report };
-    let mut walk = Walk { region, report: &mut report, query, nodes: 0, keys, counts };
+    let mut walk =
+        Walk { region, report: &mut report, query, nodes: 0, keys, counts, turn: keydatum::next_turn() };
     // SAFETY: planstate is the root of a tree of initialised nodes.
     unsafe {
         if !(*query).planstate.is_null() {
@@ -198,7 +204,10 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut s
         }
         use pg_sys::NodeTag::{T_IndexOnlyScanState, T_IndexScanState};
         let tag = (*state).type_;
-        if scan::reads_heap(tag) || matches!(tag, T_IndexScanState | T_IndexOnlyScanState) {
+        if scan::reads_heap(tag)
+            || scan::reads_otherwise(tag)
+            || matches!(tag, T_IndexScanState | T_IndexOnlyScanState)
+        {
             walk.scan(state);
         }
         if let Some(used) = IndexUse::of(state) {
@@ -237,13 +246,13 @@ impl Walk<'_> {
         unsafe {
             let relation = (*state.cast::<pg_sys::ScanState>()).ss_currentRelation;
             let instrument = (*state).instrument;
-            if !self.counts || relation.is_null() || instrument.is_null() {
+            if !self.counts || instrument.is_null() {
                 return;
             }
-            let oid = super::route::source_of((*relation).rd_id.to_u32());
-            if !self.is_leaf(oid) {
-                return;
-            }
+            let oid = match relation.as_ref() {
+                Some(relation) => super::route::source_of(relation.rd_id.to_u32()),
+                None => 0,
+            };
             builtin::end_loop(instrument);
             let counted = &*instrument;
             if counted.nloops <= 0.0 {
@@ -251,12 +260,16 @@ impl Walk<'_> {
             }
             let buffers = &counted.bufusage;
             let width = f64::from((*(*state).plan).plan_width.max(0));
-            let touch = self.touch(oid);
-            touch.scans += counted.nloops;
+            let own = scan::reads_otherwise((*state).type_) || !self.is_leaf(oid);
+            let touch = if own { &mut self.report.elsewhere } else { self.touch(oid) };
             touch.rows_read += counted.ntuples + counted.nfiltered1 + counted.nfiltered2;
             touch.result_bytes += counted.ntuples * width;
-            touch.blocks_hit += buffers.shared_blks_hit as f64;
-            touch.blocks_read += buffers.shared_blks_read as f64;
+            // What is read again from memory is no scan, and what it was made of is charged where that was read.
+            if !scan::is_stored((*state).type_) {
+                touch.scans += counted.nloops;
+                touch.blocks_hit += buffers.shared_blks_hit as f64;
+                touch.blocks_read += buffers.shared_blks_read as f64;
+            }
         }
     }
 
@@ -278,8 +291,8 @@ impl Walk<'_> {
                     && column < form.indnatts
                     && *form.indkey.values.as_ptr().add(column as usize) == wanted;
                 if is_key && self.report.keys.len() < MAX_KEYS {
-                    keydatum::from_scan_key(used.index, key, |bytes, whole| {
-                        push_key(&mut self.report.keys, leaf, (segment, hot), bytes, whole);
+                    keydatum::from_scan_key(used.index, key, self.turn, |bytes, whole, weight| {
+                        push_key(&mut self.report.keys, leaf, (segment, hot), (bytes, whole), weight);
                     });
                 }
             }
@@ -300,9 +313,13 @@ impl Walk<'_> {
             let leaf = super::route::source_of((*relation).rd_id.to_u32());
             let Some((segment, hot)) = self.giving_keys(leaf) else { return };
             let column = segment.key_attribute.load(Ordering::Relaxed) as i16;
+            if column < 1 || i32::from(column) > (*(*relation).rd_att).natts {
+                return;
+            }
             for value in scan::compared_with(state, column) {
-                keydatum::from_expression(value, (*self.query).params, |bytes, whole| {
-                    push_key(&mut self.report.keys, leaf, (segment, hot), bytes, whole);
+                let column = compat::attribute((*relation).rd_att, column as usize - 1);
+                keydatum::from_expression(value, (*self.query).params, column, |bytes, whole| {
+                    push_key(&mut self.report.keys, leaf, (segment, hot), (bytes, whole), 1);
                 });
             }
         }
@@ -337,69 +354,105 @@ impl Walk<'_> {
                 note((*(*(*state).resultRelInfo.add(i)).ri_RelationDesc).rd_id.to_u32());
             }
             leaves.retain(|oid| self.is_leaf(*oid));
-            if self.keys && leaves.len() == 1 && (*state).operation == pg_sys::CmdType::CMD_INSERT {
-                self.inserted_key(state, leaves[0]);
+            if self.keys && !leaves.is_empty() && (*state).operation == pg_sys::CmdType::CMD_INSERT {
+                self.inserted_keys(state, &leaves);
             }
-            if !self.counts || leaves.is_empty() {
+            if !self.counts {
                 return;
             }
-            let rows = if (*self.query).operation == pg_sys::CmdType::CMD_SELECT {
-                0.0
-            } else {
-                estate.es_processed as f64
-            };
-            let read: f64 = self.touched_rows(&leaves);
-            for leaf in &leaves {
-                let own = self.touched_rows(&[*leaf]);
-                let share = if (*state).operation == pg_sys::CmdType::CMD_INSERT {
-                    1.0 / leaves.len() as f64
-                } else if read > 0.0 {
-                    own / read
-                } else {
-                    0.0
-                };
-                if share > 0.0 && rows > 0.0 {
-                    let touch = self.touch(*leaf);
-                    touch.rows_written += rows * share;
+            let scanned = |relation| self.is_leaf(relation).then(|| self.touched_rows(relation));
+            for written in written::by(state, (*self.query).estate, scanned) {
+                if self.is_leaf(written.relation) {
+                    let touch = self.touch(written.relation);
+                    touch.rows_written += written.rows;
                     touch.writes = true;
+                } else {
+                    self.report.elsewhere.rows_written += written.rows;
                 }
             }
         }
     }
 
-    fn touched_rows(&self, leaves: &[u32]) -> f64 {
-        let of_leaves = self.report.touches.iter().filter(|t| leaves.contains(&t.relation));
-        of_leaves.map(|t| t.rows_read).sum()
+    fn touched_rows(&self, leaf: u32) -> f64 {
+        self.report.touches.iter().find(|t| t.relation == leaf).map_or(0.0, |t| t.rows_read)
     }
 
-    /// The key of a one-row INSERT, when it is a constant or a parameter.
+    /// The keys of an INSERT's VALUES that are constants or parameters: of several rows those of the first ones, when all the
+    /// leaves they may have gone to give keys.
     ///
     /// # Safety
     /// As for [`Walk::modify`].
-    unsafe fn inserted_key(&mut self, state: *mut pg_sys::ModifyTableState, leaf: u32) {
-        // SAFETY: the target list holds TargetEntry nodes in the order of the target's attributes.
+    unsafe fn inserted_keys(&mut self, state: *mut pg_sys::ModifyTableState, leaves: &[u32]) {
+        // SAFETY: a target list holds TargetEntry nodes in the order of the target's attributes, lists of values hold a
+        // list of expressions for every row; each node is read as the struct its tag names.
         unsafe {
-            let Some((region_leaf, hot)) = self.giving_keys(leaf) else { return };
-            let target = (*(*(*state).resultRelInfo).ri_RelationDesc).rd_id.to_u32();
-            let segment = self.region.segment(target).unwrap_or(region_leaf);
+            let giving: Vec<_> = leaves.iter().filter_map(|leaf| self.giving_keys(*leaf)).collect();
+            let (Some((region_leaf, _)), true) = (giving.first(), giving.len() == leaves.len()) else {
+                return;
+            };
+            let hot = giving.iter().all(|(_, hot)| *hot);
+            let target = (*(*state).resultRelInfo).ri_RelationDesc;
+            let segment = self.region.segment((*target).rd_id.to_u32()).unwrap_or(region_leaf);
             let wanted = segment.key_attribute.load(Ordering::Relaxed) as i16;
             let source = (*state).ps.lefttree;
-            if source.is_null() || (*source).type_ != pg_sys::NodeTag::T_ResultState {
+            if source.is_null() || wanted < 1 || i32::from(wanted) > (*(*target).rd_att).natts {
                 return;
             }
-            for entry in pointers::<pg_sys::TargetEntry>((*(*source).plan).targetlist) {
-                if (*entry).resno == wanted {
-                    keydatum::from_expression((*entry).expr, (*self.query).params, |bytes, whole| {
-                        push_key(&mut self.report.keys, leaf, (segment, hot), bytes, whole);
-                    });
+            let attribute = compat::attribute((*target).rd_att, wanted as usize - 1);
+            let leaf = if let [leaf] = leaves { Some(*leaf) } else { None };
+            let of = Column { leaf, segment, hot, attribute };
+            let targets = (*(*source).plan).targetlist;
+            let entry = pointers::<pg_sys::TargetEntry>(targets).find(|entry| (**entry).resno == wanted);
+            let Some(expression) = entry.map(|entry| (*entry).expr) else { return };
+            match (*source).type_ {
+                pg_sys::NodeTag::T_ResultState => self.inserted_key(expression, &of),
+                pg_sys::NodeTag::T_ValuesScanState => {
+                    let Some(column) = scan::column_of(expression) else { return };
+                    let rows = (*(*source).plan.cast::<pg_sys::ValuesScan>()).values_lists;
+                    for row in pointers::<pg_sys::List>(rows).take(MAX_KEYS) {
+                        if let Some(value) = pointers::<pg_sys::Expr>(row).nth(column) {
+                            self.inserted_key(value, &of);
+                        }
+                    }
                 }
+                _ => {}
             }
+        }
+    }
+
+    /// # Safety
+    /// `expression` must be of the running statement, the column's attribute that of an open relation.
+    unsafe fn inserted_key(&mut self, expression: *mut pg_sys::Expr, of: &Column) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            keydatum::from_expression(expression, (*self.query).params, of.attribute, |bytes, whole| {
+                if of.leaf.is_some() || whole <= KEY_BYTES {
+                    let leaf = of.leaf.unwrap_or(0);
+                    push_key(&mut self.report.keys, leaf, (of.segment, of.hot), (bytes, whole), 1);
+                }
+            });
         }
     }
 }
 
+/// The key's column, of an INSERT's target.
+struct Column {
+    /// The leaf that was written to; None: there are several, so that of a long key, which is known by its leaf, nothing
+    /// can be said.
+    leaf: Option<u32>,
+    segment: &'static Segment,
+    hot: bool,
+    attribute: *const pg_sys::FormData_pg_attribute,
+}
+
 /// Each key counts once per statement: every leaf that `key = ANY (array)` scans has the whole array.
-fn push_key(keys: &mut Vec<Key>, leaf: u32, (segment, hot): (&Segment, bool), bytes: &[u8], whole: usize) {
+fn push_key(
+    keys: &mut Vec<Key>,
+    leaf: u32,
+    (segment, hot): (&Segment, bool),
+    (bytes, whole): (&[u8], usize),
+    weight: u32,
+) {
     let table = segment.table.load(Ordering::Relaxed) as u32;
     let relation = if whole > KEY_BYTES { leaf } else { table };
     let hash = foreshard_core::digest::key_hash(bytes);
@@ -411,7 +464,7 @@ fn push_key(keys: &mut Vec<Key>, leaf: u32, (segment, hot): (&Segment, bool), by
         return;
     }
     let mut key =
-        Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash, hot };
+        Key { relation, bytes: [0; KEY_BYTES], length: bytes.len().min(KEY_BYTES), whole, hash, hot, weight };
     key.bytes[..key.length].copy_from_slice(&bytes[..key.length]);
     keys.push(key);
 }

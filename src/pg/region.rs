@@ -50,10 +50,14 @@ pub enum Dropped {
     Depth,
     /// A measurement given up after an internal error.
     Failure,
+    /// A statement whose measurement gave way to another one's, because too many were open.
+    Statement,
+    /// A slot of a sampled transaction that touched too many.
+    Slot,
 }
 
 /// How many kinds there are.
-pub const DROPPED: usize = 9;
+pub const DROPPED: usize = 11;
 /// Keepers that can be called at a time.
 const KEEPERS: usize = super::shmem::MAX_DATABASES;
 /// Copies of triggers per relation that there is room for.

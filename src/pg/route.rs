@@ -18,15 +18,20 @@
 //!
 //! A change that cannot be mirrored closes the route before it commits, so a snapshot that sees the change
 //! finds the route closed. Parallel workers run what their leader chose.
+//!
+//! What is looked up to choose (partition descriptors, functions of an operator class, arrays, locks) may fail: it is done in
+//! a subtransaction, after which nothing is left of a failure but a statement that stays.
 
 mod compare;
 mod plan;
+mod sample;
 
 use super::glance::GLANCE;
 use super::local::{Local, LocalBox};
 use super::region::{self, Region};
+use super::subtransaction::{self, Ended};
 use super::{bgworker, compat, usage};
-use foreshard_core::latency::Counts;
+use foreshard_core::latency::{Counts, Histogram};
 use foreshard_core::shared::{Arm, ROUTED_MOVES, RouteSpec, RouteStats, Seen};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -73,10 +78,10 @@ static ACTIVE: LocalBox<Vec<Active>> = LocalBox::new();
 /// A statement is being looked at: what that runs itself is not.
 static NEVER: Local<bool> = Local::new(false);
 
-/// Whether there is any route or anything to be timed: all that a statement pays otherwise.
+/// Whether statements of this process are being timed: all that one pays after it has begun, and that before it is [`any`].
 #[inline]
-pub fn concerns_us() -> bool {
-    any() || GLANCE.routed.get() > 0
+pub fn is_timing() -> bool {
+    GLANCE.routed.get() > 0
 }
 
 fn with_active<R>(work: impl FnOnce(&mut Vec<Active>) -> R) -> Option<R> {
@@ -88,7 +93,7 @@ fn with_active<R>(work: impl FnOnce(&mut Vec<Active>) -> R) -> Option<R> {
 }
 
 /// A statement begins: routes it or not, and remembers to time it. Called by the executor's hook before the
-/// original; raises only what ends a statement anyway (a cancel).
+/// original.
 ///
 /// # Safety
 /// `query` must be valid and not started yet.
@@ -105,15 +110,8 @@ pub(super) unsafe extern "C-unwind" fn begins(query: *mut pg_sys::QueryDesc, efl
         // SAFETY: as promised by the caller.
         unsafe { choose(region, query) }
     }))
-    .catch_others(|caught| {
-        if is_cancel(&caught) {
-            NEVER.set(false);
-            caught.rethrow();
-        }
-        None
-    })
+    .finally(|| NEVER.set(false))
     .execute();
-    NEVER.set(false);
     if let Some(active) = active.filter(|_| eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0) {
         with_active(|all| {
             all.retain(|a| a.query != active.query);
@@ -122,16 +120,6 @@ pub(super) unsafe extern "C-unwind" fn begins(query: *mut pg_sys::QueryDesc, efl
             }
         });
     }
-}
-
-fn is_cancel(caught: &pg_sys::panic::CaughtError) -> bool {
-    use pg_sys::panic::CaughtError::{ErrorReport, PostgresError, RustPanic};
-    let code = match caught {
-        PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. } => {
-            report.sql_error_code()
-        }
-    };
-    matches!(code, PgSqlErrorCode::ERRCODE_QUERY_CANCELED | PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN)
 }
 
 /// # Safety
@@ -162,17 +150,40 @@ unsafe fn choose(region: &'static Region, query: *mut pg_sys::QueryDesc) -> Opti
             spent_ns: 0,
         };
         let open: Vec<Seen> = active.seen.iter().filter(|s| s.weight > 0).copied().collect();
-        let targets = if open.is_empty() { Vec::new() } else { plan::targets(query, &open) };
-        if !targets.is_empty() {
-            let state = &raw mut pg_sys::pg_global_prng_state;
-            active.compare = pg_sys::pg_prng_uint32(state).is_multiple_of(COMPARE_INTERVAL);
-            let drawn = draw(&targets, || pg_sys::pg_prng_uint32(state));
-            if !drawn.is_empty() && plan::route(region, query, &drawn) {
-                active.routed = routes(drawn);
-            }
-            active.eligible = routes(&targets);
+        if !open.is_empty() && plan::may_route(query, &open) {
+            send(region, query, &open, &mut active);
         }
         Some(active)
+    }
+}
+
+/// Decides by the open routes, and makes the statement read the copies that it is sent to.
+///
+/// # Safety
+/// As for [`begins`]; the statement may be routed.
+unsafe fn send(region: &Region, query: *mut pg_sys::QueryDesc, open: &[Seen], active: &mut Active) {
+    let mut chosen = None;
+    let work = || {
+        // SAFETY: as promised by the caller; the generator is this process's own.
+        unsafe {
+            let targets = plan::targets(query, open);
+            if targets.is_empty() {
+                return;
+            }
+            let state = &raw mut pg_sys::pg_global_prng_state;
+            let compare = pg_sys::pg_prng_uint32(state).is_multiple_of(COMPARE_INTERVAL);
+            let drawn = draw(&targets, || pg_sys::pg_prng_uint32(state));
+            let plan = if drawn.is_empty() { None } else { plan::route(region, query, &drawn) };
+            let routed = if plan.is_some() { routes(drawn) } else { Vec::new() };
+            chosen = Some((compare, routes(&targets), routed, plan));
+        }
+    };
+    let ended = subtransaction::uncancelled(|| subtransaction::run_here(work));
+    let (Ended::Well, Some((compare, eligible, routed, plan))) = (ended, chosen) else { return };
+    (active.compare, active.eligible, active.routed) = (compare, eligible, routed);
+    if let Some(plan) = plan {
+        // SAFETY: as promised by the caller.
+        unsafe { (*query).plannedstmt = plan };
     }
 }
 
@@ -209,10 +220,14 @@ fn draw(open: &[Target], mut coin: impl FnMut() -> u32) -> Vec<&Target> {
 }
 
 /// A part of a statement begins or ends to run. Times only.
+#[inline]
 pub(super) fn runs(query: *mut pg_sys::QueryDesc, since_ns: Option<u64>) -> u64 {
-    if GLANCE.routed.get() == 0 {
-        return 0;
-    }
+    if is_timing() { times(query, since_ns) } else { 0 }
+}
+
+#[cold]
+#[inline(never)]
+fn times(query: *mut pg_sys::QueryDesc, since_ns: Option<u64>) -> u64 {
     let now_ns = usage::elapsed_ns();
     with_active(|all| {
         if let Some(active) = all.iter_mut().rev().find(|a| a.query == query as usize) {
@@ -239,7 +254,7 @@ pub(super) unsafe extern "C-unwind" fn ends(query: *mut pg_sys::QueryDesc) {
     let touched: Vec<&Seen> =
         active.seen.iter().filter(|s| scans.iter().any(|scan| scan.route == s.place)).collect();
     if active.seen.is_empty() || touched.is_empty() {
-        return count_other(region, active.spent_ns);
+        return count_other(region, |arm| arm.add(active.spent_ns));
     }
     let mut counted = Vec::with_capacity(touched.len());
     for seen in touched {
@@ -277,13 +292,13 @@ pub(super) unsafe extern "C-unwind" fn ends(query: *mut pg_sys::QueryDesc) {
 }
 
 /// Others: what the machine does to everybody.
-fn count_other(region: &Region, spent_ns: u64) {
+fn count_other(region: &Region, count: impl Fn(&Histogram)) {
     let mut counted: Vec<u32> = Vec::new();
     for seen in region.routes().of_database(bgworker::database()) {
         if let Some(stats) = region.routes().stats(seen.stats).filter(|_| !counted.contains(&seen.stats)) {
             counted.push(seen.stats);
             let swapped = stats.swapped.load(Ordering::Relaxed) > 0;
-            stats.arm(if swapped { Arm::OthersAfter } else { Arm::OthersBefore }).add(spent_ns);
+            count(stats.arm(if swapped { Arm::OthersAfter } else { Arm::OthersBefore }));
         }
     }
 }
@@ -301,6 +316,9 @@ pub(super) fn forget(level: Option<u32>, failed: bool) {
     });
     let Some(region) = region::get().filter(|_| failed) else { return };
     for active in gone.into_iter().flatten().filter(|a| a.running) {
+        if active.seen.is_empty() {
+            count_other(region, Histogram::add_error);
+        }
         for seen in &active.seen {
             if let Some(stats) = region.routes().stats(seen.stats) {
                 let swapped = stats.swapped.load(Ordering::Relaxed) > 0;
@@ -401,6 +419,12 @@ impl MoveRoutes {
         let routes = self.region.routes();
         let of_move = routes.of_database(bgworker::database()).filter(|seen| seen.stats == self.place);
         of_move.filter_map(|seen| routes.entry(seen.place)).map(|e| e.routed[0].load(Ordering::Relaxed)).sum()
+    }
+
+    /// Whether they are there to time statements, and nothing can be routed.
+    pub fn only_time(&self) -> bool {
+        let mut routes = self.region.routes().of_database(bgworker::database());
+        routes.all(|seen| seen.stats != self.place || seen.storage == 0)
     }
 
     /// Sets the share of reads, 0 to 1.

@@ -16,6 +16,27 @@ pub(super) fn reads_heap(tag: pg_sys::NodeTag) -> bool {
     )
 }
 
+/// Whether a node reads rows that are no table's of this server.
+pub(super) fn reads_otherwise(tag: pg_sys::NodeTag) -> bool {
+    use pg_sys::NodeTag as T;
+    matches!(
+        tag,
+        T::T_FunctionScanState
+            | T::T_ValuesScanState
+            | T::T_TableFuncScanState
+            | T::T_CteScanState
+            | T::T_WorkTableScanState
+            | T::T_NamedTuplestoreScanState
+            | T::T_ForeignScanState
+    )
+}
+
+/// Whether a node reads again what another part of the plan, or a trigger, has kept.
+pub(super) fn is_stored(tag: pg_sys::NodeTag) -> bool {
+    use pg_sys::NodeTag as T;
+    matches!(tag, T::T_CteScanState | T::T_WorkTableScanState | T::T_NamedTuplestoreScanState)
+}
+
 /// An index scan.
 pub(super) struct IndexUse {
     /// The index.
@@ -164,14 +185,40 @@ pub(super) unsafe fn compared_with(
 unsafe fn is_column(expression: *mut pg_sys::Expr, column: i16) -> bool {
     // SAFETY: each node is read as the struct its tag names.
     unsafe {
-        let mut node = expression.cast::<pg_sys::Node>();
-        while !node.is_null() && (*node).type_ == pg_sys::NodeTag::T_RelabelType {
-            node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
-        }
+        let node = unlabelled(expression);
         !node.is_null()
             && (*node).type_ == pg_sys::NodeTag::T_Var
             && (*node.cast::<pg_sys::Var>()).varattno == column
     }
+}
+
+/// The column of the scanned rows that an expression is, from 0.
+///
+/// # Safety
+/// As for [`is_column`].
+pub(super) unsafe fn column_of(expression: *mut pg_sys::Expr) -> Option<usize> {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let node = unlabelled(expression);
+        let is_column = !node.is_null() && (*node).type_ == pg_sys::NodeTag::T_Var;
+        let attribute = if is_column { (*node.cast::<pg_sys::Var>()).varattno } else { 0 };
+        usize::try_from(attribute).ok()?.checked_sub(1)
+    }
+}
+
+/// An expression without changes of its type that change no value.
+///
+/// # Safety
+/// `expression` must be null or a planned expression.
+unsafe fn unlabelled(expression: *mut pg_sys::Expr) -> *mut pg_sys::Node {
+    let mut node = expression.cast::<pg_sys::Node>();
+    // SAFETY: each node is read as the struct its tag names.
+    unsafe {
+        while !node.is_null() && (*node).type_ == pg_sys::NodeTag::T_RelabelType {
+            node = (*node.cast::<pg_sys::RelabelType>()).arg.cast();
+        }
+    }
+    node
 }
 
 /// The scan key "column = ?" by the index's own operator class.

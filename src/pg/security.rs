@@ -109,7 +109,24 @@ pub fn as_extension_owner() -> PgResult<UserGuard> {
         &[],
     )?
     .ok_or_else(|| unknown("extension \"foreshard\" is not installed in this database"))?;
-    Ok(UserGuard::switch(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE))
+    let guard = UserGuard::switch(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE);
+    // A session that replays what another server did fires no triggers: neither would our own foreign keys, which take
+    // along what belongs to a row that goes. SAFETY: plain variable of this process, set with the guard's nesting level.
+    unsafe {
+        if pg_sys::SessionReplicationRole != pg_sys::SESSION_REPLICATION_ROLE_ORIGIN as i32 {
+            let _ = pg_sys::set_config_option(
+                c"session_replication_role".as_ptr(),
+                c"origin".as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+    Ok(guard)
 }
 
 /// Acts as a table's owner with no way back to a stronger role: for expressions, opclasses and index

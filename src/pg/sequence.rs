@@ -5,26 +5,35 @@ use super::lock::ACCESS_SHARE;
 use super::report::{PgResult, internal};
 use pgrx::pg_sys;
 
-/// The next value of a sequence, once it is on disk that it was given away. `nextval()` promises that only
+/// The next value of a sequence, once it is on disk that it was given away, and the number of the storage it
+/// came from, as [`storage`] has it. `nextval()` promises that only
 /// for a transaction that commits; here not even a crash of the server brings a value back. Values are
 /// logged in batches (of 32 here), so it is rarely necessary to wait for the disk.
 ///
 /// The only lock kept to the end of the transaction is `nextval()`'s own ROW EXCLUSIVE on the sequence,
 /// which keeps nobody but ALTER and DROP SEQUENCE waiting.
-pub fn next_durable(sequence: pg_sys::Oid) -> i64 {
+pub fn next_durable(sequence: pg_sys::Oid) -> (i64, u32) {
     // SAFETY: runs inside a statement; the caller has checked the privileges. The sequence's only page is
     // read under a share lock; its LSN is at or behind the record that covers the value.
     unsafe {
         let value = compat::nextval(sequence);
         let relation = pg_sys::relation_open(sequence, ACCESS_SHARE);
+        let storage = (*(*relation).rd_rel).relfilenode.to_u32();
         let buffer = pg_sys::ReadBuffer(relation, 0);
         pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
         let logged_at = pg_sys::BufferGetLSNAtomic(buffer);
         pg_sys::UnlockReleaseBuffer(buffer);
         pg_sys::relation_close(relation, ACCESS_SHARE);
         pg_sys::XLogFlush(logged_at);
-        value
+        (value, storage)
     }
+}
+
+/// The number of a sequence's storage; 0 when the sequence is gone. A restart (TRUNCATE … RESTART IDENTITY, ALTER
+/// SEQUENCE … RESTART) gives a sequence new storage, and a ROLLBACK of that the old one back: values that came from
+/// other storage than it has now may come again.
+pub fn storage(sequence: pg_sys::Oid) -> u32 {
+    compat::storage_number(sequence)
 }
 
 /// 25006 in a read-only transaction and on a standby, as `nextval()` has it, whatever is in stock.

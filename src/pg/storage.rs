@@ -10,6 +10,14 @@ use pgrx::pg_sys;
 /// In how many parts a file is cut off at most, about.
 const MOST_CUTS: u32 = 512;
 
+/// Numbers of what pg_stat_progress_create_index shows (commands/progress.h): command (1: CREATE INDEX), index, access method.
+const PROGRESS_COMMAND: i32 = 0;
+const PROGRESS_INDEX: i32 = 6;
+const PROGRESS_METHOD: i32 = 8;
+
+/// How the names of capture triggers begin; PostgreSQL appends a number to those of internal ones.
+pub const CAPTURE: &std::ffi::CStr = c"foreshard_capture";
+
 /// Creates an empty heap of exactly the shape of `source` in `tablespace`, with its toast table, named
 /// `pg_temp_<oid>` beside the source; the caller renames it in the same transaction.
 pub fn create_heap_like(source: pg_sys::Oid, tablespace: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
@@ -68,7 +76,17 @@ pub fn build_index(shadow: pg_sys::Oid, index: pg_sys::Oid) {
             pg_sys::RelationTruncate(relation, 0);
         }
         let info = pg_sys::BuildIndexInfo(relation);
+        // As for CREATE INDEX, in pg_stat_progress_create_index; an error ends it with the transaction.
+        pg_sys::pgstat_progress_start_command(
+            pg_sys::ProgressCommandType::PROGRESS_COMMAND_CREATE_INDEX,
+            shadow,
+        );
+        pg_sys::pgstat_progress_update_param(PROGRESS_COMMAND, 1);
+        pg_sys::pgstat_progress_update_param(PROGRESS_INDEX, i64::from(index.to_u32()));
+        let method = (*(*relation).rd_rel).relam;
+        pg_sys::pgstat_progress_update_param(PROGRESS_METHOD, i64::from(method.to_u32()));
         pg_sys::index_build(heap, relation, info, false, true);
+        pg_sys::pgstat_progress_end_command();
         pg_sys::index_close(relation, pg_sys::NoLock as i32);
         pg_sys::table_close(heap, pg_sys::NoLock as i32);
         pg_sys::CommandCounterIncrement();
@@ -96,7 +114,7 @@ pub fn install_capture(source: pg_sys::Oid, function: pg_sys::Oid, arguments: &[
         }
         let mut statement =
             pgrx::PgBox::<pg_sys::CreateTrigStmt>::alloc_node(pg_sys::NodeTag::T_CreateTrigStmt);
-        statement.trigname = pg_sys::pstrdup(c"foreshard_capture".as_ptr());
+        statement.trigname = pg_sys::pstrdup(CAPTURE.as_ptr());
         statement.args = args;
         statement.row = true;
         statement.timing = pg_sys::TRIGGER_TYPE_AFTER as i16;

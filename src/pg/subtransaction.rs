@@ -3,6 +3,7 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
+use std::sync::OnceLock;
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,36 @@ pub enum Ended {
 /// Runs `work` in a subtransaction with a snapshot (values may be fetched from toast, expressions evaluated).
 /// Inside a transaction, not in parallel mode.
 pub fn run(work: impl FnOnce()) -> Ended {
+    run_telling(work, |_| {})
+}
+
+/// The same; a failure's message is handed on.
+pub fn run_telling(work: impl FnOnce(), tell: impl FnOnce(&str)) -> Ended {
+    let snapped = || {
+        // SAFETY: the snapshot is popped again.
+        unsafe {
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            work();
+            pg_sys::PopActiveSnapshot();
+        }
+    };
+    attempt(snapped, tell)
+}
+
+/// The same without a snapshot of its own; what `work` allocates lives as long as if its caller had.
+pub fn run_here(work: impl FnOnce()) -> Ended {
+    // SAFETY: the context of the caller outlives a subtransaction.
+    let context = unsafe { pg_sys::CurrentMemoryContext };
+    let here = || {
+        // SAFETY: as above.
+        unsafe { pg_sys::MemoryContextSwitchTo(context) };
+        work();
+    };
+    attempt(here, |_| {})
+}
+
+fn attempt(work: impl FnOnce(), tell: impl FnOnce(&str)) -> Ended {
+    let said = OnceLock::new();
     // SAFETY: context and owner are those of before.
     let (context, owner) = unsafe {
         let before = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
@@ -23,13 +54,9 @@ pub fn run(work: impl FnOnce()) -> Ended {
         before
     };
     let ended = PgTryBuilder::new(AssertUnwindSafe(|| {
-        // SAFETY: the snapshot is popped again.
-        unsafe {
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-            work();
-            pg_sys::PopActiveSnapshot();
-            pg_sys::ReleaseCurrentSubTransaction();
-        }
+        work();
+        // SAFETY: the subtransaction is in progress.
+        unsafe { pg_sys::ReleaseCurrentSubTransaction() };
         Ended::Well
     }))
     .catch_others(|caught| {
@@ -38,6 +65,7 @@ pub fn run(work: impl FnOnce()) -> Ended {
         unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
         let (PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. }) = &caught;
         pgrx::debug1!("foreshard: given up inside a statement: {}", report.message());
+        let _ = said.set(report.message().to_string());
         Ended::Failed(report.sql_error_code())
     })
     .execute();
@@ -46,5 +74,21 @@ pub fn run(work: impl FnOnce()) -> Ended {
         pg_sys::MemoryContextSwitchTo(context);
         pg_sys::CurrentResourceOwner = owner;
     }
+    if let Some(said) = said.get() {
+        tell(said);
+    }
     ended
+}
+
+/// Runs `work`, which takes no time worth mentioning, without being cancelled meanwhile: who asked for that gets it as soon
+/// as something else looks. An error of `work` must stay in it.
+pub fn uncancelled<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: counters of this process; an ERROR sets them to 0, so the old value is set, not counted down to.
+    unsafe {
+        let before = pg_sys::QueryCancelHoldoffCount;
+        pg_sys::QueryCancelHoldoffCount = before + 1;
+        let result = work();
+        pg_sys::QueryCancelHoldoffCount = before;
+        result
+    }
 }

@@ -20,11 +20,13 @@ static mut PENDING: *mut Record = std::ptr::null_mut();
 
 mod raw {
     use pgrx::pg_sys;
-    // SAFETY: the declarations are PostgreSQL's own (utils/lsyscache.h, utils/palloc.h). The first raises only
-    // for a function that does not exist, and callers have just looked it up; the second not at all, with
-    // MCXT_ALLOC_NO_OOM and a small size.
+    // SAFETY: the declarations are PostgreSQL's own (utils/lsyscache.h, utils/palloc.h, utils/syscache.h). What looks
+    // into the catalog's cache may raise when something is not in it (a cancelled statement): callers hold plain data
+    // only, so that it passes. The allocation never raises, with MCXT_ALLOC_NO_OOM and a small size.
     unsafe extern "C-unwind" {
         pub fn get_func_rettype(function: pg_sys::Oid) -> pg_sys::Oid;
+        pub fn SearchSysCache1(cache: std::ffi::c_int, key: pg_sys::Datum) -> pg_sys::HeapTuple;
+        pub fn ReleaseSysCache(row: pg_sys::HeapTuple);
         pub fn MemoryContextAllocExtended(
             context: pg_sys::MemoryContext,
             size: pg_sys::Size,
@@ -48,7 +50,7 @@ pub struct Measured {
     pub features: tuple::Features,
     /// Why it is measured.
     pub draw: Draw,
-    /// Rows the statement has processed, as far as known.
+    /// Rows the statement has processed, as far as known: not before a row is written.
     pub statement_rows: Option<u64>,
 }
 
@@ -93,6 +95,8 @@ struct Recent {
     places: Places,
 }
 
+/// `TriggerEvent` bits of calls for a row that is not written yet.
+const BEFORE_ROW: u32 = 4 | 8;
 const RECENT: usize = 128;
 /// By the trigger's oid, which differs between partitions. Every statement comes with an FmgrInfo of its own,
 /// and finding out where to count costs more than counting.
@@ -200,12 +204,15 @@ unsafe fn remember(info: *mut pg_sys::FmgrInfo) -> *mut Record {
     }
 }
 
-/// Which definition of the function is in force: the transaction that wrote its catalog row.
+/// Which definition of the function is in force: the transaction that wrote its catalog row. May raise: not to be
+/// called where errors are caught.
+#[cold]
+#[inline(never)]
 fn version(function: pg_sys::Oid) -> u64 {
     // SAFETY: a look-up in the catalog cache; the tuple is released.
     unsafe {
         let cache = pg_sys::SysCacheIdentifier::PROCOID as i32;
-        let row = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(function));
+        let row = raw::SearchSysCache1(cache, pg_sys::Datum::from(function));
         if row.is_null() {
             return 0;
         }
@@ -215,7 +222,7 @@ fn version(function: pg_sys::Oid) -> u64 {
         let version = u64::from(header.t_choice.t_heap.t_xmin.into_inner()) << 32
             ^ block << 16
             ^ u64::from(place.ip_posid);
-        pg_sys::ReleaseSysCache(row);
+        raw::ReleaseSysCache(row);
         version
     }
 }
@@ -281,6 +288,9 @@ unsafe fn begin(record: *mut Record, call: pg_sys::FunctionCallInfo, address: us
             return unmeasured;
         }
         let Some(draw) = (sensor.wants_trigger)(before) else { return unmeasured };
+        if record.version == 0 {
+            record.version = version(record.function.into());
+        }
         quietly(sensor, || measured(record, (sensor, region), draw, data, address)).unwrap_or(unmeasured)
     }
 }
@@ -309,9 +319,6 @@ unsafe fn measured(
     address: usize,
 ) -> Call {
     let since_ns = super::usage::elapsed_ns();
-    if record.version == 0 {
-        record.version = version(record.function.into());
-    }
     let places = &record.places;
     let measured = record.watched.then(|| Measured {
         profile: &region.profiles[places.profile],
@@ -321,7 +328,8 @@ unsafe fn measured(
         // SAFETY: as promised by the caller.
         features: unsafe { tuple::features(data) },
         draw,
-        statement_rows: rows_so_far(address),
+        // Rows that a statement is only about to write are not counted yet.
+        statement_rows: if record.event & BEFORE_ROW == BEFORE_ROW { None } else { rows_so_far(address) },
     });
     let framed = (sensor.trigger_starts)(record.function, draw.weight, address, since_ns);
     Call { framed, measured: measured.filter(|_| framed) }
@@ -435,7 +443,10 @@ pub fn enter_profile(region: &region::Region, identity: &ProfileIdentity) -> Opt
 unsafe fn aborted(record: *mut Record) {
     // SAFETY: as promised by the caller.
     let record = unsafe { &*record };
-    if let (Some(region), true) = (region::get(), record.watched) {
+    if let Some(region) = region::get()
+        && record.watched
+        && still(record, region)
+    {
         region.profiles[record.places.profile].add(Total::Failed, 1);
     }
     if let Some(sensor) = watching() {

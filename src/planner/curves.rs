@@ -11,7 +11,7 @@ pub struct CurvePoint {
     pub at_s: f64,
     /// Load now, cost units/s; None: nothing was observed.
     pub load_now: Option<f64>,
-    /// Forecast load if nothing moves, cost units/s; None: unknown.
+    /// Forecast load if nothing more moves, cost units/s; None: unknown.
     pub forecast: Option<f64>,
     /// The same once every step of the plan is done.
     pub planned: Option<f64>,
@@ -52,7 +52,7 @@ impl Decision {
     /// Where every slot is once all steps are done.
     fn places_after(&self) -> BTreeMap<i64, i32> {
         let mut places: BTreeMap<i64, i32> =
-            self.slots.iter().map(|slot| (slot.slot_id, slot.shard_id)).collect();
+            self.slots.iter().map(|slot| (slot.slot_id, slot.planned_shard())).collect();
         places.extend(self.plan.steps.iter().map(|step| (step.segment, step.to)));
         places
     }

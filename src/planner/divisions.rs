@@ -1,16 +1,18 @@
 //! Which slots to divide, to build the halves of ahead, or to merge.
 
+use super::STAYS;
 use super::modes::Modes;
 use crate::catalog::decision::{SlotRow, bytes_of};
 use crate::catalog::hot_key::{self, Busiest};
 use crate::catalog::wish::{Placing, text_key};
-use crate::catalog::{act, division, merge, moves, place, prepared, shadow, slot_key, split};
+use crate::catalog::{act, colocation, division, merge, moves, place, prepared, shadow, slot_key, split};
 use crate::pg::guc::{self, Mode};
 use crate::pg::report::PgResult;
 use foreshard_core::division::{
     BALANCED, Candidate, Keys, NotDivided, Thresholds, Verdict, judge, may_merge,
 };
-use foreshard_core::placement::{Hold, Segment, Shard};
+use foreshard_core::placement::{Hold, Segment, Shard, shared_capacities};
+use foreshard_core::relief::{Carried, relieve};
 use pgrx::pg_sys;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -95,6 +97,8 @@ pub struct Division {
     pub slot_id: i64,
     /// What to do.
     pub action: Action,
+    /// The shard that the second half or the key goes to; None: it stays, or goes where it was prepared to go.
+    pub to_shard: Option<i32>,
     /// Why, in words for a person.
     pub reason: String,
 }
@@ -126,12 +130,9 @@ pub fn decide(
     let rows: HashMap<i64, &SlotRow> = slots.iter().map(|slot| (slot.slot_id, slot)).collect();
     let mut cluster = vec![0.0; leads];
     for segment in segments {
-        // Of what has no forecast the present load is the best guess; without it everybody else looked hot.
-        let present = rows.get(&segment.id).filter(|_| is_unknown(segment)).map_or(0.0, |slot| slot.heat);
-        let curve = segment.curve.iter().copied().chain(std::iter::repeat(0.0));
-        cluster.iter_mut().zip(curve).for_each(|(sum, load)| *sum += load + present);
+        cluster.iter_mut().zip(&segment.curve).for_each(|(sum, load)| *sum += load);
     }
-    let active = places.iter().filter(|shard| !shard.draining).count();
+    let active = shared_capacities(places, segments).len();
     let mean = cluster.iter().copied().fold(0.0, f64::max) / active.max(1) as f64;
     // Two halves on one shard are no better than the whole, and next to no load is no reason for anything.
     if active < 2 || mean * active as f64 <= foreshard_core::placement::PlanOptions::default().min_load {
@@ -155,6 +156,8 @@ pub fn decide(
         *load = f64::MAX;
     }
     let mut found = splits(&known, (&keys, &busiest), &cluster, &thresholds);
+    let parts = Parts { known: &known, keys: &keys, busiest: &busiest, mean };
+    parts.place(&mut found, carried(segments, places, &rows, leads));
     found.extend(merges(&known, &thresholds));
     found.extend(ways_home(&known, &thresholds)?);
     Ok(found)
@@ -163,6 +166,67 @@ pub fn decide(
 /// Whether nothing is forecast of it.
 fn is_unknown(segment: &Segment) -> bool {
     segment.futures.is_empty()
+}
+
+/// What every shard carries now and at every lead; only shards of this server take parts.
+fn carried(
+    segments: &[Segment],
+    places: &[Shard],
+    rows: &HashMap<i64, &SlotRow>,
+    leads: usize,
+) -> Vec<Carried> {
+    let mut shards: Vec<Carried> = places
+        .iter()
+        .map(|place| Carried {
+            shard: place.id,
+            capacity: place.capacity,
+            takes: !place.draining && place.accepts & STAYS != 0,
+            loads: vec![0.0; leads + 1],
+        })
+        .collect();
+    for segment in segments {
+        let Some(own) = shards.iter_mut().find(|shard| shard.shard == segment.shard) else { continue };
+        let present = rows.get(&segment.id).map_or(0.0, |slot| slot.heat);
+        let curve = segment.curve.iter().copied();
+        own.loads.iter_mut().zip(std::iter::once(present).chain(curve)).for_each(|(sum, load)| *sum += load);
+    }
+    shards
+}
+
+/// What is known of the parts that slots are divided into.
+struct Parts<'a> {
+    known: &'a [Known<'a>],
+    keys: &'a HashMap<i64, Keys>,
+    busiest: &'a HashMap<i64, Busiest>,
+    mean: f64,
+}
+
+impl Parts<'_> {
+    /// Chooses the shard of every part, one after the other: each finds what those before it have left.
+    fn place(&self, divisions: &mut [Division], mut shards: Vec<Carried>) {
+        for division in divisions {
+            let Some(own) = self.known.iter().find(|own| own.slot.slot_id == division.slot_id) else {
+                continue;
+            };
+            let Some(share) = self.share(division, own.shape) else { continue };
+            let loads = std::iter::once(&own.present).chain(&own.curve);
+            let part: Vec<f64> = loads.map(|load| load * self.mean * share).collect();
+            division.to_shard = relieve(&mut shards, own.slot.shard_id, &part);
+        }
+    }
+
+    /// Share of the slot's load that its new part will have; None: it gets none, or that is prepared already.
+    fn share(&self, division: &Division, shape: &division::Shape) -> Option<f64> {
+        match division.action {
+            Action::Split | Action::Prepare { .. } if !shape.is_prepared => {
+                self.keys.get(&division.slot_id).map(|keys| keys.second_share)
+            }
+            Action::Isolate { .. } => {
+                self.busiest.get(&division.slot_id)?.share.map(|share| share.clamp(0.0, 1.0))
+            }
+            _ => None,
+        }
+    }
 }
 
 fn splits(
@@ -191,6 +255,7 @@ fn splits(
             keys: keys.get(&one.slot.slot_id).copied(),
             free: one.hold == Hold::Free || prepared,
             divisible: one.shape.divisible,
+            chosen: one.shape.chosen,
             isolable: one.shape.isolable && key.is_some() && !prepared,
         };
         let action = match judge(&candidate, cluster, thresholds) {
@@ -203,7 +268,9 @@ fn splits(
                 None => continue,
             },
             Verdict::Split => Action::Split,
-            Verdict::Prepare { .. } | Verdict::Not(_) if prepared => continue,
+            // Of what is said of one that is prepared, only this makes a difference: its halves would be of no use.
+            Verdict::Not(why) if prepared && why != NotDivided::PopularKey => continue,
+            Verdict::Prepare { .. } if prepared => continue,
             Verdict::Prepare { at, over } => Action::Prepare { at, over },
             Verdict::Not(why) => Action::Not(why),
         };
@@ -214,7 +281,7 @@ fn splits(
             percent(one.peak()),
             percent(thresholds.split)
         );
-        found.push(Division { slot_id: one.slot.slot_id, action, reason });
+        found.push(Division { slot_id: one.slot.slot_id, action, to_shard: None, reason });
     }
     found
 }
@@ -247,6 +314,7 @@ fn merges(known: &[Known], thresholds: &Thresholds) -> Vec<Division> {
             found.push(Division {
                 slot_id: a.slot.slot_id,
                 action: Action::Merge { other: b.slot.slot_id },
+                to_shard: None,
                 reason,
             });
         }
@@ -277,7 +345,12 @@ fn ways_home(known: &[Known], thresholds: &Thresholds) -> PgResult<Vec<Division>
             home.slot.slot_id,
             (thresholds.merge * 100.0).round()
         );
-        found.push(Division { slot_id: home.slot.slot_id, action: Action::Home { table, key }, reason });
+        found.push(Division {
+            slot_id: home.slot.slot_id,
+            action: Action::Home { table, key },
+            to_shard: None,
+            reason,
+        });
     }
     Ok(found)
 }
@@ -308,6 +381,7 @@ pub fn store(divisions: &[Division], said: &[Said], slots: &[SlotRow], lead_s: i
                 action: one.action.as_str(),
                 slot_id: one.slot_id,
                 shard_id: slot.shard_id,
+                to_shard: one.to_shard,
                 bytes: bytes_of(one.slot_id, slots),
                 reason: Some(&one.reason),
                 refusal: *refusal,
@@ -346,6 +420,14 @@ pub fn file(one: &Division) -> PgResult<bool> {
     let Some(standing) = standing.filter(|own| modes.of(own.group_id) == Mode::Auto) else {
         return Ok(false);
     };
+    let to_shard = match one.to_shard {
+        // A shard that is away or emptied since gets nothing; the next plan says where to.
+        Some(shard) => match colocation::taking_shard(shard)? {
+            Some(name) => Some(name),
+            None => return Ok(false),
+        },
+        None => None,
+    };
     let filed = match &one.action {
         Action::Split | Action::Prepare { .. } => {
             let prepare = one.action != Action::Split;
@@ -355,7 +437,7 @@ pub fn file(one: &Division) -> PgResult<bool> {
             {
                 return Ok(false);
             }
-            vec![split::file(one.slot_id, &[None, None], user, prepare)?]
+            vec![split::file(one.slot_id, &[None, to_shard.as_deref()], user, prepare)?]
         }
         Action::Merge { other } => {
             let Some(shard) = merge::shard_for(one.slot_id, *other)? else { return Ok(false) };
@@ -371,7 +453,7 @@ pub fn file(one: &Division) -> PgResult<bool> {
                 return Ok(false);
             }
             let mut placing = Placing::of(*table)?;
-            placing.isolate(text_key(key)?, None)?;
+            placing.isolate(text_key(key)?, to_shard.as_deref())?;
             placing.file(user, json!({"isolate": 1}))?
         }
         Action::Home { table, key } => {

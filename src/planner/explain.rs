@@ -7,7 +7,7 @@ use crate::catalog::story::{Past, Story};
 use crate::pg::guc;
 use crate::pg::report::{PgResult, internal};
 use foreshard_core::calibration::Calibration;
-use foreshard_core::placement::{Consideration, consider};
+use foreshard_core::placement::{Consideration, RefusalReason, consider};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -86,7 +86,12 @@ pub fn explain(decision: &Decision, table: String, story: Story) -> PgResult<Exp
     let row = decision.slot(slot_id).ok_or_else(|| internal(format!("slot {slot_id} has no partition")))?;
     let pool = decision.pools.iter().find(|pool| pool.has(row.shard_id));
     let pool = pool.ok_or_else(|| internal(format!("slot {slot_id} is on no shard")))?;
-    let asked = consider(&pool.places, &pool.segments, &decision.links, &decision.options, slot_id)
+    let mut segments = pool.segments.clone();
+    // Whoever asks about a slot that is moving asks about where it is.
+    if row.heads_for.is_some() {
+        segments.iter_mut().filter(|one| one.id == slot_id).for_each(|one| one.shard = row.shard_id);
+    }
+    let asked = consider(&pool.places, &segments, &decision.links, &decision.options, slot_id)
         .map_err(internal)?
         .ok_or_else(|| internal(format!("slot {slot_id} was not planned for")))?;
     let calibration = trust::calibrations()?.remove(&row.group_id).unwrap_or_default();
@@ -176,13 +181,18 @@ impl Decision {
         }
         let refusal = self.plan.refusals.iter().find(|refusal| refusal.segment == slot_id);
         let reason = refusal.map(|refusal| refusal.reason).or(asked.blocked);
-        let why = if self.forecasts.is_empty() {
+        let shard = self.slot(slot_id).map(decision::SlotRow::planned_shard);
+        let is_relieved = self.plan.steps.iter().any(|step| Some(step.from) == shard);
+        let is_full = refusal.is_some_and(|refusal| refusal.reason == RefusalReason::NoTargetCapacity);
+        let why = if is_full && shard.is_some_and(|shard| self.presence.drains(shard)) {
+            "its shard is to be emptied, but there is no place for this slot"
+        } else if self.forecasts.is_empty() {
             "no load of any slot is known well enough to plan"
         } else if refusal.is_some() {
             "its shard is above its fair share, but this slot is not moved"
         } else if !asked.overloaded {
             "its shard is not above its fair share"
-        } else if self.plan.steps.is_empty() {
+        } else if !is_relieved {
             "its shard is above its fair share, but not by so much that the planner acts"
         } else {
             "moving other slots relieves its shard better"
@@ -212,7 +222,7 @@ impl Decision {
         };
         Verdict {
             action: one.action.as_str(),
-            to: None,
+            to: one.to_shard.map(|shard| self.shard_name(shard)),
             confidence: None,
             start_in_s: start_s.map(|start_s| opens_s.map_or(start_s, |opens_s| start_s.max(opens_s))),
             timing: None,
@@ -348,21 +358,32 @@ impl Explanation {
     fn tell_verdict(&self, text: &mut String) {
         let verdict = &self.verdict;
         let start = verdict.start_in_s.map_or_else(|| "unknown".to_string(), |s| format!("in {s:.0} s"));
+        let part = |what: &str| {
+            verdict.to.as_ref().map_or_else(String::new, |to| format!(", {what} going to shard \"{to}\""))
+        };
         let mut line = match (&verdict.to, verdict.action) {
-            (Some(to), _) => format!(
+            (Some(to), "move") => format!(
                 "It should move to shard \"{to}\" (confidence {:.2}, start {start}): {}.",
                 verdict.confidence.unwrap_or(0.0),
                 verdict.reason
             ),
-            (_, "split") => format!("It should be split (start {start}): {}.", verdict.reason),
-            (_, "prepare") => {
-                format!("Its halves should be built ahead (start {start}): {}.", verdict.reason)
+            (_, "split") => {
+                format!("It should be split{} (start {start}): {}.", part("the second half"), verdict.reason)
             }
+            (_, "prepare") => format!(
+                "Its halves should be built ahead{} (start {start}): {}.",
+                part("the second one"),
+                verdict.reason
+            ),
             (_, "merge") => {
                 format!("It should become one with another slot (start {start}): {}.", verdict.reason)
             }
             (_, "isolate") => {
-                format!("Its busiest key should get a place by itself (start {start}): {}.", verdict.reason)
+                format!(
+                    "Its busiest key should get a place by itself{} (start {start}): {}.",
+                    part("it"),
+                    verdict.reason
+                )
             }
             (_, "home") => {
                 format!("A key that is isolated of it should come home (start {start}): {}.", verdict.reason)

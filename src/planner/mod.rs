@@ -1,6 +1,7 @@
 //! From observed rows to decisions: load history → forecasts → load curves → plan. Reads through
 //! `catalog`, thinks in `core`, writes nothing.
 
+mod busy;
 mod curves;
 pub mod divisions;
 mod explain;
@@ -34,6 +35,7 @@ use reliance::Reliance;
 use std::collections::{BTreeMap, HashMap};
 use window::Opening;
 
+pub use busy::Busy;
 pub use curves::CurvePoint;
 pub use explain::{Explanation, explain};
 pub use modes::first_off;
@@ -41,6 +43,10 @@ pub use window::is_open;
 
 /// Most leads a forecast has: enough to shape a curve, few enough to store for thousands of slots.
 const MAX_LEADS: i32 = 24;
+/// The same at the coarsest resolution: a week of hours.
+const MAX_COARSE_LEADS: i32 = 168;
+/// Fewest sampled futures per slot: long ones are fewer, so that they take no more memory than short ones by much.
+const LEAST_FUTURES: u64 = 16;
 /// Most buckets of history a fit reads per slot (four weeks of hours, a day of two-minute buckets).
 const MAX_HISTORY: usize = 2016;
 /// Sampled futures per slot, behind every confidence.
@@ -97,6 +103,18 @@ fn candidates(horizon_s: i32) -> Vec<i32> {
     let all = resolutions();
     let wanted = all.iter().position(|r| horizon_s <= r * MAX_LEADS).unwrap_or(all.len() - 1);
     all[..=wanted].iter().rev().copied().collect()
+}
+
+/// Leads that cover the horizon, or as many of them as are made.
+fn leads(horizon_s: i32, resolution_s: i32) -> usize {
+    let is_coarsest = resolutions().last() == Some(&resolution_s);
+    let most = if is_coarsest { MAX_COARSE_LEADS } else { MAX_LEADS };
+    (horizon_s / resolution_s.max(1)).clamp(1, most) as usize
+}
+
+/// Sampled futures of so many leads.
+fn futures(leads: usize) -> u64 {
+    (FUTURES * MAX_LEADS as u64 / leads.max(1) as u64).clamp(LEAST_FUTURES, FUTURES)
 }
 
 /// Complete buckets of every slot at one resolution, gaps as None, with the special events and regressors until the horizon.
@@ -158,7 +176,8 @@ fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight
     let mut known = Foresight { lead_s: guc::BUCKET.get(), ..Foresight::default() };
     for resolution_s in candidates(horizon_s) {
         known.lead_s = resolution_s;
-        let leads = (horizon_s / resolution_s).clamp(1, MAX_LEADS) as usize;
+        let leads = leads(horizon_s, resolution_s);
+        let seeds: Vec<u64> = (0..futures(leads)).map(|k| SEED ^ k).collect();
         let all = series(resolution_s, now_s, horizon_s)?;
         models::each(&all, options, |slot_id, model| {
             let points = model.forecast(leads);
@@ -166,7 +185,7 @@ fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight
                 slot_id,
                 Curve {
                     mean: points.iter().map(|p| p.mean).collect(),
-                    futures: (0..FUTURES).map(|k| model.sample_path(leads, SEED ^ k)).collect(),
+                    futures: model.sample_paths(leads, &seeds),
                 },
             );
             known.forecasts.push(decision::SlotForecast {
@@ -225,10 +244,11 @@ fn segments(
             } else {
                 Hold::Free
             };
-            let curve = curve.unwrap_or_else(|| Curve { mean: vec![0.0; leads], futures: Vec::new() });
+            // Of what cannot be foreseen, what is there now counts; nothing is certain of it, so that it has no futures.
+            let curve = curve.unwrap_or_else(|| Curve { mean: vec![slot.heat; leads], futures: Vec::new() });
             Segment {
                 id: slot.slot_id,
-                shard: slot.shard_id,
+                shard: slot.planned_shard(),
                 bytes: slot.bytes.max(0) as u64,
                 curve: curve.mean,
                 futures: curve.futures,
@@ -257,7 +277,8 @@ fn presence(slots: &[decision::SlotRow], pools: &[Pool], reliance: &Reliance, le
 
 /// Forecasts and plans now.
 pub fn decide(horizon_s: i32) -> PgResult<Decision> {
-    let forecast = ForecastOptions { max_history: MAX_HISTORY, ..ForecastOptions::default() };
+    let season_s = guc::SEASON.get().max(1) as u32;
+    let forecast = ForecastOptions { season_s, max_history: MAX_HISTORY, ..ForecastOptions::default() };
     let interval_level = forecast.interval_level;
     let slots = decision::slots()?;
     let shards = colocation::shards()?;
@@ -376,7 +397,8 @@ impl Decision {
                 Start::Closed => self.opening.opens_in_s,
                 _ => Some(f64::from(self.lead_s) * timing.lead as f64),
             };
-            Some(decision::Verdict { stated, timing, start_s, refusal })
+            let urgent = relieves_distress(present);
+            Some(decision::Verdict { stated, urgent, timing, start_s, refusal })
         };
         Ok(self.plan.steps.iter().enumerate().filter_map(verdict).collect())
     }
@@ -384,45 +406,6 @@ impl Decision {
     /// Name of a shard.
     pub fn shard_name(&self, shard_id: i32) -> String {
         self.shards.iter().find(|s| s.shard_id == shard_id).map(|s| s.name.clone()).unwrap_or_default()
-    }
-
-    /// The steps of which `wanted` holds, as `{"slot": "shard"}`, with the least confidence among them.
-    fn assignment(&self, steps: Vec<usize>) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
-        let mut map = serde_json::Map::new();
-        let mut least: Option<f64> = None;
-        for index in steps {
-            let (step, stated) = (&self.plan.steps[index], self.verdicts[index].stated);
-            map.insert(step.segment.to_string(), self.shard_name(step.to).into());
-            least = Some(least.map_or(stated, |c| c.min(stated)));
-        }
-        (map, least)
-    }
-
-    /// The steps that are confident enough to be requested, whenever they are to begin.
-    pub fn confident(&self) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
-        let least = guc::MIN_CONFIDENCE.get();
-        self.assignment(self.plan.independent(|index, _| self.verdicts[index].stated >= least))
-    }
-
-    /// The steps that may be taken now without anybody being asked: those of tables in mode auto, of Citus or of all others.
-    pub fn takeable(&self, citus: bool) -> (serde_json::Map<String, serde_json::Value>, Option<f64>) {
-        let auto = |step: &Step| {
-            let own = self.slot(step.segment).filter(|slot| slot.is_citus == citus);
-            own.is_some_and(|slot| self.modes.of(slot.group_id) == Mode::Auto)
-        };
-        // What counts on a step that only a person may take must wait for it.
-        self.assignment(
-            self.plan.independent(|index, step| self.verdicts[index].refusal.is_none() && auto(step)),
-        )
-    }
-
-    /// The divisions that nothing speaks against, of slots whose tables leave that to foreshard.
-    pub fn permitted_divisions(&self) -> Vec<divisions::Division> {
-        let auto = |one: &&divisions::Division| {
-            let mode = self.slot(one.slot_id).map(|slot| self.modes.of(slot.group_id));
-            mode == Some(Mode::Auto) && self.said_of(one).0.is_none()
-        };
-        self.divisions.iter().filter(auto).cloned().collect()
     }
 
     /// What is said of a division.
@@ -462,7 +445,8 @@ impl Decision {
         }
     }
 
-    /// Whether a slot is to be divided on a shard in distress, and half of it would help elsewhere.
+    /// Whether a slot is to be divided on a shard in distress, and the part that goes elsewhere would help. The halves of one that
+    /// is prepared lie where they were built.
     fn is_urgent(&self, one: &Division, slot: &decision::SlotRow) -> bool {
         let own = self.pools.iter().filter(|pool| !pool.is_citus).flat_map(|pool| &pool.places);
         let others = own.filter(|shard| shard.id != slot.shard_id && !shard.draining);
@@ -470,8 +454,11 @@ impl Decision {
         let drains = self.presence.drains(slot.shard_id);
         let from = self.presence.used(slot.shard_id, 0.0);
         let present = |to_after: f64| Present { from, to_after, drains, foreseeable: false };
+        let least = one.to_shard.map(|to| self.presence.used(to, slot.heat / 2.0)).or(least);
         let divides = matches!(one.action, Action::Split | Action::Isolate { over: 0, .. });
-        divides && least.is_some_and(|least| relieves_distress(present(least)))
+        divides
+            && (one.to_shard.is_some() || slot.moving)
+            && least.is_some_and(|least| relieves_distress(present(least)))
     }
 
     /// Stores forecasts and recommendations, and notes the steps whose outcome will be looked at.
@@ -485,8 +472,8 @@ impl Decision {
         for pool in &self.pools {
             let (at, plan) = pool.steps(&self.plan);
             let stated: Vec<f64> = at.iter().filter_map(|at| stated.get(*at).copied()).collect();
-            let cluster = (pool.places.as_slice(), self.links.as_slice());
-            trust::note(&plan, &self.slots, cluster, &stated, &self.options, self.lead_s)?;
+            let pool = (pool, self.links.as_slice());
+            trust::note(&plan, &self.slots, pool, &stated, &self.options, self.lead_s)?;
         }
         Ok(())
     }

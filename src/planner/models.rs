@@ -75,14 +75,14 @@ fn kinds(series: &Series) -> Vec<u64> {
     series.regressors.iter().map(|regressor| regressor.kind).collect()
 }
 
-/// By slot and length of a bucket, s.
-type Models = HashMap<(i64, u32), Kept>;
+/// By slot, length of a bucket and season, s.
+type Models = HashMap<(i64, u32, u32), Kept>;
 
 /// Those of this process.
 static MODELS: LocalBox<Models> = LocalBox::new();
 
-/// What young series borrow of, by length of a bucket, with when it was learnt.
-static SHAPES: LocalBox<HashMap<u32, (f64, Shapes)>> = LocalBox::new();
+/// What young series borrow of, by length of a bucket and season, with when it was learnt.
+static SHAPES: LocalBox<HashMap<(u32, u32), (f64, Shapes)>> = LocalBox::new();
 
 /// Plans made by this process.
 static PLANS: Local<u64> = Local::new(0);
@@ -96,7 +96,7 @@ fn shapes(all: &BTreeMap<i64, Series>, season_s: u32) -> Shapes {
     let now_s = bgworker::now_s();
     let fresh = |(learnt_s, _): &(f64, Shapes)| (0.0..SHAPES_KEPT_S).contains(&(now_s - learnt_s));
     let known = SHAPES.with(HashMap::new, |kept| {
-        kept.get(&step_s).filter(|own| fresh(own)).map(|(_, shapes)| shapes.clone())
+        kept.get(&(step_s, season_s)).filter(|own| fresh(own)).map(|(_, shapes)| shapes.clone())
     });
     if let Some(Some(shapes)) = known {
         return shapes;
@@ -104,7 +104,7 @@ fn shapes(all: &BTreeMap<i64, Series>, season_s: u32) -> Shapes {
     let shapes = Shapes::learn(all.values(), season_s);
     // What did not know anything yet may know something soon.
     if !shapes.is_empty() {
-        SHAPES.with(HashMap::new, |kept| kept.insert(step_s, (now_s, shapes.clone())));
+        SHAPES.with(HashMap::new, |kept| kept.insert((step_s, season_s), (now_s, shapes.clone())));
     }
     shapes
 }
@@ -125,7 +125,7 @@ pub fn each(
         for (slot_id, series) in behind {
             // Whoever asked for a plan of thousands of slots may lose patience.
             pgrx::check_for_interrupts!();
-            let key = (*slot_id, series.step_s);
+            let key = (*slot_id, series.step_s, options.season_s);
             let may_fit = spent < FIT_BUDGET;
             if let Some(kept) = models.get_mut(&key)
                 && kept.follow(series, may_fit)

@@ -1,6 +1,6 @@
 //! Forecasts that are not relied on, because they did not cover what came: plans then stand on what was seen.
 
-use super::{Curve, FUTURES};
+use super::{Curve, futures};
 use crate::catalog::forecast_error;
 use crate::pg::report::PgResult;
 use foreshard_core::coverage::{Coverage, as_it_was, to_be_replaced};
@@ -43,7 +43,9 @@ impl Reliance {
             let mut values = series.values.clone();
             values.resize(buckets.max(values.len()).min(2 * super::MAX_HISTORY), None);
             let day = (options.season_s / step_s) as usize;
-            if let Some((mean, futures)) = as_it_was(&values, day, curve.mean.len(), FUTURES as usize) {
+            if let Some((mean, futures)) =
+                as_it_was(&values, day, curve.mean.len(), futures(curve.mean.len()) as usize)
+            {
                 *curve = Curve { mean, futures };
             }
         }

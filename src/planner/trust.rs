@@ -1,10 +1,13 @@
 //! Confidence that is earned: what became of recommended steps, per colocation group.
 
+use super::pools::Pool;
 use crate::catalog::{decision, outcome, record_event};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use foreshard_core::calibration::{Calibration, Trust};
-use foreshard_core::placement::{Link, Plan, PlanOptions, Realised, Shard, Step, outcome as judge};
+use foreshard_core::placement::{
+    Link, Plan, PlanOptions, Realised, Step, outcome as judge, shared_capacities,
+};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
@@ -66,18 +69,22 @@ pub fn settle() -> PgResult<()> {
     Ok(())
 }
 
-/// Notes the steps of a plan that claim to pay, to be judged when their time is over.
+/// Notes the steps of a pool's plan that claim to pay, to be judged when the time that was looked ahead is over.
 pub fn note(
     plan: &Plan,
     slots: &[decision::SlotRow],
-    (shards, links): (&[Shard], &[Link]),
+    (pool, links): (&Pool, &[Link]),
     stated: &[f64],
     options: &PlanOptions,
     resolution_s: i32,
 ) -> PgResult<()> {
-    let mut place: BTreeMap<i64, i32> = slots.iter().map(|slot| (slot.slot_id, slot.shard_id)).collect();
+    let shards = pool.places.as_slice();
+    let leads = pool.segments.first().map_or(1, |segment| segment.curve.len().max(1));
+    let horizon_s = guc::FORECAST_HORIZON.get().min(resolution_s.saturating_mul(leads as i32));
+    let mut place: BTreeMap<i64, i32> =
+        slots.iter().map(|slot| (slot.slot_id, slot.planned_shard())).collect();
     let capacity = |id: i32| shards.iter().find(|shard| shard.id == id).map_or(1.0, |shard| shard.capacity);
-    let all: f64 = shards.iter().filter(|shard| !shard.draining).map(|shard| shard.capacity).sum();
+    let all: f64 = shared_capacities(shards, &pool.segments).iter().sum();
     for (step, stated) in plan.steps.iter().zip(stated) {
         let on = |shard: i32| -> Vec<i64> {
             let there = place.iter().filter(|(slot, at)| **at == shard && **slot != step.segment);
@@ -98,7 +105,7 @@ pub fn note(
                 drains: shards.iter().any(|shard| shard.id == step.from && shard.draining),
                 joined: joined(links, &place, step),
             };
-            outcome::note(&new, guc::FORECAST_HORIZON.get(), resolution_s)?;
+            outcome::note(&new, horizon_s, resolution_s)?;
         }
         place.insert(step.segment, step.to);
     }

@@ -4,6 +4,7 @@
 use super::publish::Publisher;
 use crate::catalog::unit_cost::{self, Measured};
 use crate::observe::drain::SegmentActivity;
+use crate::pg::guc;
 use crate::pg::report::PgResult;
 use foreshard_core::heat::{Rates, UnitCosts};
 use foreshard_core::shared::SegmentCounter;
@@ -52,6 +53,9 @@ fn combined(old: &Sampled, new: &Sampled, kept: f64) -> Sampled {
         trigger_calls: sum(|s| s.trigger_calls),
         trigger_cost_units: sum(|s| s.trigger_cost_units),
         result_bytes: sum(|s| s.result_bytes),
+        elapsed_ms: sum(|s| s.elapsed_ms),
+        blocks_dirtied: sum(|s| s.blocks_dirtied),
+        temp_blocks: sum(|s| s.temp_blocks),
     }
 }
 
@@ -70,6 +74,7 @@ fn predicted(sums: &Sampled, unit: &UnitCosts) -> Sampled {
 /// What was measured between two drains.
 fn sampled(activity: &SegmentActivity) -> Sampled {
     let of = |counter: SegmentCounter| activity.counters[counter as usize] as f64;
+    let interval = f64::from(guc::TRIGGER_SAMPLE_INTERVAL.get().max(1));
     Sampled {
         statements: of(SegmentCounter::Statements),
         scans: of(SegmentCounter::Scans),
@@ -82,9 +87,14 @@ fn sampled(activity: &SegmentActivity) -> Sampled {
         write_cpu_ms: of(SegmentCounter::WriteCpuNs) / 1e6,
         predicted_write_ms: 0.0,
         wal_bytes: of(SegmentCounter::WalBytes),
-        trigger_calls: of(SegmentCounter::SampledTriggerCalls),
-        trigger_cost_units: of(SegmentCounter::TriggerCostNs) / 1e6,
+        // Every measured call counts as often as the calls it stands for, or triggers that are measured at different
+        // rates would not mix; as evidence it is one call.
+        trigger_calls: of(SegmentCounter::SampledTriggerCalls) / interval,
+        trigger_cost_units: of(SegmentCounter::TriggerCostNs) / 1e6 / interval,
         result_bytes: of(SegmentCounter::ResultBytes),
+        elapsed_ms: (of(SegmentCounter::ReadElapsedNs) + of(SegmentCounter::WriteElapsedNs)) / 1e6,
+        blocks_dirtied: of(SegmentCounter::BlocksDirtied),
+        temp_blocks: of(SegmentCounter::TempBlocks),
     }
 }
 
@@ -144,6 +154,11 @@ impl Book {
         for ((table, slot_id), sums) in &self.sums {
             self.costs.add(*table, *slot_id, &predicted(&sums.at(now_s), &self.unit), now_s);
         }
+    }
+
+    /// Batches of samples that found no room.
+    pub fn overflowed(&self) -> u64 {
+        self.costs.overflowed()
     }
 
     /// Adds what was measured.

@@ -133,14 +133,21 @@ fn refresh() -> WorkResult<()> {
                 continue;
             }
         };
-        let mut batch = 0;
-        let write =
-            |batch| bgworker::transaction(|| influence::write(&*catalog::by_id(graph_id)?, &scores, batch));
-        while write(batch)?.is_some() {
-            batch += 1;
-            bgworker::wait(0);
+        // A graph that was dropped meanwhile stands in no other's way.
+        if let Err(failure) = store(graph_id, &scores) {
+            pgrx::log!("foreshard graph: influence: {}", failure.line);
         }
-        bgworker::transaction(|| influence::note(graph_id, &scores))?;
     }
     Ok(())
+}
+
+fn store(graph_id: i32, scores: &influence::Scores) -> WorkResult<()> {
+    let mut batch = 0;
+    let write =
+        |batch| bgworker::transaction(|| influence::write(&*catalog::by_id(graph_id)?, scores, batch));
+    while write(batch)?.is_some() {
+        batch += 1;
+        bgworker::wait(0);
+    }
+    bgworker::transaction(|| influence::note(graph_id, scores))
 }

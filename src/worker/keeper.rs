@@ -4,7 +4,7 @@
 use super::learn::{Learner, in_background};
 use super::load::Reader;
 use super::publish::Publisher;
-use super::watch;
+use super::watch::Watches;
 use crate::catalog::graph::{influence, moving};
 use crate::catalog::{
     act as acts, citus, data_source, due, heat, moves, node, relation, session, shadow, slot_key, upgraded,
@@ -15,7 +15,7 @@ use crate::pg::report::PgResult;
 use crate::pg::route;
 use crate::pg::shmem::{self, State};
 use crate::pg::{guc, usage};
-use crate::planner::{self, Decision, divisions};
+use crate::planner::{self, Busy, Decision, divisions};
 use crate::resolve::memory;
 use foreshard_core::heat::is_due;
 use pgrx::pg_sys;
@@ -27,6 +27,9 @@ const TICK_MS: i64 = 1_000;
 const MIN_WAIT_MS: i64 = 50;
 /// Pause between two clean-ups of the history, s.
 const EXPIRE_EVERY_S: f64 = 60.0;
+
+/// Moves without a carrier that are looked at.
+const MAX_WAITING_MOVES: i64 = 64;
 
 /// Entry point; the argument is the database's oid.
 ///
@@ -86,6 +89,7 @@ extern "C-unwind" fn leave(_code: i32, _argument: pg_sys::Datum) {
 struct Keeper {
     /// Nothing of what is stored is of another server.
     settled: bool,
+    watches: Watches,
     last_bucket_s: f64,
     last_plan_s: f64,
     last_expire_s: f64,
@@ -112,9 +116,9 @@ impl Keeper {
         }
     }
 
-    /// Reads between the steps of a tick, if the rings fill.
-    fn catch_up(&mut self) {
-        self.learner.catch_up(&self.publisher);
+    /// Empties the rings between the steps of a tick, if they fill.
+    fn collect(&mut self) {
+        self.learner.collect();
     }
 
     fn tick(&mut self) {
@@ -129,26 +133,30 @@ impl Keeper {
             }
         }
         self.carriers.retain(|(_, handle)| handle.is_alive());
-        report("swapped moves", watch::look());
+        report("swapped moves", self.watches.look());
+        self.collect();
         report("moves", self.start_carriers());
+        self.collect();
         report("graphs", self.start_graphs());
-        self.catch_up();
+        self.collect();
         report("nodes", self.start_nodes());
         report("citus", self.start_citus());
         report("moves by Citus", super::citus::stop_cancelled());
-        self.catch_up();
+        self.collect();
         if self.last_expire_s == 0.0 {
             // At the next tick: then what backends have counted is known, and what of it is gone can be forgotten.
             self.last_expire_s = now_s - EXPIRE_EVERY_S + 0.5;
         } else if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
             self.last_expire_s = now_s;
             report("history", in_background(expire));
+            self.collect();
             report("history", self.learner.forget_gone(&self.publisher));
         }
         if is_due(self.last_sources_s, now_s, f64::from(guc::BUCKET.get())) {
             self.last_sources_s = now_s;
             report("data sources", save_sources());
         }
+        self.collect();
         report("watching", self.watch(now_s));
         self.learner.read(&self.publisher, now_s);
         if !guc::OBSERVE.get() {
@@ -161,15 +169,15 @@ impl Keeper {
             report("observation", bgworker::transaction(|| reader.observe(publisher, costs, now_s)));
             self.learner.costs.read();
             self.publisher.publish();
-            self.catch_up();
+            self.collect();
             report("learning", self.learner.store(&mut self.publisher, now_s));
-            self.catch_up();
+            self.collect();
         }
         if is_due(self.last_plan_s, now_s, f64::from(guc::PLAN_INTERVAL.get()) - 0.05) {
             self.last_plan_s = now_s;
             for (what, work) in planner::BOOKS {
                 report(what, bgworker::transaction(work));
-                self.catch_up();
+                self.collect();
             }
             report("planning", self.plan(now_s));
         }
@@ -243,26 +251,35 @@ impl Keeper {
     /// slots, then placements of keys. What fails takes nothing else along.
     fn plan(&mut self, now_s: f64) -> WorkResult<()> {
         let Some(decision) = bgworker::transaction(decide)? else { return Ok(()) };
-        let moving = take(&decision);
+        take(&decision, &bgworker::transaction(Busy::read)?);
         let gatherers = &mut self.learner.gatherers;
         gatherers.plan(&decision, now_s);
-        if !moving && !divide(&decision) {
+        // What was just filed is under way, too.
+        let busy = bgworker::transaction(Busy::read)?;
+        if !divide(&decision, &busy) && busy.is_idle() {
             gatherers.file(&decision);
         }
         Ok(())
     }
 
     fn start_carriers(&mut self) -> WorkResult<()> {
+        if !self.carriers.is_empty() {
+            bgworker::transaction(due::interrupt)?;
+        }
         let room = guc::MAX_CONCURRENT_MOVES.get() as usize;
-        if self.carriers.len() >= room {
+        // A way back must not wait for the copy of another move.
+        let room_for = |due: &due::Due| room + usize::from(due.is_short);
+        if self.carriers.len() > room {
             return Ok(());
         }
-        let known: Vec<i64> = self.carriers.iter().map(|(id, _)| *id).collect();
-        let waiting = bgworker::transaction(|| due::without_carrier(room as i64))?;
-        for move_id in waiting.into_iter().filter(|id| !known.contains(id)) {
-            if self.carriers.len() >= room {
-                break;
+        let mut waiting = Watches::kept_in_vain()?;
+        waiting.extend(bgworker::transaction(|| due::without_carrier(MAX_WAITING_MOVES))?);
+        for due in waiting {
+            let is_driven = self.carriers.iter().any(|(move_id, _)| *move_id == due.move_id);
+            if is_driven || self.carriers.len() >= room_for(&due) {
+                continue;
             }
+            let move_id = due.move_id;
             let started = bgworker::start(&Spec {
                 name: &format!("foreshard carrier move {move_id}"),
                 kind: "foreshard carrier",
@@ -305,29 +322,24 @@ fn decide() -> PgResult<Option<Decision>> {
     Ok(Some(decision))
 }
 
-/// Files the moves that may be made now: of slots here and on servers, and of slots of Citus, each unless one of those is under
-/// way. Whether one of the former is, now.
-fn take(decision: &Decision) -> bool {
-    let is_moving = |citus| decision.slots.iter().any(|s| s.is_citus == citus && s.moving && !s.prepared);
-    let filed = |citus| {
-        let (map, confidence) = decision.takeable(citus);
-        let (false, Some(confidence)) = (map.is_empty(), confidence) else { return false };
+/// Files the moves that may be made now, of slots here and on servers, and of slots of Citus, unless what is under way holds
+/// them up.
+fn take(decision: &Decision, busy: &Busy) {
+    for citus in [true, false] {
+        let wanted = decision.takeable(citus, busy);
+        let Some(least) = wanted.least else { continue };
         is_filed("moves", || {
-            let (_, filed) = moves::file_map(&map, Some(confidence), "foreshard")?;
+            let (_, filed) = moves::file_map(&wanted.map, Some(least), "foreshard")?;
             acts::record_auto(&filed)?;
             Ok(true)
-        })
-    };
-    if !is_moving(true) {
-        filed(true);
+        });
     }
-    is_moving(false) || filed(false)
 }
 
 /// Files the first division that nothing speaks against, in a transaction of its own: one that fails takes along neither
 /// the plan nor those behind it. False: none was filed.
-fn divide(decision: &Decision) -> bool {
-    divisions::due(&decision.permitted_divisions()).iter().any(|division| {
+fn divide(decision: &Decision, busy: &Busy) -> bool {
+    divisions::due(&decision.permitted_divisions(busy)).iter().any(|division| {
         let (action, slot_id) = (division.action.as_str(), division.slot_id);
         is_filed(&format!("{action} of slot {slot_id}"), || divisions::file(division))
     })

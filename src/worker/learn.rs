@@ -3,11 +3,12 @@
 
 use super::costs::Book;
 use super::gather::Gatherers;
+use super::inbox::Inbox;
 use super::key_load::{self, Front};
 use super::publish::Publisher;
 use super::triggers::Triggers;
 use crate::catalog::{coaccess, dependency, hot_key, slot_key, statistics};
-use crate::observe::drain::{self, Cursors};
+use crate::observe::drain;
 use crate::observe::samples::{DependencySample, KeySample};
 use crate::pg::bgworker::{self, WorkResult};
 use crate::pg::partition::{Lifetime, Router};
@@ -23,9 +24,9 @@ const TOP_KEYS: usize = 100;
 /// Pairs of slots stored per database.
 const TOP_PAIRS: usize = 1000;
 /// Pairs of slots kept in memory.
-const MAX_PAIRS: usize = 65_536;
+const MAX_PAIRS: usize = statistics::PAIRS.1;
 /// Edges that may wait to be stored.
-const MAX_EDGES: usize = 4096;
+const MAX_EDGES: usize = statistics::EDGES.1;
 /// Keys accessed less than this are no longer worth a row, accesses/s.
 const FORGOTTEN_PER_S: f64 = 0.01;
 
@@ -62,7 +63,7 @@ impl GroupKeys {
 
 /// What the keeper has learnt and not stored yet.
 pub struct Learner {
-    cursors: Cursors,
+    inbox: Inbox,
     triggers: Triggers,
     /// Unit costs of slots.
     pub costs: Book,
@@ -72,7 +73,10 @@ pub struct Learner {
     /// Which keys are used together.
     pub gatherers: Gatherers,
     edges: HashMap<DependencySample, u64>,
-    lost: [(&'static str, u64); 4],
+    /// Edges that found no room.
+    edges_lost: u64,
+    /// What of the losses is stored.
+    told: HashMap<&'static str, u64>,
     /// When nothing is read any more but once a tick, by the monotonic clock: who has fallen behind shall not be held up.
     pub catch_up_until_ns: u64,
 }
@@ -80,7 +84,7 @@ pub struct Learner {
 impl Default for Learner {
     fn default() -> Self {
         Self {
-            cursors: Cursors::default(),
+            inbox: Inbox::default(),
             triggers: Triggers::default(),
             costs: Book::default(),
             groups: HashMap::new(),
@@ -88,12 +92,8 @@ impl Default for Learner {
             pairs_shown: true,
             gatherers: Gatherers::default(),
             edges: HashMap::new(),
-            lost: [
-                ("trigger samples", 0),
-                ("key samples", 0),
-                ("transaction samples", 0),
-                ("dependency samples", 0),
-            ],
+            edges_lost: 0,
+            told: HashMap::new(),
             catch_up_until_ns: 0,
         }
     }
@@ -106,58 +106,80 @@ impl Learner {
         self.costs.restore(now_s)
     }
 
-    /// Reads, if keepers were called since the last reading because the rings fill, and it is not yet too late for that;
-    /// whether it did.
+    /// Empties the rings, if keepers were called since the last time because they fill.
+    pub fn collect(&mut self) {
+        self.inbox.collect_if_called();
+    }
+
+    /// Learns while there is nothing else to do, if keepers were called, and it is not yet too late for that; whether it
+    /// did.
     pub fn catch_up(&mut self, publisher: &Publisher) -> bool {
-        let reads = self.cursors.are_called() && usage::elapsed_ns() < self.catch_up_until_ns;
+        let reads = usage::elapsed_ns() < self.catch_up_until_ns && self.inbox.collect_if_called();
         if reads {
             self.read(publisher, bgworker::now_s());
         }
         reads
     }
 
-    /// Reads every sample since the last time.
+    /// Learns from every sample until now. Those that come meanwhile wait: rings are emptied between any two samples.
     pub fn read(&mut self, publisher: &Publisher, now_s: f64) {
-        self.cursors.answer();
-        let Self { cursors, triggers, groups, pairs, edges, lost, gatherers, .. } = self;
-        lost[0].1 += cursors.triggers(|sample| triggers.observe(sample));
-        lost[1].1 += cursors.keys(|sample| {
-            let Some(relation) = publisher.relation(sample.relation) else { return };
-            if sample.window != 0 {
-                gatherers.note(relation.group_id, sample);
+        self.inbox.collect();
+        for sample in self.inbox.triggers.take() {
+            self.triggers.observe(sample);
+            self.inbox.collect_if_called();
+        }
+        for sample in self.inbox.keys.take() {
+            self.learn_key(publisher, sample, now_s);
+            self.inbox.collect_if_called();
+        }
+        self.gatherers.close_windows(now_s);
+        for sample in self.inbox.transactions.take() {
+            self.pairs.add(&sample.slots, f64::from(sample.weight), now_s);
+            self.inbox.collect_if_called();
+        }
+        for sample in self.inbox.dependencies.take() {
+            if self.edges.len() < MAX_EDGES || self.edges.contains_key(&sample) {
+                *self.edges.entry(sample).or_default() += 1;
             } else {
-                let group = groups.entry(relation.group_id).or_insert_with(GroupKeys::new);
-                group.front.note(relation.key_type, &sample.bytes);
-                let KeySample { relation, weight, bytes, truncated, hash, .. } = sample;
-                group.keys.add(&SampledKey { relation, hash, truncated, bytes }, u64::from(weight), now_s);
+                self.edges_lost += 1;
             }
-        });
-        gatherers.close_windows(now_s);
-        lost[2].1 += cursors.transactions(|s| pairs.add(&s.slots, f64::from(s.weight), now_s));
-        lost[3].1 += cursors.dependencies(|sample| {
-            if edges.len() < MAX_EDGES || edges.contains_key(&sample) {
-                *edges.entry(sample).or_default() += 1;
-            }
-        });
+        }
         self.costs.add(&drain::segments(), now_s);
+    }
+
+    fn learn_key(&mut self, publisher: &Publisher, sample: KeySample, now_s: f64) {
+        let Some(relation) = publisher.relation(sample.relation) else { return };
+        if sample.window != 0 {
+            self.gatherers.note(relation.group_id, sample);
+            return;
+        }
+        let group = self.groups.entry(relation.group_id).or_insert_with(GroupKeys::new);
+        group.front.note(relation.key_type, &sample.bytes);
+        let KeySample { relation, weight, bytes, truncated, hash, .. } = sample;
+        group.keys.add(&SampledKey { relation, hash, truncated, bytes }, u64::from(weight), now_s);
     }
 
     /// Stores what was learnt, topic by topic: what fails does not hold up the rest.
     pub fn store(&mut self, publisher: &mut Publisher, now_s: f64) -> WorkResult<()> {
-        let triggers = &mut self.triggers;
-        let mut done = in_background(|| triggers.store()).map(|seen| triggers.stored(seen));
+        let (triggers, inbox) = (&mut self.triggers, &mut self.inbox);
+        let meanwhile = || {
+            inbox.collect_if_called();
+        };
+        let mut done = in_background(|| triggers.store(meanwhile)).map(|seen| triggers.stored(seen));
         if triggers.take_new_copies() {
             done = done.and(in_background(|| publisher.find_copies()));
         }
-        self.catch_up(publisher);
+        self.collect();
         let keys = self.store_keys(publisher, now_s);
-        self.catch_up(publisher);
+        self.collect();
         let pairs = self.store_pairs(publisher, now_s);
+        self.collect();
         let costs = in_background(|| self.costs.store()).map(|stored| {
             if stored {
                 self.costs.stored();
             }
         });
+        self.collect();
         done.and(keys).and(pairs).and(costs).and(self.store_rest())
     }
 
@@ -188,6 +210,7 @@ impl Learner {
                 let half_life_s = f64::from(group.half_life_s);
                 let line = group.front.line(half_life_s, now_s);
                 let rows = || rows_of(hot, publisher, half_life_s);
+                self.inbox.collect_if_called();
                 let stored = in_background(|| {
                     hot_key::store(*group_id, &rows()?)?;
                     slot_key::store(*group_id, &key_load::of(&known, line, publisher)?, now_s, half_life_s)
@@ -231,17 +254,36 @@ impl Learner {
             times: *times,
         };
         let edges: Vec<_> = self.edges.iter().map(seen).collect();
-        if edges.is_empty() && self.lost.iter().all(|(_, lost)| *lost == 0) {
+        let losses = self.losses();
+        let new =
+            losses.map(|(area, lost)| (area, lost.saturating_sub(self.told.get(area).copied().unwrap_or(0))));
+        if edges.is_empty() && new.iter().all(|(_, lost)| *lost == 0) {
             return Ok(());
         }
-        let lost = self.lost;
         in_background(|| {
             dependency::add(&edges)?;
-            statistics::add_lost(&lost)
+            statistics::add_lost(&new)
         })?;
         self.edges.clear();
-        self.lost.iter_mut().for_each(|(_, lost)| *lost = 0);
+        self.told.extend(losses);
         Ok(())
+    }
+
+    /// What was lost since this keeper began, by area of `foreshard.stat_foreshard`.
+    fn losses(&self) -> [(&'static str, u64); 10] {
+        let Inbox { triggers, keys, transactions, dependencies, .. } = &self.inbox;
+        [
+            ("trigger samples", triggers.lost),
+            ("key samples", keys.lost),
+            ("transaction samples", transactions.lost),
+            ("dependency samples", dependencies.lost),
+            (statistics::NEW_PROFILES.0, self.triggers.unlearnt()),
+            (statistics::MODELS.0, self.triggers.evicted()),
+            (statistics::EDGES.0, self.edges_lost),
+            (statistics::PAIRS.0, self.pairs.evicted().saturating_add(self.pairs.cut())),
+            (statistics::HOT_KEYS.0, self.groups.values().map(|group| group.keys.ignored()).sum()),
+            (statistics::UNIT_COSTS.0, self.costs.overflowed()),
+        ]
     }
 }
 

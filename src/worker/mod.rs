@@ -7,6 +7,7 @@ mod citus;
 mod costs;
 mod gather;
 pub mod graph;
+mod inbox;
 pub mod keeper;
 mod key_load;
 mod late;

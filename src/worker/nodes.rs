@@ -16,8 +16,9 @@ use pgrx::prelude::*;
 pub const CITUS: i64 = 1;
 /// How long a node may take to say how it is, ms; one that accepts connections and says nothing is down like others.
 const PATIENCE_MS: u128 = 5_000;
-/// How long everything else may take on one node, ms: the next one is waiting.
-const WORK_MS: u128 = 120_000;
+/// How long any one thing else may take on a node, ms: others are waiting, and that this one has gone silent meanwhile is
+/// only seen at the next look. What was begun there ends there, and is found done.
+const STEP_MS: u128 = 10_000;
 
 /// Entry point; the argument is the database's oid.
 ///
@@ -74,6 +75,12 @@ fn renew(node: &NodeRow) -> WorkResult<bool> {
     Ok(written)
 }
 
+/// Does one thing on a node, within its time.
+fn bounded<R>(work: impl FnOnce() -> WorkResult<R>) -> WorkResult<R> {
+    let _bound = Bound::set(STEP_MS);
+    work()
+}
+
 /// One health check, and while the node answers what else there is to do on it.
 fn look_after(node: &NodeRow) -> WorkResult<()> {
     let limit = guc::NODE_FAILURES.get().max(1) as u32;
@@ -95,20 +102,25 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
         link::distrust();
         return Ok(());
     }
-    let _bound = Bound::set(WORK_MS);
-    let is_ours = renew(node)?;
-    transaction(|| statistics::collect(&lease::open(node)?, node))?;
+    let is_ours = bounded(|| renew(node))?;
+    bounded(|| transaction(|| statistics::collect(&lease::open(node)?, node)))?;
     if !is_ours {
         return Ok(());
     }
     for table in transaction(|| remote::dressed(&node.name))? {
-        transaction(|| reap::clear(node, &table, guc::MAX_LOCK_TIME.get()))?;
+        let clear = || {
+            if !remote::is_left_dressed(table.remote_id)? {
+                return Ok(());
+            }
+            reap::clear(node, &table, guc::MAX_LOCK_TIME.get())
+        };
+        bounded(|| transaction(clear))?;
     }
     for orphan in transaction(|| reap::left_on(node))? {
         // Who made it may have lost its user mapping, or its right to connect.
-        if transaction(|| reap::drop_orphan(node, &orphan, true)).is_err() {
+        if bounded(|| transaction(|| reap::drop_orphan(node, &orphan, true))).is_err() {
             link::distrust();
-            transaction(|| reap::drop_orphan(node, &orphan, false))?;
+            bounded(|| transaction(|| reap::drop_orphan(node, &orphan, false)))?;
         }
     }
     Ok(())

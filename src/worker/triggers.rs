@@ -1,6 +1,7 @@
 //! What the keeper learns about triggers: totals that outlive the server, and models of their cost.
 
 use crate::catalog::profile::{self, Counted, Learnt};
+use crate::catalog::statistics;
 use crate::observe::drain::{self, ProfileActivity};
 use crate::observe::samples::TriggerSample;
 use crate::pg::bgworker;
@@ -14,7 +15,7 @@ use std::collections::HashMap;
 const REFIT_AFTER: usize = 16;
 
 /// Samples that may wait.
-const MAX_WAITING: usize = 4096;
+const MAX_WAITING: usize = statistics::NEW_PROFILES.1;
 
 /// What is known of one trigger.
 #[derive(Default)]
@@ -76,6 +77,10 @@ pub struct Triggers {
     known: HashMap<u64, Known>,
     /// Samples of entries that are new: as which trigger they are told is found out when they are stored.
     waiting: Vec<TriggerSample>,
+    /// Samples for which there was no room.
+    unlearnt: u64,
+    /// Models that gave way to others.
+    evicted: u64,
 }
 
 impl Triggers {
@@ -116,7 +121,19 @@ impl Triggers {
             self.learn(&sample);
         } else if self.waiting.len() < MAX_WAITING {
             self.waiting.push(sample);
+        } else {
+            self.unlearnt += 1;
         }
+    }
+
+    /// Samples of new triggers that found no room to wait.
+    pub fn unlearnt(&self) -> u64 {
+        self.unlearnt
+    }
+
+    /// Models that gave way to others.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     fn learn(&mut self, sample: &TriggerSample) {
@@ -139,20 +156,24 @@ impl Triggers {
             self.known.iter().min_by_key(|(key, k)| (k.profile.samples(), **key)).map(|(key, _)| *key);
         if let Some(least) = least {
             self.known.remove(&least);
+            self.evicted += 1;
         }
     }
 
-    /// Fits and stores what is new; the totals that are in the sums then.
-    pub fn store(&mut self) -> PgResult<Vec<(u64, [u64; TOTALS])>> {
+    /// Fits and stores what is new; the totals that are in the sums then. `meanwhile` is called again and again: fitting
+    /// may take long.
+    pub fn store(&mut self, mut meanwhile: impl FnMut()) -> PgResult<Vec<(u64, [u64; TOTALS])>> {
         let activities = drain::profiles();
         self.resolve(&activities)?;
         let copies = activities.iter().filter(|a| self.alias.contains_key(&a.key));
         self.copies[1] = copies.map(|a| (a.key, a.totals)).collect();
         let counted = self.counted(&self.totals(&activities));
         profile::add(&counted, self.made_at_s)?;
+        meanwhile();
         let mut learnt = Vec::new();
         for (key, known) in self.known.iter_mut().filter(|(_, known)| known.unsaved) {
             known.refit();
+            meanwhile();
             if let Some(identity) = self.identities.get(key) {
                 learnt.push(Learnt {
                     identity: *identity,

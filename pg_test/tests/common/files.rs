@@ -7,6 +7,34 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+/// The largest file that a transaction which did nothing but make tables may leave, bytes: one page, as of an empty B-tree.
+const EMPTY: u64 = 8_192;
+
+/// What PostgreSQL itself leaves behind: when a server crashes, the files of tables made by a transaction under way stay,
+/// and nothing ever removes them. The mover commits what it makes before it fills it, so that they are empty.
+#[derive(Default)]
+pub struct Remains {
+    /// The server has crashed since the last look.
+    pub crashed: bool,
+    known: HashSet<String>,
+}
+
+impl Remains {
+    /// Takes note of the empty files among those that a crash may have left; returns the others.
+    fn sort_out(&mut self, found: Vec<String>) -> Vec<String> {
+        let is_empty = |path: &String| fs::metadata(path).is_ok_and(|file| file.len() <= EMPTY);
+        let (left, others): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .filter(|path| !self.known.contains(path))
+            .partition(|path| self.crashed && is_empty(path));
+        if !left.is_empty() {
+            println!("empty files that a crash left: {left:?}");
+        }
+        self.known.extend(left);
+        others
+    }
+}
+
 /// Asserts that every file in the database's directories, in all tablespaces, belongs to a relation.
 /// Dropped relations keep an empty file until the next checkpoint, so one is made first.
 pub fn assert_no_orphans(server: &mut Server) -> Result<()> {
@@ -15,9 +43,14 @@ pub fn assert_no_orphans(server: &mut Server) -> Result<()> {
     let clean = wait_until("no orphan file", Duration::from_secs(5), || {
         server.query("CHECKPOINT")?;
         orphans = look(server)?;
+        orphans.retain(|path| !server.remains.known.contains(path));
         Ok(orphans.is_empty())
     });
-    assert!(clean.is_ok(), "orphan files: {orphans:?}\n{}", server.log_tail());
+    if clean.is_err() {
+        orphans = server.remains.sort_out(orphans);
+    }
+    server.remains.crashed = false;
+    assert!(orphans.is_empty(), "orphan files: {orphans:?}\n{}", server.log_tail());
     Ok(())
 }
 

@@ -67,9 +67,14 @@ impl Site {
 
     /// Lets the canary go on by itself.
     pub fn finish(&mut self, move_id: &str) -> Result<()> {
-        self.server.query(&format!("SELECT foreshard.set_route_weight({move_id}, NULL)"))?;
-        self.server.wait_end(move_id, "done")?;
+        self.finish_one(move_id)?;
         self.server.assert_settled()
+    }
+
+    /// As [`Site::finish`], while others go on.
+    pub fn finish_one(&mut self, move_id: &str) -> Result<()> {
+        self.server.query(&format!("SELECT foreshard.set_route_weight({move_id}, NULL)"))?;
+        self.server.wait_end(move_id, "done")
     }
 
     /// A new session.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The tables, by sign of the key.
 pub const TABLES: [&str; 2] = ["acc", "note"];
@@ -228,20 +228,26 @@ impl Writer {
 
     /// After a lost connection: either everything or nothing of the work is there.
     fn resolve(&mut self, share: &mut Share, work: &Work) {
-        let mut client = loop {
-            if let Ok(client) = Client::connect(&self.conninfo) {
-                break client;
+        let begun = Instant::now();
+        let (client, found) = loop {
+            if begun.elapsed() > super::PATIENCE {
+                return share.errors.push(format!("the outcome is not to be learnt: {}", work.brief()));
+            }
+            // A server that is still away, or goes down again: so far nothing is decided. The connection that failed
+            // is closed before the next one is made, or waiting would take all that the server has.
+            if let Ok(mut client) = Client::connect(&self.conninfo) {
+                let looked: std::result::Result<Vec<_>, _> =
+                    work.changes.iter().map(|(key, _, _)| look(&mut client, *key)).collect();
+                match looked {
+                    Ok(found) => break (client, found),
+                    Err(error) if error.is_connection_loss() => {}
+                    Err(error) => return share.errors.push(error.to_string()),
+                }
             }
             std::thread::sleep(Duration::from_millis(20));
         };
         let mut done = Vec::new();
-        for (key, before, after) in &work.changes {
-            let found = match look(&mut client, *key) {
-                Ok(found) => found,
-                // The server went down again; so far nothing is decided.
-                Err(error) if error.is_connection_loss() => return self.resolve(share, work),
-                Err(error) => return share.errors.push(error.to_string()),
-            };
+        for ((key, before, after), found) in work.changes.iter().zip(found) {
             if found == *after {
                 done.push(true);
             } else if found == *before {

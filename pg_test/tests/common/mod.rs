@@ -17,13 +17,13 @@ pub mod sources;
 pub mod standby;
 pub mod truth;
 
-use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, wait_until};
+use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, SqlError, rest, wait_until};
 use std::time::{Duration, Instant};
 
 /// The shards, each on a tablespace of its name.
 pub const SHARDS: [&str; 2] = ["sa", "sb"];
 /// Longest wait for a move to get somewhere.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(100);
 
 /// Every phase of the local engine in which a carrier can be held.
 pub const PHASES: [&str; 10] =
@@ -37,15 +37,18 @@ pub const SPLIT_PHASES: [&str; 10] =
 pub struct Server {
     /// The cluster.
     pub cluster: Cluster,
+    /// What PostgreSQL leaves of a crash.
+    pub remains: files::Remains,
     admin: Option<Client>,
 }
 
-/// The options all these servers have: nothing waits for a disk, autovacuum is a nuisance.
+/// The options all these servers have: nothing waits for a disk, autovacuum is a nuisance, but one that looks at few rows.
 pub fn options(name: &str) -> ClusterOptions {
     ClusterOptions::new(name)
         .set("fsync", "off")
         .set("autovacuum_naptime", "1s")
         .set("autovacuum_vacuum_cost_delay", "0")
+        .set("default_statistics_target", "10")
         .set("foreshard.bucket", "1")
         .set("foreshard.rollback_window", "0")
         .set("foreshard.canary_steps", "50")
@@ -72,12 +75,12 @@ impl Server {
 
     /// A cluster as it is.
     pub fn of(cluster: Cluster) -> Server {
-        Server { cluster, admin: None }
+        Server { cluster, remains: files::Remains::default(), admin: None }
     }
 
     /// Starts a server that has only the tablespaces.
     pub fn bare(options: &ClusterOptions) -> Result<Server> {
-        let mut server = Server { cluster: Cluster::start(options)?, admin: None };
+        let mut server = Server::of(Cluster::start(options)?);
         server.make_tablespaces()?;
         Ok(server)
     }
@@ -92,7 +95,8 @@ impl Server {
 
     /// Runs SQL as superuser; all rows as text. A lost connection is made again, once.
     pub fn query(&mut self, sql: &str) -> Result<String> {
-        for _ in 0..50 {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
             if self.admin.is_none() {
                 self.admin = self.cluster.connect("postgres").ok();
             }
@@ -186,6 +190,7 @@ impl Server {
     pub fn wait_phase(&mut self, move_id: &str, phase: &str) -> Result<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
+            let begun = Instant::now();
             let now = self.phase(move_id)?;
             if now == phase
                 && let Some(pid) = self.carrier()?
@@ -195,7 +200,7 @@ impl Server {
             if Instant::now() > deadline {
                 return Err(self.lost(move_id, phase));
             }
-            std::thread::sleep(Duration::from_millis(5));
+            rest(begun, Duration::from_millis(5));
         }
     }
 
@@ -338,7 +343,7 @@ const LEFT_OVER: [(&str, &str); 5] = [
     ),
     (
         "shadows and logs",
-        "SELECT oid::regclass FROM pg_class WHERE relname ~ '^(shadow|capture|split|place)_' OR relname LIKE 'pg\\_temp\\_%' \
+        "SELECT oid::regclass FROM pg_class WHERE relname ~ '^(shadow|capture|split|place|remains)_' OR relname LIKE 'pg\\_temp\\_%' \
             OR relrewrite <> 0",
     ),
     (

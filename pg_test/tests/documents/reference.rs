@@ -9,7 +9,7 @@ All names are in schema `foreshard`. *Who*: PUBLIC may call it; `pg_monitor` may
 (functions then check that the caller owns the tables concerned). `NULL` means unknown.\n";
 
 /// SQLSTATE, PostgreSQL's name as in `ERRCODE_…`, when, and what to do.
-const STATES: [(&str, &str, &str, &str); 25] = [
+const STATES: [(&str, &str, &str, &str); 24] = [
     (
         "08006",
         "CONNECTION_FAILURE",
@@ -122,7 +122,6 @@ const STATES: [(&str, &str, &str, &str); 25] = [
         "A lock was not had in time.",
         "Try again; find who holds it in `pg_locks`.",
     ),
-    ("57014", "QUERY_CANCELED", "The statement was cancelled, by its user or by `statement_timeout`.", "–"),
     (
         "57P03",
         "CANNOT_CONNECT_NOW",

@@ -55,8 +55,18 @@ pub struct Made {
     pub parts: Vec<(i32, pg_sys::Oid)>,
 }
 
+/// How many different keys the rows of a part have.
+pub struct Distinct {
+    /// Its rows.
+    pub rows: u64,
+    /// Nodes that they begin at.
+    pub ancestors: u64,
+    /// Nodes that they end at.
+    pub descendants: u64,
+}
+
 /// `foreshard."<graph><suffix>"`.
-fn own_name(graph: &str, suffix: &str) -> String {
+pub(super) fn own_name(graph: &str, suffix: &str) -> String {
     format!("foreshard.{}", quote_identifier(format!("{graph}{suffix}")))
 }
 
@@ -190,6 +200,29 @@ pub fn first_influence(graph_id: i32) -> PgResult<()> {
     Ok(())
 }
 
+/// Tells ANALYZE how many different keys the filled parts have, in the order of the parts, and all of them together; as
+/// shares of the rows, so that it stays right while they become more. As the extension's owner.
+pub fn tell_distinct(made: &Made, parts: &[Distinct]) -> PgResult<()> {
+    let set = |table: pg_sys::Oid, option: &str, rows: u64, keys: [u64; 2]| -> PgResult<()> {
+        for (column, keys) in ["ancestor", "descendant"].into_iter().zip(keys) {
+            if keys == 0 || rows == 0 {
+                continue;
+            }
+            let share = (keys as f64 / rows as f64).min(1.0);
+            let table = name_of(table)?;
+            spi::run(&format!("ALTER TABLE {table} ALTER COLUMN {column} SET ({option} = -{share})"), &[])?;
+        }
+        Ok(())
+    };
+    for ((_, table), part) in made.parts.iter().zip(parts) {
+        set(*table, "n_distinct", part.rows, [part.ancestors, part.descendants])?;
+    }
+    // Every node has a row with itself.
+    let rows = parts.iter().map(|part| part.rows).sum();
+    let nodes = parts.iter().map(|part| part.ancestors).sum();
+    set(made.closure, "n_distinct_inherited", rows, [nodes, nodes])
+}
+
 /// Keys and indexes of the filled tables, and their owner. As the extension's owner.
 pub fn finish_tables(plan: &Plan, made: &Made, owner: pg_sys::Oid) -> PgResult<()> {
     let (metagraph, components, closure) =
@@ -279,7 +312,7 @@ pub fn part_indexes(table: pg_sys::Oid) -> PgResult<()> {
     Ok(())
 }
 
-fn role_name(role: pg_sys::Oid) -> PgResult<String> {
+pub(super) fn role_name(role: pg_sys::Oid) -> PgResult<String> {
     spi::one::<String>(
         "SELECT pg_catalog.quote_ident(rolname) FROM pg_catalog.pg_roles WHERE oid = $1",
         &[role.into()],
@@ -346,95 +379,6 @@ pub fn triggers(plan: &Plan, graph_id: i32) -> PgResult<()> {
             )?;
             spi::run(&format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}"), &[])?;
         }
-    }
-    Ok(())
-}
-
-/// The functions of a graph: one statement each, so that the planner puts it into the caller's query.
-pub fn functions(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
-    let owner = role_name(owner)?;
-    let key = graph.kind.type_name();
-    let edges = name_of(graph.edges)?;
-    let column = |number: i16| -> PgResult<String> {
-        let name = spi::one::<String>(
-            "SELECT attname::text FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum = $2",
-            &[graph.edges.into(), number.into()],
-        )?;
-        Ok(quote_identifier(name.unwrap_or_default()))
-    };
-    let (source, target) = (column(graph.source)?, column(graph.target)?);
-    let (closure, metagraph) = (&graph.closure_name, &graph.metagraph_name);
-    let is_edge =
-        graph.depth.as_ref().map(|depth| format!(" AND e.{} = {EDGE_DEPTH}", depth.name)).unwrap_or_default();
-    let range = "($2 IS NULL OR c.depth >= $2) AND ($3 IS NULL OR c.depth <= $3)";
-    let made = [
-        (
-            "_descendants",
-            format!("node {key}, min_depth int DEFAULT 1, max_depth int DEFAULT NULL"),
-            format!("TABLE (descendant {key}, depth int)"),
-            format!(
-                "SELECT c.descendant, c.depth FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
-                 WHERE m.node = $1 AND {range}"
-            ),
-            "What a node reaches, itself at depth 0.",
-        ),
-        (
-            "_ancestors",
-            format!("node {key}, min_depth int DEFAULT 1, max_depth int DEFAULT NULL"),
-            format!("TABLE (ancestor {key}, depth int)"),
-            format!("SELECT c.ancestor, c.depth FROM {closure} c WHERE c.descendant = $1 AND {range}"),
-            "What reaches a node, itself at depth 0.",
-        ),
-        (
-            "_common_ancestors",
-            format!("node_a {key}, node_b {key}"),
-            format!("TABLE (ancestor {key}, depth_a int, depth_b int)"),
-            format!(
-                "SELECT a.ancestor, a.depth, b.depth FROM {closure} a JOIN {closure} b \
-                 ON b.ancestor = a.ancestor AND b.ancestor_shard = a.ancestor_shard WHERE a.descendant = $1 AND b.descendant = $2"
-            ),
-            "What reaches both of two nodes, and how far they are from it.",
-        ),
-        (
-            "_is_ancestor",
-            format!("ancestor {key}, descendant {key}"),
-            "boolean".to_owned(),
-            format!(
-                "SELECT EXISTS (SELECT FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
-                 WHERE m.node = $1 AND c.descendant = $2 AND c.depth > 0)"
-            ),
-            "Whether a node reaches another one.",
-        ),
-        (
-            "_path",
-            format!("ancestor {key}, descendant {key}"),
-            format!("TABLE (step int, node {key})"),
-            format!(
-                "WITH RECURSIVE p (step, node, rest) AS ( \
-                     SELECT 0, c.ancestor, c.depth FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
-                     WHERE m.node = $1 AND c.descendant = $2 \
-                     UNION ALL \
-                     SELECT p.step + 1, n.node, p.rest - 1 FROM p, LATERAL ( \
-                         SELECT e.{target} AS node FROM {edges} e JOIN {metagraph} m ON m.node = e.{target} \
-                         JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
-                         WHERE e.{source} = p.node{is_edge} AND c.descendant = $2 AND c.depth = p.rest - 1 ORDER BY 1 LIMIT 1) n \
-                     WHERE p.rest > 0) \
-                 SELECT p.step, p.node FROM p ORDER BY p.step"
-            ),
-            "A shortest path, node by node; no row when there is none.",
-        ),
-    ];
-    for (suffix, parameters, result, body, comment) in made {
-        let name = own_name(&graph.name, suffix);
-        spi::run(
-            &format!(
-                "CREATE FUNCTION {name}({parameters}) RETURNS {result} LANGUAGE sql STABLE PARALLEL SAFE AS {}",
-                quote_literal(body)
-            ),
-            &[],
-        )?;
-        spi::run(&format!("ALTER FUNCTION {name} OWNER TO {owner}"), &[])?;
-        spi::run(&format!("COMMENT ON FUNCTION {name} IS {}", quote_literal(comment)), &[])?;
     }
     Ok(())
 }

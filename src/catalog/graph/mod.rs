@@ -1,6 +1,7 @@
 //! Graphs as the catalog knows them: which tables, columns and indexes.
 
 pub mod create;
+pub mod functions;
 mod index;
 pub mod influence;
 pub mod moving;

@@ -53,14 +53,14 @@ pub fn look(link: &Link, node: &NodeRow) -> PgResult<Option<String>> {
     link.one(&format!("SELECT lease::text FROM {}", table(node)))
 }
 
-/// Begins to replace the token that is there, if it is one of ours: the next one, to be committed before it is written. One
-/// whose writing was not seen to end is tried again: it may yet come about.
+/// Begins to replace the token that is there, if it is one of ours or somebody has claimed the node for us: the next one,
+/// to be committed before it is written. One whose writing was not seen to end is tried again: it may yet come about.
 pub fn propose(node: &NodeRow, there: Option<&str>) -> PgResult<Option<String>> {
     spi::set_local("synchronous_commit", "on")?;
     spi::one_mut::<String>(
         "UPDATE foreshard.node SET lease = coalesce($2::uuid, lease), \
              next_lease = CASE WHEN $2::uuid <> next_lease THEN next_lease ELSE pg_catalog.gen_random_uuid() END \
-         WHERE node_name = $1::name AND ($2::uuid IS NULL OR $2::uuid IN (lease, next_lease)) RETURNING next_lease::text",
+         WHERE node_name = $1::name AND (claims OR $2::uuid IS NULL OR $2::uuid IN (lease, next_lease)) RETURNING next_lease::text",
         &[node.name.as_str().into(), there.into()],
     )
 }
@@ -93,11 +93,11 @@ pub fn write(link: &Link, node: &NodeRow, there: Option<&str>, next: &str) -> Pg
 /// Notes what came of a renewal. None: the token there is none of ours, or somebody else was faster.
 pub fn settle(node: &NodeRow, next: Option<&str>) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.node SET lease = $2::uuid, next_lease = NULL WHERE node_name = $1::name AND next_lease = $2::uuid",
+        "UPDATE foreshard.node SET lease = $2::uuid, next_lease = NULL, claims = false WHERE node_name = $1::name AND next_lease = $2::uuid",
         &[node.name.as_str().into(), next.into()],
     )?;
     let changed = spi::run(
-        "UPDATE foreshard.node SET held = $2 WHERE node_name = $1::name AND held <> $2",
+        "UPDATE foreshard.node SET held = $2 WHERE node_name = $1::name AND held <> $2 AND NOT claims",
         &[node.name.as_str().into(), next.is_some().into()],
     )?;
     if changed > 0 {
@@ -152,12 +152,13 @@ pub fn lost(name: &str) -> ErrorReport {
         ))
 }
 
-/// Takes the token that is there for ours, whoever wrote it; None: there is none, and the next health check makes one.
+/// Takes the token that is there for ours, whoever wrote it; None: there is none, and the next health check makes one. Who
+/// holds the node may replace the token before that check does: so the check takes what it finds then, once.
 pub fn claim(name: &str) -> PgResult<()> {
     let node = node::node(name)?;
     let there = look(&open(&node)?, &node)?;
     spi::run(
-        "UPDATE foreshard.node SET lease = $2::uuid, next_lease = NULL, held = true, checked_at = '-infinity' WHERE node_name = $1::name",
+        "UPDATE foreshard.node SET lease = $2::uuid, next_lease = NULL, held = true, claims = true, checked_at = '-infinity' WHERE node_name = $1::name",
         &[name.into(), there.as_deref().into()],
     )?;
     record_event("claim_node", None, None, json!({"node": name}))

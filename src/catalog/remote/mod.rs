@@ -164,23 +164,35 @@ pub fn orphans(node: &str) -> PgResult<Vec<RemoteRow>> {
     )
 }
 
+/// What may still have what a move needed of it, and takes part in none; not in one either that has only been filed for its slot.
+const LEFT_DRESSED: &str = "r.dressed AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) \
+    AND NOT EXISTS (SELECT FROM foreshard.move_relation m WHERE r.partition::oid IN (m.source, m.shadow)) \
+    AND NOT EXISTS (SELECT FROM foreshard.move m WHERE NOT m.finished AND (m.move_id = r.move_id \
+        OR m.slot_id IN (SELECT p.slot_id FROM foreshard.slot_partition p WHERE p.partition = r.partition)))";
+
 /// Those of a node that are used, take part in no move, and may still have what a move needed of them.
 pub fn dressed(node: &str) -> PgResult<Vec<RemoteRow>> {
     spi::rows(
-        &format!(
-            "{ROW} WHERE r.node_name = $1::name AND r.dressed AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) \
-               AND NOT EXISTS (SELECT FROM foreshard.move_relation m WHERE r.partition::oid IN (m.source, m.shadow)) \
-               AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished) ORDER BY 1"
-        ),
+        &format!("{ROW} WHERE r.node_name = $1::name AND {LEFT_DRESSED} ORDER BY 1"),
         &[node.into()],
         row_of,
     )
 }
 
-/// Notes whether there may be things on the node that a move needs of a table.
+/// Whether that still holds of one of them; until the end of the transaction no move begins with it then.
+pub fn is_left_dressed(remote_id: i64) -> PgResult<bool> {
+    let locked = "SELECT true FROM foreshard.remote_table WHERE remote_id = $1 FOR UPDATE";
+    spi::one_mut::<bool>(locked, &[remote_id.into()])?;
+    // With a snapshot of its own: a move may have begun while we waited.
+    let query = format!("{ROW} WHERE r.remote_id = $1 AND {LEFT_DRESSED}");
+    Ok(!spi::rows_mut(&query, &[remote_id.into()], row_of)?.is_empty())
+}
+
+/// Notes whether there may be things on the node that a move needs of a table, also where nothing changes by that: whoever
+/// is about to take such things away (see [`is_left_dressed`]) is waited for.
 pub fn set_dressed(partitions: &[pg_sys::Oid], dressed: bool) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.remote_table SET dressed = $2 WHERE partition::oid = ANY ($1) AND dressed <> $2",
+        "UPDATE foreshard.remote_table SET dressed = $2 WHERE partition::oid = ANY ($1)",
         &[partitions.to_vec().into(), dressed.into()],
     )?;
     Ok(())

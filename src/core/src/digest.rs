@@ -125,3 +125,10 @@ impl TableDigest {
         state.digest128()
     }
 }
+
+/// How many things are looked at together, each of which notes `each_bytes` for every one of `blocks`: those whose notes all
+/// have room for the whole, so that each is read once; at least one, which then has all the room.
+pub fn together(room_bytes: usize, each_bytes: usize, blocks: u64) -> usize {
+    let whole = (each_bytes as u128 * u128::from(blocks)).max(1);
+    usize::try_from(room_bytes as u128 / whole).unwrap_or(usize::MAX).max(1)
+}

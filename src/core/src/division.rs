@@ -64,10 +64,12 @@ pub enum NotDivided {
     UnbalancedCut,
     /// The load is on keys that are new.
     AppendPattern,
-    /// All slots of the group are as hot.
+    /// All slots of the group are as hot, and there are enough of them for all shards.
     UniformLoad,
     /// It has the greatest modulus, or the group the most slots.
     Limit,
+    /// Keys of it have places of their own, or it is such a place.
+    ChosenKeys,
     /// It was changed a short while ago, or is being changed.
     Resting,
 }
@@ -82,6 +84,7 @@ impl NotDivided {
             Self::AppendPattern => "append_pattern",
             Self::UniformLoad => "uniform_load",
             Self::Limit => "split_limit",
+            Self::ChosenKeys => "chosen_keys",
             Self::Resting => "cooldown",
         }
     }
@@ -106,6 +109,9 @@ impl NotDivided {
                 "Every slot is as hot: add a shard, or raise the capacity of an existing one."
             }
             Self::Limit => "The slot cannot be split any further: isolate its hot keys (foreshard.hot_keys).",
+            Self::ChosenKeys => {
+                "Bring its chosen keys home first (foreshard.unisolate_key(), foreshard.place_keys()), then split it; or move it."
+            }
             Self::Resting => "Wait until the cool-down after its last change is over.",
         }
     }
@@ -155,8 +161,10 @@ pub struct Candidate<'a> {
     pub keys: Option<Keys>,
     /// It may be changed.
     pub free: bool,
-    /// It may be divided once more.
+    /// It may be divided once more, as far as its modulus and the number of slots go.
     pub divisible: bool,
+    /// Keys of it have places of their own, or it is such a place.
+    pub chosen: bool,
     /// Its busiest key may have a place by itself.
     pub isolable: bool,
 }
@@ -169,7 +177,10 @@ pub fn judge(slot: &Candidate, cluster: &[f64], thresholds: &Thresholds) -> Verd
     let peak = slot.curve.iter().copied().filter(|load| load.is_finite()).fold(slot.present, f64::max);
     let load = |lead: usize| cluster.get(lead).copied().unwrap_or(f64::MAX);
     let at = (0..over).min_by(|a, b| load(*a).total_cmp(&load(*b)).then(a.cmp(b))).unwrap_or(0);
-    if slot.free && slot.isolable && slot.keys.is_some_and(|keys| has_popular_key(&keys, slot.divisible)) {
+    if slot.free
+        && slot.isolable
+        && slot.keys.is_some_and(|keys| has_popular_key(&keys, slot.divisible && !slot.chosen))
+    {
         return Verdict::Isolate { at, over };
     }
     match against(slot, peak) {
@@ -192,6 +203,9 @@ fn is_balanced(keys: &Keys) -> bool {
 
 /// Why a cut would not help.
 fn against(slot: &Candidate, peak: f64) -> Option<NotDivided> {
+    if slot.chosen {
+        return Some(NotDivided::ChosenKeys);
+    }
     if !slot.divisible {
         return Some(NotDivided::Limit);
     }
@@ -211,7 +225,8 @@ fn against(slot: &Candidate, peak: f64) -> Option<NotDivided> {
     if keys.front_share.is_some_and(|share| share >= FRONT) {
         return Some(NotDivided::AppendPattern);
     }
-    if peak <= UNIFORM * slot.group_mean {
+    // When slots carry more than a shard's fair load each, there are too few of them, however alike they are.
+    if peak <= UNIFORM * slot.group_mean && slot.group_mean <= UNIFORM {
         return Some(NotDivided::UniformLoad);
     }
     None

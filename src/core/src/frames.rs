@@ -4,6 +4,8 @@
 //! (a longjmp past their frames); their stack addresses give them away: the stack grows downwards, so
 //! whatever was entered at a lower address than the piece at hand is gone.
 
+use crate::gaps::Gaps;
+
 /// Counters a measurement reads at both ends.
 pub const AMOUNTS: usize = 9;
 /// Readings or differences of monotone counters, see [`Amount`].
@@ -45,15 +47,31 @@ pub enum Kind {
     Trigger(u32),
 }
 
+/// A piece of work that begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Piece {
+    /// What it is.
+    pub kind: Kind,
+    /// How many pieces like it it stands for.
+    pub weight: u32,
+    /// Where on the stack it began.
+    pub address: usize,
+    /// The subtransaction it began in: numbers only grow within a transaction.
+    pub subtransaction: u32,
+    /// Parallel workers that start while it is the innermost piece belong to it, and measure too.
+    pub led: bool,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Frame {
-    kind: Kind,
-    address: usize,
+    piece: Piece,
     start: Amounts,
     nested_triggers: Amounts,
+    nested_statements: Amounts,
     accounted: Amounts,
-    weight: u32,
     children: u32,
+    /// Which of the next ones is measured, once the first ones were.
+    chosen: u32,
 }
 
 /// What a finished piece took.
@@ -65,6 +83,8 @@ pub struct Spent {
     pub exclusive: Amounts,
     /// Without the triggers and managed statements inside it: what nobody else accounts for.
     pub own: Amounts,
+    /// The managed statements directly inside it, those of triggers left out.
+    pub statements: Amounts,
 }
 
 /// The stack of measured pieces.
@@ -103,69 +123,92 @@ impl Frames {
 
     /// The innermost measured trigger function, if any.
     pub fn trigger(&self) -> Option<u32> {
-        self.stack[..self.depth].iter().rev().find_map(|f| match f.kind {
+        self.stack[..self.depth].iter().rev().find_map(|f| match f.piece.kind {
             Kind::Trigger(function) => Some(function),
             _ => None,
         })
     }
 
-    /// A reading with which the innermost piece was entered.
-    pub fn started_with(&self, amount: Amount) -> u64 {
-        self.depth.checked_sub(1).map_or(0, |i| self.stack[i].start[amount as usize])
+    /// Whether parallel workers that start now belong to a measured piece.
+    pub fn leads(&self) -> bool {
+        self.depth.checked_sub(1).is_some_and(|top| self.stack[top].piece.led)
+    }
+
+    /// A reading with which the piece at `address` was entered; 0 when it is not the innermost one that is left.
+    pub fn started_with(&mut self, address: usize, amount: Amount) -> u64 {
+        self.drop_inside(address);
+        let top = self.depth.checked_sub(1).map(|top| &self.stack[top]);
+        top.filter(|top| top.piece.address == address).map_or(0, |top| top.start[amount as usize])
     }
 
     /// Drops pieces that an error left: those at or below `address`.
     pub fn drop_left(&mut self, address: usize) {
-        while self.depth > 0 && self.stack[self.depth - 1].address <= address {
+        self.drop_while(|piece| piece.address <= address);
+    }
+
+    /// Drops pieces that an error left: those inside the one at `address`.
+    fn drop_inside(&mut self, address: usize) {
+        self.drop_while(|piece| piece.address < address);
+    }
+
+    /// Drops pieces that an error left, which was caught: those that began in a subtransaction that is rolled back, or
+    /// in one inside it.
+    pub fn abort(&mut self, subtransaction: u32) {
+        self.drop_while(|piece| piece.subtransaction >= subtransaction);
+    }
+
+    fn drop_while(&mut self, is_gone: impl Fn(&Piece) -> bool) {
+        while self.depth > 0 && is_gone(&self.stack[self.depth - 1].piece) {
             self.depth -= 1;
         }
     }
 
     /// Counts a piece inside the innermost one and says whether to measure it: the first `always` of
-    /// them, then one in `interval`. The result is its weight: how many pieces it stands for.
-    pub fn wants_child(&mut self, always: u32, interval: u32) -> Option<u32> {
+    /// them, then of every `interval` one that `gaps` draws: with a fixed stride, of several triggers that take turns
+    /// always the same one would be measured. The result is its weight: how many pieces it stands for.
+    pub fn wants_child(&mut self, always: u32, interval: u32, gaps: &mut Gaps) -> Option<u32> {
         let top = self.depth.checked_sub(1).map(|i| &mut self.stack[i])?;
         top.children = top.children.saturating_add(1);
         if top.children <= always {
             return Some(1);
         }
         let interval = interval.max(1);
-        (top.children % interval == 0).then_some(interval)
+        let place = (top.children - always - 1) % interval;
+        if place == 0 {
+            top.chosen = gaps.place(interval);
+        }
+        (place == top.chosen).then_some(interval)
     }
 
-    /// Enters a piece that stands for `weight` pieces like it. False: too deep, do not leave it.
-    pub fn enter(&mut self, kind: Kind, weight: u32, address: usize, now: Amounts) -> bool {
-        self.drop_left(address);
+    /// Enters a piece. False: too deep, do not leave it.
+    pub fn enter(&mut self, piece: Piece, now: Amounts) -> bool {
+        self.drop_left(piece.address);
         if self.depth == MAX_DEPTH {
             return false;
         }
-        self.stack[self.depth] = Frame { kind, weight, address, start: now, ..Frame::default() };
+        self.stack[self.depth] = Frame { piece, start: now, ..Frame::default() };
         self.depth += 1;
         true
     }
 
     /// Leaves the piece entered at `address`; None when it is not on the stack.
     pub fn leave(&mut self, address: usize, now: Amounts) -> Option<Spent> {
-        while self.depth > 0 && self.stack[self.depth - 1].address < address {
-            self.depth -= 1;
-        }
+        self.drop_inside(address);
         let top = self.depth.checked_sub(1)?;
-        if self.stack[top].address != address {
+        if self.stack[top].piece.address != address {
             return None;
         }
         self.depth = top;
         let frame = self.stack[top];
         let inclusive = less(&now, &frame.start);
         if let Some(parent) = top.checked_sub(1).map(|i| &mut self.stack[i]) {
-            let times = u64::from(frame.weight);
-            match frame.kind {
-                Kind::Trigger(_) => {
-                    add(&mut parent.nested_triggers, &inclusive, times);
-                    add(&mut parent.accounted, &inclusive, times);
-                }
+            let times = u64::from(frame.piece.weight);
+            add(&mut parent.accounted, &inclusive, times);
+            match frame.piece.kind {
+                Kind::Trigger(_) => add(&mut parent.nested_triggers, &inclusive, times),
                 Kind::Statement => {
                     add(&mut parent.nested_triggers, &frame.nested_triggers, times);
-                    add(&mut parent.accounted, &inclusive, times);
+                    add(&mut parent.nested_statements, &inclusive, times);
                 }
             }
         }
@@ -173,6 +216,7 @@ impl Frames {
             inclusive,
             exclusive: less(&inclusive, &frame.nested_triggers),
             own: less(&inclusive, &frame.accounted),
+            statements: frame.nested_statements,
         })
     }
 }

@@ -20,6 +20,11 @@ impl Gaps {
     pub fn next(&mut self, interval: u32) -> u32 {
         self.rng.random_range(1..=longest(interval))
     }
+
+    /// Which of the next `interval` events is the sample, counted from 0: one of each so many, so that their number is known.
+    pub fn place(&mut self, interval: u32) -> u32 {
+        self.rng.random_range(0..interval.max(1))
+    }
 }
 
 /// The longest gap that [`Gaps::next`] draws for an interval: what is longer was drawn for another one.

@@ -16,9 +16,9 @@ pub struct Counters {
     pub updated: u64,
     /// Rows deleted.
     pub deleted: u64,
-    /// Blocks (heap, index, toast) read from outside shared buffers.
+    /// Blocks (heap and indexes) read from outside shared buffers.
     pub blocks_read: u64,
-    /// Blocks (heap, index, toast) found in shared buffers.
+    /// Blocks (heap and indexes) found in shared buffers.
     pub blocks_hit: u64,
 }
 

@@ -59,6 +59,14 @@ impl Histogram {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Adds what another one has held.
+    pub fn add_all(&self, counts: &Counts) {
+        for (to, from) in self.counts.iter().zip(&counts.counts) {
+            to.fetch_add(*from, Ordering::Relaxed);
+        }
+        self.errors.fetch_add(counts.errors, Ordering::Relaxed);
+    }
+
     /// Forgets everything; what is added meanwhile may be lost or kept.
     pub fn clear(&self) {
         self.counts.iter().for_each(|count| count.store(0, Ordering::Relaxed));
@@ -95,6 +103,22 @@ impl Counts {
         self.counts[bucket(duration_ns)] += 1;
     }
 
+    /// The buckets that are not empty, with their counts: what is stored of it.
+    pub fn pairs(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.counts.iter().copied().enumerate().filter(|(_, count)| *count > 0)
+    }
+
+    /// What was stored; buckets that do not exist are left out.
+    pub fn from_pairs(pairs: impl IntoIterator<Item = (usize, u64)>, errors: u64) -> Self {
+        let mut stored = Self { errors, ..Self::default() };
+        for (bucket, count) in pairs {
+            if let Some(to) = stored.counts.get_mut(bucket) {
+                *to = to.saturating_add(count);
+            }
+        }
+        stored
+    }
+
     /// What came since an earlier reading; one that was cleared in between counts from 0.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut counts = self.counts;
@@ -109,6 +133,14 @@ impl Counts {
         self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
         self.errors += other.errors;
         self
+    }
+
+    /// As if every statement had taken one so-many-th of its time, rounded to whole buckets, never to less.
+    pub fn sooner(&self, times: f64) -> Self {
+        let down = if times > 1.0 { (times.log2() * 4.0) as usize } else { 0 };
+        let mut sooner = Self { errors: self.errors, ..Self::default() };
+        self.pairs().for_each(|(bucket, count)| sooner.counts[bucket.saturating_sub(down)] += count);
+        sooner
     }
 
     /// Statements that ended well.

@@ -23,6 +23,8 @@
 //! | [`citus`] | what is Citus told about shards and nodes? |
 //! | [`digest`] | are two copies of a table equal? |
 //! | [`latency`] | is the new copy slower than the old one? |
+//! | [`watch`] | does the load that was forecast explain that? |
+//! | [`pace`] | when will this be done? |
 //! | [`shared`] | how do many processes write samples without waiting for one another? |
 //! | [`frames`] | which of the nested calls spent it? |
 //! | [`report`] | what does a person see of all that? |
@@ -55,10 +57,12 @@ pub mod guests;
 pub mod heat;
 pub mod late;
 pub mod latency;
+pub mod pace;
 pub mod phase;
 pub mod placement;
 pub mod present;
 pub mod profile;
+pub mod relief;
 pub mod report;
 pub mod resolve;
 pub mod ring;
@@ -66,4 +70,5 @@ pub mod shared;
 pub mod sim;
 pub mod sketch;
 pub mod unit_cost;
+pub mod watch;
 pub mod window;

@@ -79,6 +79,12 @@ pub struct Sampled {
     pub trigger_cost_units: f64,
     /// Bytes sent to clients.
     pub result_bytes: f64,
+    /// Time that reading and writing took, ms.
+    pub elapsed_ms: f64,
+    /// Blocks dirtied.
+    pub blocks_dirtied: f64,
+    /// Temporary blocks read and written.
+    pub temp_blocks: f64,
 }
 
 /// What is known about the unit costs of a slot (or a table).

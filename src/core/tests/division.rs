@@ -12,6 +12,7 @@ fn slot(present: f64, curve: &[f64]) -> Candidate<'_> {
         keys: Some(KEYS),
         free: true,
         divisible: true,
+        chosen: false,
         isolable: false,
     }
 }
@@ -44,6 +45,15 @@ fn what_a_split_would_not_cure_has_its_reason() {
     assert_eq!(verdict(Candidate { keys: None, ..hot }), Verdict::Not(NotDivided::FewKeys));
     assert_eq!(verdict(Candidate { group_mean: 0.9, ..hot }), Verdict::Not(NotDivided::UniformLoad));
     assert_eq!(verdict(Candidate { divisible: false, ..hot }), Verdict::Not(NotDivided::Limit));
+    assert_eq!(verdict(Candidate { chosen: true, ..hot }), Verdict::Not(NotDivided::ChosenKeys));
+    // Of a key that makes much of the load, though not most of it, the slot is relieved by a place for that key.
+    let keys = Some(Keys { top_share: 0.3, ..KEYS });
+    let one = Candidate { chosen: true, isolable: true, keys, ..hot };
+    assert_eq!(verdict(one), Verdict::Isolate { at: 0, over: 0 });
+    // The only slot of two shards' load is as hot as all of its group; so are two of eight shards'.
+    for each in [2.0, 4.0] {
+        assert_eq!(verdict(Candidate { group_mean: each, ..slot(each, &[each; 4]) }), Verdict::Split);
+    }
     assert_eq!(verdict(Candidate { free: false, ..hot }), Verdict::Not(NotDivided::Resting));
 }
 

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use foreshard_core::profile::{
-    CostWeights, FEATURE_NAMES, FEATURES, FEEDBACK_WINDOW, Fallback, LEVEL, MIN_SAMPLES, Model, ModelKind,
-    Observed, Prediction, Profile, RESERVOIR, RESOURCES, RESTORED_UNTIL, Resource, Sample, cost_of,
-    cost_units, total,
+    Bend, CostWeights, FEATURE_NAMES, FEATURES, FEEDBACK_WINDOW, Fallback, LEVEL, MIN_SAMPLES, Model,
+    ModelKind, Observed, Prediction, Profile, RESERVOIR, RESOURCES, RESTORED_UNTIL, Resource, Sample,
+    cost_of,
 };
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -294,9 +294,8 @@ fn falls_back_to_the_mean_and_says_why() {
     let collinear = constant(100, |i| [i as f64, 2.0 * i as f64, 7.0, 1.0 - i as f64], |i| 5.0 + i as f64);
     assert_eq!(mean(&collinear), (ModelKind::Linear, None));
     assert!((collinear.coefficients[0] - 1.0).abs() < 1e-6 && collinear.coefficients[1] == 0.0);
-    for reason in ["too few samples", "features are constant", "rank-deficient", "no better than the mean"] {
-        assert_eq!(Fallback::from_name(reason).unwrap().name(), reason);
-    }
+    let reasons = ["too few samples", "features are constant", "rank-deficient", "no better than the mean"];
+    assert_eq!(reasons.map(|reason| Fallback::from_name(reason).unwrap().name()), reasons);
 }
 
 #[test]
@@ -367,46 +366,6 @@ fn names_are_names() {
 }
 
 #[test]
-fn cost_units_price_every_resource_once() {
-    let weights = CostWeights { memory_mb: 2.0, block_hit: 0.5, ..CostWeights::default() };
-    let mut outcomes = [Some(0.0); RESOURCES];
-    outcomes[Resource::CpuUs.index()] = Some(2_000.0);
-    outcomes[Resource::ElapsedUs.index()] = Some(9_000.0);
-    assert!((cost_units(&outcomes, &weights) - 2.0).abs() < 1e-12);
-    outcomes[Resource::CpuUs.index()] = None;
-    assert!((cost_units(&outcomes, &weights) - 9.0).abs() < 1e-12, "elapsed time stands in");
-    outcomes[Resource::WalBytes.index()] = Some(1_024.0);
-    outcomes[Resource::MemoryBytes.index()] = Some(1_048_576.0);
-    outcomes[Resource::BlocksRead.index()] = Some(3.0);
-    assert!((cost_units(&outcomes, &weights) - (9.0 + 0.01 + 2.0 + 0.3)).abs() < 1e-12);
-    assert_eq!(cost_units(&[None; RESOURCES], &weights), 0.0);
-
-    let flat = |intercept: f64| Model {
-        kind: ModelKind::Mean,
-        reason: None,
-        intercept,
-        coefficients: [0.0; FEATURES],
-        samples: 9,
-        lower_quantile: -0.5,
-        upper_quantile: 1.0,
-        floor: 1.0,
-        level: LEVEL,
-    };
-    let mut models = [const { None }; RESOURCES];
-    models[Resource::BlocksRead.index()] = Some(flat(10.0));
-    assert_eq!(cost_of(&models, &[0.0; FEATURES], &weights), None, "no clock, no cost");
-    models[Resource::ElapsedUs.index()] = Some(flat(8_000.0));
-    let cost = cost_of(&models, &[0.0; FEATURES], &weights).unwrap();
-    assert!(
-        (cost.value - 9.0).abs() < 1e-9
-            && (cost.lower - 4.5).abs() < 1e-9
-            && (cost.upper - 18.0).abs() < 1e-9
-    );
-    models[Resource::CpuUs.index()] = Some(flat(1_000.0));
-    assert!((cost_of(&models, &[0.0; FEATURES], &weights).unwrap().value - 2.0).abs() < 1e-9);
-}
-
-#[test]
 fn a_model_read_back_broken_still_predicts_sanely() {
     for broken in [0.7, -0.7, f64::NAN, f64::INFINITY] {
         let model = Model {
@@ -414,6 +373,7 @@ fn a_model_read_back_broken_still_predicts_sanely() {
             reason: None,
             intercept: broken,
             coefficients: [broken, 1.0, -1.0, 1e300],
+            bend: Some(Bend { from: broken, slope: broken }),
             samples: 0,
             lower_quantile: broken,
             upper_quantile: -broken,
@@ -428,14 +388,21 @@ fn a_model_read_back_broken_still_predicts_sanely() {
     }
 }
 
+/// Rows longer than 900 bytes are compressed: that costs, and in proportion.
 #[test]
-fn totals_widen_with_the_root_of_the_calls() {
-    let part = Prediction { value: 10.0, lower: 7.0, upper: 14.0 };
-    let sum = total(&[(part, 100.0)]);
-    assert_eq!(sum, Prediction { value: 1_000.0, lower: 970.0, upper: 1_040.0 });
-    let sum = total(&[(part, 1.0), (Prediction { value: 5.0, lower: 1.0, upper: 8.0 }, 1.0)]);
-    assert_eq!(sum, Prediction { value: 15.0, lower: 10.0, upper: 20.0 });
-    assert_eq!(total(&[(part, f64::NAN), (part, -1.0)]), Prediction::default());
+fn a_line_bends_where_rows_become_long() {
+    let bytes = |i: usize| (50.0 * (4.0 * (i * 7_919 % 300) as f64 / 300.0).exp()).round();
+    let noise = |i: usize| 0.7 + 0.6 * (i * 104_729 % 101) as f64 / 100.0;
+    let features = |bytes: f64| [bytes, 7.0, 2.0, 1.0];
+    let truth = |bytes: f64| 20.0 + 0.004 * bytes + 0.08 * (bytes - 900.0).max(0.0);
+    let model = constant(300, |i| features(bytes(i)), |i| truth(bytes(i)) * noise(i));
+    assert!((600.0..1_300.0).contains(&model.bend.unwrap().from), "{model:?}");
+    for bytes in [100.0, 500.0, 900.0, 1_500.0, 2_500.0] {
+        let ratio = model.predict(&features(bytes)).value / truth(bytes);
+        assert!((0.85..1.15).contains(&ratio), "{bytes} bytes: {ratio}");
+    }
+    let straight = constant(300, |i| features(bytes(i)), |i| (20.0 + 0.04 * bytes(i)) * noise(i));
+    assert_eq!(straight.bend, None, "{straight:?}");
 }
 
 proptest! {

@@ -278,10 +278,10 @@ proptest! {
 fn every_action_has_its_statement() {
     let all = [
         ("move", "SELECT foreshard.move_slot(1, 'it''s');"),
-        ("split", "SELECT foreshard.split_slot(1);"),
-        ("prepare", "SELECT foreshard.prepare_split(1);"),
+        ("split", "SELECT foreshard.split_slot(1, to_shard_b => 'it''s');"),
+        ("prepare", "SELECT foreshard.prepare_split(1, to_shard_b => 'it''s');"),
         ("merge", "SELECT foreshard.merge_slots(1, 5);"),
-        ("isolate", "SELECT foreshard.isolate_key('it''s', 'it''s'::text);"),
+        ("isolate", "SELECT foreshard.isolate_key('it''s', 'it''s'::text, 'it''s');"),
         ("home", "SELECT foreshard.unisolate_key('it''s', 'it''s'::text);"),
         ("place", "SELECT foreshard.place_keys('it''s', 'it''s', whole => false);"),
     ];

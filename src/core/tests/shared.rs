@@ -1,7 +1,7 @@
 //! The lock-free structures under real threads, and the accounting of nested work.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
-use foreshard_core::frames::{AMOUNTS, Amount, Amounts, Frames, Kind, MAX_DEPTH};
+use foreshard_core::frames::{AMOUNTS, Amount, Amounts, Frames, Kind, MAX_DEPTH, Piece};
 use foreshard_core::gaps::{Gaps, longest};
 use foreshard_core::shared::{
     Activity, Claim, Directory, Entry, Profile, ProfileIdentity, SampleRing, Segment, SegmentCounter, Total,
@@ -247,17 +247,21 @@ fn cpu(amounts: &Amounts) -> u64 {
     amounts[Amount::CpuNs as usize]
 }
 
+fn piece(kind: Kind, weight: u32, address: usize) -> Piece {
+    Piece { kind, weight, address, ..Piece::default() }
+}
+
 /// statement { trigger { trigger, statement } }
 #[test]
 fn nested_work_is_counted_where_it_belongs() {
     let mut frames = Frames::default();
-    assert!(frames.enter(Kind::Statement, 1, 1000, at(0)));
-    assert!(frames.enter(Kind::Trigger(7), 1, 900, at(10)));
+    assert!(frames.enter(piece(Kind::Statement, 1, 1000), at(0)));
+    assert!(frames.enter(piece(Kind::Trigger(7), 1, 900), at(10)));
     assert_eq!(frames.trigger(), Some(7));
-    assert!(frames.enter(Kind::Trigger(8), 1, 700, at(30)));
+    assert!(frames.enter(piece(Kind::Trigger(8), 1, 700), at(30)));
     let inner = frames.leave(700, at(60)).unwrap();
     assert_eq!((cpu(&inner.inclusive), cpu(&inner.exclusive), cpu(&inner.own)), (30, 30, 30));
-    assert!(frames.enter(Kind::Statement, 1, 800, at(70)));
+    assert!(frames.enter(piece(Kind::Statement, 1, 800), at(70)));
     let managed = frames.leave(800, at(100)).unwrap();
     assert_eq!(cpu(&managed.own), 30);
     let outer = frames.leave(900, at(110)).unwrap();
@@ -266,47 +270,66 @@ fn nested_work_is_counted_where_it_belongs() {
     assert_eq!(cpu(&outer.own), 40, "without the nested trigger and the managed statement");
     let statement = frames.leave(1000, at(200)).unwrap();
     assert_eq!((cpu(&statement.inclusive), cpu(&statement.own)), (200, 100));
+    assert_eq!((cpu(&outer.statements), cpu(&statement.statements)), (30, 0), "those of triggers left out");
     assert!(frames.is_empty());
 }
 
 #[test]
 fn pieces_that_an_error_left_are_dropped() {
     let mut frames = Frames::default();
-    frames.enter(Kind::Statement, 1, 1000, at(0));
-    frames.enter(Kind::Trigger(1), 1, 900, at(1));
-    frames.enter(Kind::Trigger(2), 1, 800, at(2));
+    frames.enter(piece(Kind::Statement, 1, 1000), at(0));
+    frames.enter(piece(Kind::Trigger(1), 1, 900), at(1));
+    frames.enter(piece(Kind::Trigger(2), 1, 800), at(2));
     // An error jumped back to somewhere above 900; the next piece begins at 950.
-    assert!(frames.enter(Kind::Statement, 1, 950, at(10)));
+    assert!(frames.enter(piece(Kind::Statement, 1, 950), at(10)));
     assert_eq!(frames.trigger(), None);
     assert_eq!(cpu(&frames.leave(950, at(14)).unwrap().own), 4);
     assert_eq!(frames.leave(900, at(20)), None, "gone");
     assert_eq!(cpu(&frames.leave(1000, at(20)).unwrap().own), 16);
-    frames.enter(Kind::Statement, 1, 1000, at(0));
-    frames.enter(Kind::Trigger(1), 1, 900, at(0));
+    frames.enter(piece(Kind::Statement, 1, 1000), at(0));
+    frames.enter(piece(Kind::Trigger(1), 1, 900), at(0));
     assert!(frames.leave(1000, at(5)).is_some(), "the statement ends although its trigger never did");
     assert!(frames.is_empty());
 }
 
 #[test]
-fn depth_and_sampling_inside_a_piece_are_bounded() {
+fn what_a_caught_error_left_is_dropped() {
     let mut frames = Frames::default();
+    let of = |subtransaction, address| Piece { subtransaction, ..piece(Kind::Statement, 1, address) };
+    frames.enter(of(1, 1000), at(0));
+    frames.enter(Piece { led: true, ..of(3, 900) }, at(1));
+    frames.enter(Piece { led: true, ..of(4, 800) }, at(2));
+    assert!(frames.leads());
+    frames.abort(3);
+    assert!(!frames.leads());
+    assert_eq!(cpu(&frames.leave(1000, at(9)).unwrap().own), 9);
+    // A piece of the same stack address that is gone does not answer for the one that ends.
+    frames.enter(of(1, 1000), at(5));
+    frames.enter(of(1, 900), at(7));
+    assert_eq!(frames.started_with(1000, Amount::CpuNs), 5);
+    assert_eq!(frames.started_with(2000, Amount::CpuNs), 0);
+}
+
+#[test]
+fn depth_and_sampling_inside_a_piece_are_bounded() {
+    let (mut frames, mut gaps) = (Frames::default(), Gaps::new(1));
     for depth in 0..MAX_DEPTH {
-        assert!(frames.enter(Kind::Trigger(1), 1, 100_000 - depth, at(0)));
+        assert!(frames.enter(piece(Kind::Trigger(1), 1, 100_000 - depth), at(0)));
     }
-    assert!(!frames.enter(Kind::Trigger(1), 1, 1, at(0)));
+    assert!(!frames.enter(piece(Kind::Trigger(1), 1, 1), at(0)));
     frames.clear();
-    assert_eq!(frames.wants_child(1, 1), None, "nothing is being measured");
-    frames.enter(Kind::Statement, 1, 1000, at(0));
-    let weights: Vec<u32> = (0..160).filter_map(|_| frames.wants_child(64, 16)).collect();
+    assert_eq!(frames.wants_child(1, 1, &mut gaps), None, "nothing is being measured");
+    frames.enter(piece(Kind::Statement, 1, 1000), at(0));
+    let weights: Vec<u32> = (0..160).filter_map(|_| frames.wants_child(64, 16, &mut gaps)).collect();
     assert_eq!(weights.iter().sum::<u32>(), 64 + 96, "what is measured stands for all");
     // Calls after the first 64 take 5 each; one in 16 is measured and stands for 16.
     let mut frames = Frames::default();
-    frames.enter(Kind::Statement, 1, 1000, at(0));
+    frames.enter(piece(Kind::Statement, 1, 1000), at(0));
     let mut now = 0;
     for _ in 0..640 {
-        let weight = frames.wants_child(64, 16);
+        let weight = frames.wants_child(64, 16, &mut gaps);
         if let Some(weight) = weight {
-            frames.enter(Kind::Trigger(1), weight, 900, at(now));
+            frames.enter(piece(Kind::Trigger(1), weight, 900), at(now));
         }
         now += 5;
         if weight.is_some() {
@@ -315,4 +338,29 @@ fn depth_and_sampling_inside_a_piece_are_bounded() {
     }
     let statement = frames.leave(1000, at(now + 100)).unwrap();
     assert_eq!(cpu(&statement.own), 100, "all triggers are taken off, measured or not");
+}
+
+/// Two triggers of a row, one dear and one cheap, are called in turns; neither is measured in place of the other.
+#[test]
+fn triggers_that_take_turns_are_told_apart() {
+    for of in [2, 4, 5, 8] {
+        let (mut frames, mut gaps) = (Frames::default(), Gaps::new(7));
+        frames.enter(piece(Kind::Statement, 1, 1000), at(0));
+        let (mut now, mut triggers) = (0_u64, 0);
+        for call in 0..of * 16_000 {
+            let took = if call % of == 0 { 100 } else { 1 };
+            let weight = frames.wants_child(64, 16, &mut gaps);
+            if let Some(weight) = weight {
+                frames.enter(piece(Kind::Trigger(call as u32 % of as u32), weight, 900), at(now));
+            }
+            now += took;
+            triggers += took;
+            if weight.is_some() {
+                frames.leave(900, at(now)).unwrap();
+            }
+        }
+        let spent = frames.leave(1000, at(now + triggers)).unwrap();
+        let own = cpu(&spent.own) as f64 / triggers as f64;
+        assert!((0.85..1.15).contains(&own), "of {of} triggers: {own}");
+    }
 }

@@ -308,7 +308,7 @@ fn replay(row: &MoveRow, copied: bool) -> WorkResult<Round> {
             forget.push(replayed.forget);
         }
         if keys > 0 || copied {
-            moves::set_last_replay(row.move_id, keys)?;
+            moves::set_last_replay(row.move_id)?;
         }
         Ok(Some((keys, complete, forget)))
     })?;

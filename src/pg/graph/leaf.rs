@@ -47,7 +47,7 @@ struct Stored {
 }
 
 /// So many new rows are stored at once.
-const ROWS: usize = 1000;
+const ROWS: usize = 256;
 /// So many rows get their index entries at once.
 const ENTRIES: usize = 32_768;
 
@@ -71,6 +71,8 @@ pub struct Leaf {
     /// What it was opened in.
     lasting: pg_sys::MemoryContext,
     slots: Vec<*mut pg_sys::TupleTableSlot>,
+    /// Columns of the slots; a copy, which nobody counts references to.
+    columns: pg_sys::TupleDesc,
     /// New rows.
     waiting: Vec<[pg_sys::Datum; CLOSURE_COLUMNS]>,
     stored: Vec<Stored>,
@@ -129,7 +131,8 @@ impl Leaf {
             );
             let (slots, waiting, stored) = (Vec::new(), Vec::new(), Vec::new());
             let lasting = pg_sys::CurrentMemoryContext;
-            Ok(Self { relation, indexes, kind, context, lasting, slots, waiting, stored })
+            let columns = pg_sys::CreateTupleDescCopy((*relation).rd_att);
+            Ok(Self { relation, indexes, kind, context, lasting, slots, columns, waiting, stored })
         }
     }
 
@@ -228,7 +231,7 @@ impl Leaf {
                 let before = pg_sys::MemoryContextSwitchTo(self.lasting);
                 let ops = &raw const pg_sys::TTSOpsVirtual;
                 while self.slots.len() < count {
-                    self.slots.push(pg_sys::MakeSingleTupleTableSlot((*self.relation).rd_att, ops));
+                    self.slots.push(pg_sys::MakeSingleTupleTableSlot(self.columns, ops));
                 }
                 pg_sys::MemoryContextSwitchTo(before);
             }
@@ -312,6 +315,7 @@ impl Drop for Leaf {
                 pg_sys::index_close(index.relation, pg_sys::NoLock as i32);
             }
             self.slots.iter().for_each(|slot| pg_sys::ExecDropSingleTupleTableSlot(*slot));
+            pg_sys::FreeTupleDesc(self.columns);
             pg_sys::relation_close(self.relation, pg_sys::NoLock as i32);
             pg_sys::MemoryContextDelete(self.context);
         }

@@ -7,20 +7,52 @@
 //! runs. What another part of the plan hands over (a nested loop, a subplan) is no such value. Which copy has a key,
 //! PostgreSQL's own partition descriptors say: that of the table, whether it is in the partition at all, and that of the
 //! staging table, in which copy.
+//!
+//! A copy may have rows of other partitions as well (that of a merge, a list of keys): nothing of a scan may ever be asked of
+//! them that could raise or tell something about them. An index whose conditions bind the key finds no such rows; else the
+//! condition that does has to come before all others ([`Guard`]), as a security barrier, or the scan stays.
 
 use super::asked::{Equality, Key, Keys, given};
 use super::open_at_once;
+use crate::pg::compat;
 use crate::pg::plan::pointers;
 use pgrx::pg_sys;
 
 /// Values of a list that are looked at.
 const MAX_VALUES: usize = 64;
+/// Places of [`Scan::conditions`].
+const BY_INDEX: usize = 0;
+const FILTER: usize = 1;
+
+/// How a scan comes by its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pg) enum FoundBy {
+    /// It looks at all of them.
+    Nothing,
+    /// This index.
+    Index(pg_sys::Oid),
+    /// A bitmap, which may know pages only: then conditions of the index are asked again.
+    Bitmap,
+}
+
+/// What keeps rows of other partitions away from the conditions of a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pg) enum Guard {
+    /// Nothing has to be done: the index does, or there are none.
+    Index,
+    /// This filter, once it is the first.
+    Filter(*mut pg_sys::Node),
+    /// This condition of a bitmap, once it is the first that is asked again.
+    Recheck(*mut pg_sys::Node),
+}
 
 /// A scan of a plan.
 pub(in crate::pg) struct Scan {
     /// Its relation in the range table.
     pub place: u32,
-    /// Lists of conditions that every row it finds fulfils.
+    /// Where its rows come from.
+    pub found_by: FoundBy,
+    /// Lists of conditions that every row it finds fulfils: those of an index, and filters.
     pub conditions: [*mut pg_sys::List; 2],
     /// What the conditions call the columns of an index, when it reads nothing else; else null.
     pub columns: *mut pg_sys::List,
@@ -49,7 +81,10 @@ impl Divided {
     pub unsafe fn copy_for(&self, scan: &Scan) -> Option<pg_sys::Oid> {
         // SAFETY: as promised by the caller.
         unsafe {
-            let bounds = self.bounds(scan)?;
+            let (bounds, alone) = self.bounds(scan)?;
+            if !alone && !bounds.iter().any(|bound| scan.guard(bound).is_some()) {
+                return None;
+            }
             if self.staging == pg_sys::InvalidOid {
                 return (!bounds.is_empty()).then_some(self.copy);
             }
@@ -60,11 +95,24 @@ impl Divided {
         }
     }
 
-    /// The keys of the partition that the conditions of a scan bind it to, each of them at least to one.
+    /// What has to be done with a scan that reads the copy; None: it must not.
     ///
     /// # Safety
     /// As for [`Divided::copy_for`].
-    unsafe fn bounds(&self, scan: &Scan) -> Option<Vec<Bound>> {
+    pub unsafe fn guard(&self, scan: &Scan) -> Option<Guard> {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let (bounds, alone) = self.bounds(scan)?;
+            if alone { Some(Guard::Index) } else { bounds.iter().find_map(|bound| scan.guard(bound)) }
+        }
+    }
+
+    /// The keys of the partition that the conditions of a scan bind it to, each of them at least to one; and whether the copies
+    /// have rows of this partition only.
+    ///
+    /// # Safety
+    /// As for [`Divided::copy_for`].
+    unsafe fn bounds(&self, scan: &Scan) -> Option<(Vec<Bound>, bool)> {
         // SAFETY: as promised by the caller.
         unsafe {
             let alone = self.is_alone();
@@ -81,7 +129,7 @@ impl Divided {
                     Some(bounds)
                 })
             });
-            found.flatten().flatten()
+            found.flatten().flatten().map(|bounds| (bounds, alone))
         }
     }
 
@@ -168,6 +216,9 @@ unsafe fn key_column(key: &Key, table: pg_sys::Oid, partition: pg_sys::Oid) -> O
 struct Bound {
     values: Vec<pg_sys::Datum>,
     equality: Equality,
+    /// The condition, and which of the scan's lists it is in.
+    condition: *mut pg_sys::Node,
+    list: usize,
 }
 
 impl Bound {
@@ -195,18 +246,52 @@ unsafe fn bounds(key: &Key, scan: &Scan, column: i16) -> Vec<Bound> {
     unsafe {
         let is_key = |node: *mut pg_sys::Node| scan.is_column(node, column);
         let known = |node: *mut pg_sys::Node| value(node, scan.params);
-        let bound = |condition: *mut pg_sys::Node| match (*condition).type_ {
-            pg_sys::NodeTag::T_OpExpr => key
-                .compared_with(condition.cast(), &is_key, &known)
-                .map(|(value, equality)| Bound { values: vec![value], equality }),
-            pg_sys::NodeTag::T_ScalarArrayOpExpr => listed(key, condition.cast(), scan, &is_key),
-            _ => None,
+        let bound = |(list, condition): (usize, *mut pg_sys::Node)| {
+            let (values, equality) = match (*condition).type_ {
+                pg_sys::NodeTag::T_OpExpr => {
+                    let (value, equality) = key.compared_with(condition.cast(), &is_key, &known)?;
+                    (vec![value], equality)
+                }
+                pg_sys::NodeTag::T_ScalarArrayOpExpr => listed(key, condition.cast(), scan, &is_key)?,
+                _ => return None,
+            };
+            Some(Bound { values, equality, condition, list })
         };
-        scan.conditions.iter().flat_map(|list| pointers::<pg_sys::Node>(*list)).filter_map(bound).collect()
+        let all = |list: usize| pointers::<pg_sys::Node>(scan.conditions[list]).map(move |node| (list, node));
+        all(BY_INDEX).chain(all(FILTER)).filter_map(bound).collect()
     }
 }
 
 impl Scan {
+    /// How a condition keeps rows that do not fulfil it away from all others; None: it may not. Only a condition that tells
+    /// nothing of the rows it is asked of may come before one that was first.
+    ///
+    /// # Safety
+    /// The bound must be of this scan.
+    unsafe fn guard(&self, bound: &Bound) -> Option<Guard> {
+        let condition = bound.condition;
+        // SAFETY: as promised by the caller.
+        let (is_first, tells_nothing) = unsafe {
+            let first = pointers::<pg_sys::Node>(self.conditions[bound.list]).next();
+            (first == Some(condition), !pg_sys::contain_leaked_vars(condition))
+        };
+        // An index of another kind may be asked for more rows, of which its conditions are then asked again.
+        let method = |index| compat::access_method(index);
+        match (self.found_by, bound.list) {
+            (FoundBy::Nothing, FILTER) => (is_first || tells_nothing).then_some(Guard::Filter(condition)),
+            (FoundBy::Index(index), BY_INDEX) => {
+                matches!(method(index), pg_sys::BTREE_AM_OID | pg_sys::HASH_AM_OID).then_some(Guard::Index)
+            }
+            (FoundBy::Index(index), _) => {
+                let exact = method(index) == pg_sys::BTREE_AM_OID;
+                (exact && (is_first || tells_nothing)).then_some(Guard::Filter(condition))
+            }
+            (FoundBy::Bitmap, BY_INDEX) => (is_first || tells_nothing).then_some(Guard::Recheck(condition)),
+            (FoundBy::Bitmap, _) => tells_nothing.then_some(Guard::Filter(condition)),
+            _ => None,
+        }
+    }
+
     /// Whether an expression is a column of the relation, as it is or as another type of the same bytes.
     ///
     /// # Safety
@@ -284,7 +369,7 @@ unsafe fn listed(
     condition: *const pg_sys::ScalarArrayOpExpr,
     scan: &Scan,
     is_key: &dyn Fn(*mut pg_sys::Node) -> bool,
-) -> Option<Bound> {
+) -> Option<(Vec<pg_sys::Datum>, Equality)> {
     // SAFETY: each node is read as the struct its tag names; the array is one of elements of this type.
     unsafe {
         let condition = &*condition;
@@ -316,6 +401,6 @@ unsafe fn listed(
         let count = usize::try_from(count).ok().filter(|count| *count <= MAX_VALUES)?;
         // A NULL equals nothing. An element without an equal of the key's type is left to PostgreSQL.
         let known = (0..count).filter(|at| !*nulls.add(*at)).map(|at| key.as_key(*values.add(at), type_));
-        known.collect::<Option<_>>().map(|values| Bound { values, equality })
+        known.collect::<Option<_>>().map(|values| (values, equality))
     }
 }

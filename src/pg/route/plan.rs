@@ -1,9 +1,10 @@
 //! Which plans may read a shadow, and making one do so.
 
 use super::super::compat;
-use super::super::partition::fixed::{Divided, Scan};
+use super::super::partition::fixed::{Divided, FoundBy, Guard, Scan};
 use super::super::plan::pointers;
 use super::super::region::Region;
+use super::super::storage;
 use foreshard_core::shared::Seen;
 use pgrx::pg_sys;
 
@@ -17,7 +18,7 @@ pub(super) struct Target {
     pub route: Seen,
 }
 
-/// What of a statement may be routed, and where to, whatever its locks.
+/// What of a statement that [may be routed](may_route) is, and where to, whatever its locks.
 ///
 /// # Safety
 /// `query` must be valid and not started yet.
@@ -25,9 +26,6 @@ pub(super) unsafe fn targets(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> Ve
     // SAFETY: as promised by the caller.
     unsafe {
         let statement = &*(*query).plannedstmt;
-        if !may_route(query, seen) {
-            return Vec::new();
-        }
         let Some(named) = named(statement, seen) else { return Vec::new() };
         let targets = chosen(statement, (*query).params, &named, seen);
         let mut nodes = 0;
@@ -37,11 +35,11 @@ pub(super) unsafe fn targets(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> Ve
     }
 }
 
-/// Whether a statement may be routed at all.
+/// Whether a statement may be routed at all. In parallel mode there are no subtransactions to choose in.
 ///
 /// # Safety
 /// As for [`targets`].
-unsafe fn may_route(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> bool {
+pub(super) unsafe fn may_route(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> bool {
     // SAFETY: as promised by the caller; the rest are variables of this process.
     unsafe {
         let statement = &*(*query).plannedstmt;
@@ -54,6 +52,7 @@ unsafe fn may_route(query: *mut pg_sys::QueryDesc, seen: &[Seen]) -> bool {
             || !(*query).crosscheck_snapshot.is_null()
             || (*snapshot).snapshot_type != pg_sys::SnapshotType::SNAPSHOT_MVCC
             || is_cursor()
+            || pg_sys::IsInParallelMode()
             || pg_sys::XactIsoLevel == pg_sys::XACT_SERIALIZABLE as i32
             || pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId
         {
@@ -181,19 +180,58 @@ unsafe fn conditions(
             return None;
         }
         let none = std::ptr::null_mut();
-        let (by_index, columns) = match (*plan).type_ {
+        let (found_by, by_index, columns) = match (*plan).type_ {
             // Its heap scan looks at all of it again.
             T_BitmapIndexScan => return None,
-            T_SeqScan => (none, none),
-            T_IndexScan => ((*plan.cast::<pg_sys::IndexScan>()).indexqualorig, none),
-            T_BitmapHeapScan => ((*plan.cast::<pg_sys::BitmapHeapScan>()).bitmapqualorig, none),
+            T_SeqScan => (FoundBy::Nothing, none, none),
+            T_IndexScan => {
+                let scan = &*plan.cast::<pg_sys::IndexScan>();
+                (FoundBy::Index(scan.indexid), scan.indexqualorig, none)
+            }
+            T_BitmapHeapScan => {
+                (FoundBy::Bitmap, (*plan.cast::<pg_sys::BitmapHeapScan>()).bitmapqualorig, none)
+            }
             T_IndexOnlyScan => {
                 let scan = &*plan.cast::<pg_sys::IndexOnlyScan>();
-                (scan.recheckqual, scan.indextlist)
+                (FoundBy::Index(scan.indexid), scan.recheckqual, scan.indextlist)
             }
             _ => return Some(None),
         };
-        Some(Some(Scan { place, conditions: [by_index, (*plan).qual], columns, params }))
+        Some(Some(Scan { place, found_by, conditions: [by_index, (*plan).qual], columns, params }))
+    }
+}
+
+/// Makes a scan of a copy that has others' rows look at its key before anything else; false: that cannot be.
+///
+/// # Safety
+/// `plan` must be a node of our own copy that still names the indexes of the partition.
+unsafe fn shut_out_others(plan: *mut pg_sys::Plan, target: &Target, params: pg_sys::ParamListInfo) -> bool {
+    // SAFETY: as promised by the caller; both lists are the copy's own.
+    unsafe {
+        let Some(Some(scan)) = conditions(plan, target.place, params) else { return true };
+        let guard = match divided(&target.route).guard(&scan) {
+            Some(Guard::Index) => return true,
+            Some(guard) => guard,
+            None => return false,
+        };
+        let bitmap = plan.cast::<pg_sys::BitmapHeapScan>();
+        let is_bitmap = (*plan).type_ == pg_sys::NodeTag::T_BitmapHeapScan;
+        match guard {
+            Guard::Filter(first) => {
+                (*plan).qual =
+                    pg_sys::lcons(first.cast(), pg_sys::list_delete_ptr((*plan).qual, first.cast()));
+                if is_bitmap {
+                    let again = pg_sys::copyObjectImpl(first.cast());
+                    (*bitmap).bitmapqualorig = pg_sys::lcons(again, (*bitmap).bitmapqualorig);
+                }
+            }
+            Guard::Recheck(first) if is_bitmap => {
+                let others = pg_sys::list_delete_ptr((*bitmap).bitmapqualorig, first.cast());
+                (*bitmap).bitmapqualorig = pg_sys::lcons(first.cast(), others);
+            }
+            _ => return false,
+        }
+        true
     }
 }
 
@@ -324,17 +362,21 @@ unsafe fn walk(
     }
 }
 
-/// Makes a statement read the shadows; false: it goes on as it was. The new plan lives as long as the query's
-/// own: in the context in which the query is being started.
+/// The plan of a statement that reads the shadows; None: it goes on as it is. It lives as long as the query's own plan: in
+/// the context in which the query is being started.
 ///
 /// # Safety
 /// The targets are some of this query's.
-pub(super) unsafe fn route(region: &Region, query: *mut pg_sys::QueryDesc, targets: &[&Target]) -> bool {
+pub(super) unsafe fn route(
+    region: &Region,
+    query: *mut pg_sys::QueryDesc,
+    targets: &[&Target],
+) -> Option<*mut pg_sys::PlannedStmt> {
     // SAFETY: as promised by the caller.
     unsafe {
         let routes: Vec<Seen> = targets.iter().map(|target| target.route).collect();
         if !lock_pairs(region, &routes) {
-            return false;
+            return None;
         }
         let copy = pg_sys::copyObjectImpl((*query).plannedstmt.cast()).cast::<pg_sys::PlannedStmt>();
         for Target { place, route } in targets {
@@ -342,35 +384,33 @@ pub(super) unsafe fn route(region: &Region, query: *mut pg_sys::QueryDesc, targe
             (*entry.cast::<pg_sys::RangeTblEntry>()).relid = pg_sys::Oid::from(route.shadow);
         }
         let mut nodes = 0;
-        let mut substitute = |plan: *mut pg_sys::Plan| {
-            substitute(plan, targets);
-            true
-        };
-        if !each_plan(&*copy, &mut nodes, &mut substitute) {
-            return false;
-        }
-        (*query).plannedstmt = copy;
-        true
+        let mut substitute = |plan: *mut pg_sys::Plan| substitute(plan, targets, (*query).params);
+        each_plan(&*copy, &mut nodes, &mut substitute).then_some(copy)
     }
 }
 
 /// # Safety
 /// `plan` must be a node of our own copy.
-unsafe fn substitute(plan: *mut pg_sys::Plan, targets: &[&Target]) {
+unsafe fn substitute(plan: *mut pg_sys::Plan, targets: &[&Target], params: pg_sys::ParamListInfo) -> bool {
     use pg_sys::NodeTag::{T_BitmapIndexScan, T_IndexOnlyScan, T_IndexScan};
     // SAFETY: each node is written as the struct its tag names.
     unsafe {
-        let Some(place) = scanned(plan) else { return };
-        let Some(Target { route, .. }) = targets.iter().find(|t| t.place == place) else { return };
+        let Some(place) = scanned(plan) else { return true };
+        let Some(target) = targets.iter().find(|t| t.place == place) else { return true };
+        let route = &target.route;
+        if route.parent != 0 && !shut_out_others(plan, target, params) {
+            return false;
+        }
         let index = match (*plan).type_ {
             T_IndexScan => &mut (*plan.cast::<pg_sys::IndexScan>()).indexid,
             T_IndexOnlyScan => &mut (*plan.cast::<pg_sys::IndexOnlyScan>()).indexid,
             T_BitmapIndexScan => &mut (*plan.cast::<pg_sys::BitmapIndexScan>()).indexid,
-            _ => return,
+            _ => return true,
         };
         if let Some(counterpart) = route.counterpart(index.to_u32()) {
             *index = pg_sys::Oid::from(counterpart);
         }
+        true
     }
 }
 
@@ -398,7 +438,7 @@ pub(super) unsafe fn lock_pairs(region: &Region, seen: &[Seen]) -> bool {
     seen.iter().all(|route| region.routes().is_open(route))
 }
 
-/// Whether the partition has the storage that is mirrored and both have the same columns.
+/// Whether the partition has the storage that is mirrored, whatever is written to it is, and both have the same columns.
 ///
 /// # Safety
 /// Both must be locked.
@@ -409,6 +449,7 @@ unsafe fn belong_together(source: pg_sys::Oid, shadow: pg_sys::Oid, storage: u32
         let fit = !a.is_null()
             && !b.is_null()
             && (*(*a).rd_rel).relfilenode.to_u32() == storage
+            && is_captured(a)
             && same_columns((*a).rd_att, (*b).rd_att);
         for relation in [a, b] {
             if !relation.is_null() {
@@ -416,6 +457,24 @@ unsafe fn belong_together(source: pg_sys::Oid, shadow: pg_sys::Oid, storage: u32
             }
         }
         fit
+    }
+}
+
+/// Whether the capture trigger fires: a superuser may have disabled it.
+///
+/// # Safety
+/// `relation` must be open.
+unsafe fn is_captured(relation: pg_sys::Relation) -> bool {
+    // SAFETY: a relation's triggers are valid while it is open.
+    unsafe {
+        let Some(triggers) = (*relation).trigdesc.as_ref() else { return false };
+        (0..triggers.numtriggers.max(0) as usize).any(|i| {
+            let trigger = &*triggers.triggers.add(i);
+            let name = std::ffi::CStr::from_ptr(trigger.tgname).to_bytes();
+            trigger.tgisinternal
+                && trigger.tgenabled as u8 == b'A'
+                && name.starts_with(storage::CAPTURE.to_bytes())
+        })
     }
 }
 

@@ -324,6 +324,23 @@ impl Field {
         medians
     }
 
+    /// A future around the medians of its leads: blocks of errors as they really followed one another; a further block
+    /// starts where the last ended.
+    fn path(&self, medians: &[f64], seed: u64) -> Vec<f64> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut path = Vec::with_capacity(medians.len());
+        let mut carried = 0.0;
+        for block in medians.chunks(LEADS) {
+            let back = rng.random_range(0..self.record.trajectories.len().max(1));
+            let errors = self.record.trajectories.get(back);
+            for (index, median) in block.iter().enumerate() {
+                path.push(self.value(median + carried + errors.map_or(0.0, |errors| errors[index])));
+            }
+            carried += errors.map_or(0.0, |errors| errors[LEADS - 1]);
+        }
+        path
+    }
+
     fn value(&self, log: f64) -> f64 {
         log.clamp(0.0, self.cap_log).exp_m1()
     }
@@ -359,20 +376,13 @@ impl Forecaster for Field {
     }
 
     fn sample_path(&self, leads: usize, seed: u64) -> Vec<f64> {
-        let leads = leads.min(MAX_LEADS);
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut path = Vec::with_capacity(leads);
-        // Blocks of errors as they really followed one another; a further block starts where the last ended.
-        let mut carried = 0.0;
-        for block in self.medians(leads).chunks(LEADS) {
-            let back = rng.random_range(0..self.record.trajectories.len().max(1));
-            let errors = self.record.trajectories.get(back);
-            for (index, median) in block.iter().enumerate() {
-                path.push(self.value(median + carried + errors.map_or(0.0, |errors| errors[index])));
-            }
-            carried += errors.map_or(0.0, |errors| errors[LEADS - 1]);
-        }
-        path
+        self.path(&self.medians(leads.min(MAX_LEADS)), seed)
+    }
+
+    fn sample_paths(&self, leads: usize, seeds: &[u64]) -> Vec<Vec<f64>> {
+        // Those of many leads take a while.
+        let medians = self.medians(leads.min(MAX_LEADS));
+        seeds.iter().map(|seed| self.path(&medians, *seed)).collect()
     }
 
     fn history_buckets(&self) -> usize {

@@ -140,6 +140,11 @@ pub trait Forecaster {
     /// that future; use one seed per future, for all slots.
     fn sample_path(&self, leads: usize, seed: u64) -> Vec<f64>;
 
+    /// [`Self::sample_path`] of each seed.
+    fn sample_paths(&self, leads: usize, seeds: &[u64]) -> Vec<Vec<f64>> {
+        seeds.iter().map(|seed| self.sample_path(leads, *seed)).collect()
+    }
+
     /// Number of known buckets the model was fitted on.
     fn history_buckets(&self) -> usize;
 

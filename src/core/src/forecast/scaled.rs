@@ -44,6 +44,14 @@ impl<F: Factors> Forecaster for Scaled<F> {
         path
     }
 
+    fn sample_paths(&self, leads: usize, seeds: &[u64]) -> Vec<Vec<f64>> {
+        let mut paths = self.model.sample_paths(leads, seeds);
+        for path in &mut paths {
+            path.iter_mut().enumerate().for_each(|(index, value)| *value *= self.factors.factor(index));
+        }
+        paths
+    }
+
     fn history_buckets(&self) -> usize {
         self.model.history_buckets()
     }

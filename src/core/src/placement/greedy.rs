@@ -121,7 +121,7 @@ fn balance(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
     }
 }
 
-/// Brings segments that are used together onto one shard, as far as no shard gets too hot.
+/// Brings segments that are used together onto one shard, as far as no shard gets too hot, nor beyond its capacity.
 fn gather(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
     let goal = 1.0 + options.imbalance_low;
     while steps.len() < options.max_steps {
@@ -135,21 +135,36 @@ fn gather(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
             let relief = relief(state, segment);
             for to in state.linked_shards(segment) {
                 let peak = state.peak_with(to, segment);
-                if !state.accepts(to, segment) || state.relative_of(to, peak) > goal {
+                let fits = peak <= state.capacity(to).max(state.peak(to));
+                if !state.accepts(to, segment) || !fits || state.relative_of(to, peak) > goal {
                     continue;
                 }
                 let benefit = relief - growth(state, to, peak) + state.joined(segment, to);
                 let net = benefit - cost(state, options, segment) / options.payback_s;
                 let enough =
                     benefit >= least_benefit(state, options, segment) && benefit > 1e-9 * state.mean_load;
-                if enough && best.is_none_or(|best| net > best.net) {
-                    best = Some(Candidate { segment, to, benefit, net });
+                let found = Candidate { segment, to, benefit, net };
+                if enough && best.is_none_or(|best| is_better_to_join(state, &found, &best)) {
+                    best = Some(found);
                 }
             }
         }
         let Some(best) = best else { return };
         push(state, options, best, steps);
     }
+}
+
+/// A gain in steps that rounding errors do not reach: sums of the same numbers in another order are equal.
+fn rank(state: &State, net: f64) -> f64 {
+    (net / (1e-9 * state.mean_load).max(1e-300)).round()
+}
+
+/// Whether a candidate is better than another one. Which of two linked segments goes to the other often makes no
+/// difference: then the one that carries less goes, whatever they are called.
+fn is_better_to_join(state: &State, one: &Candidate, other: &Candidate) -> bool {
+    let load = |candidate: &Candidate| (state.height(candidate.segment), state.relative(candidate.to));
+    let (own, others) = (rank(state, one.net), rank(state, other.net));
+    own > others || own == others && load(one) < load(other)
 }
 
 /// How a greedy run restrains itself. Taking the highest benefit each time can paint a plan into a
@@ -247,7 +262,12 @@ fn pick(
         }
     }
     // What looks best in the mean is often only lucky; of the best few, the one that gains most in the futures.
-    found_all.sort_by(|a, b| b.net.total_cmp(&a.net).then(a.segment.cmp(&b.segment)));
+    // Of equals (whatever takes a shard below its fair share relieves it of the same) the one that carries least.
+    let height = |candidate: &Candidate| state.height(candidate.segment);
+    found_all.sort_by(|a, b| {
+        let nets = rank(state, b.net).total_cmp(&rank(state, a.net));
+        nets.then(height(a).total_cmp(&height(b))).then(a.segment.cmp(&b.segment))
+    });
     found_all.truncate(FINALISTS);
     let in_futures = |candidate: &Candidate| {
         let moved = state.segments.get(candidate.segment)?;
@@ -257,7 +277,7 @@ fn pick(
     let mut best: Option<(f64, Candidate)> = None;
     for candidate in found_all {
         let net = in_futures(&candidate).unwrap_or(candidate.net);
-        if best.is_none_or(|(most, _)| net > most) {
+        if best.is_none_or(|(most, _)| rank(state, net) > rank(state, most)) {
             best = Some((net, candidate));
         }
     }
@@ -360,9 +380,11 @@ fn verdict(state: &State, options: &PlanOptions, segment: usize, tight: bool, sh
         }
         improves = true;
         let net = benefit - cost(state, options, segment) / options.payback_s;
-        // Equal benefits go to the emptiest shard, which is why targets of equal net are compared.
+        // Equal benefits go to the emptiest shard, the largest of those, which is why targets of equal net are compared.
+        let room = |to: usize| (state.relative(to), -state.capacity(to));
         let better = best.is_none_or(|best| {
-            net > best.net || (net == best.net && state.relative(to) < state.relative(best.to))
+            let (own, others) = (rank(state, net), rank(state, best.net));
+            own > others || own == others && room(to) < room(best.to)
         });
         if benefit >= least && better {
             best = Some(Candidate { segment, to, benefit, net });

@@ -26,6 +26,7 @@ use std::fmt;
 pub use consider::{Candidate, Consideration, Unfit, consider};
 pub use realised::{Outcome, Realised, outcome};
 pub use refusal::{Refusal, RefusalReason};
+pub use state::shared_capacities;
 pub use timing::{Pace, Start, Timing, schedule};
 pub use yardstick::{Yardstick, best_assignment};
 

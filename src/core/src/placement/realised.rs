@@ -18,7 +18,7 @@ pub struct Realised {
     pub from_capacity: f64,
     /// Capacity of the shard it was to go to, cost units/s.
     pub to_capacity: f64,
-    /// Capacity of all shards that are not draining, cost units/s.
+    /// Capacity of all shards that share the load ([`super::shared_capacities`]), cost units/s.
     pub capacity: f64,
     /// The first shard was to be emptied.
     pub drains: bool,

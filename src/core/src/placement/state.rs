@@ -44,6 +44,24 @@ pub(super) fn add(sum: &mut [f64], curve: &[f64]) {
     }
 }
 
+/// Capacities of the shards that can share the load: those that are not draining and hold a segment, or may hold one. What nobody
+/// can use makes no share of anybody smaller.
+fn usable(shards: &[Shard], segments: &[Segment], holds: impl Fn(usize) -> bool) -> Vec<f64> {
+    let classes = segments.iter().fold(0, |classes, segment| classes | segment.class);
+    let of = |(at, shard): (usize, &Shard)| {
+        (!shard.draining && (holds(at) || shard.accepts & classes != 0)).then_some(shard.capacity)
+    };
+    shards.iter().enumerate().filter_map(of).collect()
+}
+
+/// Capacities of the shards that share the load of these segments, cost units/s; none when all are draining.
+pub fn shared_capacities(shards: &[Shard], segments: &[Segment]) -> Vec<f64> {
+    let holds = |at: usize| {
+        shards.get(at).is_some_and(|shard| segments.iter().any(|segment| segment.shard == shard.id))
+    };
+    usable(shards, segments, holds)
+}
+
 impl<'a> State<'a> {
     /// The present placement of a checked problem.
     pub(super) fn new(shards: &'a [Shard], segments: &'a [Segment], links: &[Link]) -> Self {
@@ -63,8 +81,7 @@ impl<'a> State<'a> {
                 members.push(at);
             }
         }
-        let active: Vec<f64> =
-            shards.iter().filter(|shard| !shard.draining).map(|shard| shard.capacity).collect();
+        let active = usable(shards, segments, |at| members.get(at).is_some_and(|held| !held.is_empty()));
         // With every shard draining there is no target; any positive capacity keeps ratios finite.
         let capacity = if active.is_empty() {
             shards.iter().map(|shard| shard.capacity).sum()

@@ -4,7 +4,8 @@
 //! by their normaliser: costs scatter in proportion to their size, so without that the few large
 //! calls would decide about all others (Carroll and Ruppert 1988, iteratively reweighted). Calls far
 //! off the line, measured by the median absolute deviation, are dropped and the line is fitted again,
-//! where a session's first call explains them. The interval is cross-conformal (Vovk 2015): every
+//! where a session's first call explains them. A line may bend once in the bytes of the row, as where rows become long
+//! enough to be compressed, when that predicts unseen rows clearly better (a single hinge of Friedman's MARS, 1991). The interval is cross-conformal (Vovk 2015): every
 //! sample is compared with a line fitted without its fold, and the interval ends at the quantiles of
 //! these residuals, with the finite-sample correction, and further out when recent
 //! predictions were further off. The line stored is fitted on all samples.
@@ -15,8 +16,8 @@ use linfa_linear::LinearRegression;
 use ndarray::{Array1, Array2};
 
 use super::drift::median;
-use super::model::{Fallback, LEVEL, Model, ModelKind};
-use super::{FEATURES, MIN_SAMPLES};
+use super::model::{Bend, Fallback, LEVEL, Model, ModelKind};
+use super::{CLOCKS, FEATURES, MIN_SAMPLES, Resource};
 
 /// The fewest samples worth a line; below, noise would draw it.
 const MIN_LINEAR: usize = 20;
@@ -47,6 +48,18 @@ const FLOOR_SHARE: f64 = 0.05;
 /// The line must have at most this share of the mean's out-of-sample error.
 const BETTER: f64 = 0.98;
 
+/// The fewest samples worth a bend.
+const MIN_BENT: usize = 80;
+
+/// Where a line may bend: at these quantiles of the rows' bytes.
+const BENDS: [f64; 7] = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875];
+
+/// A bent line must have at most this share of the straight one's out-of-sample error.
+const STRAIGHTER: f64 = 0.95;
+
+/// The feature in which a line may bend: the bytes of the row.
+const BENT: usize = 0;
+
 /// A feature is collinear when others explain all but this share of its variance.
 const COLLINEAR: f64 = 1e-4;
 
@@ -62,12 +75,14 @@ pub(super) struct Row {
 struct Line {
     intercept: f64,
     slopes: [f64; FEATURES],
+    bend: Option<Bend>,
 }
 
 impl Line {
     fn at(&self, features: &[f64; FEATURES]) -> f64 {
         let rise: f64 = self.slopes.iter().zip(features).map(|(slope, feature)| slope * feature).sum();
-        (self.intercept + rise).max(0.0)
+        let beyond = self.bend.map_or(0.0, |bend| bend.rise(features[BENT]));
+        (self.intercept + rise + beyond).max(0.0)
     }
 
     fn residual(&self, row: &Row, floor: f64) -> f64 {
@@ -76,17 +91,70 @@ impl Line {
     }
 }
 
-/// A feature that counts, standardised.
+/// A feature that counts, or what it has beyond a bend; standardised.
 #[derive(Clone, Copy, Debug)]
 struct Column {
     feature: usize,
+    beyond: Option<f64>,
     mean: f64,
     deviation: f64,
 }
 
 impl Column {
+    /// `None` when it does not vary.
+    fn new(rows: &[Row], feature: usize, beyond: Option<f64>) -> Option<Self> {
+        let mut column = Self { feature, beyond, mean: 0.0, deviation: 1.0 };
+        let count = rows.len() as f64;
+        let mean = rows.iter().map(|row| column.of(row)).sum::<f64>() / count;
+        let squares: f64 = rows.iter().map(|row| (column.of(row) - mean).powi(2)).sum();
+        let deviation = (squares / count).sqrt();
+        (column.mean, column.deviation) = (mean, deviation);
+        (deviation.is_finite() && deviation > 1e-9 * mean.abs().max(1e-9)).then_some(column)
+    }
+
     fn of(&self, row: &Row) -> f64 {
-        (row.features[self.feature] - self.mean) / self.deviation
+        let value = row.features[self.feature];
+        let value = self.beyond.map_or(value, |from| (value - from).max(0.0));
+        (value - self.mean) / self.deviation
+    }
+}
+
+/// Columns none of which is (nearly) a linear function of those before it.
+#[derive(Clone, Default)]
+struct Columns {
+    taken: Vec<Column>,
+    /// Orthonormal, spanning the columns taken (modified Gram-Schmidt).
+    basis: Vec<Vec<f64>>,
+}
+
+impl Columns {
+    /// The features that vary and are not collinear.
+    fn new(rows: &[Row]) -> Result<Self, Fallback> {
+        if rows.len() < MIN_LINEAR {
+            return Err(Fallback::TooFewSamples);
+        }
+        let mut columns = Self::default();
+        for column in (0..FEATURES).filter_map(|feature| Column::new(rows, feature, None)) {
+            columns.take(rows, column);
+        }
+        if columns.taken.is_empty() { Err(Fallback::ConstantFeatures) } else { Ok(columns) }
+    }
+
+    /// Takes a column unless it is collinear; whether it did.
+    fn take(&mut self, rows: &[Row], column: Column) -> bool {
+        let mut rest: Vec<f64> = rows.iter().map(|row| column.of(row)).collect();
+        for direction in &self.basis {
+            let along: f64 = direction.iter().zip(&rest).map(|(a, b)| a * b).sum();
+            rest.iter_mut().zip(direction).for_each(|(rest, direction)| *rest -= along * direction);
+        }
+        let left: f64 = rest.iter().map(|value| value * value).sum();
+        let taken = left > COLLINEAR * rows.len() as f64;
+        if taken {
+            rest.iter_mut().for_each(|value| *value /= left.sqrt());
+            self.basis.push(rest);
+            self.taken.push(column);
+        }
+        taken
     }
 }
 
@@ -102,21 +170,52 @@ struct Fitted {
 
 /// Fits a model; `None` with fewer than [`MIN_SAMPLES`] rows. All numbers must be finite.
 ///
-/// `drop_outliers` says whether rare huge outcomes are start-up rather than work.
-pub(super) fn fit(rows: &[Row], drop_outliers: bool) -> Option<Model> {
+/// Whether rare huge outcomes are start-up rather than work, and whether a line may bend, depends on the resource.
+pub(super) fn fit(rows: &[Row], resource: Resource) -> Option<Model> {
+    let drop_outliers = resource.has_startup();
     if rows.len() < MIN_SAMPLES {
         return None;
     }
     let mean = Candidate::new(rows, &[], drop_outliers).ok()?;
-    let line = columns(rows).and_then(|columns| Candidate::new(rows, &columns, drop_outliers));
+    let line = Columns::new(rows).and_then(|columns| {
+        let straight = Candidate::new(rows, &columns.taken, drop_outliers)?;
+        // Of what is counted nothing has been seen to bend, and looking for it takes as long as all the rest.
+        let bent =
+            if CLOCKS.contains(&resource) { bent(rows, &columns, &straight, drop_outliers) } else { None };
+        Ok(bent.unwrap_or(straight))
+    });
     let judged = line.and_then(|line| {
-        let (of_line, of_mean) = line.errors_with(rows, &mean);
-        if of_line < BETTER * of_mean { Ok(line) } else { Err(Fallback::NoBetterThanMean) }
+        if line.is_better(rows, &mean, BETTER) { Ok(line) } else { Err(Fallback::NoBetterThanMean) }
     });
     Some(match judged {
         Ok(line) => line.model(rows, None),
         Err(reason) => mean.model(rows, Some(reason)),
     })
+}
+
+/// The line with the bend that fits best, if it is clearly better than the straight one.
+fn bent(rows: &[Row], columns: &Columns, straight: &Candidate, drop_outliers: bool) -> Option<Candidate> {
+    if rows.len() < MIN_BENT || !columns.taken.iter().any(|column| column.feature == BENT) {
+        return None;
+    }
+    let mut bytes: Vec<f64> = rows.iter().map(|row| row.features[BENT]).collect();
+    bytes.sort_by(f64::total_cmp);
+    let mut bends = BENDS.map(|share| bytes[(share * bytes.len() as f64) as usize]).to_vec();
+    bends.dedup();
+    let Fitted { scales, kept, .. } = &straight.fitted;
+    let fitted = bends.into_iter().filter_map(|from| {
+        let mut columns = columns.clone();
+        if !columns.take(rows, Column::new(rows, BENT, Some(from))?) {
+            return None;
+        }
+        let line = least_squares(rows, &columns.taken, scales, |index| kept[index]).ok()?;
+        let used = rows.iter().zip(scales).zip(kept).filter(|(_, kept)| **kept);
+        let off = used.map(|((row, scale), _)| ((row.actual - line.at(&row.features)) / scale).powi(2));
+        Some((off.sum::<f64>(), columns.taken))
+    });
+    let (_, best) = fitted.min_by(|one, other| one.0.total_cmp(&other.0))?;
+    let bent = Candidate::new(rows, &best, drop_outliers).ok()?;
+    bent.is_better(rows, straight, STRAIGHTER).then_some(bent)
 }
 
 /// A fitted line and what it predicts for rows it has not seen.
@@ -140,12 +239,13 @@ impl Candidate {
         Ok(Self { fitted, unseen })
     }
 
-    /// Out-of-sample absolute errors of both, summed over the rows this one kept.
-    fn errors_with(&self, rows: &[Row], other: &Self) -> (f64, f64) {
+    /// Whether its absolute errors on unseen rows are less than this share of the other's, over the rows it kept.
+    fn is_better(&self, rows: &[Row], other: &Self, share: f64) -> bool {
         let kept = rows.iter().enumerate().filter(|(index, _)| self.fitted.kept[*index]);
-        kept.fold((0.0, 0.0), |(own, its), (index, row)| {
+        let (own, its) = kept.fold((0.0, 0.0), |(own, its), (index, row)| {
             (own + (row.actual - self.unseen[index]).abs(), its + (row.actual - other.unseen[index]).abs())
-        })
+        });
+        own < share * its
     }
 
     fn model(&self, rows: &[Row], reason: Option<Fallback>) -> Model {
@@ -158,6 +258,7 @@ impl Candidate {
             reason,
             intercept: self.fitted.line.intercept,
             coefficients: self.fitted.line.slopes,
+            bend: self.fitted.line.bend,
             samples: rows.len() as u32,
             lower_quantile,
             upper_quantile,
@@ -178,38 +279,6 @@ pub(super) fn with_track(model: Model, residuals: Vec<f64>, stretch: f64) -> Mod
         upper_quantile: stretch * model.upper_quantile.max(upper),
         ..model
     }
-}
-
-/// The features that vary and are not (nearly) a linear function of those before them.
-fn columns(rows: &[Row]) -> Result<Vec<Column>, Fallback> {
-    if rows.len() < MIN_LINEAR {
-        return Err(Fallback::TooFewSamples);
-    }
-    let count = rows.len() as f64;
-    let mut columns = Vec::with_capacity(FEATURES);
-    // Orthonormal, spanning the columns taken (modified Gram-Schmidt).
-    let mut basis: Vec<Vec<f64>> = Vec::with_capacity(FEATURES);
-    for feature in 0..FEATURES {
-        let mean = rows.iter().map(|row| row.features[feature]).sum::<f64>() / count;
-        let squares: f64 = rows.iter().map(|row| (row.features[feature] - mean).powi(2)).sum();
-        let deviation = (squares / count).sqrt();
-        if !deviation.is_finite() || deviation <= 1e-9 * mean.abs().max(1e-9) {
-            continue;
-        }
-        let column = Column { feature, mean, deviation };
-        let mut rest: Vec<f64> = rows.iter().map(|row| column.of(row)).collect();
-        for direction in &basis {
-            let along: f64 = direction.iter().zip(&rest).map(|(a, b)| a * b).sum();
-            rest.iter_mut().zip(direction).for_each(|(rest, direction)| *rest -= along * direction);
-        }
-        let left: f64 = rest.iter().map(|value| value * value).sum();
-        if left > COLLINEAR * count {
-            rest.iter_mut().for_each(|value| *value /= left.sqrt());
-            basis.push(rest);
-            columns.push(column);
-        }
-    }
-    if columns.is_empty() { Err(Fallback::ConstantFeatures) } else { Ok(columns) }
 }
 
 /// Fits, drops what is far off, weights by the size of the prediction, and fits again.
@@ -281,12 +350,16 @@ fn least_squares(
     let regression = LinearRegression::new().with_intercept(false);
     let fitted = regression.fit(&DatasetBase::new(records, targets)).map_err(|_| Fallback::RankDeficient)?;
     let solution = fitted.params();
-    let mut line = Line { intercept: solution[width - 1], slopes: [0.0; FEATURES] };
+    let mut line = Line { intercept: solution[width - 1], slopes: [0.0; FEATURES], bend: None };
     for (column, slope) in columns.iter().zip(solution) {
-        line.slopes[column.feature] = slope / column.deviation;
+        match column.beyond {
+            Some(from) => line.bend = Some(Bend { from, slope: slope / column.deviation }),
+            None => line.slopes[column.feature] = slope / column.deviation,
+        }
         line.intercept -= slope * column.mean / column.deviation;
     }
-    let finite = line.intercept.is_finite() && line.slopes.iter().all(|slope| slope.is_finite());
+    let bend = line.bend.map_or(0.0, |bend| bend.slope);
+    let finite = line.slopes.iter().chain([&line.intercept, &bend]).all(|number| number.is_finite());
     if finite { Ok(line) } else { Err(Fallback::RankDeficient) }
 }
 

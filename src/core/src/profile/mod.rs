@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 pub use cost::{CostWeights, cost_of, cost_units, total};
 pub use feedback::{FEEDBACK_WINDOW, Feedback};
-pub use model::{Fallback, LEVEL, Model, ModelKind, Prediction};
+pub use model::{Bend, Fallback, LEVEL, Model, ModelKind, Prediction};
 
 use feedback::Comparisons;
 use fit::Row;
@@ -363,7 +363,7 @@ impl Profile {
             let rows: Vec<Row> = self.reservoir.iter().filter_map(row).collect();
             let (track, stretch) = (self.comparisons.residuals(resource), self.comparisons.stretch(resource));
             self.models[resource.index()] =
-                fit::fit(&rows, resource.has_startup()).map(|model| fit::with_track(model, track, stretch));
+                fit::fit(&rows, resource).map(|model| fit::with_track(model, track, stretch));
         }
         self.restored = false;
     }

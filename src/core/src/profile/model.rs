@@ -78,6 +78,22 @@ pub struct Prediction {
     pub upper: f64,
 }
 
+/// Where a line bends in the bytes of the row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bend {
+    /// Bytes from which it is steeper, or less steep.
+    pub from: f64,
+    /// Unit of the resource per byte beyond, added to the slope.
+    pub slope: f64,
+}
+
+impl Bend {
+    /// What a row of so many bytes adds.
+    pub(super) fn rise(&self, bytes: f64) -> f64 {
+        finite(self.slope) * (bytes - finite(self.from)).max(0.0)
+    }
+}
+
 /// A model of one resource of one trigger. Every field is a plain number or a name, so that a model
 /// can be stored as a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,6 +106,8 @@ pub struct Model {
     pub intercept: f64,
     /// Unit of the resource per unit of each feature; 0 for a feature that does not count.
     pub coefficients: [f64; FEATURES],
+    /// Where the line bends, if it does.
+    pub bend: Option<Bend>,
     /// Samples it was fitted on.
     pub samples: u32,
     /// Lower end of the interval as a normalised residual, (actual - predicted) / normaliser; at
@@ -126,7 +144,8 @@ impl Model {
 
     fn line(&self, features: &[f64; FEATURES]) -> f64 {
         let terms = self.coefficients.iter().zip(features).map(|(slope, feature)| slope * finite(*feature));
-        self.intercept + terms.sum::<f64>()
+        let beyond = self.bend.map_or(0.0, |bend| bend.rise(finite(features[0])));
+        self.intercept + terms.sum::<f64>() + beyond
     }
 
     fn normaliser(&self, value: f64) -> f64 {

@@ -9,11 +9,16 @@ pub fn remedy(one: &Recommendation) -> Option<String> {
     let slot = one.slot_id;
     match (one.action.as_str(), &one.to, one.other) {
         ("move", Some(to), _) => Some(format!("SELECT foreshard.move_slot({slot}, {});", literal(to))),
-        ("split", ..) => Some(format!("SELECT foreshard.split_slot({slot});")),
-        ("prepare", ..) => Some(format!("SELECT foreshard.prepare_split({slot});")),
+        ("split", to, _) => Some(format!("SELECT foreshard.split_slot({slot}{});", second(to))),
+        ("prepare", to, _) => Some(format!("SELECT foreshard.prepare_split({slot}{});", second(to))),
         ("merge", _, Some(other)) => Some(format!("SELECT foreshard.merge_slots({slot}, {other});")),
         _ => keys_remedy(one),
     }
+}
+
+/// Names the shard of the second half.
+fn second(to: &Option<String>) -> String {
+    to.as_ref().map_or_else(String::new, |to| format!(", to_shard_b => {}", literal(to)))
 }
 
 /// The same for chosen keys.
@@ -21,7 +26,8 @@ fn keys_remedy(one: &Recommendation) -> Option<String> {
     let table = literal(one.table.as_ref()?);
     match (one.action.as_str(), &one.key, &one.map) {
         ("isolate", Some(key), _) => {
-            Some(format!("SELECT foreshard.isolate_key({table}, {}::text);", literal(key)))
+            let shard = one.to.as_ref().map_or_else(String::new, |to| format!(", {}", literal(to)));
+            Some(format!("SELECT foreshard.isolate_key({table}, {}::text{shard});", literal(key)))
         }
         ("home", Some(key), _) => {
             Some(format!("SELECT foreshard.unisolate_key({table}, {}::text);", literal(key)))

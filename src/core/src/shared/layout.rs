@@ -33,12 +33,13 @@ counters! {
     /// What is counted of a leaf partition between two drains. "Sampled" counters add up sampled
     /// executions only; ratios between them are the unit costs.
     SegmentCounter, SEGMENT_COUNTERS {
-        /// Trigger calls, exact.
+        /// Trigger calls, exact; of built-in triggers and those that fire for a statement, which no hook can count by
+        /// leaf: those of sampled statements, each as often as it stands for others.
         TriggerCalls,
-        /// Measured trigger calls.
+        /// Trigger calls that the measured ones stand for.
         SampledTriggerCalls,
         /// Cost of measured trigger calls, nano cost units (cost unit = 1 ms of CPU), without what other
-        /// triggers and statements on managed tables account for themselves.
+        /// triggers and statements on managed tables account for themselves; each as often as it stands for others.
         TriggerCostNs,
         /// Sampled statements that touched the partition.
         Statements,

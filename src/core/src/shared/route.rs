@@ -43,12 +43,14 @@ pub struct RouteStats {
     pub move_id: AtomicU64,
     /// 1 once the copies have changed places.
     pub swapped: AtomicU32,
-    /// Index whose look-ups on both copies last differed.
+    /// Index by which both copies were asked when they last differed.
     pub differing_index: AtomicU32,
-    /// Look-ups made on both copies.
+    /// Scans of which both copies have been asked.
     pub compared: AtomicU64,
     /// Those that differed.
     pub differed: AtomicU64,
+    /// Scans that were drawn to be compared and could not be.
+    pub incomparable: AtomicU64,
     /// Reads so far: sent to the copy, not sent though they could have been, and those that cannot be sent there.
     pub reads: [AtomicU64; 3],
     arms: [Histogram; ARMS],
@@ -76,6 +78,7 @@ impl RouteStats {
         self.differing_index.store(0, Ordering::Relaxed);
         self.compared.store(0, Ordering::Relaxed);
         self.differed.store(0, Ordering::Relaxed);
+        self.incomparable.store(0, Ordering::Relaxed);
         self.reads.iter().for_each(|n| n.store(0, Ordering::Relaxed));
         self.arms.iter().for_each(Histogram::clear);
         self.move_id.store(move_id, Ordering::Release);
@@ -164,6 +167,11 @@ impl Seen {
     /// The shadow's counterpart of an index.
     pub fn counterpart(&self, index: u32) -> Option<u32> {
         self.indexes.iter().find(|(from, _)| *from == index && index != 0).map(|(_, to)| *to)
+    }
+
+    /// Indexes of the partition, each with its counterpart.
+    pub fn pairs(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.indexes.iter().copied().filter(|(from, _)| *from != 0)
     }
 
     /// The index of the partition whose counterpart this is.

@@ -146,11 +146,11 @@ impl View<'_> {
         self.scene.trace.mean(slot, self.now.saturating_sub(ticks)..self.now)
     }
 
-    /// The same of all slots of each shard.
+    /// The same of all slots of each shard; those that move count where they go.
     pub fn recent_shards(&self, ticks: usize) -> Vec<f64> {
         let mut loads = vec![0.0; self.shards.len()];
-        for (slot, shard) in self.place.iter().enumerate() {
-            loads[*shard] += self.recent(slot, ticks);
+        for (slot, (shard, heads_for)) in self.place.iter().zip(self.moving).enumerate() {
+            loads[heads_for.unwrap_or(*shard)] += self.recent(slot, ticks);
         }
         loads
     }
