@@ -336,3 +336,48 @@ fn dump_and_restore(server: &mut Server) -> Result<()> {
     assert_eq!(restored.query_one("SELECT count(*) FROM foreshard.slots")?, "4");
     Ok(())
 }
+
+/// A partition whose DETACH was broken off is in the table for some and not for others: nothing is made of it.
+#[test]
+fn a_pending_detach_stops_changes() -> Result<()> {
+    let mut server = Server::start(&options("keys-detach"))?;
+    server.query(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT g, 'v' FROM generate_series(1, 500) g; \
+         SELECT foreshard.distribute('t', 'id', 2)",
+    )?;
+    let slot = server.slots("t")?.remove(0);
+    let leaf = server.query(&format!("SELECT partition FROM foreshard.slots WHERE slot_id = {slot}"))?;
+    let mut reader = server.cluster.connect("postgres")?;
+    reader.exec("BEGIN; SELECT count(*) FROM t")?;
+    server.query("SET statement_timeout = '500ms'")?;
+    assert!(server.query(&format!("ALTER TABLE t DETACH PARTITION {leaf} CONCURRENTLY")).is_err());
+    server.query("RESET statement_timeout")?;
+    reader.exec("COMMIT")?;
+    assert_eq!(server.query("SELECT count(*) FROM pg_inherits WHERE inhdetachpending")?, "1");
+    for change in [format!("split_slot({slot})"), "undistribute('t')".to_string()] {
+        let refused = server.fails(&format!("SELECT foreshard.{change}"))?.to_string();
+        assert!(refused.contains("detach_pending"), "{change}: {refused}");
+    }
+    assert_eq!(server.query(&format!("SELECT count(*) > 0 FROM {leaf}"))?, "t");
+    server.query(&format!("ALTER TABLE t DETACH PARTITION {leaf} FINALIZE"))?;
+    Ok(())
+}
+
+/// Under `session_replication_role = replica` no foreign key of foreshard's own tables deletes what hangs on a row.
+#[test]
+fn replicating_sessions_leave_nothing_behind() -> Result<()> {
+    let mut server = Server::start(&options("keys-replica"))?;
+    server.query(
+        "SET session_replication_role = replica; CREATE TABLE t (id int PRIMARY KEY, v text); \
+         INSERT INTO t SELECT g, 'v' FROM generate_series(1, 500) g",
+    )?;
+    server.query("SELECT foreshard.distribute('t', 'id', 2)")?;
+    assert_eq!(server.query("SELECT count(DISTINCT partition) FROM foreshard.slots")?, "2");
+    server.query("SELECT foreshard.undistribute('t')")?;
+    let rests =
+        "SELECT (SELECT count(*) FROM foreshard.slot) + (SELECT count(*) FROM foreshard.slot_partition)";
+    assert_eq!(server.query(rests)?, "0");
+    assert_eq!(server.query("SELECT count(*) FROM t")?, "500");
+    assert_eq!(server.query("SHOW session_replication_role")?, "replica");
+    server.assert_clean()
+}

@@ -207,13 +207,17 @@ fn a_forecast_load_is_no_regression() -> Result<()> {
         let before = Reads::start(&site, 1, Duration::from_millis(12));
         before.more(130)?;
         let slot = site.slot.clone();
+        let known = format!(
+            "foreshard.heat_history h JOIN foreshard.move m ON m.move_id = {move_id} AND h.slot_id = m.slot_id \
+             AND h.resolution_s = 1 AND h.bucket_at > m.measured_from - interval '1 s'"
+        );
+        site.server.wait_query(&format!("SELECT count(*) >= 2 FROM {known}"), "t")?;
         // The load of the last buckets, times that.
         site.server.query(&format!(
             "DELETE FROM foreshard.forecast; \
              INSERT INTO foreshard.forecast (slot_id, at, cost_units_per_s, lower, upper, interval_level, model, history_buckets, made_at) \
              SELECT {slot}, date_trunc('minute', now()) + g * interval '1 min', l.load * {times}, l.load * {times} * 0.7, l.load * {times} * 1.3, 0.9, 'test', 1, now() \
-             FROM generate_series(0, 20) g, (SELECT avg(cost_units_per_s) AS load FROM foreshard.heat_history h JOIN foreshard.move m \
-                 ON m.move_id = {move_id} AND h.slot_id = m.slot_id AND h.resolution_s = 1 AND h.bucket_at > m.measured_from - interval '1 s') l"
+             FROM generate_series(0, 20) g, (SELECT avg(cost_units_per_s) AS load FROM {known}) l"
         ))?;
         site.cut_over(&move_id)?;
         drop(before);

@@ -61,15 +61,9 @@ fn distribute(
     let as_owner = security::as_extension_owner()?;
     let managed = colocation::managed(table)?;
     let group = colocate_with.map(|with| group_of(with.0)).transpose()?;
-    let others = group
-        .as_ref()
-        .map(|group| colocation::tables_of_group(group.group_id))
-        .transpose()?
-        .unwrap_or_default();
     drop(as_owner);
-    // What is done with slots is done with all their tables, and takes all their owners.
-    for other in others {
-        security::require_owner(other, &name_of(other)?)?;
+    if let Some(group) = &group {
+        require_group_owner(group)?;
     }
     require_plain(&name, &kind, managed.is_some())?;
     if group.is_some() && (slots.is_some() || shards.is_some()) {
@@ -238,6 +232,14 @@ fn undistribute(table: Regclass, online: default!(bool, "false")) -> PgResult<()
     let rebuilt = rebuild(table, &Shape::Plain)?;
     let _owner = security::as_extension_owner()?;
     record_event("undistribute", None, None, json!({"table": name, "rows": rebuilt.rows}))
+}
+
+/// What is done with slots is done with all their tables, and takes all their owners.
+fn require_group_owner(group: &colocation::ManagedRow) -> PgResult<()> {
+    let as_owner = security::as_extension_owner()?;
+    let tables = colocation::tables_of_group(group.group_id)?;
+    drop(as_owner);
+    tables.into_iter().try_for_each(|table| security::require_owner(table, &name_of(table)?))
 }
 
 /// Only ordinary tables that are not managed yet can be distributed.

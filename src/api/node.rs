@@ -135,8 +135,11 @@ fn drain_shard(shard: Option<&str>, draining: default!(Option<bool>, "true")) ->
     let _owner = security::as_extension_owner()?;
     drain::mark(shard, draining)?;
     record_event("drain_shard", None, None, json!({"shard": shard, "draining": draining}))?;
-    let map = if draining { drain::plan(shard)? } else { serde_json::Map::new() };
-    if let Some(rest) = if draining { drain::rest(shard)? } else { None } {
+    if !draining {
+        return Ok(0);
+    }
+    let map = drain::plan(shard)?;
+    if let Some(rest) = drain::rest(shard)? {
         notice(&format!(
             "not everything leaves shard \"{shard}\" now: {rest}; call drain_shard again afterwards"
         ));

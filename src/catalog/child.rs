@@ -267,6 +267,15 @@ fn enabled(source: pg_sys::Oid) -> PgResult<Enabled> {
     )
 }
 
+/// Parts with their copies. A copy without a part would leave its rows outside of the table, and one that is missing would give
+/// others the wrong rows.
+pub(super) fn paired<P>(parts: &[P], copies: Vec<pg_sys::Oid>) -> PgResult<Vec<(&P, pg_sys::Oid)>> {
+    if copies.len() != parts.len() {
+        return Err(internal("the copies of a partition and their places do not match"));
+    }
+    Ok(parts.iter().zip(copies).collect())
+}
+
 /// Runs the statements of an exchange for nothing: they are planned then.
 pub fn rehearse() -> PgResult<()> {
     let none = pg_sys::InvalidOid;
@@ -312,11 +321,7 @@ pub fn exchange(move_id: i64, rows: &[&RelationRow], parts: &[Part]) -> PgResult
         &[move_id.into(), source.into()],
     )?
     .ok_or_else(|| internal("the split has lost its twin"))?;
-    // A copy without a place would leave its rows outside of the table.
-    if children.len() != parts.len() {
-        return Err(internal("the copies of a partition and their places do not match"));
-    }
-    for (child, part) in children.into_iter().zip(parts) {
+    for (part, child) in paired(parts, children)? {
         let label = format!("s{}_{}", part.modulus, part.remainder);
         let name = sequence::free_name(parent, None, &label, child)?;
         names::rename(child, &name, false);

@@ -6,6 +6,10 @@ use crate::pg::spi;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
+/// Whether a move `m`, or a part of it, goes to a shard `h`.
+const GOES_TO: &str = "(m.to_shard = h.shard_id \
+     OR EXISTS (SELECT FROM foreshard.move_part p WHERE p.move_id = m.move_id AND p.shard_id = h.shard_id))";
+
 /// Says whether a shard is being emptied.
 ///
 /// # Errors
@@ -89,14 +93,13 @@ pub fn plan(shard: &str) -> PgResult<Map<String, Value>> {
 
 /// What is on a shard, or comes to it, and does not leave with what [`plan`] files: in words, None if nothing.
 pub fn rest(shard: &str) -> PgResult<Option<String>> {
-    let coming = "EXISTS (SELECT FROM foreshard.move m WHERE NOT m.finished AND m.swapped_at IS NULL AND m.from_shard <> h.shard_id \
-         AND (m.to_shard = h.shard_id OR EXISTS (SELECT FROM foreshard.move_part p WHERE p.move_id = m.move_id AND p.shard_id = h.shard_id)))";
     let found = spi::rows(
         &format!(
             "SELECT (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id AND s.home_slot_id IS NOT NULL), \
                     (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id AND s.home_slot_id IS NULL \
                          AND EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished \
-                                     AND (m.kind <> 'move' OR m.to_shard = h.shard_id OR m.cancel_requested))), {coming} \
+                                     AND (m.kind <> 'move' OR m.to_shard = h.shard_id OR m.cancel_requested))), \
+                    EXISTS (SELECT FROM foreshard.move m WHERE NOT m.finished AND m.swapped_at IS NULL AND m.from_shard <> h.shard_id AND {GOES_TO}) \
              FROM foreshard.shard h WHERE h.shard_name = $1::name"
         ),
         &[shard.into()],
@@ -116,10 +119,6 @@ pub fn rest(shard: &str) -> PgResult<Option<String>> {
     Ok((!all.is_empty()).then(|| all.join("; ")))
 }
 
-/// Whether a move `m` has to do with a shard `h`.
-const USES: &str = "(h.shard_id IN (m.from_shard, m.to_shard, m.other_shard) \
-     OR EXISTS (SELECT FROM foreshard.move_part p WHERE p.move_id = m.move_id AND p.shard_id = h.shard_id))";
-
 /// Removes a shard.
 ///
 /// # Errors
@@ -130,7 +129,7 @@ pub fn remove(shard: &str) -> PgResult<()> {
     let used = spi::rows_mut(
         &format!(
             "SELECT (SELECT count(*) FROM foreshard.slot s WHERE s.shard_id = h.shard_id), \
-                    (SELECT count(*) FROM foreshard.move m WHERE NOT m.finished AND {USES}), \
+                    (SELECT count(*) FROM foreshard.move m WHERE NOT m.finished AND (h.shard_id IN (m.from_shard, m.other_shard) OR {GOES_TO})), \
                     (SELECT count(*) FROM foreshard.graph_partition g WHERE g.shard_id = h.shard_id) \
              FROM foreshard.shard h WHERE h.shard_name = $1::name"
         ),

@@ -281,11 +281,7 @@ pub fn exchange(move_id: i64, family: &Family, parts: &[Part]) -> PgResult<Optio
             (Some(staging), String::new())
         }
     };
-    // Otherwise a copy would get another list's keys.
-    if children.len() != parts.len() {
-        return Err(internal("the copies of a slot and their places do not match"));
-    }
-    let mut placed: Vec<(&Part, pg_sys::Oid)> = parts.iter().zip(children).collect();
+    let mut placed = child::paired(parts, children)?;
     // The DEFAULT partition last: a list that joins it would be compared with its rows.
     placed.sort_by_key(|(part, _)| part.keys.is_none());
     for (part, copy) in placed {

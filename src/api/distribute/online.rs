@@ -4,7 +4,8 @@
 
 use super::super::reshard::{require_slot_owner, wake_keeper};
 use super::{
-    EACH_LINE, check_key, check_slots, group_of, places, require_joinable, require_plain, require_same,
+    EACH_LINE, check_key, check_slots, group_of, places, require_group_owner, require_joinable,
+    require_plain, require_same,
 };
 use crate::catalog::relation::kind;
 use crate::catalog::{adopt, birth, colocation, join, name_of, preflight, record_event, release, split};
@@ -168,11 +169,8 @@ fn join(
 fn group_to_join(with: pg_sys::Oid, key: &str, key_type: pg_sys::Oid) -> PgResult<colocation::ManagedRow> {
     let as_owner = security::as_extension_owner()?;
     let group = group_of(with)?;
-    let tables = colocation::tables_of_group(group.group_id)?;
     drop(as_owner);
-    for other in tables {
-        security::require_owner(other, &name_of(other)?)?;
-    }
+    require_group_owner(&group)?;
     let _owner = security::as_extension_owner()?;
     require_joinable(&group, key, key_type)?;
     Ok(group)

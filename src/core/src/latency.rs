@@ -103,6 +103,21 @@ impl Counts {
         self.counts[bucket(duration_ns)] += 1;
     }
 
+    /// Statements that ended or failed.
+    pub fn tried(&self) -> u64 {
+        self.total() + self.errors
+    }
+
+    /// The share that fails, with one failure more than was seen: what was never seen to fail may still do.
+    pub fn failing_share(&self) -> f64 {
+        (self.errors + 1) as f64 / (self.tried() + 2) as f64
+    }
+
+    /// Whether more of them fail than chance makes of a share.
+    pub fn fails_beyond(&self, share: f64) -> bool {
+        is_more(self.errors, self.tried(), share)
+    }
+
     /// The buckets that are not empty, with their counts: what is stored of it.
     pub fn pairs(&self) -> impl Iterator<Item = (usize, u64)> {
         self.counts.iter().copied().enumerate().filter(|(_, count)| *count > 0)
@@ -212,9 +227,7 @@ pub fn change(before: &Counts, after: &Counts, quantile: f64) -> f64 {
 
 /// Whether statements of `test` fail more often than those of `base`, beyond chance.
 pub fn fails_more(base: &Counts, test: &Counts) -> bool {
-    // One more failure than was seen: what was never seen to fail may still do.
-    let share = (base.errors + 1) as f64 / (base.errors + base.total() + 2) as f64;
-    is_more(test.errors, test.errors + test.total(), share)
+    test.fails_beyond(base.failing_share())
 }
 
 /// Whether `k` of `n` are more than chance makes of a share.

@@ -28,7 +28,7 @@ pub struct Period {
 impl Period {
     /// Statements on the slot per second, failed ones too; None: too few to say.
     pub fn statements_per_s(&self) -> Option<f64> {
-        let statements = self.slot.total() + self.slot.errors;
+        let statements = self.slot.tried();
         let known = statements >= LEAST_STATEMENTS && self.seconds >= LEAST_S && self.seconds.is_finite();
         known.then(|| statements as f64 / self.seconds)
     }
@@ -181,11 +181,17 @@ pub enum Verdict {
     Worse(Reason),
 }
 
-/// Whether statements on the slot fail more often than before, beyond chance, and more often than all others, if these do so too:
-/// what makes everybody fail is no fault of the copy.
+/// Whether statements on the slot fail more often than before, beyond chance and beyond what all others fail more often: what makes
+/// everybody fail is no fault of the copy. Of few others little is known, which is taken for as many failures.
 fn fails(before: &Period, after: &Period) -> bool {
-    let all_fail = fails_more(&before.others, &after.others);
-    fails_more(&before.slot, &after.slot) && (!all_fail || fails_more(&after.others, &after.slot))
+    if !fails_more(&before.slot, &after.slot) {
+        return false;
+    }
+    if after.others.tried() == 0 {
+        return before.others.tried() == 0 || after.slot.tried() >= LEAST_STATEMENTS;
+    }
+    let everybody = (after.others.failing_share() - before.others.failing_share()).max(0.0);
+    after.slot.fails_beyond(before.slot.failing_share() + everybody)
 }
 
 /// The time since a swap, span by span: a load that rises in between explains what is slow from then on, and nothing before.
@@ -219,7 +225,7 @@ impl Watching {
             return;
         }
         let load = Load::of(before, &fresh, expected);
-        let weight = (fresh.slot.total() + fresh.slot.errors) as f64;
+        let weight = fresh.slot.tried() as f64;
         self.load = Some(match self.load {
             None => (weight, load),
             Some((sum, mean)) => (sum + weight, mean.averaged(&load, weight / (sum + weight))),

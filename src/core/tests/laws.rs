@@ -171,6 +171,15 @@ fn hasher_is_streaming_and_resets() {
     assert_eq!(hasher.finish(), hash(b"foreshard"));
     hasher.reset();
     assert_eq!(hasher.finish(), hash(b""));
+    // However long a row is, and wherever its attributes end, its hash is that of its bytes.
+    let row: Vec<u8> = (0..40_000_u32).map(|at| (at * at % 251) as u8).collect();
+    for length in [0, 1, 240, 8_191, 8_192, 8_193, 40_000] {
+        for chunk in [7, 1_000, 8_192, 40_000] {
+            hasher.reset();
+            row[..length].chunks(chunk).for_each(|bytes| hasher.update(bytes));
+            assert_eq!(hasher.finish(), xxhash_rust::xxh3::xxh3_128(&row[..length]), "{length} by {chunk}");
+        }
+    }
 }
 
 /// The layout is part of what databases have stored: when this fails, the code is wrong, not the

@@ -65,6 +65,28 @@ fn a_forecast_load_explains_what_it_brought() {
     assert_eq!(verdict(&before, &period(5_000, 1_100, 10.0), None), Verdict::Well);
 }
 
+/// When everything begins to fail, the first few statements say nothing of the copy, whoever comes first.
+#[test]
+fn the_first_failures_are_everybodys() {
+    let few = |ended: u64, errors: u64| Counts::from_pairs([(20, ended)], errors);
+    let before = Period { slot: few(406, 0), others: few(414, 0), seconds: 2.0 };
+    let alone = Period { others: few(0, 0), ..before.clone() };
+    for (before, slot, others, wanted) in [
+        // Seen on a busy machine: three of five here, three of seven elsewhere.
+        (&before, (2, 3), (4, 3), false),
+        (&before, (0, 3), (3, 0), false),
+        (&before, (0, 29), (0, 0), false),
+        (&before, (0, 30), (0, 0), true),
+        (&before, (0, 9), (10, 0), true),
+        (&before, (100, 10), (5_000, 0), true),
+        (&alone, (0, 3), (0, 0), true),
+    ] {
+        let after = Period { slot: few(slot.0, slot.1), others: few(others.0, others.1), seconds: 1.0 };
+        let found = verdict(before, &after, None) == Verdict::Worse(Reason::Fails);
+        assert_eq!(found, wanted, "{slot:?} of the slot, {others:?} of others");
+    }
+}
+
 proptest! {
     /// A forecast never makes a verdict worse; it explains no more than it says, nor more than what came.
     #[test]

@@ -1,6 +1,6 @@
 //! Load per shard and lead while a plan grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::futures::Futures;
 use super::{Link, PlanOptions, Segment, Shard};
@@ -44,22 +44,14 @@ pub(super) fn add(sum: &mut [f64], curve: &[f64]) {
     }
 }
 
-/// Capacities of the shards that can share the load: those that are not draining and hold a segment, or may hold one. What nobody
-/// can use makes no share of anybody smaller.
-fn usable(shards: &[Shard], segments: &[Segment], holds: impl Fn(usize) -> bool) -> Vec<f64> {
-    let classes = segments.iter().fold(0, |classes, segment| classes | segment.class);
-    let of = |(at, shard): (usize, &Shard)| {
-        (!shard.draining && (holds(at) || shard.accepts & classes != 0)).then_some(shard.capacity)
-    };
-    shards.iter().enumerate().filter_map(of).collect()
-}
-
-/// Capacities of the shards that share the load of these segments, cost units/s; none when all are draining.
+/// Capacities of the shards that share the load of these segments, cost units/s: of those that are not draining and hold one, or may
+/// hold one. What nobody can use makes no share of anybody smaller. None when all are draining.
 pub fn shared_capacities(shards: &[Shard], segments: &[Segment]) -> Vec<f64> {
-    let holds = |at: usize| {
-        shards.get(at).is_some_and(|shard| segments.iter().any(|segment| segment.shard == shard.id))
-    };
-    usable(shards, segments, holds)
+    let holding: BTreeSet<i32> = segments.iter().map(|segment| segment.shard).collect();
+    let classes = segments.iter().fold(0, |classes, segment| classes | segment.class);
+    let shares =
+        |shard: &&Shard| !shard.draining && (holding.contains(&shard.id) || shard.accepts & classes != 0);
+    shards.iter().filter(shares).map(|shard| shard.capacity).collect()
 }
 
 impl<'a> State<'a> {
@@ -81,7 +73,7 @@ impl<'a> State<'a> {
                 members.push(at);
             }
         }
-        let active = usable(shards, segments, |at| members.get(at).is_some_and(|held| !held.is_empty()));
+        let active = shared_capacities(shards, segments);
         // With every shard draining there is no target; any positive capacity keeps ratios finite.
         let capacity = if active.is_empty() {
             shards.iter().map(|shard| shard.capacity).sum()

@@ -4,11 +4,11 @@
 //! by their normaliser: costs scatter in proportion to their size, so without that the few large
 //! calls would decide about all others (Carroll and Ruppert 1988, iteratively reweighted). Calls far
 //! off the line, measured by the median absolute deviation, are dropped and the line is fitted again,
-//! where a session's first call explains them. A line may bend once in the bytes of the row, as where rows become long
-//! enough to be compressed, when that predicts unseen rows clearly better (a single hinge of Friedman's MARS, 1991). The interval is cross-conformal (Vovk 2015): every
-//! sample is compared with a line fitted without its fold, and the interval ends at the quantiles of
-//! these residuals, with the finite-sample correction, and further out when recent
-//! predictions were further off. The line stored is fitted on all samples.
+//! where a session's first call explains them. A line may bend once in the bytes of the row, as where rows
+//! become long enough to be compressed, when that predicts unseen rows clearly better (a single hinge of
+//! Friedman's MARS, 1991). The interval is cross-conformal (Vovk 2015): every sample is compared with a line
+//! fitted without its fold, and the interval ends at the quantiles of these residuals, with the finite-sample
+//! correction, and further out when recent predictions were further off. The line stored is fitted on all samples.
 
 use linfa::DatasetBase;
 use linfa::traits::Fit;
@@ -16,7 +16,7 @@ use linfa_linear::LinearRegression;
 use ndarray::{Array1, Array2};
 
 use super::drift::median;
-use super::model::{Bend, Fallback, LEVEL, Model, ModelKind};
+use super::model::{BENT, Bend, Fallback, LEVEL, Model, ModelKind};
 use super::{CLOCKS, FEATURES, MIN_SAMPLES, Resource};
 
 /// The fewest samples worth a line; below, noise would draw it.
@@ -56,9 +56,6 @@ const BENDS: [f64; 7] = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875];
 
 /// A bent line must have at most this share of the straight one's out-of-sample error.
 const STRAIGHTER: f64 = 0.95;
-
-/// The feature in which a line may bend: the bytes of the row.
-const BENT: usize = 0;
 
 /// A feature is collinear when others explain all but this share of its variance.
 const COLLINEAR: f64 = 1e-4;

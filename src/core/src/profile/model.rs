@@ -8,6 +8,9 @@ pub const LEVEL: f64 = 0.9;
 /// A prediction never exceeds this: stored features or coefficients may be absurd.
 const MAX_PREDICTION: f64 = 1e18;
 
+/// The feature in which a line may bend: the bytes of the row.
+pub(super) const BENT: usize = 0;
+
 /// What a model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {
@@ -144,7 +147,7 @@ impl Model {
 
     fn line(&self, features: &[f64; FEATURES]) -> f64 {
         let terms = self.coefficients.iter().zip(features).map(|(slope, feature)| slope * finite(*feature));
-        let beyond = self.bend.map_or(0.0, |bend| bend.rise(finite(features[0])));
+        let beyond = self.bend.map_or(0.0, |bend| bend.rise(finite(features[BENT])));
         self.intercept + terms.sum::<f64>() + beyond
     }
 
