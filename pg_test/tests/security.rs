@@ -67,7 +67,7 @@ fn two_owners(cluster: &Cluster, name: &str) -> Result<Client> {
         "CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; CREATE ROLE watcher LOGIN; CREATE ROLE nobody_else LOGIN; \
          GRANT pg_monitor TO watcher; \
          GRANT EXECUTE ON FUNCTION foreshard.distribute, foreshard.undistribute, foreshard.move_slot, \
-             foreshard.cancel_move, foreshard.request_resharding TO alice, bob; \
+             foreshard.cancel_move, foreshard.request_resharding, foreshard.split_slot, foreshard.isolate_keys TO alice, bob; \
          GRANT CREATE ON TABLESPACE ts_a, ts_b, ts_c TO alice, bob; \
          GRANT CREATE ON SCHEMA public TO alice, bob",
     )?;
@@ -136,6 +136,20 @@ fn owners_act_on_their_own_tables_only() -> Result<()> {
         "42501",
         "CREATE TRIGGER x AFTER INSERT ON alice_t FOR EACH ROW EXECUTE FUNCTION foreshard.capture('1260', '1')",
     )?;
+    // Tables lie where their owners may create.
+    c.exec("REVOKE CREATE ON TABLESPACE ts_a, ts_b, ts_c FROM PUBLIC, alice, bob")?;
+    for change in [
+        format!("move_slot({bobs}, '{to_b}')"),
+        format!("split_slot({bobs}, to_shard_b => '{to_b}')"),
+        format!("isolate_keys('bob_t', ARRAY['1', '2', '3', '4', '5', '6', '7', '8'], '{to_b}')"),
+        format!("request_resharding(1, '{{\"{bobs}\": \"{to_b}\"}}')"),
+    ] {
+        expect_error(&mut bob, "42501", &format!("SELECT foreshard.{change}"))?;
+    }
+    assert_eq!(c.query_one("SELECT count(*) FROM foreshard.progress_moves WHERE state <> 'done'")?, "0");
+    c.exec("GRANT CREATE ON TABLESPACE ts_a, ts_b, ts_c TO bob")?;
+    let move_id = bob.query_one(&format!("SELECT foreshard.move_slot({bobs}, '{to_b}')"))?;
+    wait_for_move(&mut c, &move_id, "done")?;
     // The owner's settings of the session cannot raise what min_confidence allows.
     expect_error(&mut bob, "42501", "SET foreshard.min_confidence = 0")?;
     Ok(())

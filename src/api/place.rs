@@ -41,6 +41,7 @@ fn file(
     crate::catalog::session::plain_text_forms()?;
     wish(&mut placing)?;
     let moves = placing.file(&user, asked)?;
+    colocation::require_create(&user, &moves)?;
     if !moves.is_empty() {
         wake_keeper();
     }

@@ -1,7 +1,7 @@
 //! Moves: by map, by hand, and their end.
 
 use crate::catalog::moves::{self, Standing};
-use crate::catalog::{act, merge, split, wayback};
+use crate::catalog::{act, colocation, merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::types::JsonText;
 use crate::pg::{guc, security, shmem};
@@ -30,6 +30,7 @@ fn file(map: &Map<String, Value>, confidence: Option<f64>) -> PgResult<(i64, Vec
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
     let filed = moves::file_map(map, confidence, &user)?;
+    colocation::require_create(&user, &filed.1)?;
     wake_keeper();
     Ok(filed)
 }
@@ -120,6 +121,7 @@ fn file_split(slot_id: Option<i64>, targets: &[Option<&str>], prepare: bool) -> 
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
     let move_id = split::file(slot_id, targets, &user, prepare)?;
+    colocation::require_create(&user, &[move_id])?;
     wake_keeper();
     Ok(move_id)
 }
@@ -142,6 +144,7 @@ fn merge_slots(
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
     let move_id = merge::file(slot_a, slot_b, to_shard, &user)?;
+    colocation::require_create(&user, &[move_id])?;
     wake_keeper();
     Ok(move_id)
 }

@@ -1,6 +1,6 @@
 //! Shards, colocation groups, managed tables and slots.
 
-use crate::pg::report::{PgResult, bad_argument, unknown, unsupported};
+use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, unknown, unsupported};
 use crate::pg::spi;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -102,6 +102,24 @@ pub fn insert_shard(name: &str, tablespace: &str, capacity: f64, node: &str) -> 
         &[name.into(), tablespace.into(), capacity.into(), node.into()],
     )?
     .ok_or_else(|| crate::pg::report::internal("no shard id"))
+}
+
+/// 42501 unless the user may create in the tablespaces that these moves fill, as PostgreSQL asks of whoever changes a table's; the
+/// database's own is everybody's.
+pub fn require_create(user: &str, moves: &[i64]) -> PgResult<()> {
+    let denied = spi::rows(
+        "SELECT t.spcname::text FROM foreshard.move m LEFT JOIN foreshard.move_part p USING (move_id) \
+         JOIN foreshard.shard h ON h.shard_id = coalesce(p.shard_id, m.to_shard) AND h.shard_id <> m.from_shard AND h.node_name = 'local' \
+         JOIN pg_catalog.pg_tablespace t ON t.spcname = h.tablespace_name \
+         WHERE m.move_id = ANY ($2) AND NOT pg_catalog.has_tablespace_privilege($1::name, t.oid, 'CREATE') \
+           AND t.oid <> (SELECT dattablespace FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) ORDER BY 1 LIMIT 1",
+        &[user.into(), moves.to_vec().into()],
+        |row| row.need::<String>(1),
+    )?;
+    let Some(tablespace) = denied.into_iter().next() else { return Ok(()) };
+    let message = format!("permission denied for tablespace {tablespace}");
+    Err(error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, message)
+        .set_hint("Whoever owns the tablespace can GRANT CREATE on it."))
 }
 
 /// A managed table's group and the type of its key.

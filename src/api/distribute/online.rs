@@ -121,6 +121,9 @@ fn divide(
         Wanted::Slots(slots, shards) => (*slots, split_into(only.0, own.group_id, *slots, *shards, &user)?),
         Wanted::With(with) => join(only, key, own, *with, &user)?,
     };
+    let as_owner = security::as_extension_owner()?;
+    colocation::require_create(&user, &[move_id])?;
+    drop(as_owner);
     notice(&format!(
         "table {name} is managed now; its rows are spread over {slots} slots in the background (move {move_id})"
     ));
