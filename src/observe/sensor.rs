@@ -7,7 +7,7 @@
 use super::budget::Budget;
 use super::{statement, trigger};
 use crate::pg::executor::{self, Draw, Sensor};
-use crate::pg::glance::GLANCE;
+use crate::pg::glance::{GLANCE, NEVER_DRAWN};
 use crate::pg::local::{Local, LocalBox};
 use crate::pg::plan::{Instrument, Key, Named, Report};
 use crate::pg::region::{self, Dropped};
@@ -139,7 +139,12 @@ fn due(gap: &'static Local<u32>, setting: i32) -> bool {
 #[inline(never)]
 fn due_or_drawn(gap: &'static Local<u32>, setting: i32) -> bool {
     if gap.get() != 1 {
-        gap.set(with(|s| s.gaps.next(GLANCE.interval(setting))).unwrap_or(2));
+        let first = gap.get() == NEVER_DRAWN;
+        let draw = |s: &mut State| {
+            let interval = GLANCE.interval(setting);
+            if first { s.gaps.first(interval) } else { s.gaps.next(interval) }
+        };
+        gap.set(with(draw).unwrap_or(2));
         if GLANCE.passes(gap, setting) {
             return false;
         }
@@ -195,8 +200,14 @@ fn statement_starts(query: usize, address: usize, relations: &[Named], since_ns:
         };
         let nested = !state.frames.is_empty();
         let subtransaction = executor::subtransaction_number();
-        let piece =
-            Piece { kind: Kind::Statement, weight: draw.weight, address, subtransaction, led: draw.typical };
+        let piece = Piece {
+            kind: Kind::Statement,
+            weight: draw.weight,
+            address,
+            subtransaction,
+            led: draw.typical,
+            unrecorded: false,
+        };
         if !enter(state, piece, since_ns, false) {
             region.drop_one(Dropped::Depth);
             return Instrument::None;
@@ -240,7 +251,14 @@ fn part_starts(query: usize, address: usize) {
         let found = state.tracked.iter().find(|t| t.query == query).map(|t| t.draw);
         if let Some(Draw { weight, typical }) = found {
             let subtransaction = executor::subtransaction_number();
-            let piece = Piece { kind: Kind::Statement, weight, address, subtransaction, led: typical };
+            let piece = Piece {
+                kind: Kind::Statement,
+                weight,
+                address,
+                subtransaction,
+                led: typical,
+                unrecorded: false,
+            };
             enter(state, piece, since_ns, false);
         }
     });
@@ -322,11 +340,18 @@ fn within(state: &mut State, setting: i32) -> Option<Draw> {
     Some(Draw { weight, typical: weight == interval })
 }
 
-fn trigger_starts(function: u32, weight: u32, address: usize, since_ns: u64) -> bool {
+fn trigger_starts((function, recorded): (u32, bool), weight: u32, address: usize, since_ns: u64) -> bool {
     let begun = with(|state| {
         let memory = state.budget.wants_memory();
         let subtransaction = executor::subtransaction_number();
-        let piece = Piece { kind: Kind::Trigger(function), weight, address, subtransaction, led: false };
+        let piece = Piece {
+            kind: Kind::Trigger(function),
+            weight,
+            address,
+            subtransaction,
+            led: false,
+            unrecorded: !recorded,
+        };
         enter(state, piece, since_ns, memory)
     });
     if begun == Some(false)

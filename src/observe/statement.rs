@@ -261,10 +261,12 @@ pub(super) fn push_keys<'a>(keys: impl Iterator<Item = &'a Key>, weight: u32, wi
     let Some(region) = region::get() else { return };
     let database = bgworker::database();
     for key in keys {
+        // A transaction is one, whatever stands for how many of its keys.
+        let stands_for = if window == 0 { key.weight } else { 1 };
         let words = KeySample::encode(
             database,
             key.relation,
-            weight.saturating_mul(key.weight),
+            weight.saturating_mul(stands_for),
             &key.bytes[..key.length],
             key.whole,
             key.hash,

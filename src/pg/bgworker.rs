@@ -108,6 +108,29 @@ pub fn begin(database: u32) {
     }
 }
 
+/// The check hook of `foreshard.observe`: workers connect as the bootstrap superuser, and who exempts his own sessions
+/// does not mean to end all watching. They leave out what is set for a role, which PostgreSQL tells the log.
+///
+/// # Safety
+/// Called by PostgreSQL.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn check_observe(
+    _newval: *mut bool,
+    _extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+) -> bool {
+    use pg_sys::GucSource::{PGC_S_DATABASE_USER, PGC_S_USER};
+    if !is_ours() || !matches!(source, PGC_S_USER | PGC_S_DATABASE_USER) {
+        return true;
+    }
+    // SAFETY: what GUC_check_errdetail() does; the text is copied.
+    unsafe {
+        let why = c"Workers of foreshard take no setting of a role for themselves.";
+        pg_sys::GUC_check_errdetail_string = pg_sys::format_elog_string(c"%s".as_ptr(), why.as_ptr());
+    }
+    false
+}
+
 /// Whether this process is one of our workers, whose statements are not the users' load.
 #[inline]
 pub fn is_ours() -> bool {

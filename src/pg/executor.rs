@@ -45,8 +45,8 @@ pub struct Sensor {
     /// A trigger call begins that does not pass by: should it be measured? The argument says how often its trigger was measured
     /// (`u64::MAX`: it is not watched, but may be part of a measured piece).
     pub wants_trigger: fn(measured_before: u64) -> Option<Draw>,
-    /// It begins, after work of ours since `since_ns`; false: do not end it.
-    pub trigger_starts: fn(function: u32, weight: u32, address: usize, since_ns: u64) -> bool,
+    /// It begins, of a function and whether somebody records it, after work of ours since `since_ns`; false: do not end it.
+    pub trigger_starts: fn(function: (u32, bool), weight: u32, address: usize, since_ns: u64) -> bool,
     /// It has ended normally (None: of a trigger that is not watched).
     pub trigger_ends: fn(address: usize, call: Option<&super::trigger::Measured>),
     /// It has ended by an error.
@@ -333,7 +333,13 @@ unsafe fn route_ends(query: *mut pg_sys::QueryDesc) {
 #[inline(never)]
 unsafe fn statement_ends(query: *mut pg_sys::QueryDesc) {
     let Some(sensor) = watching() else { return };
-    let keys = (sensor.wants_keys)();
+    // SAFETY: as promised by the caller. A parallel worker's keys are its leader's; EXPLAIN looks nothing up.
+    let looked_up = unsafe {
+        let state = (*query).estate.as_ref();
+        pg_sys::ParallelWorkerNumber < 0
+            && state.is_some_and(|s| s.es_top_eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0)
+    };
+    let keys = looked_up && (sensor.wants_keys)();
     // SAFETY: as promised by the caller.
     unsafe {
         if (sensor.measures)(query as usize) {

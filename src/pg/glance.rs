@@ -9,7 +9,7 @@ use foreshard_core::gaps::longest;
 /// See the module.
 #[repr(align(64))]
 pub struct Glance {
-    /// Events until the next sample; 0: not drawn yet.
+    /// Events until the next sample; 0: not drawn yet, [`NEVER_DRAWN`]: nor any before.
     pub statement_gap: Local<u32>,
     /// The same of trigger calls.
     pub trigger_gap: Local<u32>,
@@ -37,14 +37,17 @@ pub struct Glance {
     pub current: Local<(usize, usize)>,
 }
 
+/// A gap of a session that has drawn none; longer than any.
+pub const NEVER_DRAWN: u32 = u32::MAX;
+
 /// No statement runs.
 pub const NOTHING_RUNS: (usize, usize) = (0, usize::MAX);
 
 /// The one of this backend.
 pub static GLANCE: Glance = Glance {
-    statement_gap: Local::new(0),
-    trigger_gap: Local::new(0),
-    key_gap: Local::new(0),
+    statement_gap: Local::new(NEVER_DRAWN),
+    trigger_gap: Local::new(NEVER_DRAWN),
+    key_gap: Local::new(NEVER_DRAWN),
     statements: Local::new(0),
     thinning: Local::new(1),
     tracked: Local::new(0),

@@ -62,6 +62,7 @@ macro_rules! settings {
     (@type int) => { i32 };
     (@type real) => { f64 };
     (@type boolean) => { bool };
+    (@type observe) => { bool };
     (@type mode) => { Mode };
     (@type string) => { Option<CString> };
     (@type window) => { Option<CString> };
@@ -73,6 +74,10 @@ macro_rules! settings {
     };
     (@define boolean $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
         GucRegistry::define_bool_guc($n, $s, EMPTY, &$i, $c, $f)
+    };
+    (@define observe $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
+        // SAFETY: the hook is guarded and has the signature of one.
+        unsafe { GucRegistry::define_bool_guc_with_hooks($n, $s, EMPTY, &$i, $c, $f, Some(super::bgworker::check_observe), None, None) }
     };
     (@define mode $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
         GucRegistry::define_enum_guc($n, $s, EMPTY, &$i, $c, $f)
@@ -99,7 +104,7 @@ const KB: GucFlags = GucFlags::UNIT_KB;
 
 settings! {
     /// Off switch of all watching: for a session (superusers, or whoever is granted SET), or everywhere.
-    boolean OBSERVE = c"foreshard.observe", true; Ctx::Suset, NONE;
+    observe OBSERVE = c"foreshard.observe", true; Ctx::Suset, NONE;
         c"Watches the load of every slot of managed tables, and what statements and triggers cost; off in a session: that session is not watched.";
     /// Look-ups by one key are planned for the partition that has it.
     boolean DIRECT_LOOKUPS = c"foreshard.direct_lookups", true; Ctx::Userset, NONE;

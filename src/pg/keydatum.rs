@@ -82,25 +82,54 @@ fn is_integer(oid: pg_sys::Oid) -> bool {
     oid == pg_sys::INT2OID || oid == pg_sys::INT4OID || oid == pg_sys::INT8OID
 }
 
-/// Whether a scan key's value can still be read when the statement has run. A by-reference value that an outer
-/// row of a nested loop gave is a pointer into that row, which is gone by then; constants, the statement's
-/// parameters and what was computed from them stay.
+/// Whether the parameters of a statement may be gone when it ends: a SELECT of a function in SQL that returns a set gets its
+/// arguments as they are, perhaps pointers into the row of the statement around it, and if nobody wants all of its rows it is
+/// ended with that statement's memory, when its rows are gone.
 ///
 /// # Safety
-/// `key` must be one of an initialised scan's keys of `index`, `runtime` its `count` runtime keys.
-pub unsafe fn lasts(
-    index: pg_sys::Relation,
-    key: *const pg_sys::ScanKeyData,
-    runtime: *const pg_sys::IndexRuntimeKeyInfo,
-    count: i32,
-) -> bool {
+/// `query` must not have been ended yet.
+pub unsafe fn may_lose_parameters(query: *const pg_sys::QueryDesc) -> bool {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let to_function = pg_sys::CommandDest::DestSQLFunction;
+        (*query).operation == pg_sys::CmdType::CMD_SELECT
+            && (*query).dest.as_ref().is_some_and(|dest| dest.mydest == to_function)
+    }
+}
+
+/// The runtime keys of an index scan, which are computed while it runs.
+pub struct RuntimeKeys {
+    /// The keys.
+    pub keys: *const pg_sys::IndexRuntimeKeyInfo,
+    /// How many.
+    pub count: i32,
+    /// Elements of arrays are stepped through, of whichever row they are.
+    pub steps: bool,
+    /// See [`may_lose_parameters`].
+    pub loses_parameters: bool,
+}
+
+/// Whether a scan key's value can still be read when the statement has run. A by-reference value that an outer
+/// row of a nested loop gave is a pointer into that row, which is gone by then; constants stay, and so do
+/// most statements' parameters and what was computed from them.
+///
+/// # Safety
+/// `key` must be one of an initialised scan's keys of `index`, `runtime` its runtime keys.
+pub unsafe fn lasts(index: pg_sys::Relation, key: *const pg_sys::ScanKeyData, runtime: &RuntimeKeys) -> bool {
     // SAFETY: as promised by the caller; an expression state keeps the expression it was made of.
     unsafe {
-        let found = (0..count.max(0) as usize)
-            .map(|i| &*runtime.add(i))
+        let found = (0..runtime.count.max(0) as usize)
+            .map(|i| &*runtime.keys.add(i))
             .find(|info| std::ptr::eq(info.scan_key.cast_const(), key));
-        let Some(info) = found else { return true };
-        if !super::compat::asks_other_nodes((*info.key_expr).expr.cast(), std::ptr::null_mut()) {
+        let stays = match found {
+            None => !runtime.steps,
+            Some(info) => {
+                let expression = (*info.key_expr).expr.cast();
+                !runtime.loses_parameters
+                    && !super::compat::asks_other_nodes(expression, std::ptr::null_mut())
+            }
+        };
+        if stays {
             return true;
         }
         let column = ((*key).sk_attno - 1).max(0) as usize;

@@ -210,7 +210,7 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut s
         {
             walk.scan(state);
         }
-        if let Some(used) = IndexUse::of(state) {
+        if let Some(used) = IndexUse::of(state, walk.query) {
             walk.index(&used);
         }
         if tag == pg_sys::NodeTag::T_SeqScanState {
@@ -307,7 +307,9 @@ impl Walk<'_> {
         // SAFETY: as promised by the caller.
         unsafe {
             let relation = (*state.cast::<pg_sys::ScanState>()).ss_currentRelation;
-            if !self.keys || relation.is_null() {
+            // It begins with its first row.
+            let began = !(*state.cast::<pg_sys::ScanState>()).ss_currentScanDesc.is_null();
+            if !self.keys || relation.is_null() || !began {
                 return;
             }
             let leaf = super::route::source_of((*relation).rd_id.to_u32());
@@ -318,7 +320,9 @@ impl Walk<'_> {
             }
             for value in scan::compared_with(state, column) {
                 let column = compat::attribute((*relation).rd_att, column as usize - 1);
-                keydatum::from_expression(value, (*self.query).params, column, |bytes, whole| {
+                let gone = !(*column).attbyval && keydatum::may_lose_parameters(self.query);
+                let parameters = if gone { std::ptr::null_mut() } else { (*self.query).params };
+                keydatum::from_expression(value, parameters, column, |bytes, whole| {
                     push_key(&mut self.report.keys, leaf, (segment, hot), (bytes, whole), 1);
                 });
             }

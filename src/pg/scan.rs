@@ -44,8 +44,7 @@ pub(super) struct IndexUse {
     keys: pg_sys::ScanKey,
     /// How many keys it has.
     pub count: i32,
-    runtime: *mut pg_sys::IndexRuntimeKeyInfo,
-    runtime_count: i32,
+    runtime: keydatum::RuntimeKeys,
     /// It looked something up. In a parallel scan the leader may not have.
     began: bool,
     /// Its keys are all there is to it: no order by distance, no array that the executor steps through.
@@ -57,8 +56,16 @@ impl IndexUse {
     /// keys may never have got their values.
     ///
     /// # Safety
-    /// `state` must be an initialised plan state.
-    pub unsafe fn of(state: *mut pg_sys::PlanState) -> Option<Self> {
+    /// `state` must be an initialised plan state of `query`.
+    pub unsafe fn of(state: *mut pg_sys::PlanState, query: *const pg_sys::QueryDesc) -> Option<Self> {
+        // SAFETY: as promised by the caller.
+        let loses_parameters = unsafe { keydatum::may_lose_parameters(query) };
+        let runtime = |keys: *mut pg_sys::IndexRuntimeKeyInfo, count, steps| keydatum::RuntimeKeys {
+            keys,
+            count,
+            steps,
+            loses_parameters,
+        };
         // SAFETY: each state is read as the struct its tag names.
         let found = unsafe {
             match (*state).type_ {
@@ -68,8 +75,7 @@ impl IndexUse {
                         index: scan.iss_RelationDesc,
                         keys: scan.iss_ScanKeys,
                         count: scan.iss_NumScanKeys,
-                        runtime: scan.iss_RuntimeKeys,
-                        runtime_count: scan.iss_NumRuntimeKeys,
+                        runtime: runtime(scan.iss_RuntimeKeys, scan.iss_NumRuntimeKeys, false),
                         began: !scan.iss_ScanDesc.is_null()
                             && (scan.iss_NumRuntimeKeys == 0 || scan.iss_RuntimeKeysReady),
                         plain: scan.iss_NumOrderByKeys == 0,
@@ -81,8 +87,7 @@ impl IndexUse {
                         index: scan.ioss_RelationDesc,
                         keys: scan.ioss_ScanKeys,
                         count: scan.ioss_NumScanKeys,
-                        runtime: scan.ioss_RuntimeKeys,
-                        runtime_count: scan.ioss_NumRuntimeKeys,
+                        runtime: runtime(scan.ioss_RuntimeKeys, scan.ioss_NumRuntimeKeys, false),
                         began: !scan.ioss_ScanDesc.is_null()
                             && (scan.ioss_NumRuntimeKeys == 0 || scan.ioss_RuntimeKeysReady),
                         plain: scan.ioss_NumOrderByKeys == 0,
@@ -94,8 +99,11 @@ impl IndexUse {
                         index: scan.biss_RelationDesc,
                         keys: scan.biss_ScanKeys,
                         count: scan.biss_NumScanKeys,
-                        runtime: scan.biss_RuntimeKeys,
-                        runtime_count: scan.biss_NumRuntimeKeys,
+                        runtime: runtime(
+                            scan.biss_RuntimeKeys,
+                            scan.biss_NumRuntimeKeys,
+                            scan.biss_NumArrayKeys > 0,
+                        ),
                         began: scan.biss_NumRuntimeKeys == 0 || scan.biss_RuntimeKeysReady,
                         plain: scan.biss_NumArrayKeys == 0,
                     }
@@ -114,7 +122,7 @@ impl IndexUse {
         // SAFETY: as promised by the caller; the keys are an array of `count`.
         (0..self.count.max(0) as usize).map(|i| unsafe { &*self.keys.add(i) }).filter(|key| unsafe {
             // SAFETY: as above.
-            keydatum::lasts(self.index, *key, self.runtime, self.runtime_count)
+            keydatum::lasts(self.index, *key, &self.runtime)
         })
     }
 

@@ -217,7 +217,8 @@ fn version(function: pg_sys::Oid) -> u64 {
             return 0;
         }
         let header = &*(*row).t_data;
-        let place = &header.t_ctid;
+        // Not what the row says of its place: that of a newer version, even of one that was rolled back.
+        let place = &(*row).t_self;
         let block = u64::from(place.ip_blkid.bi_hi) << 16 | u64::from(place.ip_blkid.bi_lo);
         let version = u64::from(header.t_choice.t_heap.t_xmin.into_inner()) << 32
             ^ block << 16
@@ -331,7 +332,7 @@ unsafe fn measured(
         // Rows that a statement is only about to write are not counted yet.
         statement_rows: if record.event & BEFORE_ROW == BEFORE_ROW { None } else { rows_so_far(address) },
     });
-    let framed = (sensor.trigger_starts)(record.function, draw.weight, address, since_ns);
+    let framed = (sensor.trigger_starts)((record.function, record.watched), draw.weight, address, since_ns);
     Call { framed, measured: measured.filter(|_| framed) }
 }
 

@@ -166,8 +166,13 @@ impl Keeper {
         if is_due(self.last_bucket_s, now_s, bucket_s - 0.05) {
             self.last_bucket_s = now_s;
             let (reader, publisher, costs) = (&mut self.reader, &mut self.publisher, &self.learner.costs);
-            report("observation", bgworker::transaction(|| reader.observe(publisher, costs, now_s)));
-            self.learner.costs.read();
+            let observed = bgworker::transaction(|| reader.observe(publisher, costs, now_s));
+            // What a reading that failed did not see belongs to the next one.
+            let succeeded = observed.is_ok();
+            report("observation", observed);
+            if succeeded {
+                self.learner.costs.read();
+            }
             self.publisher.publish();
             self.collect();
             report("learning", self.learner.store(&mut self.publisher, now_s));

@@ -60,6 +60,8 @@ pub struct Piece {
     pub subtransaction: u32,
     /// Parallel workers that start while it is the innermost piece belong to it, and measure too.
     pub led: bool,
+    /// Nobody records it (a trigger of a table that is not watched): what it takes is part of the piece around it.
+    pub unrecorded: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -203,7 +205,8 @@ impl Frames {
         let inclusive = less(&now, &frame.start);
         if let Some(parent) = top.checked_sub(1).map(|i| &mut self.stack[i]) {
             let times = u64::from(frame.piece.weight);
-            add(&mut parent.accounted, &inclusive, times);
+            let accounted = if frame.piece.unrecorded { &frame.accounted } else { &inclusive };
+            add(&mut parent.accounted, accounted, times);
             match frame.piece.kind {
                 Kind::Trigger(_) => add(&mut parent.nested_triggers, &inclusive, times),
                 Kind::Statement => {

@@ -21,6 +21,16 @@ impl Gaps {
         self.rng.random_range(1..=longest(interval))
     }
 
+    /// Events until the first sample, counted from 1, by one who came in between two samples: as [`Gaps::next`] leaves it on
+    /// average, so that short series of events have their share of samples. (The smaller of two different numbers up
+    /// to twice the interval: the equilibrium distribution of a renewal process with uniform gaps.)
+    pub fn first(&mut self, interval: u32) -> u32 {
+        let numbers = longest(interval) + 1;
+        let one = self.rng.random_range(1..=numbers);
+        let other = self.rng.random_range(1..numbers);
+        one.min(if other < one { other } else { other + 1 })
+    }
+
     /// Which of the next `interval` events is the sample, counted from 0: one of each so many, so that their number is known.
     pub fn place(&mut self, interval: u32) -> u32 {
         self.rng.random_range(0..interval.max(1))

@@ -177,6 +177,24 @@ proptest! {
         prop_assert_eq!(directory.entries().map(|(_, k)| k).collect::<HashSet<_>>(), model);
     }
 
+    /// Sessions of few events have their share of samples: each event is as likely to be one, from the first on.
+    #[test]
+    fn short_sessions_have_their_share(seed in any::<u64>(), interval in 1_u32..40, events in 1_u32..60) {
+        let mut gaps = Gaps::new(seed);
+        let sessions = 20_000;
+        let mut samples = 0.0;
+        for _ in 0..sessions {
+            let mut at = gaps.first(interval);
+            prop_assert!((1..=longest(interval)).contains(&at));
+            while at <= events {
+                samples += 1.0;
+                at += gaps.next(interval);
+            }
+        }
+        let wanted = f64::from(sessions) * f64::from(events) / f64::from(interval);
+        prop_assert!((samples / wanted - 1.0_f64).abs() < 6.0 / wanted.sqrt() + 0.01, "{samples} of {wanted}");
+    }
+
     #[test]
     fn gaps_average_their_interval(seed in any::<u64>(), interval in 1_u32..500) {
         let mut gaps = Gaps::new(seed);
@@ -290,6 +308,19 @@ fn pieces_that_an_error_left_are_dropped() {
     frames.enter(piece(Kind::Trigger(1), 1, 900), at(0));
     assert!(frames.leave(1000, at(5)).is_some(), "the statement ends although its trigger never did");
     assert!(frames.is_empty());
+}
+
+/// statement { unrecorded trigger { statement } }: nobody else accounts for what the trigger itself takes.
+#[test]
+fn what_nobody_records_is_part_of_what_is_around_it() {
+    let mut frames = Frames::default();
+    frames.enter(piece(Kind::Trigger(7), 1, 1000), at(0));
+    frames.enter(Piece { unrecorded: true, ..piece(Kind::Trigger(8), 1, 900) }, at(10));
+    frames.enter(piece(Kind::Statement, 1, 800), at(20));
+    frames.leave(800, at(25));
+    frames.leave(900, at(60));
+    let outer = frames.leave(1000, at(100)).unwrap();
+    assert_eq!((cpu(&outer.own), cpu(&outer.exclusive), cpu(&outer.inclusive)), (95, 50, 100));
 }
 
 #[test]

@@ -69,6 +69,7 @@ pub(super) enum Verdict {
 }
 
 struct Walk<'a> {
+    query: *const pg_sys::QueryDesc,
     seen: &'a [Seen],
     eligible: &'a [Seen],
     found: Vec<Scan>,
@@ -80,7 +81,7 @@ struct Walk<'a> {
 /// # Safety
 /// `query` must have run and not been ended yet.
 pub(super) unsafe fn scans(query: *mut pg_sys::QueryDesc, seen: &[Seen], eligible: &[Seen]) -> Vec<Scan> {
-    let mut walk = Walk { seen, eligible, found: Vec::new(), nodes: 0 };
+    let mut walk = Walk { query, seen, eligible, found: Vec::new(), nodes: 0 };
     // SAFETY: planstate is the root of a tree of initialised nodes.
     unsafe {
         if !seen.is_empty() && !(*query).planstate.is_null() {
@@ -99,7 +100,7 @@ unsafe extern "C-unwind" fn visit(state: *mut pg_sys::PlanState, context: *mut s
         if state.is_null() || walk.nodes > MAX_NODES {
             return walk.nodes > MAX_NODES;
         }
-        if let Some(used) = IndexUse::of(state) {
+        if let Some(used) = IndexUse::of(state, walk.query) {
             walk.add(used.heap(), Some(&used));
         } else if reads_heap((*state).type_) {
             walk.add(relation_of(state.cast()), None);

@@ -78,6 +78,11 @@ impl<'a> Directory<'a> {
             return Claim::Found(place);
         }
         for place in self.places(key) {
+            match self.keys[place].load(Ordering::Acquire) {
+                EMPTY => {}
+                found if found == key => return Claim::Found(place),
+                _ => continue,
+            }
             match self.keys[place].compare_exchange(EMPTY, key, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Claim::Entered(place),
                 Err(found) if found == key => return Claim::Found(place),
