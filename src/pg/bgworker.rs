@@ -116,7 +116,7 @@ pub fn begin(database: u32) {
 #[pg_guard]
 pub unsafe extern "C-unwind" fn check_observe(
     _newval: *mut bool,
-    _extra: *mut *mut c_void,
+    _extra: *mut *mut std::ffi::c_void,
     source: pg_sys::GucSource::Type,
 ) -> bool {
     use pg_sys::GucSource::{PGC_S_DATABASE_USER, PGC_S_USER};
