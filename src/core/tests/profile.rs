@@ -257,8 +257,12 @@ fn intervals_cover_fresh_data() {
             }
             let coverage = f64::from(inside) / f64::from(all);
             println!("noise {noise}, outliers {outliers}, {samples} samples: coverage {coverage:.3}");
-            // Few samples are to be on the safe side.
-            let allowed = if samples < 50 { 0.91..=1.0 } else { 0.87..=0.95 };
+            // Few samples are to be on the safe side, and no time is known better than clocks are steady.
+            let allowed = match samples {
+                ..50 => 0.91..=1.0,
+                _ if noise < 0.08 => 0.95..=1.0,
+                _ => 0.87..=0.95,
+            };
             assert!(allowed.contains(&coverage), "{coverage}");
         }
     }

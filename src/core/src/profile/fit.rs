@@ -57,6 +57,11 @@ const BENDS: [f64; 7] = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875];
 /// A bent line must have at most this share of the straight one's out-of-sample error.
 const STRAIGHTER: f64 = 0.95;
 
+/// An interval of a time ends at least so far from the prediction, as a share of it: the same work takes several percent more or
+/// less from minute to minute (neighbours, the clock of the processor, what caches hold), which samples of one quiet
+/// minute do not tell.
+const CLOCK_SPREAD: f64 = 0.08;
+
 /// A feature is collinear when others explain all but this share of its variance.
 const COLLINEAR: f64 = 1e-4;
 
@@ -184,9 +189,15 @@ pub(super) fn fit(rows: &[Row], resource: Resource) -> Option<Model> {
     let judged = line.and_then(|line| {
         if line.is_better(rows, &mean, BETTER) { Ok(line) } else { Err(Fallback::NoBetterThanMean) }
     });
-    Some(match judged {
+    let model = match judged {
         Ok(line) => line.model(rows, None),
         Err(reason) => mean.model(rows, Some(reason)),
+    };
+    let least = if CLOCKS.contains(&resource) { CLOCK_SPREAD } else { 0.0 };
+    Some(Model {
+        lower_quantile: model.lower_quantile.min(-least),
+        upper_quantile: model.upper_quantile.max(least),
+        ..model
     })
 }
 
