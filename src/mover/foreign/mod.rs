@@ -34,6 +34,9 @@ const NOT_YET_MS: i64 = 100;
 const ROUND_TRIPS: f64 = 20.0;
 /// A node that stops answering while writers wait for it is given up after so long beyond that, ms.
 const STALL_MS: u128 = 1_000;
+/// How long a node may take to say whose it is, or who holds a table there, ms: nobody waits for us meanwhile, but whoever
+/// cancels the move.
+const LOOK_MS: u128 = 5_000;
 /// Attempts at a node that does not answer, after which another move may go first.
 const AWAY_ATTEMPTS: u32 = 8;
 
@@ -100,6 +103,7 @@ fn step(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
 
 /// Whether the nodes of a move are this server's and no clone's of it; false: nobody has looked yet.
 fn is_held(row: &MoveRow) -> WorkResult<bool> {
+    let _bound = Bound::set(LOOK_MS);
     for shard in [row.from_shard, row.to_shard] {
         let held = transaction(|| match remote::node_of_shard(shard)? {
             Some((node, _)) => match lease::held(&node)? {

@@ -1,10 +1,11 @@
 //! Who holds a table on its node: whom to wait for before anybody waits for us.
 
-use super::{Outcome, shadow, short_lock};
+use super::{LOOK_MS, Outcome, shadow, short_lock};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::remote::copy;
 use crate::pg::bgworker::{Failure, WorkResult, transaction};
 use crate::pg::report::{PgResult, PgSqlErrorCode};
+use crate::pg::wire::Bound;
 use pgrx::pg_sys;
 
 /// Least pause before looking again who holds a table there, ms.
@@ -27,6 +28,7 @@ fn in_the_way(row: &MoveRow, writers: bool) -> PgResult<Option<String>> {
 /// Looks, before anything is locked here, whether somebody holds a source on its node for long, autovacuum for example:
 /// writers are not to wait for that. Some: it is waited for.
 pub fn outlast(row: &MoveRow, attempt: u32) -> WorkResult<Option<Outcome>> {
+    let _bound = Bound::set(LOOK_MS);
     transaction(|| {
         let who = in_the_way(row, false)?;
         if who.is_some() {
@@ -39,6 +41,7 @@ pub fn outlast(row: &MoveRow, attempt: u32) -> WorkResult<Option<Outcome>> {
 /// A lock was not to be had here or there: says who has it, and when to come again.
 pub fn report(row: &MoveRow, held: &[pg_sys::Oid], attempt: u32) -> WorkResult<Outcome> {
     short_lock::report_blocked(row.move_id, held, attempt)?;
+    let _bound = Bound::set(LOOK_MS);
     transaction(|| match in_the_way(row, true)? {
         Some(who) => moves::note(row.move_id, Some(&who), None, None),
         None => Ok(()),
