@@ -49,7 +49,7 @@ COMMENT ON FUNCTION foreshard.unregister_citus_strategy(text) IS 'Removes the re
 COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of every resharding request.';
 COMMENT ON FUNCTION foreshard.add_shard(text, text, double precision, text) IS 'Adds a shard: a tablespace, of this server or of a node, with a capacity in cost units (ms of CPU) per second.';
 COMMENT ON FUNCTION foreshard.add_node(text, text, text, text) IS 'Makes a foreign server of postgres_fdw a node, on which shards may be, or adopts the Citus cluster that this server coordinates (engine => ''citus'').';
-COMMENT ON FUNCTION foreshard.drop_node(text) IS 'Forgets a node that has no shards and no tables of ours any more.';
+COMMENT ON FUNCTION foreshard.drop_node(text, boolean) IS 'Forgets a node that has no shards and no tables of ours any more; by force one that does not answer, with what moves left there.';
 COMMENT ON FUNCTION foreshard.claim_node(text) IS 'Takes the tables on a node for this server''s, after a clone, restore or promotion: the other server touches them no more.';
 COMMENT ON FUNCTION foreshard.drain_shard(text, boolean) IS 'Empties a shard: nothing is placed on it any more, and its slots move to others; returns how many moves were filed.';
 COMMENT ON FUNCTION foreshard.drop_shard(text) IS 'Forgets a shard that holds nothing.';

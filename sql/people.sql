@@ -130,6 +130,12 @@ SELECT 'error', 'table ' || a.table_oid, format('was altered while slots of it a
        'Undo it, or bring the slots home with foreshard.drain_shard().'
 FROM foreshard.altered_tables a GROUP BY a.table_oid, a.node
 UNION ALL
+SELECT 'error', 'table ' || r.table_oid, 'a trigger has transition tables while slots are on nodes: statements that fire it fail',
+       string_agg(DISTINCT 'trigger ' || quote_ident(t.tgname), ', '), 'Drop the trigger, or bring the slots home with foreshard.drain_shard().'
+FROM foreshard.remote_table r JOIN pg_catalog.pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid
+JOIN pg_catalog.pg_trigger t ON t.tgrelid = r.table_oid AND NOT t.tgisinternal AND (t.tgoldtable IS NOT NULL OR t.tgnewtable IS NOT NULL)
+GROUP BY r.table_oid
+UNION ALL
 SELECT 'warning', 'event trigger ' || e.evtname,
        CASE e.evtname WHEN 'foreshard_table_altered' THEN 'disabled: tables can be altered without their slots on nodes' ELSE 'disabled: graphs do not go with their edges' END,
        '', format('ALTER EVENT TRIGGER %I ENABLE;', e.evtname)

@@ -518,6 +518,8 @@ CREATE TABLE foreshard.move_relation (
     twin        oid,
     -- of a source on a node: its file there when its changes began to be logged
     file_there  text,
+    -- of a copy on a node: the life of that server in which it was last verified
+    life_there  text,
     blocks_total bigint NOT NULL,
     blocks_done bigint NOT NULL DEFAULT 0,
     -- blocks of the shadow after the last chunk of this source; what lies behind is of a chunk that failed

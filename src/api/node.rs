@@ -1,12 +1,14 @@
 //! Nodes, and shards that are emptied.
 
 use super::reshard::wake_keeper;
-use crate::catalog::link::Link;
-use crate::catalog::remote::{farewell, lease};
+use crate::catalog::link::{self, Link};
+use crate::catalog::node::NodeRow;
+use crate::catalog::remote::{self, farewell, lease, reap};
 use crate::catalog::{citus, drain, node, record_event};
-use crate::pg::report::{PgResult, bad_argument, notice};
+use crate::pg::report::{PgResult, bad_argument, notice, wrong_state};
 use crate::pg::subtransaction::Ended;
 use crate::pg::{security, shmem};
+use foreshard_core::breaker::State;
 use pgrx::prelude::*;
 use serde_json::json;
 
@@ -66,7 +68,7 @@ fn add_server(name: &str, server: Option<&str>, remote_schema: &str) -> PgResult
     let Some(server) = server else { return Err(bad_argument("server must not be NULL")) };
     let role = node::current_role()?;
     node::check_server(server, role)?;
-    let looks = node::look_at(&Link::open(server, role)?, server, remote_schema)?;
+    let looks = link::in_session(|| node::look_at(&Link::open(server, role)?, server, remote_schema))?;
     if looks.clock_offset_ms.abs() > CLOCK_OFF_MS {
         notice(&format!("the clock of server \"{server}\" is {:.0} ms ahead", looks.clock_offset_ms));
     }
@@ -90,16 +92,21 @@ fn add_server(name: &str, server: Option<&str>, remote_schema: &str) -> PgResult
 }
 
 /// Forgets a node that has no shards and no tables of ours any more; of a Citus cluster everything that is known, and nothing
-/// changes there.
+/// changes there. With `force` also one that does not answer, with what moves have left there.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
-fn drop_node(node_name: Option<&str>) -> PgResult<()> {
-    let Some(name) = node_name else { return Err(bad_argument("node_name must not be NULL")) };
+fn drop_node(node_name: Option<&str>, force: default!(Option<bool>, "false")) -> PgResult<()> {
+    let (Some(name), Some(force)) = (node_name, force) else {
+        return Err(bad_argument("node_name and force must not be NULL"));
+    };
     let _owner = security::as_extension_owner()?;
     if citus::cluster()?.is_some_and(|cluster| cluster.name == name) {
         citus::forget(name)?;
     } else {
         let node = node::node(name)?;
+        if force {
+            forget_orphans(&node)?;
+        }
         node::delete(name)?;
         // Rolled back, the next health check makes it again.
         if farewell::leave_lease(&node) == Some(Ended::Well) {
@@ -111,6 +118,20 @@ fn drop_node(node_name: Option<&str>) -> PgResult<()> {
     record_event("drop_node", None, None, json!({"node": name}))
 }
 
+/// Forgets what a node that is gone for good has of ours, as far as nothing here is over it.
+fn forget_orphans(node: &NodeRow) -> PgResult<()> {
+    if node.breaker.state == State::Closed {
+        return Err(wrong_state(format!("node \"{}\" answers", node.name))
+            .set_detail("What moves left there is dropped by its next health checks.")
+            .set_hint("Call foreshard.drop_node() without force when foreshard.remote_tables shows none of its tables."));
+    }
+    for orphan in reap::left_on(node)? {
+        notice(&format!("table {} stays on node \"{}\"", orphan.table_there(), node.name));
+        remote::forget(orphan.remote_id)?;
+    }
+    Ok(())
+}
+
 /// Takes the tables on a node for this server's: for the one that goes on, after a clone, a restore or a promotion. The
 /// other server touches them no more.
 #[pg_extern(volatile, parallel_unsafe)]
@@ -118,7 +139,7 @@ fn drop_node(node_name: Option<&str>) -> PgResult<()> {
 fn claim_node(node_name: Option<&str>) -> PgResult<()> {
     let Some(name) = node_name else { return Err(bad_argument("node_name must not be NULL")) };
     let _owner = security::as_extension_owner()?;
-    lease::claim(name)?;
+    link::in_session(|| lease::claim(name))?;
     wake_keeper();
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Shards, and the wake-up call of CREATE EXTENSION.
 
 use crate::catalog::colocation::LOCAL;
-use crate::catalog::link::Link;
+use crate::catalog::link::{self, Link};
 use crate::catalog::relation::usable_tablespace;
 use crate::catalog::{colocation, node, record_event};
 use crate::pg::report::{PgResult, bad_argument, error, unknown, wrong_state};
@@ -68,7 +68,8 @@ fn remote_tablespace(node: &str, tablespace: &str) -> PgResult<()> {
     drop(as_owner);
     let user = node::current_role()?;
     node::check_server(&found.server, user)?;
-    match node::usable_tablespace(&Link::open(&found.server, user)?, tablespace)? {
+    let looked = link::in_session(|| node::usable_tablespace(&Link::open(&found.server, user)?, tablespace));
+    match looked? {
         Some(true) => Ok(()),
         Some(false) => Err(error(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,

@@ -17,8 +17,14 @@ pub struct Due {
 const SHORT: &str = "(m.cancel_requested OR m.rollback_requested OR m.phase = 'prepared' AND NOT m.prepare \
     OR m.phase NOT IN ('preflight', 'capture', 'copy', 'index', 'catch_up', 'mirror', 'verify', 'prepared', 'canary', 'cutover'))";
 
+/// What a move m has to do needs its nodes: all but clearing away, and, once it has swapped, all but to go back while the old
+/// copy is kept.
+const NEEDS_NODES: &str = "(m.phase IN ('preflight', 'capture', 'copy', 'index', 'catch_up', 'verify', 'cutover') AND NOT m.cancel_requested \
+    OR m.phase = 'watch' AND (m.rollback_requested OR m.cancel_requested) \
+       AND coalesce(m.watch_from, m.swapped_at) > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval)";
+
 /// Moves that should have a carrier and have none, at most `limit`; short work first, then those under way. While an old copy
-/// is only kept, nothing is to be done.
+/// is only kept, or a node that a move needs does not answer, nothing is to be done.
 pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
     spi::rows(
         &format!(
@@ -31,6 +37,9 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
            AND NOT ((m.phase = 'watch' OR m.phase IN ('preflight', 'copy') AND NOT m.cancel_requested) AND EXISTS (SELECT FROM foreshard.citus_shard t WHERE t.slot_id = m.slot_id) \
                     AND (EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL) \
                          OR EXISTS (SELECT FROM foreshard.shard h JOIN foreshard.node n USING (node_name) WHERE h.shard_id IN (m.from_shard, m.to_shard) AND n.state = 'down'))) \
+           AND NOT (m.kind = 'move' AND {NEEDS_NODES} AND EXISTS ( \
+                 SELECT FROM foreshard.shard h JOIN foreshard.node n USING (node_name) \
+                 WHERE h.shard_id IN (m.from_shard, m.to_shard) AND n.engine = 'postgres_fdw' AND n.state = 'down')) \
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \

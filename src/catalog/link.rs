@@ -1,11 +1,14 @@
 //! Statements for another server, by contrib dblink over a foreign server and the user mapping of the role that
 //! acts: postgres_fdw has no way to make anything there.
 //!
-//! A link is opened for one piece of work and closed behind it; one that an ERROR left open is closed by the next.
+//! dblink's connections have names that all code in the process can use, also code of a table's owner that runs here as the
+//! owner. So none is open meanwhile whose role is not the owner's own: a link is opened for one piece of work and closed
+//! behind it, and after an error whatever is open is closed before anything else is done.
 
+use crate::pg::bgworker::transaction;
 use crate::pg::local::{Local, LocalBox};
 use crate::pg::report::{PgResult, wrong_state};
-use crate::pg::{security, spi};
+use crate::pg::{security, spi, subtransaction, wire};
 use pgrx::pg_sys;
 use std::collections::HashSet;
 
@@ -18,19 +21,63 @@ const SESSION: &str = "SET search_path = pg_catalog, pg_temp; SET synchronous_co
     SET bytea_output = hex; SET row_security = off; \
     SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000";
 
-/// The connections that this worker keeps and that are known to be whole; other sessions keep none.
-static KEPT: LocalBox<HashSet<String>> = LocalBox::new();
-/// This process keeps its connections.
-static KEEPS: Local<bool> = Local::new(false);
-
-/// Keeps connections from one piece of work to the next: for workers, which call [`distrust`] after every error.
-pub fn keep() {
-    KEEPS.set(true);
+/// Which connections a process keeps from one piece of work to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    /// None: users' sessions.
+    None,
+    /// Those made as the owner of the tables it works on.
+    Owners,
+    /// All: no owner's code ever runs in it.
+    All,
 }
 
-/// After an error: what is open is closed and opened again before it is used.
+/// The connections that this worker keeps and that are known to be whole; other sessions keep none.
+static KEPT: LocalBox<HashSet<String>> = LocalBox::new();
+/// What this process keeps.
+static KEEPS: Local<Keeps> = Local::new(Keeps::None);
+
+/// Keeps connections of tables' owners from one piece of work to the next: for workers, which call [`distrust`] after
+/// every error.
+pub fn keep_owners() {
+    KEEPS.set(Keeps::Owners);
+}
+
+/// Keeps all connections: for workers in which no owner's code runs.
+pub fn keep_all() {
+    KEEPS.set(Keeps::All);
+}
+
+/// After an error: what is open is closed, and opened again when it is used. Outside a transaction.
 pub fn distrust() {
+    if let Err(failure) = transaction(close_all) {
+        pgrx::log!("foreshard: connections to nodes stay open: {}", failure.line);
+    }
+}
+
+/// Runs in a user's session what opens links; an ERROR leaves none of them open.
+pub fn in_session<R>(work: impl FnOnce() -> R) -> R {
+    subtransaction::run_or(work, || {
+        let _ = close_all();
+    })
+}
+
+/// Closes every connection of ours.
+pub fn close_all() -> PgResult<()> {
     KEPT.forget();
+    let Some(schema) = schema()? else { return Ok(()) };
+    let close = format!(
+        "SELECT {schema}.dblink_disconnect(c) FROM pg_catalog.unnest({schema}.dblink_get_connections()) c WHERE c LIKE 'foreshard %'"
+    );
+    spi::rows(&close, &[], |row| row.get::<String>(1)).map(drop)
+}
+
+/// The schema of contrib dblink, quoted; None: this database does not have it.
+fn schema() -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'dblink'",
+        &[],
+    )
 }
 
 /// A connection to a node.
@@ -38,28 +85,40 @@ pub struct Link {
     schema: String,
     name: String,
     role: pg_sys::Oid,
+    is_kept: bool,
 }
 
 impl Link {
-    /// Connects as `role`, by its user mapping for the foreign server.
+    /// Connects as `role`, by its user mapping for the foreign server, for one piece of work.
     ///
     /// # Errors
     /// 55000 without contrib dblink; otherwise what the connection failed with (08001, 42704 without a user mapping).
     pub fn open(server: &str, role: pg_sys::Oid) -> PgResult<Link> {
-        let schema = spi::one::<String>(
-            "SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'dblink'",
-            &[],
-        )?
-        .ok_or_else(|| {
+        Link::connect(server, role, KEEPS.get() == Keeps::All)
+    }
+
+    /// Connects as the owner of the tables that this process works on: a worker keeps the connection.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of_owner(server: &str, owner: pg_sys::Oid) -> PgResult<Link> {
+        Link::connect(server, owner, KEEPS.get() != Keeps::None)
+    }
+
+    fn connect(server: &str, role: pg_sys::Oid, is_kept: bool) -> PgResult<Link> {
+        let schema = schema()?.ok_or_else(|| {
             wrong_state("extension \"dblink\" is not installed in this database")
                 .set_detail("foreshard makes tables on other servers by contrib dblink.")
                 .set_hint("CREATE EXTENSION dblink;")
         })?;
-        // Nobody gets a connection that was made for another.
-        let name = format!("foreshard {server} {}", role.to_u32());
-        let is_kept = KEEPS.get() && KEPT.with(HashSet::new, |kept| kept.contains(&name)).unwrap_or(false);
-        let link = Link { schema, name, role };
-        if is_kept {
+        // Nobody gets a connection that was made for another; dblink cuts names after 63 bytes, so that of the server, which
+        // may be as long, is not in it.
+        let number = "SELECT oid FROM pg_catalog.pg_foreign_server WHERE srvname = $1::name";
+        let number = spi::one::<pg_sys::Oid>(number, &[server.into()])?.unwrap_or(pg_sys::InvalidOid);
+        let what = if is_kept { "kept" } else { "once" };
+        let name = format!("foreshard {what} {} {}", number.to_u32(), role.to_u32());
+        let link = Link { schema, name, role, is_kept };
+        if is_kept && KEPT.with(HashSet::new, |kept| kept.contains(&link.name)).unwrap_or(false) {
             return Ok(link);
         }
         let schema = &link.schema;
@@ -73,8 +132,9 @@ impl Link {
         let connect = format!("SELECT {schema}.dblink_connect($1, $2)");
         let _ = spi::one::<String>(&connect, &[link.name.as_str().into(), server.into()])?;
         drop(guard);
+        wire::watch();
         link.exec(SESSION)?;
-        if KEEPS.get() {
+        if is_kept {
             KEPT.with(HashSet::new, |kept| kept.insert(link.name.clone()));
         }
         Ok(link)
@@ -106,7 +166,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if std::thread::panicking() || KEEPS.get() {
+        if std::thread::panicking() || self.is_kept {
             return;
         }
         let _guard = security::as_restricted_owner(self.role);

@@ -32,12 +32,12 @@ impl Engine for Foreign {
         let to_here = to.is_none();
         let nodes: Vec<_> = to.into_iter().chain(from).collect();
         reasons.extend(against::mixed_owners(partitions)?);
-        let mut bytes = 0;
         for partition in partitions {
             reasons.extend(against::against(*partition, &nodes)?);
-            bytes += crate::catalog::relation::bytes(*partition)?;
         }
-        if to_here {
+        // A node is asked only when nothing else speaks against the move: the right to ask it may be what is missing.
+        if to_here && reasons.is_empty() {
+            let bytes = partitions.iter().try_fold(0, |sum, p| copy::bytes(*p).map(|bytes| sum + bytes))?;
             reasons.extend(disk::shortage(&row.tablespace, bytes, guc::MIN_FREE_DISK.get()));
         }
         Ok(reasons)

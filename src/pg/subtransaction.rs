@@ -80,6 +80,36 @@ fn attempt(work: impl FnOnce(), tell: impl FnOnce(&str)) -> Ended {
     ended
 }
 
+/// Runs `work` in a subtransaction; when it fails, runs `after` outside of what was undone, and the error goes on.
+pub fn run_or<R>(work: impl FnOnce() -> R, after: fn()) -> R {
+    // SAFETY: context and owner are those of before.
+    let (context, owner) = unsafe {
+        let before = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(before.0);
+        before
+    };
+    let result = PgTryBuilder::new(AssertUnwindSafe(|| {
+        let result = work();
+        // SAFETY: the subtransaction is in progress.
+        unsafe { pg_sys::ReleaseCurrentSubTransaction() };
+        result
+    }))
+    .catch_others(move |caught| {
+        // SAFETY: the subtransaction is in progress or aborted; what comes next is its parent's.
+        unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
+        after();
+        caught.rethrow()
+    })
+    .execute();
+    // SAFETY: what a subtransaction changed for its own time.
+    unsafe {
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+    }
+    result
+}
+
 /// Runs `work`, which takes no time worth mentioning, without being cancelled meanwhile: who asked for that gets it as soon
 /// as something else looks. An error of `work` must stay in it.
 pub fn uncancelled<R>(work: impl FnOnce() -> R) -> R {

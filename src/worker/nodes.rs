@@ -40,7 +40,8 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
         Ok(nodes) => nodes,
         Err(failure) => return pgrx::log!("foreshard nodes: {}", failure.line),
     };
-    link::keep();
+    // Nothing here runs an owner's code.
+    link::keep_all();
     for node in nodes {
         bgworker::show_activity(Some(&format!("looking at node {}", node.name)));
         if let Err(failure) = look_after(&node) {

@@ -63,6 +63,12 @@ fn of_table(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
              WHERE k.conrelid = $1 AND k.contype = 'c' AND k.coninhcount = 0 \
          UNION ALL SELECT 'constraint_trigger: ' || pg_catalog.quote_ident(t.tgname) FROM parent p JOIN pg_catalog.pg_trigger t ON t.tgrelid = p.oid \
              WHERE NOT t.tgisinternal AND t.tgconstraint <> 0 \
+         UNION ALL SELECT 'transition_table: ' || pg_catalog.quote_ident(t.tgname) || ' would see rows of a foreign table' FROM parent p \
+             JOIN pg_catalog.pg_trigger t ON t.tgrelid = p.oid WHERE NOT t.tgisinternal AND (t.tgoldtable IS NOT NULL OR t.tgnewtable IS NOT NULL) \
+         UNION ALL SELECT 'row_security: row level security of the table does not bind those with rights on it who go to the node directly' FROM parent p \
+             JOIN pg_catalog.pg_class c ON c.oid = p.oid WHERE c.relrowsecurity AND EXISTS ( \
+                 SELECT 1 FROM pg_catalog.aclexplode(c.relacl) a WHERE a.grantee <> c.relowner \
+                 UNION ALL SELECT 1 FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = c.oid AND a.grantee <> c.relowner) \
          UNION ALL SELECT 'publication: ' || pg_catalog.quote_ident(b.pubname) FROM parent p CROSS JOIN pg_catalog.pg_publication b WHERE b.puballtables \
                OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND r.prrelid = p.oid) \
                OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.pnnspid WHERE n.pnpubid = b.oid AND c.oid = p.oid) \
@@ -120,6 +126,8 @@ pub fn against_layout(table: pg_sys::Oid) -> PgResult<Vec<String>> {
          UNION ALL SELECT 'foreign_key: ' || pg_catalog.quote_ident(conname) FROM pg_catalog.pg_constraint WHERE contype = 'f' AND conrelid = $1 \
          UNION ALL SELECT 'constraint_trigger: ' || pg_catalog.quote_ident(tgname) FROM pg_catalog.pg_trigger \
              WHERE tgrelid = $1 AND NOT tgisinternal AND tgconstraint <> 0 \
+         UNION ALL SELECT 'transition_table: ' || pg_catalog.quote_ident(tgname) || ' would see rows of a foreign table' FROM pg_catalog.pg_trigger \
+             WHERE tgrelid = $1 AND NOT tgisinternal AND (tgoldtable IS NOT NULL OR tgnewtable IS NOT NULL) \
          UNION ALL SELECT 'generated_column: ' || pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute \
              WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated <> '' \
          UNION ALL SELECT 'no_key: the table has no primary key and no unique index over NOT NULL columns' WHERE NOT EXISTS ( \

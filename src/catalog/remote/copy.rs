@@ -9,12 +9,9 @@ use super::{RemoteRow, Shape, behind, shape};
 use crate::catalog::link::Link;
 use crate::catalog::name_of;
 use crate::catalog::shadow::RelationRow;
-use crate::pg::report::{PgResult, PgSqlErrorCode, error, internal};
+use crate::pg::report::{PgResult, internal};
 use crate::pg::{security, spi};
 use pgrx::pg_sys;
-
-/// When we are cut off, the lock of a cutover on a node goes after so long, ms.
-const LEFT_ALONE_MS: i32 = 10_000;
 
 /// A partition on one side.
 pub struct Side {
@@ -77,6 +74,15 @@ pub fn pair(row: &RelationRow) -> PgResult<Pair> {
         keys: quoted(&shape.key),
         shape,
     })
+}
+
+/// Bytes of a partition with indexes and toast, wherever it is.
+pub fn bytes(partition: pg_sys::Oid) -> PgResult<i64> {
+    let Some(remote) = behind(partition)? else { return crate::catalog::relation::bytes(partition) };
+    let owner = security::relation_owner(remote.table)?;
+    let table = super::literal(&remote.table_there());
+    let size = remote.link(owner)?.one(&format!("SELECT pg_total_relation_size({table})::text"))?;
+    size.and_then(|size| size.parse().ok()).ok_or_else(|| internal("the table on the node is gone"))
 }
 
 impl Pair {
@@ -282,36 +288,5 @@ impl Pair {
             }
         }
         Ok(())
-    }
-
-    /// Makes sure that nobody is writing a source on a node, not even a transaction that this server has given up:
-    /// takes a lock there that lasts as long as the link. A copy on a node: that none of our own transactions is
-    /// still under way there.
-    ///
-    /// # Errors
-    /// 55P03 somebody is.
-    pub fn hold_there(&self, wait_ms: i32) -> PgResult<Vec<Link>> {
-        let mut held = Vec::new();
-        // First, because both may be on one node: what the link locks after BEGIN it keeps.
-        if let Some((link, remote)) = self.copy.link(self.shape.owner)? {
-            let free =
-                link.rows(&format!("SELECT blocks FROM {} FOR UPDATE NOWAIT", remote.aid_there("state")), 1)?;
-            if free.is_empty() {
-                return Err(error(
-                    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
-                    "the copy is still being written",
-                ));
-            }
-        }
-        if let Some((link, remote)) = self.source.link(self.shape.owner)? {
-            link.exec(&format!(
-                "BEGIN; SET LOCAL lock_timeout = {wait_ms}; SET LOCAL idle_in_transaction_session_timeout = {}; \
-                 LOCK TABLE {} IN SHARE MODE",
-                wait_ms + LEFT_ALONE_MS,
-                remote.table_there()
-            ))?;
-            held.push(link);
-        }
-        Ok(held)
     }
 }

@@ -2,6 +2,7 @@
 //! slots stay, with the foreign tables over them, which are the user's.
 
 use super::{RemoteRow, lease, make, reap};
+use crate::catalog::link::{self, Link};
 use crate::catalog::node::{self, NodeRow};
 use crate::pg::report::{PgResult, warning};
 use crate::pg::subtransaction::{self, Ended};
@@ -44,7 +45,7 @@ pub fn leave_all() -> PgResult<()> {
 fn try_to_leave(node: &NodeRow, left: &[(RemoteRow, bool)]) -> Ended {
     let mut ended = Ended::Well;
     for _ in 0..ATTEMPTS {
-        ended = subtransaction::run(|| leave(node, left).unwrap_or_report());
+        ended = attempt(|| leave(node, left));
         let is_cancelled = matches!(&ended, Ended::Failed(code) if reading::sqlstate(*code) == CANCELLED);
         if ended == Ended::Well || is_cancelled {
             break;
@@ -59,7 +60,16 @@ fn answers(node: &NodeRow) -> bool {
 
 /// Lets a node forget this server, as far as it answers; None: it does not.
 pub fn leave_lease(node: &NodeRow) -> Option<Ended> {
-    answers(node).then(|| subtransaction::run(|| lease::leave(node).unwrap_or_report()))
+    answers(node).then(|| attempt(|| lease::leave(node)))
+}
+
+/// Does something in a subtransaction; when that fails, no connection stays open in the user's session.
+fn attempt(work: impl FnOnce() -> PgResult<()>) -> Ended {
+    let ended = subtransaction::run(|| work().unwrap_or_report());
+    if ended != Ended::Well {
+        subtransaction::run(|| link::close_all().unwrap_or_report());
+    }
+    ended
 }
 
 /// What on a node is there for a move only: a remote table, and whether it holds rows of the user's, so that only its aids
@@ -89,7 +99,7 @@ fn leave(node: &NodeRow, left: &[(RemoteRow, bool)]) -> PgResult<()> {
     }
     for (row, is_slot) in left {
         let Some(role) = reap::maker(row, node)? else { continue };
-        let link = row.link(role)?;
+        let link = Link::open(&row.server, role)?;
         if *is_slot {
             make::undress(&link, row, LOCK_MS)?;
         } else {

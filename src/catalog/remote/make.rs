@@ -112,14 +112,7 @@ pub fn capture(link: &Link, row: &RemoteRow, shape: &Shape, lock_ms: i32) -> PgR
     let old = list(&keys, |_, k| format!("OLD.{k}"));
     let new = list(&keys, |_, k| format!("NEW.{k}"));
     let as_numbered = list(&keys, |n, k| format!("{k} AS k{}", n + 1));
-    let matches: Vec<String> =
-        keys.iter().enumerate().map(|(n, k)| format!("t.{k} = l.k{}", n + 1)).collect();
-    let matches = matches.join(" AND ");
-    let first = keys.first().ok_or_else(|| internal("a table without a key"))?;
-    let rows = list(&shape.names, |_, name| match keys.iter().position(|k| k == name) {
-        Some(n) => format!("coalesce(t.{name}, l.k{}) AS {name}", n + 1),
-        None => format!("t.{name}"),
-    });
+    let matches = matching(&keys);
     // TRUNCATE leaves an entry without a key: the copy has to begin anew.
     let body = format!(
         "BEGIN IF TG_OP = 'TRUNCATE' THEN INSERT INTO {log} DEFAULT VALUES; RETURN NULL; END IF; \
@@ -134,15 +127,42 @@ pub fn capture(link: &Link, row: &RemoteRow, shape: &Shape, lock_ms: i32) -> PgR
          CREATE TRIGGER foreshard_log AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {log}(); \
          CREATE TRIGGER foreshard_log_all AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {log}(); \
          ALTER TABLE {table} ENABLE ALWAYS TRIGGER foreshard_log, ENABLE ALWAYS TRIGGER foreshard_log_all; \
-         CREATE VIEW {} AS SELECT l.ids AS foreshard_ids, t.{first} IS NOT NULL AS foreshard_present, l.k1 IS NULL AS foreshard_all, {rows} \
-             FROM (SELECT array_agg(id) AS ids, {numbered} FROM (SELECT * FROM {log} ORDER BY id LIMIT {REPLAY_ENTRIES}) x GROUP BY {numbered}) l \
-             LEFT JOIN {table} t ON {matches}; \
-         CREATE VIEW {} AS SELECT t.ctid AS foreshard_place, {} FROM {table} t WHERE NOT EXISTS (SELECT FROM {log} l WHERE {matches}); COMMIT",
+         {}; CREATE VIEW {} AS SELECT t.ctid AS foreshard_place, {} FROM {table} t WHERE NOT EXISTS (SELECT FROM {log} l WHERE {matches}); COMMIT",
         literal(&body),
-        row.aid_there("changes"),
+        changes(row, shape, false)?,
         row.aid_there("rest"),
         list(&shape.names, |_, name| format!("t.{name}")),
     ))
+}
+
+fn matching(keys: &[String]) -> String {
+    let one = |(n, key): (usize, &String)| format!("t.{key} = l.k{}", n + 1);
+    keys.iter().enumerate().map(one).collect::<Vec<_>>().join(" AND ")
+}
+
+/// The statement that makes the view of logged keys with the state of their rows: of all of them, or of so many entries as
+/// one replay takes.
+fn changes(row: &RemoteRow, shape: &Shape, whole: bool) -> PgResult<String> {
+    let (table, log, keys) = (row.table_there(), row.aid_there("log"), quoted(&row.key));
+    let first = keys.first().ok_or_else(|| internal("a table without a key"))?;
+    let numbered = list(&keys, |n, _| format!("k{}", n + 1));
+    let rows = list(&shape.names, |_, name| match keys.iter().position(|k| k == name) {
+        Some(n) => format!("coalesce(t.{name}, l.k{}) AS {name}", n + 1),
+        None => format!("t.{name}"),
+    });
+    let part = if whole { String::new() } else { format!(" ORDER BY id LIMIT {REPLAY_ENTRIES}") };
+    Ok(format!(
+        "CREATE OR REPLACE VIEW {} AS SELECT l.ids AS foreshard_ids, t.{first} IS NOT NULL AS foreshard_present, l.k1 IS NULL AS foreshard_all, {rows} \
+             FROM (SELECT array_agg(id) AS ids, {numbered} FROM (SELECT * FROM {log}{part}) x GROUP BY {numbered}) l \
+             LEFT JOIN {table} t ON {}",
+        row.aid_there("changes"),
+        matching(&keys)
+    ))
+}
+
+/// Says whether a replay takes the log of a remote table whole.
+pub fn take_log(link: &Link, row: &RemoteRow, shape: &Shape, whole: bool) -> PgResult<()> {
+    link.exec(&changes(row, shape, whole)?)
 }
 
 /// Ends the logging of a remote table, whose users wait no longer than `lock_ms` for it.

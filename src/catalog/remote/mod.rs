@@ -7,6 +7,7 @@ pub mod against;
 pub mod copy;
 pub mod digest;
 pub mod farewell;
+pub mod hold;
 pub mod index;
 pub mod lease;
 pub mod make;
@@ -97,9 +98,9 @@ impl RemoteRow {
         format!("foreshard.remote_{what}_{}", self.remote_id)
     }
 
-    /// Connects to its node as a role.
-    pub fn link(&self, role: pg_sys::Oid) -> PgResult<Link> {
-        Link::open(&self.server, role)
+    /// Connects to its node as the owner of the table.
+    pub fn link(&self, owner: pg_sys::Oid) -> PgResult<Link> {
+        Link::of_owner(&self.server, owner)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is left over: on nodes what no move and no table needs, and here what a move leaves behind.
 
 use super::{RemoteRow, behind, forget, lease, make, orphans, set_dressed};
+use crate::catalog::link::Link;
 use crate::catalog::node::{self, NodeRow};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::pg::report::PgResult;
@@ -18,7 +19,7 @@ pub fn drop_orphan(node: &NodeRow, row: &RemoteRow, as_maker: bool) -> PgResult<
     let role = if as_maker { maker(row, node)? } else { node.checked_as };
     let Some(role) = role else { return Ok(()) };
     lease::require(node)?;
-    make::remove(&row.link(role)?, row)?;
+    make::remove(&Link::open(&row.server, role)?, row)?;
     forget(row.remote_id)?;
     crate::catalog::record_event(
         "dropped_remote",
@@ -122,7 +123,7 @@ pub fn clear(node: &NodeRow, row: &RemoteRow, lock_ms: i32) -> PgResult<()> {
     }
     let Some(role) = maker(row, node)? else { return Ok(()) };
     lease::require(node)?;
-    make::undress(&row.link(role)?, row, lock_ms)?;
+    make::undress(&Link::open(&row.server, role)?, row, lock_ms)?;
     set_dressed(&[row.partition], false)
 }
 

@@ -81,7 +81,7 @@ fn turn_round(move_id: i64, pair: &Pair, keep: bool) -> PgResult<()> {
         _ => (none, none),
     };
     spi::run(
-        "UPDATE foreshard.move_relation SET source = $3, shadow = $2, capture_log = coalesce($4, 0), capture_trigger = coalesce($5, 0) WHERE move_id = $1 AND source = $2",
+        "UPDATE foreshard.move_relation SET source = $3, shadow = $2, capture_log = coalesce($4, 0), capture_trigger = coalesce($5, 0), life_there = NULL WHERE move_id = $1 AND source = $2",
         &[move_id.into(), pair.source.relation.into(), pair.copy.relation.into(), log.into(), trigger.into()],
     )?;
     if pair.log != none {

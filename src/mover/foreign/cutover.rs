@@ -2,10 +2,10 @@
 //! have changed places; readers for the last part of it. The rest is committed, on the node as well, before the
 //! exchange, which is a transaction of this server alone.
 
-use super::{Compared, Round, STALL_MS, advance, compare, connect, pairs, patience_ms, replay};
-use crate::catalog::link::Link;
+use super::verify::{Compared, compare};
+use super::{Round, STALL_MS, advance, connect, pairs, patience_ms, replay, replay_once, waits};
 use crate::catalog::moves::{self, MoveRow};
-use crate::catalog::remote::{self, copy};
+use crate::catalog::remote::{self, copy, hold};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{link, record_event, waiting};
 use crate::engine::{Engine, Foreign};
@@ -42,6 +42,8 @@ pub fn attempt(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
 pub fn watch(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     if row.rollback_requested || row.cancel_requested {
         return match ready(row)? {
+            // What is logged is replayed part by part.
+            Some(Outcome::Leave(Event::BacklogTooLarge)) => Ok(Outcome::Again(0)),
             Some(Outcome::Leave(event)) => {
                 let lost = "there is no way back: the table was altered, or the copies differ";
                 transaction(|| moves::note(row.move_id, None, Some(lost), None))?;
@@ -62,7 +64,7 @@ pub fn watch(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
 fn ready(row: &MoveRow) -> WorkResult<Option<Outcome>> {
     match replay(row, false)? {
         Round::Changed => return Ok(Some(Outcome::Leave(Event::SourceChanged))),
-        Round::Keys(keys, _) if keys > i64::from(guc::CUTOVER_MAX_KEYS.get()) => {
+        Round::Keys(keys, complete) if keys > i64::from(guc::CUTOVER_MAX_KEYS.get()) || !complete => {
             return Ok(Some(Outcome::Again(0)));
         }
         Round::Keys(..) => {}
@@ -121,6 +123,8 @@ fn snapshots_are_gone(row: &MoveRow, patience_ms: u128) -> WorkResult<bool> {
 /// Why the copies have not changed places.
 enum Stop {
     Blocked,
+    /// The node is not the one any more whose copy was verified.
+    Unverified,
     Leave(Event),
 }
 
@@ -131,6 +135,9 @@ fn switch(row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outco
         connect(row)?;
         patience_ms(row)
     })?;
+    if let Some(outcome) = waits::outlast(row, attempt)? {
+        return Ok(outcome);
+    }
     let stopped = locked(row, attempt, direction, &held, patience_ms);
     lock::release_kept();
     let let_go = transaction(|| release_there(row));
@@ -138,16 +145,23 @@ fn switch(row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outco
         // Closing the connection lets go as well.
         link::distrust();
     }
-    match stopped? {
-        None => {
+    match stopped {
+        Ok(None) => {
             let_go?;
             Ok(Outcome::Advanced)
         }
-        Some(Stop::Leave(event)) => Ok(Outcome::Leave(event)),
-        Some(Stop::Blocked) => {
+        Ok(Some(Stop::Leave(event))) => Ok(Outcome::Leave(event)),
+        Ok(Some(Stop::Unverified)) => {
+            transaction(|| hold::forget_verified(row.move_id))?;
+            Ok(Outcome::Again(0))
+        }
+        Ok(Some(Stop::Blocked)) => {
             short_lock::report_blocked(row.move_id, &held, attempt)?;
             Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
         }
+        // What was verified is as it was: only a lock was not to be had.
+        Err(failure) if waits::is_blocked(&failure) => waits::report(row, &held, attempt),
+        Err(failure) => Err(failure),
     }
 }
 
@@ -171,9 +185,12 @@ fn locked(
     // connections, and the writers go first.
     let bound = Bound::set(patience_ms + STALL_MS);
     // Nobody writes any more: neither through this server nor, of a source on a node, there.
-    transaction(|| hold_there(row, patience_ms))?;
+    if !transaction(|| hold_there(row, patience_ms))? {
+        return Ok(Some(Stop::Unverified));
+    }
     loop {
-        match replay(row, false)? {
+        // Not again when it fails: what fails has let go of the lock.
+        match replay_once(row, false)? {
             Round::Changed => return Ok(Some(Stop::Leave(Event::SourceChanged))),
             // Nobody adds to a log any more, so what was seen whole is all of it. (What is forgotten of a log on the node is
             // seen there by others only when the lock is let go.)
@@ -193,11 +210,18 @@ fn locked(
     transaction(|| exchange(row, attempt, direction, held, begun))
 }
 
-fn hold_there(row: &MoveRow, patience_ms: u128) -> PgResult<()> {
-    for pair in pairs(row)?.unwrap_or_default() {
-        let _links: Vec<Link> = pair.hold_there(patience_ms.clamp(1, 60_000) as i32)?;
+/// False: a copy has to be verified again.
+fn hold_there(row: &MoveRow, patience_ms: u128) -> PgResult<bool> {
+    let pairs = pairs(row)?.unwrap_or_default();
+    // Everything is looked at first. With both shards on one node that happens over the link that is about to lock: what it
+    // locks in the meantime it would keep, and the replay would wait for it.
+    for pair in &pairs {
+        if !pair.is_as_verified()? {
+            return Ok(false);
+        }
     }
-    Ok(())
+    pairs.iter().try_for_each(|pair| pair.hold_there(patience_ms.clamp(1, 60_000) as i32))?;
+    Ok(true)
 }
 
 /// Ends what [`hold_there`] began, on whichever side the tables are now.

@@ -6,14 +6,16 @@
 //! what they led to is committed, and the exchange of the copies itself touches no node.
 
 mod cutover;
+mod verify;
+mod waits;
 
 use super::phases::{rest_ms, rest_of_replay_ms};
 use super::{Outcome, health, mirror, short_lock};
 use crate::catalog::copy as progress;
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::remote::lease::{self, Held};
-use crate::catalog::remote::{self, copy, digest, make, reap, swap};
-use crate::catalog::{link, name_of, record_event, shadow};
+use crate::catalog::remote::{self, copy, hold, make, reap, swap};
+use crate::catalog::{link, name_of, shadow};
 use crate::engine::{Engine, Foreign};
 use crate::pg::bgworker::{Failure, WorkResult, transaction, transaction_repeatable_read};
 use crate::pg::load::Filled;
@@ -32,22 +34,54 @@ const NOT_YET_MS: i64 = 100;
 const ROUND_TRIPS: f64 = 20.0;
 /// A node that stops answering while writers wait for it is given up after so long beyond that, ms.
 const STALL_MS: u128 = 1_000;
+/// How long a node may take to say whose it is, or who holds a table there, ms: nobody waits for us meanwhile, but whoever
+/// cancels the move.
+const LOOK_MS: u128 = 5_000;
+/// Attempts at a node that does not answer, after which another move may go first.
+const AWAY_ATTEMPTS: u32 = 8;
 
 /// Does one piece of the row's phase; after an error no connection is trusted.
 pub fn perform(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
-    link::keep();
-    let done = step(row, attempt);
-    if done.is_err() {
-        link::distrust();
-        lock::release_kept();
+    link::keep_owners();
+    let failure = match step(row, attempt) {
+        Ok(outcome) => return Ok(outcome),
+        Err(failure) => failure,
+    };
+    link::distrust();
+    lock::release_kept();
+    if matches!(row.phase, Phase::Cutover | Phase::Watch) {
+        // The node may have lost what was replayed there and is logged no more: nothing else would find that.
+        transaction(|| hold::forget_verified(row.move_id))?;
     }
-    done
+    if is_away(&failure) { away(row, attempt, failure) } else { Err(failure) }
+}
+
+/// A node does not answer, and nothing is locked: the move waits for it, after a while without keeping its place from
+/// others. A way back that was asked for and did not come about while the old copy is kept is given up.
+fn away(row: &MoveRow, attempt: u32, failure: Failure) -> WorkResult<Outcome> {
+    let is_over = row.swapped_age_s.is_none_or(|age| age >= f64::from(guc::ROLLBACK_WINDOW.get()));
+    if row.phase == Phase::Watch && is_over {
+        let lost = format!("there is no way back: a node did not answer ({})", failure.line);
+        transaction(|| moves::note(row.move_id, None, Some(&lost), None))?;
+        return Ok(Outcome::Leave(Event::FatalError));
+    }
+    if attempt < AWAY_ATTEMPTS {
+        return Err(failure);
+    }
+    let who = "a node that does not answer";
+    transaction(|| moves::note(row.move_id, Some(who), Some(&failure.line), None))?;
+    Ok(Outcome::Rest)
 }
 
 fn step(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     wire::watch();
-    // What is cleared away here does not ask the nodes; what is there does (`reap`).
-    if !matches!(row.phase, Phase::Retire | Phase::Revert | Phase::RevertFailed) && !is_held(row)? {
+    // What is cleared away here does not ask the nodes; what is there does (`reap`). Nor is a node needed to keep a copy.
+    let asks = match row.phase {
+        Phase::Retire | Phase::Revert | Phase::RevertFailed => false,
+        Phase::Watch => row.rollback_requested || row.cancel_requested,
+        _ => true,
+    };
+    if asks && !is_held(row)? {
         return Ok(Outcome::Again(NOT_YET_MS));
     }
     match row.phase {
@@ -56,7 +90,7 @@ fn step(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
         Phase::Copy => copy_chunk(row),
         Phase::Index => index(row),
         Phase::CatchUp => catch_up(row),
-        Phase::Verify => verify(row),
+        Phase::Verify => verify::verify(row),
         Phase::Cutover => cutover::attempt(row, attempt),
         Phase::Watch => cutover::watch(row, attempt),
         Phase::Retire | Phase::Revert | Phase::RevertFailed => clean(row, attempt, Some(Event::Completed)),
@@ -69,6 +103,7 @@ fn step(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
 
 /// Whether the nodes of a move are this server's and no clone's of it; false: nobody has looked yet.
 fn is_held(row: &MoveRow) -> WorkResult<bool> {
+    let _bound = Bound::set(LOOK_MS);
     for shard in [row.from_shard, row.to_shard] {
         let held = transaction(|| match remote::node_of_shard(shard)? {
             Some((node, _)) => match lease::held(&node)? {
@@ -121,6 +156,12 @@ pub fn is_away(failure: &Failure) -> bool {
             | C::ERRCODE_CANNOT_CONNECT_NOW
             | C::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION
     )
+}
+
+/// Whether an error says that a value of a unique index is there already.
+fn is_duplicate(failure: &Failure) -> bool {
+    use pgrx::prelude::PgSqlErrorCode as C;
+    matches!(failure.code, C::ERRCODE_UNIQUE_VIOLATION)
 }
 
 fn advance(row: &MoveRow, event: Event) -> PgResult<Outcome> {
@@ -184,6 +225,9 @@ fn capture(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
         connect(row)?;
         patience_ms(row)
     })?;
+    if let Some(outcome) = waits::outlast(row, attempt)? {
+        return Ok(outcome);
+    }
     let bound = Bound::set(patience_ms + STALL_MS);
     let done = transaction(|| {
         let _ = lock::current_xid();
@@ -200,13 +244,19 @@ fn capture(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
         Ok(mirror::Attempt::Done)
     });
     drop(bound);
-    match done? {
-        mirror::Attempt::Done => Ok(Outcome::Advanced),
-        mirror::Attempt::Leave(event) => Ok(Outcome::Leave(event)),
-        mirror::Attempt::Blocked => {
+    match done {
+        Ok(mirror::Attempt::Done) => Ok(Outcome::Advanced),
+        Ok(mirror::Attempt::Leave(event)) => Ok(Outcome::Leave(event)),
+        Ok(mirror::Attempt::Blocked) => {
             short_lock::report_blocked(row.move_id, &partitions, attempt)?;
             Ok(Outcome::Again(short_lock::backoff_ms(attempt)))
         }
+        Err(failure) if waits::is_blocked(&failure) => {
+            // What had begun on the node goes with the connection.
+            link::distrust();
+            waits::report(row, &partitions, attempt)
+        }
+        Err(failure) => Err(failure),
     }
 }
 
@@ -286,10 +336,38 @@ enum Round {
     Changed,
 }
 
+/// Makes the copies equal for what is logged now, as [`replay_once`], which takes a part of a long log on a node: values of
+/// unique indexes may have changed places between a row of that part and one of the next, and then it takes all of it.
+fn replay(row: &MoveRow, copied: bool) -> WorkResult<Round> {
+    let failure = match replay_once(row, copied) {
+        Err(failure) if is_duplicate(&failure) => failure,
+        round => return round,
+    };
+    if !transaction(|| take_whole_logs(row, true))? {
+        return Err(failure);
+    }
+    let round = replay_once(row, copied);
+    transaction(|| take_whole_logs(row, false))?;
+    round
+}
+
+/// Says whether a replay takes logs on nodes whole from now on; false: there are none.
+fn take_whole_logs(row: &MoveRow, whole: bool) -> PgResult<bool> {
+    let mut any = false;
+    for relation in shadow::relations(row.move_id)? {
+        let pair = copy::pair(&relation)?;
+        if let Some((link, remote)) = pair.source.link(pair.shape.owner)? {
+            make::take_log(&link, remote, &pair.shape, whole)?;
+            any = true;
+        }
+    }
+    Ok(any)
+}
+
 /// Makes the copies equal for what is logged now: by one snapshot and in one transaction each; then forgets what was
 /// logged on a node. With `copied`, rows of the copy have come since the last replay, so older snapshots have to be
 /// waited for even when nothing was logged.
-fn replay(row: &MoveRow, copied: bool) -> WorkResult<Round> {
+fn replay_once(row: &MoveRow, copied: bool) -> WorkResult<Round> {
     let sources: Vec<pg_sys::Oid> =
         transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))?;
     let replayed = transaction_repeatable_read(&sources, || {
@@ -333,76 +411,11 @@ fn catch_up(row: &MoveRow) -> WorkResult<Outcome> {
     let begun = Instant::now();
     match replay(row, true)? {
         Round::Changed => Ok(Outcome::Leave(Event::SourceChanged)),
-        Round::Keys(keys, _) if keys > CAUGHT_UP_KEYS => {
+        // Of a log on a node a part was taken, of few keys that change often.
+        Round::Keys(keys, complete) if keys > CAUGHT_UP_KEYS || !complete => {
             Ok(Outcome::Again(rest_of_replay_ms(row, keys, begun)?))
         }
         Round::Keys(..) => transaction(|| advance(row, Event::Completed)),
-    }
-}
-
-fn verify(row: &MoveRow) -> WorkResult<Outcome> {
-    let heaps = transaction(|| {
-        let mut heaps = Vec::new();
-        for relation in shadow::relations(row.move_id)? {
-            if remote::behind(relation.shadow)?.is_none() {
-                heaps.push(name_of(relation.shadow)?);
-            }
-        }
-        Ok(heaps)
-    })?;
-    for heap in heaps {
-        bgworker::command(&format!("VACUUM (TRUNCATE off, ANALYZE) {heap}"))?;
-    }
-    match compare(row)? {
-        Compared::Equal => transaction(|| advance(row, Event::Completed)),
-        Compared::Different => Ok(Outcome::Leave(Event::Mismatch)),
-        Compared::Leave(event) => Ok(Outcome::Leave(event)),
-    }
-}
-
-enum Compared {
-    Equal,
-    Different,
-    Leave(Event),
-}
-
-/// Compares every pair and notes what came of it.
-fn compare(row: &MoveRow) -> WorkResult<Compared> {
-    let begun = Instant::now();
-    let sources: Vec<pg_sys::Oid> =
-        transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))?;
-    let different = transaction_repeatable_read(&sources, || {
-        let Some(pairs) = pairs(row)? else { return Ok(Err(Event::SourceChanged)) };
-        spi::set_local("track_counts", "off")?;
-        let (mut rows, mut skipped) = (0, 0);
-        for pair in &pairs {
-            let found = digest::compare(pair)?;
-            if found.differing > 0 {
-                return Ok(Ok(Some(format!(
-                    "verification found {} differing key buckets ({} rows in the source, {} in the copy)",
-                    found.differing, found.rows, found.copy_rows
-                ))));
-            }
-            rows += found.rows;
-            skipped += found.skipped;
-        }
-        moves::set_verified(row.move_id)?;
-        let ms = begun.elapsed().as_millis() as u64;
-        let detail = serde_json::json!({"rows": rows, "skipped_keys": skipped, "ms": ms});
-        record_event("verified", Some(row.move_id), Some(row.slot_id), detail)?;
-        Ok(Ok(None))
-    })?;
-    match different {
-        Err(event) => Ok(Compared::Leave(event)),
-        Ok(None) => Ok(Compared::Equal),
-        Ok(Some(what)) => {
-            transaction(|| {
-                moves::note(row.move_id, None, Some(&what), None)?;
-                let detail = serde_json::json!({"detail": what});
-                record_event("mismatch", Some(row.move_id), Some(row.slot_id), detail)
-            })?;
-            Ok(Compared::Different)
-        }
     }
 }
 

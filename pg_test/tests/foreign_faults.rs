@@ -1,0 +1,239 @@
+//! What goes wrong on nodes while slots move: commits that are lost, nodes that stay away, long logs, values of unique
+//! indexes that change places, locks that others hold there; and tables that cannot be there.
+
+mod common;
+
+use common::nodes::{ROWS, World};
+use common::placed::expect_code;
+use foreshard_test::{Client, Result};
+use std::time::Duration;
+
+/// The name on its node of the one table there that is a slot's.
+fn remote(world: &mut World) -> Result<String> {
+    world.here.query(
+        "SELECT remote_schema || '.' || remote_name FROM foreshard.remote_table WHERE partition <> 0 ORDER BY remote_id LIMIT 1",
+    )
+}
+
+fn waiting_for(world: &mut World, move_id: &str, pattern: &str) -> Result<()> {
+    let waits = format!(
+        "SELECT coalesce(waiting_for LIKE '{pattern}', false) FROM foreshard.move WHERE move_id = {move_id}"
+    );
+    world.here.wait_query(&waits, "t")
+}
+
+#[test]
+fn what_a_node_loses_is_not_lost() -> Result<()> {
+    let mut world = World::with_nodes("fault-lost")?;
+    world.tables(1)?;
+    world.here.wait_query("SELECT bool_and(held AND checked_at IS NOT NULL) FROM foreshard.nodes", "t")?;
+    // What postgres_fdw commits there stays in memory for long, and nothing of ours has it written meanwhile.
+    let mut there = world.there.connect("postgres")?;
+    there.exec("ALTER SYSTEM SET wal_writer_delay = '10s'")?;
+    there.exec("ALTER ROLE postgres SET synchronous_commit = off; SELECT pg_reload_conf()")?;
+    let slot = world.here.slots("acc")?[0].clone();
+    world.here.hold(Some("cutover"))?;
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_phase(&move_id, "cutover")?;
+    world.here.set(&[("foreshard.node_check_interval", "600")])?;
+    std::thread::sleep(Duration::from_millis(1_500));
+    let mut writer = world.here.cluster.connect("postgres")?;
+    writer.exec("UPDATE acc SET v = 'late' WHERE id BETWEEN 1 AND 50")?;
+    // In the way of the exchange, not of the replay.
+    writer.exec("BEGIN; UPDATE acc SET v = v WHERE id = 1000")?;
+    let log = world.here.query(
+        "SELECT capture_log::regclass FROM foreshard.move_relation r JOIN pg_inherits i ON i.inhrelid = r.source WHERE i.inhparent = 'acc'::regclass",
+    )?;
+    world.here.hold(None)?;
+    world.here.wait_query(&format!("SELECT count(*) FROM {log}"), "0")?;
+    world.there.kill9_postmaster()?;
+    std::thread::sleep(Duration::from_millis(200));
+    world.there.start_again()?;
+    writer.exec("COMMIT")?;
+    world.here.set(&[("foreshard.node_check_interval", "1")])?;
+    world.here.wait_query(&format!("SELECT finished FROM foreshard.move WHERE move_id = {move_id}"), "t")?;
+    println!("the move is {}", world.here.phase(&move_id)?);
+    assert_eq!(world.here.query("SELECT count(*) FROM acc WHERE v = 'late'")?, "50");
+    assert_eq!(world.here.query("SELECT count(*) FROM acc")?, ROWS.to_string());
+    world.assert_nothing_left()
+}
+
+#[test]
+fn others_go_on_while_a_node_is_away() -> Result<()> {
+    let mut world = World::with_nodes("fault-away")?;
+    world.tables(2)?;
+    world.here.set(&[("foreshard.max_concurrent_moves", "1")])?;
+    let slots = world.here.slots("acc")?;
+    world.here.hold(Some("catch_up"))?;
+    let waits = world.move_to(&slots[0], "on_n1")?;
+    world.here.wait_phase(&waits, "catch_up")?;
+    world.there.kill9_postmaster()?;
+    world.here.hold(None)?;
+    let to = if world.shard_of(&slots[1])? == "sa" { "sb" } else { "sa" };
+    let goes = world.move_to(&slots[1], to)?;
+    world.here.wait_end(&goes, "done")?;
+    world.there.start_again()?;
+    world.here.wait_end(&waits, "done")?;
+    // A watch ends when its time is over, whether the node answers or not.
+    world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
+    world.here.set(&[("foreshard.rollback_window", "600")])?;
+    let watched = world.move_to(&slots[1], "on_n1")?;
+    let phase = format!("SELECT phase FROM foreshard.move WHERE move_id = {watched}");
+    world.here.wait_query(&phase, "watch")?;
+    world.there.kill9_postmaster()?;
+    world.here.wait_query("SELECT bool_and(state = 'down') FROM foreshard.nodes", "t")?;
+    world.here.set(&[("foreshard.rollback_window", "1")])?;
+    world.here.wait_end(&watched, "done")?;
+    world.there.start_again()?;
+    world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
+    world.here.set(&[("foreshard.rollback_window", "0")])?;
+    world.assert_nothing_left()?;
+    assert_eq!(world.here.query("SELECT count(*) FROM acc")?, ROWS.to_string());
+    Ok(())
+}
+
+#[test]
+fn a_node_that_is_gone_for_good_is_forgotten() -> Result<()> {
+    let mut world = World::with_nodes("fault-gone")?;
+    world.tables(1)?;
+    let slot = world.here.slots("acc")?[0].clone();
+    world.here.hold(Some("catch_up"))?;
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_phase(&move_id, "catch_up")?;
+    let mut c = world.here.cluster.connect("postgres")?;
+    expect_code(c.exec("SELECT foreshard.drop_node('n1', force => true)"), "55000");
+    expect_code(c.exec("SELECT foreshard.drop_node('n1', force => NULL)"), "22023");
+    world.there.kill9_postmaster()?;
+    c.exec(&format!("SELECT foreshard.cancel_move({move_id})"))?;
+    world.here.hold(None)?;
+    world.here.wait_end(&move_id, "cancelled")?;
+    world.here.wait_query("SELECT bool_and(state = 'down') FROM foreshard.nodes", "t")?;
+    c.exec("SELECT foreshard.drop_shard('on_n1')")?;
+    expect_code(c.exec("SELECT foreshard.drop_node('n1')"), "55006");
+    c.exec("SELECT foreshard.drop_node('n1', force => true)")?;
+    assert_eq!(c.query_one("SELECT count(*) FROM foreshard.remote_table")?, "0");
+    assert_eq!(c.query_one("SELECT string_agg(node::text, ' ') FROM foreshard.nodes")?, "n2");
+    Ok(())
+}
+
+#[test]
+fn a_group_moves_between_two_shards_of_one_node() -> Result<()> {
+    let mut world = World::with_nodes("fault-twice")?;
+    world.here.query("SELECT foreshard.add_shard('on_n1_too', node => 'n1')")?;
+    world.tables(1)?;
+    let slot = world.here.slots("acc")?[0].clone();
+    for shard in ["on_n1", "on_n1_too"] {
+        let move_id = world.move_to(&slot, shard)?;
+        world.here.wait_end(&move_id, "done")?;
+        assert_eq!(world.shard_of(&slot)?, shard);
+    }
+    assert_eq!(world.here.query("SELECT count(*) FROM acc")?, ROWS.to_string());
+    world.assert_nothing_left()
+}
+
+#[test]
+fn long_logs_are_replayed_whatever_changes_places() -> Result<()> {
+    let mut world = World::with_nodes("fault-log")?;
+    world.here.query(
+        "CREATE TABLE u (tenant bigint, id bigint, place bigint NOT NULL, PRIMARY KEY (tenant, id)); \
+         CREATE UNIQUE INDEX u_place ON u (tenant, place); INSERT INTO u SELECT 1, g, g FROM generate_series(1, 21000) g; \
+         SELECT foreshard.distribute('u', 'tenant', 1, remote => true, shards => '{sa}')",
+    )?;
+    let slot = world.here.slots("u")?[0].clone();
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    // More keys than a verification leaves out, and each has the value of another one that comes in a later part of the log.
+    world.here.hold(Some("verify"))?;
+    let move_id = world.move_to(&slot, "on_n2")?;
+    world.here.wait_phase(&move_id, "verify")?;
+    world.here.query("UPDATE u SET place = -place")?;
+    world.here.query("UPDATE u SET place = 21001 + place")?;
+    world.here.hold(None)?;
+    world.here.wait_end(&move_id, "done")?;
+    assert_eq!(
+        world
+            .here
+            .query("SELECT count(*) || ' ' || count(DISTINCT place) FROM u WHERE id + place = 21001")?,
+        "21000 21000"
+    );
+    world.assert_nothing_left()
+}
+
+#[test]
+fn who_holds_a_table_on_its_node_is_waited_for_without_writers() -> Result<()> {
+    let mut world = World::with_nodes("fault-held")?;
+    world.tables(1)?;
+    let slot = world.here.slots("acc")?[0].clone();
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    let table = remote(&mut world)?;
+    // As autovacuum does.
+    let mut holder: Client = world.there.connect("postgres")?;
+    let hold = format!("BEGIN; LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE");
+    for phase in ["capture", "cutover"] {
+        world.here.hold(Some(phase))?;
+        let moves = format!("SELECT count(*) FROM foreshard.move WHERE slot_id = {slot} AND NOT finished");
+        if world.here.query(&moves)? == "0" {
+            world.move_to(&slot, "on_n2")?;
+        }
+        let move_id = world.here.query("SELECT max(move_id) FROM foreshard.move")?;
+        world.here.wait_phase(&move_id, phase)?;
+        holder.exec(&hold)?;
+        world.here.hold(if phase == "capture" { Some("cutover") } else { None })?;
+        waiting_for(&mut world, &move_id, "node n1: pid %ShareUpdateExclusiveLock%")?;
+        world.here.query("UPDATE acc SET v = 'not held up' WHERE id = 7")?;
+        holder.exec("COMMIT")?;
+    }
+    let move_id = world.here.query("SELECT max(move_id) FROM foreshard.move")?;
+    world.here.wait_end(&move_id, "done")?;
+    assert_eq!(world.here.query("SELECT v FROM acc WHERE id = 7")?, "not held up");
+    world.assert_nothing_left()
+}
+
+#[test]
+fn tables_that_cannot_be_there_say_so() -> Result<()> {
+    let mut world = World::with_nodes("fault-tables")?;
+    let mut c = world.here.cluster.connect("postgres")?;
+    c.exec(
+        "CREATE TABLE v (id bigint PRIMARY KEY, w int); CREATE ROLE reader LOGIN; \
+         CREATE USER MAPPING FOR reader SERVER s_n1 OPTIONS (user 'postgres'); \
+         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM count(*) FROM new_rows; RETURN NULL; END'",
+    )?;
+    let trigger = "CREATE TRIGGER see AFTER INSERT ON v REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION see()";
+    c.exec(trigger)?;
+    let error = expect_code(c.exec("SELECT foreshard.distribute('v', 'id', 1, remote => true)"), "0A000");
+    assert!(
+        error.detail.as_deref().is_some_and(|detail| detail.contains("transition_table: see")),
+        "{error}"
+    );
+    c.exec(
+        "DROP TRIGGER see ON v; SELECT foreshard.distribute('v', 'id', 1, remote => true, shards => '{sa}')",
+    )?;
+    let slot = world.here.slots("v")?[0].clone();
+    for (make, undo, word) in [
+        (trigger, "DROP TRIGGER see ON v", "transition_table: see"),
+        (
+            "ALTER TABLE v ENABLE ROW LEVEL SECURITY; GRANT SELECT ON v TO reader",
+            "REVOKE ALL ON v FROM reader",
+            "row_security: ",
+        ),
+    ] {
+        c.exec(make)?;
+        let move_id = world.move_to(&slot, "on_n1")?;
+        world.here.wait_end(&move_id, "failed")?;
+        let why = format!("SELECT last_error FROM foreshard.progress_moves WHERE move_id = {move_id}");
+        let why = world.here.query(&why)?;
+        assert!(why.contains(word), "{why}");
+        c.exec(undo)?;
+    }
+    // Nobody but the owner has rights on it.
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    let told = "SELECT count(*) FROM foreshard.check() WHERE problem LIKE 'a trigger has transition tables%' AND detail = 'trigger see'";
+    assert_eq!(c.query_one(told)?, "0");
+    c.exec(trigger)?;
+    assert_eq!(c.query_one(told)?, "1");
+    expect_code(c.exec("INSERT INTO v VALUES (1, 1)"), "0A000");
+    c.exec("DROP TRIGGER see ON v; INSERT INTO v VALUES (1, 1)")?;
+    world.assert_nothing_left()
+}
