@@ -18,6 +18,8 @@ const ROWS: u64 = 6_000;
 const SHORT: f64 = 0.25;
 /// How long everything may take to come to rest.
 const REST: Duration = Duration::from_secs(60);
+/// So long nothing moves when all is at rest.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Longest time that anybody may wait for a lock, s. Faults hold some for most of a second.
 const MAX_WAIT_S: f64 = 5.0;
 /// Of every so many seconds, the first ones pass without orders, so that the auto mode has its turn.
@@ -216,10 +218,15 @@ impl Soak {
     fn come_to_rest(&mut self) -> Result<()> {
         self.server.set(&[("foreshard.mode", "off")])?;
         let waits = "SELECT foreshard.cancel_move(move_id) FROM foreshard.move WHERE NOT finished AND phase = 'prepared'";
+        let mut calm_since = Instant::now();
         let rested = wait_until("all moves have ended", REST, || {
             // It may have ended by itself meanwhile.
             let _ = self.server.query(waits);
-            Ok(self.server.query("SELECT count(*) FROM foreshard.move WHERE NOT finished")? == "0")
+            if self.server.query("SELECT count(*) FROM foreshard.move WHERE NOT finished")? != "0" {
+                calm_since = Instant::now();
+            }
+            // A plan that was being made when the mode changed may still file its steps.
+            Ok(calm_since.elapsed() > SETTLED)
         });
         let left = self.server.query("SELECT row_to_json(p) FROM foreshard.progress_moves p WHERE state NOT IN ('done', 'failed', 'cancelled')")?;
         assert!(rested.is_ok(), "{left}\n{}", self.server.log_tail());

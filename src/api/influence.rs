@@ -5,11 +5,12 @@ use crate::catalog::graph::{self as catalog, influence as stored, moving as queu
 use crate::catalog::{colocation, name_of, record_event};
 use crate::graph::moving::{self, Outcome};
 use crate::graph::{Writer, influence, place};
-use crate::pg::report::{PgResult, bad_argument, unknown};
+use crate::mover::short_lock;
+use crate::pg::report::{PgResult, bad_argument, error, unknown};
 use crate::pg::types::JsonText;
-use crate::pg::{security, shmem};
-use pgrx::JsonB;
+use crate::pg::{lock, security, shmem, spi};
 use pgrx::prelude::*;
+use pgrx::{JsonB, pg_sys};
 use serde_json::{Map, Value, json};
 
 /// Most nodes of one note_access().
@@ -168,6 +169,14 @@ fn move_node(
     let as_owner = security::as_extension_owner()?;
     let known = colocation::shards()?.into_iter().find(|known| known.name == shard);
     let to = known.ok_or_else(|| unknown(format!("shard \"{shard}\" does not exist")))?.shard_id;
+    if !catalog::has_part(id, to)? {
+        // Whoever has planned already would not look there, but see that the node has left.
+        let closure = "SELECT closure::oid FROM foreshard.graph WHERE graph_id = $1";
+        let closure = spi::one::<pg_sys::Oid>(closure, &[id.into()])?;
+        let closure: Vec<pg_sys::Oid> = closure.into_iter().collect();
+        let lock_timeout = short_lock::lock_in_session(&closure, lock::ACCESS_EXCLUSIVE, &[])?;
+        spi::set_local("lock_timeout", &lock_timeout)?;
+    }
     let graph = moving::with_parts(id, &[to])?;
     let allowed = moving::allowed(id)?;
     drop(as_owner);
@@ -218,6 +227,12 @@ fn note_access(graph_name: &str, nodes: Vec<Option<String>>) -> PgResult<i32> {
     let id = catalog::id_of(graph_name)?;
     drop(as_owner);
     let graph = catalog::by_id(id)?;
-    security::require_select(graph.edges, &name_of(graph.edges)?)?;
+    let name = name_of(graph.edges)?;
+    security::require_select(graph.edges, &name)?;
+    // Whoever does not see all edges must not learn here which nodes there are.
+    if spi::one::<bool>("SELECT pg_catalog.row_security_active($1)", &[graph.edges.into()])? == Some(true) {
+        let message = format!("row-level security of table {name} applies to the current user");
+        return Err(error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, message));
+    }
     place::note_access(id, &nodes)
 }

@@ -189,7 +189,8 @@ fn truncated(graph: &Graph) -> PgResult<()> {
     let held = super::component::hold_all(graph)?;
     let _fresh = fresh_snapshot();
     // Its parts may have changed while we waited.
-    diff::repair(&*graph::again(graph.id)?, &held, u64::MAX)
+    diff::repair(&*graph::again(graph.id)?, &held, u64::MAX)?;
+    node::refresh_all_types(graph)
 }
 
 /// 53400: a statement is too much for its bound.

@@ -310,6 +310,7 @@ pub fn rebuild(graph: &Graph, max_rows: u64) -> PgResult<u64> {
     nodes.sort_by(|a, b| a.key.cmp(&b.key));
     drop(picture);
     node::replace(graph, &nodes)?;
+    node::refresh_all_types(graph)?;
     rows += node::delete_orphans(graph)?;
     Ok(rows)
 }

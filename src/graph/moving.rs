@@ -183,18 +183,25 @@ pub fn file(graph_id: i32, moves: &[(String, String)], user: &str) -> PgResult<u
 }
 
 /// Makes moves that wait, until enough rows are rewritten; whether there may be more. In a worker's transaction;
-/// with `one`, a single one.
+/// with `one`, a single one; those in `skipped` are not looked at.
 ///
 /// # Errors
 /// What the server says; nothing of this transaction is kept then.
-pub fn work(one: bool) -> PgResult<bool> {
+pub fn work(one: bool, skipped: &[i64]) -> PgResult<bool> {
     // Components are held in any order here, so whoever waits too long is we, before anybody looks for a deadlock;
     // and what we hold meanwhile is not held for long.
     spi::set_local("lock_timeout", LOCK_TIMEOUT)?;
     let _plans = spi::KeptPlans::begin()?;
-    let waiting = moving::next(if one { 1 } else { MOST_PER_TRANSACTION })?;
+    let waiting = moving::next(if one { 1 } else { MOST_PER_TRANSACTION }, skipped)?;
     let Some(first) = waiting.first() else { return Ok(false) };
     let shards: Vec<i32> = waiting.iter().map(|move_| move_.to_shard).collect();
+    for shard in &shards {
+        if !graph::has_part(first.graph_id, *shard)? {
+            // In a transaction of its own: whoever plans from its end on looks there, too.
+            with_parts(first.graph_id, &shards)?;
+            return Ok(true);
+        }
+    }
     let graph = with_parts(first.graph_id, &shards)?;
     let allowed = allowed(first.graph_id)?;
     let most = u64::try_from(guc::GRAPH_MOVE_BATCH.get()).unwrap_or(1);
@@ -216,9 +223,14 @@ pub fn work(one: bool) -> PgResult<bool> {
     Ok(true)
 }
 
+/// The move that [`work`] would begin with.
+pub fn first(skipped: &[i64]) -> PgResult<Option<i64>> {
+    Ok(moving::next(1, skipped)?.first().map(|move_| move_.move_id))
+}
+
 /// Gives up the move that [`work`] would begin with.
-pub fn give_up(why: &str) -> PgResult<()> {
-    match moving::next(1)?.first() {
+pub fn give_up(why: &str, skipped: &[i64]) -> PgResult<()> {
+    match moving::next(1, skipped)?.first() {
         Some(move_) => moving::finish(move_.move_id, 0, Some(why)),
         None => Err(internal("no move waits")),
     }

@@ -10,6 +10,11 @@ use crate::planner;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+/// Moves of nodes that are tried one by one after some together have failed: as many as those were at most.
+const ONE_BY_ONE: u32 = 500;
+/// Moves that wait for somebody, and do not keep others waiting.
+const MOST_SKIPPED: usize = 1_000;
+
 /// Entry point; the argument is the database's oid.
 ///
 /// # Safety
@@ -81,18 +86,25 @@ fn relieve() -> WorkResult<()> {
     Ok(())
 }
 
-/// Makes the moves that wait. When one fails, those of its transaction are tried one by one.
+/// Makes the moves that wait. When one of a transaction fails, they are tried one by one until it is found.
 fn move_nodes() -> WorkResult<()> {
     let mut one = 0_u32;
+    // Their components are held by somebody: they are tried again the next time.
+    let mut skipped: Vec<i64> = Vec::new();
     loop {
-        match bgworker::transaction(|| moving::work(one > 0)) {
+        match bgworker::transaction(|| moving::work(one > 0, &skipped)) {
             Ok(false) => return Ok(()),
             Ok(true) => one = one.saturating_sub(1),
-            Err(_) if one == 0 => one = 1,
-            // What may go better the next time is tried the next time.
-            Err(failure) if is_passing(failure.code) => return Err(failure),
+            Err(_) if one == 0 => one = ONE_BY_ONE,
+            Err(failure) if is_passing(failure.code) => {
+                match bgworker::transaction(|| moving::first(&skipped))? {
+                    Some(blocked) if skipped.len() < MOST_SKIPPED => skipped.push(blocked),
+                    _ => return Err(failure),
+                }
+                one = 0;
+            }
             Err(failure) => {
-                bgworker::transaction(|| moving::give_up(&failure.line))?;
+                bgworker::transaction(|| moving::give_up(&failure.line, &skipped))?;
                 one = 0;
             }
         }

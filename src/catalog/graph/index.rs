@@ -21,7 +21,7 @@ pub fn at_depth(column: &str, depth: i64) -> String {
 }
 
 /// A B-tree whose first column is `number`, best one whose second column is `other`: of the rows `which` says, as
-/// the server writes it, or of all rows.
+/// the server writes it, or of all rows. Not one to which different keys are equal (a nondeterministic collation).
 pub fn find_index(
     table: pg_sys::Oid,
     number: i16,
@@ -29,11 +29,13 @@ pub fn find_index(
     which: Option<&str>,
 ) -> PgResult<Option<KeyIndex>> {
     let found = spi::rows(
-        "SELECT i.indexrelid, coalesce(i.indnkeyatts >= 2 AND i.indkey[1] = $3, false) AS both_ends \
+        "SELECT i.indexrelid, coalesce(i.indnkeyatts >= 2 AND i.indkey[1] = $3, false) \
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_collation l WHERE l.oid = i.indcollation[1] AND NOT l.collisdeterministic) AS both_ends \
          FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid \
               JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] \
          WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) IS NOT DISTINCT FROM $4 AND i.indisvalid AND i.indisready \
            AND c.relam = 403 AND o.opcdefault AND c.relkind = 'i' \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_collation l WHERE l.oid = i.indcollation[0] AND NOT l.collisdeterministic) \
          ORDER BY both_ends DESC, i.indnkeyatts, i.indexrelid LIMIT 1",
         &[table.into(), number.into(), other.into(), which.into()],
         |row| Ok(KeyIndex { index: row.need(1)?, has_other_end: row.need(2)? }),

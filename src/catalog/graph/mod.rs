@@ -18,6 +18,7 @@ use crate::pg::local::LocalBox;
 use crate::pg::report::{PgResult, error, unknown, unsupported, wrong_state};
 use crate::pg::{lock, security, spi};
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::PgSqlErrorCode;
 use pgrx::spi::quote_identifier;
 use std::collections::HashMap;
@@ -221,10 +222,23 @@ fn registered(graph_id: i32) -> PgResult<Registered> {
             })
         },
     )?;
-    found.into_iter().next().ok_or_else(|| {
-        unknown(format!("graph {graph_id} does not exist"))
-            .set_hint("Drop the triggers \"foreshard_graph_…\" of the table that was left behind by a graph.")
-    })
+    match found.into_iter().next() {
+        Some(found) => Ok(found),
+        None => Err(not_registered(graph_id)?),
+    }
+}
+
+/// A graph that a transaction does not see is younger than its snapshot, or gone.
+fn not_registered(graph_id: i32) -> PgResult<ErrorReport> {
+    let _latest = latest_snapshot();
+    let exists = "SELECT EXISTS (SELECT FROM foreshard.graph WHERE graph_id = $1)";
+    if spi::one::<bool>(exists, &[graph_id.into()])? == Some(true) {
+        let code = PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE;
+        return Ok(error(code, "the graph of this table was made after the transaction's snapshot")
+            .set_hint("Repeat the transaction."));
+    }
+    Ok(unknown(format!("graph {graph_id} does not exist"))
+        .set_hint("Drop the triggers \"foreshard_graph_…\" of the table that was left behind by a graph."))
 }
 
 fn read(graph_id: i32) -> PgResult<Graph> {

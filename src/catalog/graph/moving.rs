@@ -75,15 +75,16 @@ pub fn file(graph_id: i32, moves: &[(String, i32, i64)], user: &str) -> PgResult
     )
 }
 
-/// Waiting moves of the graph whose turn it is, at most so many; they are kept from others until the end of the
-/// transaction.
-pub fn next(most: i64) -> PgResult<Vec<Waiting>> {
+/// Waiting moves of the graph whose turn it is, at most so many, without those that are skipped; they are kept from others
+/// until the end of the transaction.
+pub fn next(most: i64, skipped: &[i64]) -> PgResult<Vec<Waiting>> {
     spi::rows_mut(
         "SELECT node_move_id, graph_id, node, to_shard, version FROM foreshard.node_move \
-         WHERE state = 'waiting' AND graph_id = ( \
-             SELECT graph_id FROM foreshard.node_move WHERE state = 'waiting' ORDER BY node_move_id LIMIT 1 FOR UPDATE SKIP LOCKED) \
+         WHERE state = 'waiting' AND node_move_id <> ALL ($2) AND graph_id = ( \
+             SELECT graph_id FROM foreshard.node_move WHERE state = 'waiting' AND node_move_id <> ALL ($2) \
+             ORDER BY node_move_id LIMIT 1 FOR UPDATE SKIP LOCKED) \
          ORDER BY node_move_id LIMIT $1 FOR UPDATE SKIP LOCKED",
-        &[most.into()],
+        &[most.into(), skipped.to_vec().into()],
         |row| {
             Ok(Waiting {
                 move_id: row.need(1)?,

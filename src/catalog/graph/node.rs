@@ -80,6 +80,24 @@ pub fn refresh_types(graph: &Graph, keys: &[NodeKey]) -> PgResult<()> {
     Ok(())
 }
 
+/// The same of all nodes; all components are held.
+pub fn refresh_all_types(graph: &Graph) -> PgResult<()> {
+    let Some(nodes) = &graph.nodes else { return Ok(()) };
+    let Some(type_name) = &nodes.type_name else { return Ok(()) };
+    let (table, key, from) = (&graph.metagraph_name, &nodes.key_name, &nodes.name);
+    spi::set_local("row_security", "off")?;
+    spi::run(
+        &format!(
+            "UPDATE {table} m SET type = t.type FROM ( \
+                 SELECT d.node, min(n.{type_name}::pg_catalog.text) AS type \
+                 FROM {table} d LEFT JOIN {from} n ON n.{key} = d.node GROUP BY d.node) t \
+             WHERE m.node = t.node AND m.type IS DISTINCT FROM t.type"
+        ),
+        &[],
+    )?;
+    Ok(())
+}
+
 /// All components that were not merged into another one, under the active snapshot.
 pub fn roots(graph: &Graph) -> PgResult<Vec<i64>> {
     let mut found = Vec::new();
