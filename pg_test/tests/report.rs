@@ -33,7 +33,8 @@ fn browser() -> Result<Option<PathBuf>> {
 
 /// Runs the browser on a page of a folder; what it printed and what it logged.
 fn browse(browser: &Path, folder: &Path, page: &str, name: &str, more: &[&str]) -> Result<(String, String)> {
-    let output = Command::new("timeout")
+    let mut command = Command::new("timeout");
+    command
         .arg("60")
         .arg(browser)
         .args([
@@ -49,8 +50,16 @@ fn browse(browser: &Path, folder: &Path, page: &str, name: &str, more: &[&str]) 
         .args(["--enable-logging=stderr", "--v=0"])
         .arg(format!("--user-data-dir={}", folder.join(format!("profile-{name}")).display()))
         .args(more)
-        .arg(format!("file://{}", folder.join(page).display()))
-        .output()?;
+        .arg(format!("file://{}", folder.join(page).display()));
+    let mut output = command.output()?;
+    // Chromium is not ours: one that crashes (it does, once in some hundred starts) says nothing of the page.
+    for _ in 0..2 {
+        if output.status.code().is_some() {
+            break;
+        }
+        println!("the browser ended with {}, once more", output.status);
+        output = command.output()?;
+    }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if !output.status.success() {
         return Err(Error::new(format!("The browser ended with {}.", output.status), text(&output.stderr)));
