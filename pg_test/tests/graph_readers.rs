@@ -36,13 +36,13 @@ fn a_reader_misses_nothing_while_a_part_is_made() -> Result<()> {
 #[test]
 fn indexes_that_ignore_case_are_not_used() -> Result<()> {
     let mut server = Server::start(&options("graph-case"))?;
-    if server.query("SELECT count(*) FROM pg_collation WHERE collprovider = 'i'")? == "0" {
+    let ignoring = "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+    if server.cluster.connect("postgres")?.exec(ignoring).is_err_and(|error| error.sqlstate == "0A000") {
         println!("skipped: this PostgreSQL has no ICU");
         return Ok(());
     }
     server.query(
-        "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
-         CREATE TABLE e (s text, t text); CREATE UNIQUE INDEX ON e (s COLLATE ci, t COLLATE ci); \
+        "CREATE TABLE e (s text, t text); CREATE UNIQUE INDEX ON e (s COLLATE ci, t COLLATE ci); \
          CREATE INDEX ON e (t COLLATE ci, s COLLATE ci); \
          INSERT INTO e VALUES ('a', 'x'), ('A', 'y'); SELECT foreshard.create_graph('g', 'e', 's', 't'); \
          INSERT INTO e VALUES ('z', 'a'); DELETE FROM e WHERE s = 'a'",

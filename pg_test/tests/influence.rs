@@ -276,7 +276,7 @@ fn accesses_are_counted_and_busy_nodes_move() -> Result<()> {
 #[test]
 fn moves_are_whole_whatever_happens() -> Result<()> {
     let mut server = Server::start(&options("influence-move").set("foreshard.graph_move_batch", "300"))?;
-    make(&mut server, "INSERT INTO e SELECT g, g + 1, 1 FROM generate_series(1, 250) g")?;
+    make(&mut server, "INSERT INTO e SELECT g, g + 1, 1 FROM generate_series(1, 600) g")?;
     // A version that is not the node's, a node and a shard that do not exist; a move that is rolled back.
     server.query("SELECT foreshard.move_node('g', '5', 'sa'); SELECT foreshard.move_node('g', '6', 'sa')")?;
     let version: i64 =
@@ -307,11 +307,11 @@ fn moves_are_whole_whatever_happens() -> Result<()> {
     let file = "SELECT foreshard.move_nodes('g', jsonb_object_agg(m.node, s.shard_name)) FROM foreshard.g_metagraph m \
                 JOIN foreshard.shard s ON s.shard_id <> m.shard_id";
     let total: i64 = server.query(file)?.parse().unwrap_or(0);
-    assert!(total >= 250, "{total} moves");
+    assert!(total >= 600, "{total} moves");
     let mut random = Random::new(3);
     let mut killed = false;
     wait_until("the moves", Duration::from_secs(60), || {
-        let (a, b) = (random.below(250) + 1, random.below(250) + 1);
+        let (a, b) = (random.below(600) + 1, random.below(600) + 1);
         server.query(&format!("INSERT INTO e VALUES ({a}, {b}, 1); DELETE FROM e WHERE ctid IN (SELECT ctid FROM e WHERE s = {a} AND t = {b} LIMIT 1)"))?;
         let done: i64 = server
             .query("SELECT count(*) FROM foreshard.node_move WHERE state = 'done'")?

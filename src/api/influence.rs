@@ -2,7 +2,7 @@
 
 use super::graph::own_graph_id;
 use crate::catalog::graph::{self as catalog, influence as stored, moving as queue};
-use crate::catalog::{colocation, name_of, record_event};
+use crate::catalog::{colocation, name_of, record_event, relation};
 use crate::graph::moving::{self, Outcome};
 use crate::graph::{Writer, influence, place};
 use crate::mover::short_lock;
@@ -171,9 +171,7 @@ fn move_node(
     let to = known.ok_or_else(|| unknown(format!("shard \"{shard}\" does not exist")))?.shard_id;
     if !catalog::has_part(id, to)? {
         // Whoever has planned already would not look there, but see that the node has left.
-        let closure = "SELECT closure::oid FROM foreshard.graph WHERE graph_id = $1";
-        let closure = spi::one::<pg_sys::Oid>(closure, &[id.into()])?;
-        let closure: Vec<pg_sys::Oid> = closure.into_iter().collect();
+        let closure: Vec<pg_sys::Oid> = catalog::closure_of(id)?.into_iter().collect();
         let lock_timeout = short_lock::lock_in_session(&closure, lock::ACCESS_EXCLUSIVE, &[])?;
         spi::set_local("lock_timeout", &lock_timeout)?;
     }
@@ -230,7 +228,7 @@ fn note_access(graph_name: &str, nodes: Vec<Option<String>>) -> PgResult<i32> {
     let name = name_of(graph.edges)?;
     security::require_select(graph.edges, &name)?;
     // Whoever does not see all edges must not learn here which nodes there are.
-    if spi::one::<bool>("SELECT pg_catalog.row_security_active($1)", &[graph.edges.into()])? == Some(true) {
+    if relation::is_row_security_active(graph.edges)? {
         let message = format!("row-level security of table {name} applies to the current user");
         return Err(error(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE, message));
     }

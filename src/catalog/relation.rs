@@ -79,3 +79,8 @@ pub fn without_grants(relation: pg_sys::Oid) -> PgResult<()> {
     spi::run("UPDATE pg_catalog.pg_class SET relacl = NULL WHERE oid = $1", &[relation.into()])?;
     Ok(())
 }
+
+/// Whether row-level security of a table applies to the current user.
+pub fn is_row_security_active(table: pg_sys::Oid) -> PgResult<bool> {
+    Ok(spi::one::<bool>("SELECT pg_catalog.row_security_active($1)", &[table.into()])? == Some(true))
+}

@@ -228,6 +228,14 @@ fn registered(graph_id: i32) -> PgResult<Registered> {
     }
 }
 
+/// The table of a graph's closure.
+pub fn closure_of(graph_id: i32) -> PgResult<Option<pg_sys::Oid>> {
+    spi::one::<pg_sys::Oid>(
+        "SELECT closure::oid FROM foreshard.graph WHERE graph_id = $1",
+        &[graph_id.into()],
+    )
+}
+
 /// A graph that a transaction does not see is younger than its snapshot, or gone.
 fn not_registered(graph_id: i32) -> PgResult<ErrorReport> {
     let _latest = latest_snapshot();
