@@ -4,6 +4,7 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::{assert_located, expect_code};
+use common::snapshots;
 use common::{Random, SPLIT_PHASES, Server, options};
 use foreshard_test::{Client, Result, in_turn};
 
@@ -346,4 +347,20 @@ fn nothing_is_lost_on_the_way_home() -> Result<()> {
     server.wait_end(&move_id, "done")?;
     assert_eq!(server.query("SELECT count(*), count(DISTINCT tableoid) FROM t")?, "199|3");
     server.assert_settled()
+}
+
+/// Files the isolation of a key of `t`; the move.
+fn isolate(server: &mut Server, key: u32) -> Result<String> {
+    server.query(&format!("SELECT foreshard.isolate_keys('t', ARRAY['{key}'])"))?;
+    server.query("SELECT max(move_id) FROM foreshard.move")
+}
+
+#[test]
+fn old_snapshots_see_every_row() -> Result<()> {
+    snapshots::old_snapshots_see_every_row("isolate-mvcc", |server| isolate(server, 1002))
+}
+
+#[test]
+fn serializable_stays_serializable() -> Result<()> {
+    snapshots::serializable_stays_serializable("isolate-ssi", |server| isolate(server, 17))
 }

@@ -4,8 +4,9 @@ mod common;
 
 use common::ledger::{self, Ledger};
 use common::placed::{assert_located, expect_code, layout};
+use common::snapshots;
 use common::{Random, Server, options};
-use foreshard_test::{Client, Result};
+use foreshard_test::Result;
 use std::time::Duration;
 
 /// A shard that a part of a slot, or a key, is on its way to is not dropped from under it.
@@ -346,75 +347,21 @@ fn definitions_change_meanwhile() -> Result<()> {
     Ok(())
 }
 
-/// A snapshot that is older than the last replay is waited for; one that was taken while both copies were equal
-/// reads the new partitions.
 #[test]
 fn old_snapshots_see_every_row() -> Result<()> {
-    let mut server = Server::start(&options("split-mvcc"))?;
-    server.query(
-        "CREATE TABLE other (id int); \
-         CREATE TABLE t (id bigint PRIMARY KEY, v int); INSERT INTO t SELECT g, 0 FROM generate_series(1, 4000) g; \
-         SELECT foreshard.distribute('t', 'id', 2)",
-    )?;
-    let slot = server.slots("t")?[0].clone();
-    let snapshot = |server: &Server| -> Result<Client> {
-        let mut client = server.cluster.connect("postgres")?;
-        client.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM other")?;
-        Ok(client)
-    };
-    let state = "SELECT count(*) || ' ' || sum(v) FROM t";
-    let mut old = snapshot(&server)?;
-    let move_id = server.split_slot(&slot)?;
-    server.wait_query(
-        &format!(
-            "SELECT phase FROM foreshard.move WHERE move_id = {move_id} AND waiting_for LIKE 'snapshot%'"
-        ),
-        "cutover",
-    )?;
-    server.query("UPDATE t SET v = 1 WHERE id % 2 = 0")?;
-    assert_eq!(old.query_one(state)?, "4000 0");
-    let mut young = snapshot(&server)?;
-    server.query("UPDATE t SET v = v + 5; DELETE FROM t WHERE id > 3000")?;
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(server.phase(&move_id)?, "cutover");
-    assert_eq!(old.query_one(state)?, "4000 0");
-    old.exec("COMMIT")?;
-    server.wait_end(&move_id, "done")?;
-    assert_eq!(young.query_one(state)?, "4000 2000", "what a snapshot from before the cutover sees after it");
-    young.exec("COMMIT")?;
-    assert_eq!(server.query(state)?, "3000 16500");
-    server.assert_settled()
+    snapshots::old_snapshots_see_every_row("split-mvcc", |server| {
+        let slot = server.slots("t")?[0].clone();
+        server.split_slot(&slot)
+    })
 }
 
-/// Two serializable transactions that each write what the other has read cannot both commit, even if the partition
-/// is split between their steps.
 #[test]
 fn serializable_stays_serializable() -> Result<()> {
-    let mut server = Server::start(&options("split-ssi"))?;
-    server.query(
-        "CREATE TABLE other (id int PRIMARY KEY, v int); INSERT INTO other VALUES (1, 0); \
-         CREATE TABLE t (id bigint PRIMARY KEY, v int); INSERT INTO t SELECT g, 0 FROM generate_series(1, 1000) g; \
-         SELECT foreshard.distribute('t', 'id', 2)",
-    )?;
-    let slot = server.slots("t")?[0].clone();
-    let key = server.query(&format!(
-        "SELECT min(id) FROM t WHERE tableoid = (SELECT partition FROM foreshard.slots WHERE slot_id = {slot})"
-    ))?;
-    server.hold(Some("cutover"))?;
-    let move_id = server.split_slot(&slot)?;
-    server.wait_phase(&move_id, "cutover")?;
-    let (mut first, mut second) = (server.cluster.connect("postgres")?, server.cluster.connect("postgres")?);
-    second.exec("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM other WHERE id = 1")?;
-    first.exec(&format!(
-        "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM t WHERE id = {key}; UPDATE other SET v = 1; COMMIT"
-    ))?;
-    server.hold(None)?;
-    std::thread::sleep(Duration::from_millis(500));
-    let update = second.exec(&format!("UPDATE t SET v = 1 WHERE id = {key}"));
-    expect_code(update.and_then(|_| second.exec("COMMIT")), "40001");
-    second.exec("ROLLBACK")?;
-    server.wait_end(&move_id, "done")?;
-    server.assert_settled()
+    snapshots::serializable_stays_serializable("split-ssi", |server| {
+        let slot = server
+            .query("SELECT slot_id FROM foreshard.slots JOIN t ON t.tableoid = partition WHERE id = 17")?;
+        server.split_slot(&slot)
+    })
 }
 
 /// The parts look as hot as they are, and keys are born into them.

@@ -12,6 +12,7 @@ pub mod nodes;
 pub mod placed;
 pub mod profile;
 pub mod rows;
+pub mod snapshots;
 pub mod soak;
 pub mod sources;
 pub mod standby;

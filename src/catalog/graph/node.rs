@@ -64,6 +64,16 @@ pub fn merge(graph: &Graph, component: i64, others: &[i64]) -> PgResult<()> {
 
 /// Brings the types of nodes up to date with the table of nodes; whatever it does not have has no type.
 pub fn refresh_types(graph: &Graph, keys: &[NodeKey]) -> PgResult<()> {
+    refresh(graph, "(SELECT * FROM pg_catalog.unnest($1))", &[graph.kind.array(keys)])
+}
+
+/// The same of all nodes; all components are held.
+pub fn refresh_all_types(graph: &Graph) -> PgResult<()> {
+    refresh(graph, &format!("(SELECT node FROM {})", graph.metagraph_name), &[])
+}
+
+/// The same of nodes that a query gives.
+fn refresh(graph: &Graph, which: &str, arguments: &[spi::Arg]) -> PgResult<()> {
     let Some(nodes) = &graph.nodes else { return Ok(()) };
     let Some(type_name) = &nodes.type_name else { return Ok(()) };
     let (table, key, from) = (&graph.metagraph_name, &nodes.key_name, &nodes.name);
@@ -72,28 +82,10 @@ pub fn refresh_types(graph: &Graph, keys: &[NodeKey]) -> PgResult<()> {
         &format!(
             "UPDATE {table} m SET type = t.type FROM ( \
                  SELECT k.key, min(n.{type_name}::pg_catalog.text) AS type \
-                 FROM pg_catalog.unnest($1) AS k (key) LEFT JOIN {from} n ON n.{key} = k.key GROUP BY k.key) t \
+                 FROM {which} AS k (key) LEFT JOIN {from} n ON n.{key} = k.key GROUP BY k.key) t \
              WHERE m.node = t.key AND m.type IS DISTINCT FROM t.type"
         ),
-        &[graph.kind.array(keys)],
-    )?;
-    Ok(())
-}
-
-/// The same of all nodes; all components are held.
-pub fn refresh_all_types(graph: &Graph) -> PgResult<()> {
-    let Some(nodes) = &graph.nodes else { return Ok(()) };
-    let Some(type_name) = &nodes.type_name else { return Ok(()) };
-    let (table, key, from) = (&graph.metagraph_name, &nodes.key_name, &nodes.name);
-    spi::set_local("row_security", "off")?;
-    spi::run(
-        &format!(
-            "UPDATE {table} m SET type = t.type FROM ( \
-                 SELECT d.node, min(n.{type_name}::pg_catalog.text) AS type \
-                 FROM {table} d LEFT JOIN {from} n ON n.{key} = d.node GROUP BY d.node) t \
-             WHERE m.node = t.node AND m.type IS DISTINCT FROM t.type"
-        ),
-        &[],
+        arguments,
     )?;
     Ok(())
 }

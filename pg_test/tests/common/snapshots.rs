@@ -1,23 +1,17 @@
-//! A key that gets a partition of its own, seen by snapshots from before and by serializable transactions.
+//! What snapshots from before, and serializable transactions, see of a partition of `t` that is replaced: however it is.
 
-mod common;
-
-use common::placed::expect_code;
-use common::{Server, options};
+use super::placed::expect_code;
+use super::{Server, options};
 use foreshard_test::{Client, Result};
 use std::time::Duration;
 
-/// Files the isolation of a key; the move.
-fn isolate(server: &mut Server, key: &str) -> Result<String> {
-    server.query(&format!("SELECT foreshard.isolate_keys('t', ARRAY['{key}'])"))?;
-    server.query("SELECT max(move_id) FROM foreshard.move")
-}
-
 /// A snapshot that is older than the last replay is waited for; one that was taken while both copies were equal
 /// reads the new partitions.
-#[test]
-fn old_snapshots_see_every_row() -> Result<()> {
-    let mut server = Server::start(&options("isolate-mvcc"))?;
+pub fn old_snapshots_see_every_row(
+    name: &str,
+    change: impl FnOnce(&mut Server) -> Result<String>,
+) -> Result<()> {
+    let mut server = Server::start(&options(name))?;
     server.query(
         "CREATE TABLE other (id int); \
          CREATE TABLE t (id bigint PRIMARY KEY, v int); INSERT INTO t SELECT g, 0 FROM generate_series(1, 4000) g; \
@@ -30,7 +24,7 @@ fn old_snapshots_see_every_row() -> Result<()> {
     };
     let state = "SELECT count(*) || ' ' || sum(v) FROM t";
     let mut old = snapshot(&server)?;
-    let move_id = isolate(&mut server, "1002")?;
+    let move_id = change(&mut server)?;
     server.wait_query(
         &format!(
             "SELECT phase FROM foreshard.move WHERE move_id = {move_id} AND waiting_for LIKE 'snapshot%'"
@@ -52,18 +46,20 @@ fn old_snapshots_see_every_row() -> Result<()> {
     server.assert_settled()
 }
 
-/// Two serializable transactions that each write what the other has read cannot both commit, even if the key gets its own
-/// partition between their steps.
-#[test]
-fn serializable_stays_serializable() -> Result<()> {
-    let mut server = Server::start(&options("isolate-ssi"))?;
+/// Two serializable transactions that each write what the other has read cannot both commit, even if the
+/// partition of key 17 changes between their steps.
+pub fn serializable_stays_serializable(
+    name: &str,
+    change: impl FnOnce(&mut Server) -> Result<String>,
+) -> Result<()> {
+    let mut server = Server::start(&options(name))?;
     server.query(
         "CREATE TABLE other (id int PRIMARY KEY, v int); INSERT INTO other VALUES (1, 0); \
          CREATE TABLE t (id bigint PRIMARY KEY, v int); INSERT INTO t SELECT g, 0 FROM generate_series(1, 1000) g; \
          SELECT foreshard.distribute('t', 'id', 2)",
     )?;
     server.hold(Some("cutover"))?;
-    let move_id = isolate(&mut server, "17")?;
+    let move_id = change(&mut server)?;
     server.wait_phase(&move_id, "cutover")?;
     let (mut first, mut second) = (server.cluster.connect("postgres")?, server.cluster.connect("postgres")?);
     second.exec("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM other WHERE id = 1")?;
