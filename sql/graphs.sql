@@ -143,6 +143,65 @@ CREATE EVENT TRIGGER foreshard_graph_tables_dropped ON sql_drop
     WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP OWNED')
     EXECUTE FUNCTION foreshard.graph_tables_dropped();
 
+-- Why a table cannot be part of a graph; NULL: it can. Triggers of whole statements do not see every change of others.
+CREATE FUNCTION foreshard.graph_refusal(relation oid) RETURNS text STABLE LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN c.relkind = 'p' THEN 'It is partitioned, and triggers of whole statements do not see rows written to a partition directly.'
+                WHEN c.relkind <> 'r' THEN 'Only ordinary tables can be part of a graph.'
+                WHEN c.relpersistence <> 'p' THEN 'It is temporary or unlogged, the closure is not.'
+                WHEN c.relnamespace IN ('foreshard'::regnamespace, 'pg_catalog'::regnamespace) THEN 'It belongs to the system or to foreshard.'
+                WHEN EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))
+                    THEN 'It inherits, is inherited from, or is a partition.'
+                WHEN EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid)
+                    THEN 'It is written by a subscription, which fires no triggers of whole statements.' END
+    FROM pg_class c WHERE c.oid = relation
+$$;
+
+-- Graphs of which a table is not fit any more, or lacks a column.
+CREATE VIEW foreshard.unfit_graphs AS
+SELECT g.graph_name AS graph, t.relation, coalesce(foreshard.graph_refusal(t.relation), k.reason) AS reason
+FROM foreshard.graph g
+CROSS JOIN LATERAL (VALUES (g.edge_table, ARRAY[g.source_column, g.target_column], ARRAY[g.weight_column, g.depth_column]),
+                           (g.node_table, ARRAY[g.node_key_column], ARRAY[g.node_type_column])) t (relation, keys, others)
+JOIN pg_class c ON c.oid = t.relation
+CROSS JOIN LATERAL (
+    SELECT string_agg(CASE WHEN a.attname IS NULL THEN format('It has no column %I.', w.name)
+                           ELSE format('Its column %I is of type %s, nodes are of type %s.', w.name, format_type(a.atttypid, NULL), g.key_type) END,
+                      ' ' ORDER BY w.name)
+    FROM (SELECT unnest(t.keys), true UNION ALL SELECT unnest(t.others), false) w (name, is_key)
+    LEFT JOIN pg_attribute a ON a.attrelid = t.relation AND a.attname = w.name AND NOT a.attisdropped
+    WHERE w.name IS NOT NULL
+      AND (a.attname IS NULL
+           OR w.is_key AND a.atttypid <> g.key_type
+              AND NOT (a.atttypid IN ('text'::regtype, 'varchar'::regtype) AND g.key_type IN ('text'::regtype, 'varchar'::regtype)))) k (reason)
+WHERE foreshard.graph_refusal(t.relation) IS NOT NULL OR k.reason IS NOT NULL;
+
+-- A subscription is not refused: that it failed would leave its slot on the publisher. check() tells of it.
+CREATE FUNCTION foreshard.graph_tables_altered() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM foreshard.graph) THEN
+        RETURN;
+    END IF;
+    SELECT u.graph, u.relation, u.reason INTO found FROM foreshard.unfit_graphs u
+    WHERE EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d
+                  WHERE d.classid = 'pg_class'::regclass
+                    AND (d.objid = u.relation
+                         OR EXISTS (SELECT FROM pg_inherits i WHERE (i.inhrelid, i.inhparent) IN ((u.relation, d.objid), (d.objid, u.relation)))))
+    LIMIT 1;
+    IF found.graph IS NOT NULL THEN
+        RAISE EXCEPTION 'table % is part of graph "%", whose closure could not be kept any more', found.relation, found.graph
+            USING ERRCODE = 'feature_not_supported', DETAIL = found.reason,
+                  HINT = format('SELECT foreshard.drop_graph(%L), and create the graph again afterwards.', found.graph);
+    END IF;
+END
+$$;
+CREATE EVENT TRIGGER foreshard_graph_tables_altered ON ddl_command_end
+    WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE')
+    EXECUTE FUNCTION foreshard.graph_tables_altered();
+
 -- Keys are the users' data: shown to those who may read every row of the edges anyway, as in hot_keys.
 CREATE VIEW foreshard.graph_influencers AS
 SELECT g.graph_name AS graph, i.place,
@@ -179,6 +238,10 @@ LATERAL (SELECT count(*) AS shards,
 COMMENT ON FUNCTION foreshard.graph_functions(name, regtype) IS 'Internal: the functions that belong to a graph.';
 COMMENT ON FUNCTION foreshard.graph_tables_dropped() IS 'Internal: drops graphs whose edges were dropped.';
 COMMENT ON EVENT TRIGGER foreshard_graph_tables_dropped IS 'Drops graphs whose edges were dropped.';
+COMMENT ON FUNCTION foreshard.graph_refusal(oid) IS 'Internal: why a table cannot be part of a graph, if it cannot.';
+COMMENT ON FUNCTION foreshard.graph_tables_altered() IS 'Internal: refuses to alter a table so that the closure of its graph could not be kept.';
+COMMENT ON EVENT TRIGGER foreshard_graph_tables_altered IS 'Refuses to alter a table so that the closure of its graph could not be kept.';
+COMMENT ON VIEW foreshard.unfit_graphs IS 'Graphs whose closure cannot be kept, because of what became of a table of theirs.';
 COMMENT ON TABLE foreshard.graph IS 'Graphs: edge tables whose transitive closure is kept.';
 COMMENT ON TABLE foreshard.graph_partition IS 'Which part of a graph''s closure holds the rows of which shard.';
 COMMENT ON TABLE foreshard.graph_influence IS 'When the influence of every graph''s nodes was computed, and how exactly.';

@@ -122,6 +122,10 @@ WHERE 5 > (SELECT count(*) FROM pg_catalog.pg_trigger t
            WHERE t.tgrelid = c.oid AND t.tgfoid = 'foreshard.graph_changed'::pg_catalog.regproc AND t.tgenabled IN ('O', 'A')
              AND pg_catalog.encode(t.tgargs, 'escape') = format('%s\000%s\000', g.graph_id, x.role))
 UNION ALL
+SELECT 'error', 'graph ' || u.graph, 'its closure is not kept: a table of it is not fit for a graph any more', format('table %s: %s', u.relation, u.reason),
+       format('Undo that, then SELECT foreshard.rebuild_graph(%L); or drop the graph.', u.graph)
+FROM foreshard.unfit_graphs u
+UNION ALL
 SELECT 'error', 'node ' || n.node_name, 'another server holds the tables there', 'a clone, a restored backup, a promoted standby, or what this is a copy of',
        format('If this is the server that goes on, stop the other one; then SELECT foreshard.claim_node(%L);', n.node_name)
 FROM foreshard.node n WHERE NOT n.held
@@ -137,9 +141,11 @@ JOIN pg_catalog.pg_trigger t ON t.tgrelid = r.table_oid AND NOT t.tgisinternal A
 GROUP BY r.table_oid
 UNION ALL
 SELECT 'warning', 'event trigger ' || e.evtname,
-       CASE e.evtname WHEN 'foreshard_table_altered' THEN 'disabled: tables can be altered without their slots on nodes' ELSE 'disabled: graphs do not go with their edges' END,
+       CASE e.evtname WHEN 'foreshard_table_altered' THEN 'disabled: tables can be altered without their slots on nodes'
+                      WHEN 'foreshard_graph_tables_altered' THEN 'disabled: tables of graphs can be altered so that closures are not kept'
+                      ELSE 'disabled: graphs do not go with their edges' END,
        '', format('ALTER EVENT TRIGGER %I ENABLE;', e.evtname)
-FROM pg_catalog.pg_event_trigger e WHERE e.evtname IN ('foreshard_graph_tables_dropped', 'foreshard_table_altered') AND e.evtenabled NOT IN ('O', 'A');
+FROM pg_catalog.pg_event_trigger e WHERE e.evtname IN ('foreshard_graph_tables_dropped', 'foreshard_graph_tables_altered', 'foreshard_table_altered') AND e.evtenabled NOT IN ('O', 'A');
 
 CREATE FUNCTION foreshard."check"(closures boolean DEFAULT false,
     OUT severity text, OUT object text, OUT problem text, OUT detail text, OUT hint text)

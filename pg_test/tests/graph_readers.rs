@@ -8,28 +8,89 @@ use common::{Server, options};
 use foreshard_test::{Result, wait_until};
 use std::time::Duration;
 
-/// A reader that has planned does not look into a part that is made afterwards, and must not see that a node has gone there.
+/// A reader that has planned does not look into a part that is made afterwards, and must not see that a node has gone there,
+/// whoever moved it.
 #[test]
 fn a_reader_misses_nothing_while_a_part_is_made() -> Result<()> {
     let mut server = Server::start(&options("graph-readers"))?;
     server.query(
-        "CREATE TABLE e (s int, t int); CREATE TABLE n (k int); INSERT INTO e VALUES (1, 2); \
-         SELECT foreshard.create_graph('g', 'e', 's', 't'); SELECT foreshard.add_shard('late'); \
-         CREATE FUNCTION slow() RETURNS int STABLE LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN 1000; END $$",
+        "CREATE TABLE e (s int, t int); INSERT INTO e VALUES (1, 2); SELECT foreshard.create_graph('g', 'e', 's', 't'); \
+         SELECT foreshard.add_shard('late'); SELECT foreshard.add_shard('later'); \
+         CREATE FUNCTION slow() RETURNS int STABLE LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(4); RETURN 1000; END $$",
     )?;
     let (mut reader, mut mover) = (server.cluster.connect("postgres")?, server.cluster.connect("postgres")?);
     let pid = reader.backend_pid();
-    reader.send_query("SELECT descendant FROM foreshard.g_descendants(1) d WHERE d.depth < slow()")?;
-    let plans = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
-    wait_until("the plan", Duration::from_secs(20), || Ok(server.query(&plans)? == "1"))?;
-    mover.exec("SELECT foreshard.move_node('g', '1', 'late')")?;
-    let mut answer = None;
-    wait_until("the answer", Duration::from_secs(20), || {
-        answer = reader.poll_result(Duration::from_millis(50))?;
-        Ok(answer.is_some())
-    })?;
-    assert_eq!(answer.map(|rows| rows.to_text()).unwrap_or_default().trim(), "2");
+    for (way, shard) in [
+        ("SELECT foreshard.move_node('g', '1', 'late')", "late"),
+        ("SELECT foreshard.move_nodes('g', '{\"1\": \"later\"}')", "later"),
+    ] {
+        reader.send_query("SELECT descendant FROM foreshard.g_descendants(1) d WHERE d.depth < slow()")?;
+        let plans =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
+        wait_until("the plan", Duration::from_secs(20), || Ok(server.query(&plans)? == "1"))?;
+        mover.exec(way)?;
+        let mut answer = None;
+        wait_until("the answer", Duration::from_secs(20), || {
+            answer = reader.poll_result(Duration::from_millis(50))?;
+            Ok(answer.is_some())
+        })?;
+        assert_eq!(answer.map(|rows| rows.to_text()).unwrap_or_default().trim(), "2", "{way}");
+        server.wait_query(
+            "SELECT s.shard FROM foreshard.g_metagraph m JOIN foreshard.shards s USING (shard_id) WHERE m.node = 1",
+            shard,
+        )?;
+    }
     assert_right(&mut server, "g", "a part that was made meanwhile")
+}
+
+/// What would let rows change without the closure is refused when it is done, and told where it could not be refused.
+#[test]
+fn tables_of_graphs_stay_fit() -> Result<()> {
+    let mut server = Server::start(&options("graph-fit"))?;
+    server.query(
+        "CREATE ROLE owner LOGIN; GRANT CREATE ON SCHEMA public TO owner; GRANT EXECUTE ON FUNCTION foreshard.create_graph TO owner; \
+         SET SESSION AUTHORIZATION owner; CREATE TABLE e (s int, t int, w float8, note varchar(9)); CREATE TABLE n (k int, type text); \
+         CREATE TABLE p (LIKE e) PARTITION BY LIST (s); CREATE TABLE parent (LIKE e); INSERT INTO e VALUES (1, 2, 1, 'x'); \
+         SELECT foreshard.create_graph('g', 'e', 's', 't', 'n', 'k', 'type', 'w')",
+    )?;
+    let mut owner = server.cluster.connect("postgres")?;
+    owner.exec("SET SESSION AUTHORIZATION owner")?;
+    for (sql, why) in [
+        ("ALTER TABLE p ATTACH PARTITION e FOR VALUES IN (1)", "partition"),
+        ("ALTER TABLE e INHERIT parent", "inherits"),
+        ("CREATE TABLE child () INHERITS (n)", "inherited"),
+        ("CREATE TABLE child (LIKE e); ALTER TABLE child INHERIT e", "inherited"),
+        ("ALTER TABLE n SET UNLOGGED", "unlogged"),
+        ("ALTER TABLE e RENAME COLUMN s TO source", "no column s"),
+        ("ALTER TABLE e DROP COLUMN w", "no column w"),
+        ("ALTER TABLE n RENAME type TO kind", "no column type"),
+        ("ALTER TABLE e ALTER t TYPE bigint", "of type bigint"),
+    ] {
+        let error = expect_code(owner.exec(sql), "0A000").to_string();
+        assert!(error.contains("graph \"g\"") && error.contains(why), "{sql}: {error}");
+    }
+    owner.exec(
+        "ALTER TABLE e ADD COLUMN more int, ALTER note TYPE text; ALTER TABLE e RENAME COLUMN note TO label; ALTER TABLE e RENAME TO edges; \
+         ALTER TABLE edges SET (fillfactor = 90); CREATE TABLE other () INHERITS (parent); INSERT INTO edges VALUES (2, 3, 1, 'y')",
+    )?;
+    let problems = "SELECT severity, object, detail FROM foreshard.check() WHERE object LIKE 'graph%'";
+    assert_eq!(server.query(problems)?, "");
+    server.query(
+        "ALTER EVENT TRIGGER foreshard_graph_tables_altered DISABLE; CREATE TABLE child () INHERITS (edges)",
+    )?;
+    server
+        .query(
+            "ALTER EVENT TRIGGER foreshard_graph_tables_altered ENABLE; ALTER TABLE edges ADD COLUMN yet int",
+        )
+        .unwrap_err();
+    assert!(
+        server.query(problems)?.starts_with("error|graph g|table edges: It inherits"),
+        "{}",
+        server.query(problems)?
+    );
+    server.query("DROP TABLE child")?;
+    assert_eq!(server.query(problems)?, "");
+    assert_checked(&mut server, "g")
 }
 
 /// Indexes to which different keys are equal lead to other nodes' edges.

@@ -310,7 +310,7 @@ fn moves_are_whole_whatever_happens() -> Result<()> {
     assert!(total >= 600, "{total} moves");
     let mut random = Random::new(3);
     let mut killed = false;
-    wait_until("the moves", Duration::from_secs(60), || {
+    wait_until("the moves", Duration::from_secs(180), || {
         let (a, b) = (random.below(600) + 1, random.below(600) + 1);
         server.query(&format!("INSERT INTO e VALUES ({a}, {b}, 1); DELETE FROM e WHERE ctid IN (SELECT ctid FROM e WHERE s = {a} AND t = {b} LIMIT 1)"))?;
         let done: i64 = server

@@ -135,6 +135,12 @@ fn groups(touched: &Touched) -> Vec<u32> {
     }
 }
 
+/// The component of a node that is in the directory.
+pub fn of(graph: &Graph, key: &NodeKey) -> PgResult<Option<i64>> {
+    let _fresh = fresh_snapshot();
+    Ok(Finder::open(graph)?.node(key).map(|(_, component)| component))
+}
+
 fn look(graph: &Graph, touched: &Touched) -> PgResult<Vec<Option<(i32, i64)>>> {
     let _fresh = fresh_snapshot();
     let mut finder = Finder::open(graph)?;

@@ -13,11 +13,13 @@ use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::{announce_change, fresh_snapshot};
 use crate::pg::report::{PgResult, bad_argument, error, internal, unknown};
 use crate::pg::{guc, security, spi};
+use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-/// How long the worker waits for a component while it holds others.
+/// How long the worker waits for another component while it holds some.
 const LOCK_TIMEOUT: &str = "200ms";
 /// Moves looked at in one transaction, at most.
 const MOST_PER_TRANSACTION: i64 = 500;
@@ -74,7 +76,7 @@ pub enum Outcome {
     /// The node was there already; its version.
     There(i64),
     /// It was not made.
-    Refused(pgrx::pg_sys::panic::ErrorReport),
+    Refused(pg_sys::panic::ErrorReport),
 }
 
 /// Moves one node; the writer is one of the graph. `version`: only if the node is that version.
@@ -155,12 +157,13 @@ pub fn file(graph_id: i32, moves: &[(String, String)], user: &str) -> PgResult<u
     let mut to = Vec::with_capacity(moves.len());
     for (_, name) in moves {
         let shard = shards.iter().find(|shard| &shard.name == name);
-        to.push(shard.ok_or_else(|| unknown(format!("shard \"{name}\" does not exist")))?.shard_id);
+        let shard = shard.ok_or_else(|| unknown(format!("shard \"{name}\" does not exist")))?;
+        if !shard.is_local() {
+            return Err(create::elsewhere(name));
+        }
+        to.push(shard.shard_id);
     }
-    let mut distinct = to.clone();
-    distinct.sort_unstable();
-    distinct.dedup();
-    let graph = with_parts(graph_id, &distinct)?;
+    let graph = graph::by_id(graph_id)?;
     let keys = moves.iter().map(|(node, _)| key_of(&graph, node)).collect::<PgResult<Vec<_>>>()?;
     let rows = {
         let _owner = security::as_restricted_owner(graph.owner);
@@ -182,32 +185,90 @@ pub fn file(graph_id: i32, moves: &[(String, String)], user: &str) -> PgResult<u
     moving::file(graph_id, &filed, user)
 }
 
-/// Makes moves that wait, until enough rows are rewritten; whether there may be more. In a worker's transaction;
-/// with `one`, a single one; those in `skipped` are not looked at.
+/// What became of a part that moves wait for.
+pub enum MadePart {
+    /// No move waits for any.
+    None,
+    /// There may be more.
+    Made,
+    /// Somebody reads the closure.
+    Busy,
+}
+
+/// Makes a part that moves wait for, in a worker's transaction of its own, under a lock that nobody shares: whoever has planned does
+/// not look into the part, and must not see that nodes have gone there. `lock` tries to take it.
+///
+/// # Errors
+/// 55P03 where the closure is read; what the server says, such as that the shard's disk is gone.
+pub fn make_part(lock: impl Fn(&[pg_sys::Oid]) -> PgResult<bool>) -> PgResult<MadePart> {
+    let Some((graph_id, shard)) = moving::lacks_part()? else { return Ok(MadePart::None) };
+    let closure: Vec<pg_sys::Oid> = graph::closure_of(graph_id)?.into_iter().collect();
+    if !lock(&closure)? {
+        return Ok(MadePart::Busy);
+    }
+    with_parts(graph_id, &[shard])?;
+    Ok(MadePart::Made)
+}
+
+/// Gives up the moves that wait for the part that [`make_part`] would make.
+pub fn give_up_part(why: &str) -> PgResult<()> {
+    match moving::lacks_part()? {
+        Some((graph_id, shard)) => moving::fail_to(graph_id, shard, why),
+        None => Ok(()),
+    }
+}
+
+/// How far a worker is with a graph's moves.
+pub struct Progress {
+    /// The graph.
+    pub graph_id: i32,
+    /// Moves up to this number were looked at.
+    pub after: i64,
+    /// Components that somebody else held for too long: their nodes are moved another time.
+    pub busy: BTreeSet<i64>,
+    /// The component that is waited for; stays when the wait fails.
+    pub awaited: Cell<Option<i64>>,
+}
+
+impl Progress {
+    /// Nothing was looked at yet.
+    pub fn new(graph_id: i32) -> Self {
+        Self { graph_id, after: 0, busy: BTreeSet::new(), awaited: Cell::new(None) }
+    }
+}
+
+/// Makes moves to parts that there are, until enough rows are rewritten; the number of the last one looked at, None when there
+/// are no more. In a worker's transaction; with `one`, a single one.
 ///
 /// # Errors
 /// What the server says; nothing of this transaction is kept then.
-pub fn work(one: bool, skipped: &[i64]) -> PgResult<bool> {
+pub fn work(progress: &Progress, one: bool) -> PgResult<Option<i64>> {
+    progress.awaited.set(None);
     // Components are held in any order here, so whoever waits too long is we, before anybody looks for a deadlock;
     // and what we hold meanwhile is not held for long.
-    spi::set_local("lock_timeout", LOCK_TIMEOUT)?;
+    spi::set_local("lock_timeout", &format!("{}ms", first_wait_ms()?))?;
     let _plans = spi::KeptPlans::begin()?;
-    let waiting = moving::next(if one { 1 } else { MOST_PER_TRANSACTION }, skipped)?;
-    let Some(first) = waiting.first() else { return Ok(false) };
-    let shards: Vec<i32> = waiting.iter().map(|move_| move_.to_shard).collect();
-    for shard in &shards {
-        if !graph::has_part(first.graph_id, *shard)? {
-            // In a transaction of its own: whoever plans from its end on looks there, too.
-            with_parts(first.graph_id, &shards)?;
-            return Ok(true);
-        }
+    let waiting =
+        moving::next(progress.graph_id, progress.after, if one { 1 } else { MOST_PER_TRANSACTION })?;
+    if waiting.is_empty() {
+        return Ok(None);
     }
-    let graph = with_parts(first.graph_id, &shards)?;
-    let allowed = allowed(first.graph_id)?;
+    let graph = graph::by_id(progress.graph_id)?;
+    let allowed = allowed(graph.id)?;
     let most = u64::try_from(guc::GRAPH_MOVE_BATCH.get()).unwrap_or(1);
     let (mut rewritten, mut writer) = (0, Writer::new(&graph));
+    let mut last = None;
     for move_ in &waiting {
+        last = Some(move_.move_id);
+        let component = component::of(&graph, &key_of(&graph, &move_.node)?)?;
+        if component.is_some_and(|component| progress.busy.contains(&component)) {
+            continue;
+        }
+        progress.awaited.set(component);
         let made = move_one(&graph, &mut writer, &allowed, &move_.node, move_.to_shard, Some(move_.version))?;
+        if progress.awaited.take().is_some() && rewritten == 0 {
+            spi::set_local("lock_timeout", LOCK_TIMEOUT)?;
+        }
         match made {
             Outcome::Moved(_, rows) => {
                 rewritten += rows;
@@ -220,18 +281,26 @@ pub fn work(one: bool, skipped: &[i64]) -> PgResult<bool> {
             break;
         }
     }
-    Ok(true)
+    Ok(last)
+}
+
+/// How long a worker that holds nothing else waits for a component: others may be at it all the time, one after the other. It gives
+/// up before anybody looks for a deadlock: moves that it looks at are locked.
+fn first_wait_ms() -> PgResult<i64> {
+    let sql = "SELECT extract(epoch FROM pg_catalog.current_setting('deadlock_timeout')::interval) * 1000";
+    let deadlock_ms = spi::one::<f64>(&format!("{sql}::float8"), &[])?.unwrap_or(1000.0);
+    Ok((deadlock_ms * 0.8).clamp(50.0, 2000.0) as i64)
 }
 
 /// The move that [`work`] would begin with.
-pub fn first(skipped: &[i64]) -> PgResult<Option<i64>> {
-    Ok(moving::next(1, skipped)?.first().map(|move_| move_.move_id))
+pub fn first(progress: &Progress) -> PgResult<Option<i64>> {
+    Ok(moving::next(progress.graph_id, progress.after, 1)?.first().map(|move_| move_.move_id))
 }
 
 /// Gives up the move that [`work`] would begin with.
-pub fn give_up(why: &str, skipped: &[i64]) -> PgResult<()> {
-    match moving::next(1, skipped)?.first() {
-        Some(move_) => moving::finish(move_.move_id, 0, Some(why)),
+pub fn give_up(progress: &Progress, why: &str) -> PgResult<()> {
+    match first(progress)? {
+        Some(move_id) => moving::finish(move_id, 0, Some(why)),
         None => Err(internal("no move waits")),
     }
 }

@@ -1,19 +1,23 @@
 //! The worker of graphs, one per database, while there is work: counts accesses that were noted, moves nodes,
 //! computes influence.
 
-use crate::catalog::graph::{self as catalog, influence as stored};
+use crate::catalog::graph::{self as catalog, influence as stored, moving as queue};
 use crate::catalog::session;
-use crate::graph::{influence, moving, place};
+use crate::graph::moving::{self, MadePart, Progress};
+use crate::graph::{influence, place};
+use crate::mover::short_lock;
 use crate::pg::bgworker::{self, WorkResult};
-use crate::pg::guc;
+use crate::pg::{guc, lock};
 use crate::planner;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 /// Moves of nodes that are tried one by one after some together have failed: as many as those were at most.
 const ONE_BY_ONE: u32 = 500;
-/// Moves that wait for somebody, and do not keep others waiting.
-const MOST_SKIPPED: usize = 1_000;
+/// Attempts to lock a closure for a new part, some 20 s.
+const PART_ATTEMPTS: u32 = 144;
+/// Components of a graph that others hold, of which the nodes are not moved now.
+const MOST_BUSY: usize = 1_000;
 
 /// Entry point; the argument is the database's oid.
 ///
@@ -33,6 +37,7 @@ pub extern "C-unwind" fn foreshard_graph_main(argument: pg_sys::Datum) {
         ("counting accesses", count as fn() -> WorkResult<()>),
         ("moves that nodes need", relieve),
         ("moves of nodes", move_nodes),
+        ("moves of nodes to new parts", move_to_new_parts),
         ("influence", refresh),
     ] {
         if done.is_ok() {
@@ -86,25 +91,51 @@ fn relieve() -> WorkResult<()> {
     Ok(())
 }
 
-/// Makes the moves that wait. When one of a transaction fails, they are tried one by one until it is found.
+/// Makes the parts that moves wait for, then the moves. When a closure is never free for a moment, the next worker tries again.
+fn move_to_new_parts() -> WorkResult<()> {
+    let (mut attempt, mut made) = (0, false);
+    while attempt < PART_ATTEMPTS {
+        let lock = |closure: &[pg_sys::Oid]| short_lock::try_lock(closure, lock::ACCESS_EXCLUSIVE, attempt);
+        match bgworker::transaction(|| moving::make_part(lock)) {
+            Ok(MadePart::None) => break,
+            Ok(MadePart::Made) => (attempt, made) = (0, true),
+            Ok(MadePart::Busy) => attempt += 1,
+            Err(failure) if is_passing(failure.code) => attempt += 1,
+            Err(failure) => bgworker::transaction(|| moving::give_up_part(&failure.line))?,
+        }
+        bgworker::wait(short_lock::backoff_ms(attempt));
+    }
+    if made { move_nodes() } else { Ok(()) }
+}
+
+/// Makes the moves that wait.
 fn move_nodes() -> WorkResult<()> {
-    let mut one = 0_u32;
-    // Their components are held by somebody: they are tried again the next time.
-    let mut skipped: Vec<i64> = Vec::new();
+    for graph_id in bgworker::transaction(queue::graphs_waiting)? {
+        move_nodes_of(graph_id)?;
+    }
+    Ok(())
+}
+
+/// Those of one graph, from the first to the last. When one of a transaction fails, they are tried one by one until it is found;
+/// components that others hold are left for the next worker.
+fn move_nodes_of(graph_id: i32) -> WorkResult<()> {
+    let (mut progress, mut one) = (Progress::new(graph_id), 0_u32);
     loop {
-        match bgworker::transaction(|| moving::work(one > 0, &skipped)) {
-            Ok(false) => return Ok(()),
-            Ok(true) => one = one.saturating_sub(1),
-            Err(_) if one == 0 => one = ONE_BY_ONE,
-            Err(failure) if is_passing(failure.code) => {
-                match bgworker::transaction(|| moving::first(&skipped))? {
-                    Some(blocked) if skipped.len() < MOST_SKIPPED => skipped.push(blocked),
-                    _ => return Err(failure),
+        match bgworker::transaction(|| moving::work(&progress, one > 0)) {
+            Ok(None) => return Ok(()),
+            Ok(Some(last)) => (progress.after, one) = (last, one.saturating_sub(1)),
+            Err(failure) if is_passing(failure.code) && progress.awaited.get().is_some() => {
+                progress.busy.extend(progress.awaited.take());
+                if progress.busy.len() > MOST_BUSY {
+                    return Err(failure);
                 }
-                one = 0;
             }
+            Err(_) if one == 0 => one = ONE_BY_ONE,
             Err(failure) => {
-                bgworker::transaction(|| moving::give_up(&failure.line, &skipped))?;
+                match bgworker::transaction(|| moving::first(&progress))? {
+                    Some(blocked) if is_passing(failure.code) => progress.after = blocked,
+                    _ => bgworker::transaction(|| moving::give_up(&progress, &failure.line))?,
+                }
                 one = 0;
             }
         }

@@ -285,10 +285,13 @@ fn tablespace(shard_id: i32) -> PgResult<String> {
         "SELECT pg_catalog.quote_ident(tablespace_name) FROM foreshard.shard WHERE shard_id = $1 AND node_name = 'local'",
         &[shard_id.into()],
     )?;
-    space.ok_or_else(|| {
-        unsupported(format!("shard {shard_id} is not on this server"))
-            .set_detail("Parts of a graph's closure are on shards of this server.")
-    })
+    space.ok_or_else(|| elsewhere(&shard_id.to_string()))
+}
+
+/// Says that no part of a closure can be on a shard.
+pub fn elsewhere(shard: &str) -> pg_sys::panic::ErrorReport {
+    unsupported(format!("shard {shard} is not on this server"))
+        .set_detail("Parts of a graph's closure are on shards of this server.")
 }
 
 /// Both indexes of a part. With the depth in them, each answers by itself what a node reaches or what reaches it, and

@@ -465,18 +465,7 @@ pub fn without_nodes() -> PgResult<Option<String>> {
 
 /// Why a table cannot be part of a graph; None: it can.
 pub fn unfit(table: pg_sys::Oid) -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT CASE WHEN c.relkind = 'p' THEN 'It is partitioned, and triggers of whole statements do not see rows written to a partition directly.' \
-                     WHEN c.relkind <> 'r' THEN 'Only ordinary tables can be part of a graph.' \
-                     WHEN c.relpersistence <> 'p' THEN 'It is temporary or unlogged, the closure is not.' \
-                     WHEN c.relnamespace IN ('foreshard'::regnamespace, 'pg_catalog'::regnamespace) THEN 'It belongs to the system or to foreshard.' \
-                     WHEN c.relispartition OR c.relhassubclass OR EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) \
-                         THEN 'It inherits, is inherited from, or is a partition.' \
-                     WHEN EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid) \
-                         THEN 'It is written by a subscription, which fires no triggers of whole statements.' END \
-         FROM pg_catalog.pg_class c WHERE c.oid = $1",
-        &[table.into()],
-    )
+    spi::one::<String>("SELECT foreshard.graph_refusal($1)", &[table.into()])
 }
 
 /// Collation of a column (0: none), and whether it is deterministic.

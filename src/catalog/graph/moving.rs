@@ -51,8 +51,6 @@ pub fn place(graph: &Graph, key: &NodeKey, to: i32) -> PgResult<u64> {
 pub struct Waiting {
     /// Its id.
     pub move_id: i64,
-    /// The graph.
-    pub graph_id: i32,
     /// The node, in text.
     pub node: String,
     /// Where it shall live.
@@ -75,23 +73,53 @@ pub fn file(graph_id: i32, moves: &[(String, i32, i64)], user: &str) -> PgResult
     )
 }
 
-/// Waiting moves of the graph whose turn it is, at most so many, without those that are skipped; they are kept from others
-/// until the end of the transaction.
-pub fn next(most: i64, skipped: &[i64]) -> PgResult<Vec<Waiting>> {
+/// The first graph and shard that a move waits for although the closure has no part there.
+pub fn lacks_part() -> PgResult<Option<(i32, i32)>> {
+    let found = spi::rows_mut(
+        "SELECT m.graph_id, m.to_shard FROM foreshard.node_move m WHERE m.state = 'waiting' \
+         AND NOT EXISTS (SELECT FROM foreshard.graph_partition p WHERE (p.graph_id, p.shard_id) = (m.graph_id, m.to_shard)) \
+         ORDER BY m.node_move_id LIMIT 1",
+        &[],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Ends all moves of a graph's nodes to a shard that wait, with why they were not made.
+pub fn fail_to(graph_id: i32, shard_id: i32, error: &str) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.node_move SET state = 'failed', finished_at = pg_catalog.clock_timestamp(), closure_rows = 0, error = $3 \
+         WHERE graph_id = $1 AND to_shard = $2 AND state = 'waiting'",
+        &[graph_id.into(), shard_id.into(), error.into()],
+    )?;
+    Ok(())
+}
+
+/// Graphs with moves that wait, to parts that there are.
+pub fn graphs_waiting() -> PgResult<Vec<i32>> {
     spi::rows_mut(
-        "SELECT node_move_id, graph_id, node, to_shard, version FROM foreshard.node_move \
-         WHERE state = 'waiting' AND node_move_id <> ALL ($2) AND graph_id = ( \
-             SELECT graph_id FROM foreshard.node_move WHERE state = 'waiting' AND node_move_id <> ALL ($2) \
-             ORDER BY node_move_id LIMIT 1 FOR UPDATE SKIP LOCKED) \
-         ORDER BY node_move_id LIMIT $1 FOR UPDATE SKIP LOCKED",
-        &[most.into(), skipped.to_vec().into()],
+        "SELECT m.graph_id FROM foreshard.node_move m JOIN foreshard.graph_partition p ON (p.graph_id, p.shard_id) = (m.graph_id, m.to_shard) \
+         WHERE m.state = 'waiting' GROUP BY 1 ORDER BY min(m.node_move_id)",
+        &[],
+        |row| row.need(1),
+    )
+}
+
+/// A graph's moves that wait, to parts that there are, after the one with this number, at most so many in the order of their
+/// numbers; they are kept from others until the end of the transaction.
+pub fn next(graph_id: i32, after: i64, most: i64) -> PgResult<Vec<Waiting>> {
+    spi::rows_mut(
+        "SELECT m.node_move_id, m.node, m.to_shard, m.version FROM foreshard.node_move m \
+         JOIN foreshard.graph_partition p ON (p.graph_id, p.shard_id) = (m.graph_id, m.to_shard) \
+         WHERE m.state = 'waiting' AND m.graph_id = $1 AND m.node_move_id > $2 \
+         ORDER BY m.node_move_id LIMIT $3 FOR UPDATE OF m SKIP LOCKED",
+        &[graph_id.into(), after.into(), most.into()],
         |row| {
             Ok(Waiting {
                 move_id: row.need(1)?,
-                graph_id: row.need(2)?,
-                node: row.need(3)?,
-                to_shard: row.need(4)?,
-                version: row.need(5)?,
+                node: row.need(2)?,
+                to_shard: row.need(3)?,
+                version: row.need(4)?,
             })
         },
     )
