@@ -120,12 +120,10 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer
 -- next_key() checks the privilege to insert.
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
-GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid), foreshard.graph_refusal(oid) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress() TO pg_monitor;
 -- It is in heat_map, which a DBA may grant to anybody.
 GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]) TO PUBLIC;
--- It reads PostgreSQL's own catalogs only; create_graph() asks it as the caller.
-GRANT EXECUTE ON FUNCTION foreshard.graph_refusal(oid) TO PUBLIC;
 -- check_graph() asks itself whether the graph is the caller's; check() names it.
 GRANT EXECUTE ON FUNCTION foreshard.check_graph(text) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.report_html(), foreshard.status(), foreshard."check"(boolean), foreshard.worker_states(),

@@ -159,3 +159,46 @@ fn follows_what_it_is_told_of_the_weather(client: &mut Client) -> Result<()> {
     client.exec("DROP TABLE w")?;
     Ok(())
 }
+
+/// A clock that was ahead for a while stops neither the roll-up nor the judging of steps; and forecasts begin now, wherever a history ends.
+#[test]
+fn clocks_and_outages_leave_no_trace() -> Result<()> {
+    let settings = ClusterOptions::new("clocks")
+        .set("foreshard.forecast_horizon", "1d")
+        .set("foreshard.plan_interval", "1s")
+        .set("foreshard.bucket", "1s");
+    let cluster = cluster(&settings)?;
+    let mut client = database(&cluster, "d")?;
+    client.exec("CREATE TABLE t (id bigint PRIMARY KEY)")?;
+    client.exec("SELECT foreshard.distribute('t', 'id', 2)")?;
+    client.exec(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) \
+             SELECT 60, min(slot_id), date_trunc('minute', now()) + interval '3 days', 1 FROM foreshard.slot; \
+         INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) \
+             SELECT 1, slot_id, date_trunc('minute', now()) - g * interval '1 s', 1 FROM foreshard.slot, generate_series(1, 120) g; \
+         INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, \
+                 capacity, least_gain, drains, resolution_s, made_at, due_at) \
+             SELECT group_id, slot_id, 1, 2, 0.9, 0.9, '{}', '{}', 1, 1, 1, 0, false, 60, now() + interval '3 days', now() + interval '4 days' FROM foreshard.slot",
+    )?;
+    wait_for(
+        &mut client,
+        "SELECT count(*) >= 2 FROM foreshard.heat_history WHERE resolution_s = 60 AND bucket_at < now()",
+        "t",
+    )?;
+    wait_for(
+        &mut client,
+        "SELECT count(*) FROM foreshard.outcome WHERE judged_at IS NULL AND made_at > now()",
+        "0",
+    )?;
+    // Nothing was observed for the last six hours.
+    client.exec(
+        "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) \
+         SELECT 3600, slot_id, pg_catalog.to_timestamp((extract(epoch FROM now())::int8 / 3600 - h) * 3600), 10 + h % 24 \
+         FROM foreshard.slot, generate_series(7, 28 * 24) h",
+    )?;
+    wait_for(
+        &mut client,
+        "SELECT count(*) > 40 AND min(at) > now() - interval '2 h 5 min' FROM foreshard.forecasts",
+        "t",
+    )
+}

@@ -74,3 +74,67 @@ fn moves_under_way_count_where_they_go_and_hold_up_only_what_they_touch() -> Res
     assert_eq!(client.query_one("SELECT count(*) FROM foreshard.slots WHERE shard = 'a'")?, "1");
     Ok(())
 }
+
+/// What foreshard filed by itself and what waits for a carrier is taken back when it may not be done any more.
+#[test]
+fn what_has_not_begun_is_withdrawn() -> Result<()> {
+    let settings = ClusterOptions::new("withdrawn")
+        .set("foreshard.forecast_horizon", "1d")
+        .set("foreshard.plan_interval", "1s")
+        .set("foreshard.bucket", "1s")
+        .set("foreshard.cooldown", "0")
+        .set("foreshard.max_concurrent_moves", "1")
+        .set("foreshard.merge_threshold", "0")
+        .set("foreshard.split_threshold", "100");
+    let mut cluster = cluster(&settings)?;
+    let mut client = database(&cluster, "d")?;
+    client.exec("SELECT foreshard.add_shard('d')")?;
+    cluster.set_and_reload(&[("foreshard.hold_at_phase", "copy")])?;
+    client.exec("CREATE TABLE t (id bigint PRIMARY KEY); CREATE TABLE u (id bigint PRIMARY KEY)")?;
+    client.exec("SELECT foreshard.distribute('t', 'id', 8, shards => ARRAY['a'])")?;
+    client.exec("SELECT foreshard.distribute('u', 'id', 1, shards => ARRAY['c'])")?;
+    client.exec("SELECT foreshard.configure('u', 'mode', 'off')")?;
+    client.exec(HISTORY)?;
+    client.exec(TRUST)?;
+    client.exec("UPDATE foreshard.shard SET capacity = 0.001 WHERE shard_name IN ('c', 'd')")?;
+    // The only carrier there may be is at something else.
+    let mine = client.query_one(
+        "SELECT foreshard.move_slot(min(slot_id), 'd') FROM foreshard.slots WHERE \"table\" = 'u'::regclass",
+    )?;
+    wait_for(&mut client, &format!("SELECT phase FROM foreshard.move WHERE move_id = {mine}"), "copy")?;
+    let waiting = "SELECT count(*) > 0 FROM foreshard.progress_moves WHERE state = 'waiting' AND requested_by = 'foreshard' AND phase = 'preflight'";
+    let withdrawn = |client: &mut Client, why: &str| -> Result<()> {
+        wait_for(
+            client,
+            "SELECT count(*) FROM foreshard.progress_moves WHERE state = 'waiting' AND requested_by = 'foreshard'",
+            "0",
+        )?;
+        let told = client.query_one("SELECT DISTINCT detail ->> 'reason' FROM foreshard.history WHERE event = 'withdrawn' ORDER BY 1 DESC LIMIT 1")?;
+        assert!(told.contains(why), "{told}");
+        Ok(())
+    };
+    client.exec("SELECT foreshard.configure('t', 'mode', 'auto')")?;
+    wait_for(&mut client, waiting, "t")?;
+    client.exec("SELECT foreshard.configure('t', 'mode', 'advise')")?;
+    withdrawn(&mut client, "no longer auto")?;
+    client.exec("SELECT foreshard.configure('t', 'mode', 'auto')")?;
+    wait_for(&mut client, waiting, "t")?;
+    let closed = client.query_one(
+        "SELECT to_char(now() + interval '3 h', 'HH24:MI-') || to_char(now() + interval '4 h', 'HH24:MI')",
+    )?;
+    cluster.set_and_reload(&[("foreshard.move_window", &closed)])?;
+    wait_for(
+        &mut client,
+        "SELECT count(*) > 0 FROM foreshard.history WHERE event = 'withdrawn' AND detail ->> 'reason' LIKE '%hours%'",
+        "t",
+    )?;
+    wait_for(&mut client, "SELECT count(*) FROM foreshard.move WHERE NOT finished", "1")?;
+    // What a person asked for goes on.
+    assert_eq!(
+        client.query_one(&format!(
+            "SELECT finished OR cancel_requested FROM foreshard.move WHERE move_id = {mine}"
+        ))?,
+        "f"
+    );
+    Ok(())
+}

@@ -181,6 +181,9 @@ fn the_watch_outlives_a_crash() -> Result<()> {
 fn failures_undo_a_swap() -> Result<()> {
     let mut site = Site::new("watch-errors", "")?;
     let move_id = site.before_cutover()?;
+    // As if it had been recommended.
+    site.server
+        .query(&format!("UPDATE foreshard.move SET recommendation_id = 815 WHERE move_id = {move_id}"))?;
     let reads = Reads::start(&site, 1, Duration::from_millis(1));
     reads.more(400)?;
     site.cut_over(&move_id)?;
@@ -193,6 +196,9 @@ fn failures_undo_a_swap() -> Result<()> {
     site.server.wait_end(&move_id, "cancelled")?;
     let why = site.history(&move_id, "regression", "detail ->> 'reason'")?;
     assert_eq!(why, "statements on the slot fail more often than before the move");
+    // For a day it is left to persons.
+    let undone = format!("SELECT undone_at IS NOT NULL FROM foreshard.move WHERE move_id = {move_id}");
+    assert_eq!(site.server.query(&undone)?, "t");
     drop(reads);
     site.server.assert_settled()
 }

@@ -335,6 +335,7 @@ pub(super) fn own_graph_id(name: &str) -> PgResult<i32> {
 fn require_own_table(table: pg_sys::Oid) -> PgResult<()> {
     let name = name_of(table)?;
     security::require_owner(table, &name)?;
+    let _owner = security::as_extension_owner()?;
     match catalog::unfit(table)? {
         None => Ok(()),
         Some(why) => Err(unsupported(format!("table {name} cannot be part of a graph")).set_detail(why)),

@@ -4,7 +4,7 @@ use super::reshard::{require_slot_owner, wake_keeper};
 use crate::catalog::act::{self, Act};
 use crate::catalog::split::{self, Part};
 use crate::catalog::wish::Placing;
-use crate::catalog::{merge, moves, record_event, wayback};
+use crate::catalog::{colocation, merge, moves, record_event, wayback};
 use crate::pg::report::{PgResult, bad_argument, busy, internal, unknown, unsupported, wrong_state};
 use crate::pg::{security, shmem};
 use pgrx::prelude::*;
@@ -83,6 +83,7 @@ fn undo(recommendation_id: i64, act: &Act, user: &str) -> PgResult<i64> {
         ));
     }
     let undoing = file_back(recommendation_id, act, user)?;
+    colocation::require_create(user, &[undoing])?;
     act::set_reason(undoing, &format!("recommendation {recommendation_id} was undone"))?;
     Ok(undoing)
 }

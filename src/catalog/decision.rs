@@ -32,6 +32,8 @@ pub struct SlotRow {
     pub observed: bool,
     /// Somebody undid a recommended move of it less than a day ago.
     pub undone: bool,
+    /// Its moves that failed within a day.
+    pub failures: i64,
     /// The slot whose keys it lists.
     pub home_slot_id: Option<i64>,
     /// When it was last moved or its keys changed, s since 1970.
@@ -73,7 +75,9 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
                 s.home_slot_id, extract(epoch FROM s.last_moved_at)::float8, s.hash_from IS NOT NULL, \
                 (SELECT m.to_shard FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.kind = 'move' AND NOT m.prepare \
                     AND NOT m.paused AND NOT m.cancel_requested AND m.swapped_at IS NULL AND m.phase NOT LIKE 'revert%'), \
-                bool_or(p.others_move) \
+                bool_or(p.others_move), \
+                (SELECT count(*) FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.phase = 'failed' \
+                    AND m.finished_at > pg_catalog.clock_timestamp() - interval '1 day') \
          FROM foreshard.slot s JOIN (SELECT l.slot_id, pg_catalog.pg_total_relation_size(l.partition) + coalesce(r.bytes, 0) AS bytes, false AS others_move \
                  FROM foreshard.slot_partition l JOIN pg_catalog.pg_class c ON c.oid = l.partition LEFT JOIN foreshard.remote_table r ON r.partition = c.oid \
              UNION ALL SELECT t.slot_id, t.bytes, EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL) FROM foreshard.citus_shard t) p USING (slot_id) \
@@ -99,6 +103,7 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
                 is_citus: row.need(14)?,
                 heads_for: row.get(15)?,
                 others_move: row.need(16)?,
+                failures: row.need(17)?,
             })
         },
     )

@@ -55,6 +55,39 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
     )
 }
 
+/// A change that foreshard filed by itself, and that has not begun.
+pub struct Unbegun {
+    /// The move.
+    pub move_id: i64,
+    /// Its slot.
+    pub slot_id: i64,
+    /// The slot's group.
+    pub group_id: i32,
+    /// The shard it leaves carries at least the asked share of what it can.
+    pub is_urgent: bool,
+}
+
+/// All of them; `distress` is that share.
+pub fn unbegun(distress: f64) -> PgResult<Vec<Unbegun>> {
+    spi::rows(
+        "SELECT m.move_id, m.slot_id, s.group_id, coalesce((SELECT sum(h.heat) >= $1 * a.capacity FROM foreshard.slot x \
+                JOIN foreshard.slot_heat h USING (slot_id) WHERE x.shard_id = a.shard_id), false) \
+         FROM foreshard.move m JOIN foreshard.resharding_request r USING (request_id) JOIN foreshard.slot s USING (slot_id) \
+         JOIN foreshard.shard a ON a.shard_id = m.from_shard \
+         WHERE NOT m.finished AND NOT m.cancel_requested AND m.phase = 'preflight' AND m.started_at IS NULL AND m.partner_of IS NULL \
+           AND r.requested_by = 'foreshard' AND m.recommendation_id IS NOT NULL",
+        &[distress.into()],
+        |row| {
+            Ok(Unbegun {
+                move_id: row.need(1)?,
+                slot_id: row.need(2)?,
+                group_id: row.need(3)?,
+                is_urgent: row.need(4)?,
+            })
+        },
+    )
+}
+
 /// Interrupts carriers whose moves were cancelled or paused, in the middle of what may take hours: building an index, vacuuming,
 /// comparing. Short steps end by themselves.
 pub fn interrupt() -> PgResult<()> {

@@ -1,6 +1,8 @@
 //! Counters of slots, their rates, the load history and its roll-up.
 
 use super::forecast_error;
+use crate::pg::graph::keys::KeyKind;
+use crate::pg::graph::read;
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
 use foreshard_core::heat::{Counters, Rates};
@@ -67,7 +69,8 @@ const PRESENT: [&str; 9] = [
 /// The cumulative statistics of every partition.
 const COUNTERS: &str = "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, (q.scans + coalesce(r.scans, 0))::int8 AS scans, (q.rows + coalesce(r.rows_read, 0))::int8 AS rows, \
                 q.ins + coalesce(r.inserted, 0) AS ins, q.upd + coalesce(r.updated, 0) AS upd, q.del + coalesce(r.deleted, 0) AS del, \
-                (greatest(q.fetched - q.hit, 0) + coalesce(r.blocks_read, 0))::int8 AS read, (q.hit + coalesce(r.blocks_hit, 0))::int8 AS hit \
+                (greatest(q.fetched - q.hit, 0) + coalesce(r.blocks_read, 0))::int8 AS read, (q.hit + coalesce(r.blocks_hit, 0))::int8 AS hit, \
+                CASE WHEN r.partition IS NOT NULL THEN coalesce(extract(epoch FROM r.collected_at), 0) END::float8 AS said_at \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) LEFT JOIN foreshard.remote_table r ON r.partition = p.partition::oid CROSS JOIN LATERAL ( \
              SELECT pg_catalog.pg_stat_get_numscans(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_numscans(i.indexrelid)), 0) AS scans, \
                     pg_catalog.pg_stat_get_tuples_returned(p.partition) + pg_catalog.pg_stat_get_tuples_fetched(p.partition) \
@@ -89,7 +92,7 @@ pub fn read_counters() -> PgResult<Vec<Reading>> {
             table: row.need::<Oid>(3)?.to_u32(),
             relation: Some(relation),
             count: (i64::from(relation), 0),
-            read_at_s: None,
+            read_at_s: row.get(12)?,
             counters: counters(row, 5)?,
         })
     })
@@ -354,7 +357,8 @@ pub fn distressed(share: f64) -> PgResult<Vec<String>> {
 /// Coarser resolutions of the history, seconds.
 pub const ROLL_UPS_S: [i32; 3] = [60, 300, 3600];
 
-/// Averages finished coarse buckets out of the next finer resolution. Unknown stays unknown.
+/// Averages finished coarse buckets out of the next finer resolution. Unknown stays unknown. Buckets to come are those of a clock that was
+/// ahead: nothing waits for them.
 pub fn roll_up(now_s: f64, bucket_s: i32) -> PgResult<()> {
     let mut finer = bucket_s;
     for coarse in ROLL_UPS_S {
@@ -369,7 +373,7 @@ pub fn roll_up(now_s: f64, bucket_s: i32) -> PgResult<()> {
                     avg(reads_per_s), avg(writes_per_s), avg(blocks_per_s), avg(cost_units_per_s), \
                     avg(cpu_ms_per_s), avg(wal_bytes_per_s), avg(trigger_cost_per_s), avg(access_score) \
              FROM foreshard.heat_history WHERE resolution_s = $2 AND bucket_at < pg_catalog.to_timestamp($3) \
-               AND bucket_at >= coalesce((SELECT max(bucket_at) FROM foreshard.heat_history WHERE resolution_s = $1) \
+               AND bucket_at >= coalesce((SELECT max(bucket_at) FROM foreshard.heat_history WHERE resolution_s = $1 AND bucket_at < pg_catalog.to_timestamp($3)) \
                                          + pg_catalog.make_interval(secs => $1), '-infinity') \
              GROUP BY 2, 3 ON CONFLICT DO NOTHING",
             &[coarse.into(), finer.into(), until_s.into()],
@@ -409,17 +413,29 @@ pub fn expire(keep_s: &[(i32, i32)], other_keep_s: i32, events_keep_s: i32) -> P
     Ok(())
 }
 
-/// Load history of every slot at one resolution since `since_s`: (slot, bucket start s, cost units/s).
-pub fn history(resolution_s: i32, since_s: f64) -> PgResult<Vec<(i64, i64, Option<f64>)>> {
-    spi::rows(
+/// Hands the load history of every slot at one resolution since `since_s`, slot by slot and in order, to `each`: slot, start of
+/// the bucket (s), cost units/s.
+pub fn history(resolution_s: i32, since_s: i64, mut each: impl FnMut(i64, i64, Option<f64>)) -> PgResult<()> {
+    let sql = format!(
         "SELECT h.slot_id, extract(epoch FROM h.bucket_at)::int8, h.cost_units_per_s FROM foreshard.heat_history h \
          JOIN foreshard.slot s USING (slot_id) \
-         WHERE h.resolution_s = $1 AND h.bucket_at >= pg_catalog.to_timestamp($2) ORDER BY 1, 2",
-        &[resolution_s.into(), since_s.into()],
-        |row| {
-            // Of thousands of slots these are millions.
-            pgrx::check_for_interrupts!();
-            Ok((row.need(1)?, row.need(2)?, row.get(3)?))
-        },
-    )
+         WHERE h.resolution_s = {resolution_s} AND h.bucket_at >= pg_catalog.to_timestamp({since_s}) ORDER BY 1, 2"
+    );
+    read::each(&sql, KeyKind::Int8, |row| {
+        if let (Some(slot_id), Some(at_s)) = (row.bigint(1), row.bigint(2)) {
+            each(slot_id, at_s, row.float(3));
+        }
+        Ok(())
+    })
+}
+
+/// What changes when the past of slots does: it is divided, added up or forgotten when a change of them ends, or somebody brings the
+/// history of earlier times.
+pub fn layout(resolution_s: i32) -> PgResult<String> {
+    let found = spi::one::<String>(
+        "SELECT pg_catalog.concat_ws(' ', count(*), max(last_moved_at), (SELECT count(*) FROM foreshard.move WHERE finished), \
+             (SELECT min(bucket_at) FROM foreshard.heat_history WHERE resolution_s = $1)) FROM foreshard.slot",
+        &[resolution_s.into()],
+    )?;
+    Ok(found.unwrap_or_default())
 }

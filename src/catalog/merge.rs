@@ -1,7 +1,7 @@
 //! Merges of slots: asking for one, what speaks against it, and what becomes of everything that is known of both.
 
 use super::split::{Slot, slot, target};
-use super::{forecast_error, heat, moves, preflight, record_event, shadow, split, unit_cost, whole};
+use super::{forecast_error, heat, moves, outcome, preflight, record_event, shadow, split, unit_cost, whole};
 use crate::pg::report::{self, PgResult, bad_argument, internal};
 use crate::pg::spi;
 use pgrx::JsonB;
@@ -198,10 +198,5 @@ pub fn add_past(kept: i64, gone: i64) -> PgResult<()> {
     spi::run("DELETE FROM foreshard.heat_history WHERE slot_id = $1", &[gone.into()])?;
     forecast_error::forget(kept)?;
     spi::run("UPDATE foreshard.hot_key SET slot_id = $1 WHERE slot_id = $2", &[kept.into(), gone.into()])?;
-    spi::run(
-        "UPDATE foreshard.outcome SET judged_at = pg_catalog.clock_timestamp() \
-         WHERE judged_at IS NULL AND (slot_id IN ($1, $2) OR stay && ARRAY[$1, $2] OR there && ARRAY[$1, $2])",
-        &[kept.into(), gone.into()],
-    )?;
-    Ok(())
+    outcome::slots_changed(kept, &[kept], &[gone])
 }

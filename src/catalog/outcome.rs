@@ -125,18 +125,54 @@ pub fn due(limit: i64) -> PgResult<Vec<Due>> {
     rows.into_iter().map(|due| Ok(Due { loads: loads(due.outcome_id)?, ..due })).collect()
 }
 
-/// Stores a judgement; None: what came is not known. Of a step that was taken the journal says what was expected of it and
+/// Gives up what was noted by a clock that was ahead: it would never be due, and nothing else of those slots could be noted.
+pub fn give_up_future() -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.outcome SET judged_at = pg_catalog.clock_timestamp() \
+         WHERE judged_at IS NULL AND made_at > pg_catalog.clock_timestamp() + interval '1 minute'",
+        &[],
+    )?;
+    Ok(())
+}
+
+/// What becomes of open outcomes when a slot is divided into `parts`, itself among them, or `others` become part of it: what was
+/// predicted of them can no longer be judged, but what was predicted of their neighbours can, by the loads of the parts.
+pub fn slots_changed(slot_id: i64, parts: &[i64], others: &[i64]) -> PgResult<()> {
+    let mine: Vec<i64> = others.iter().copied().chain([slot_id]).collect();
+    spi::run(
+        "UPDATE foreshard.outcome SET judged_at = pg_catalog.clock_timestamp() WHERE judged_at IS NULL AND slot_id = ANY ($1)",
+        &[mine.clone().into()],
+    )?;
+    for side in ["stay", "there"] {
+        spi::run(
+            &format!(
+                "UPDATE foreshard.outcome SET {side} = ARRAY(SELECT pg_catalog.unnest({side}) EXCEPT SELECT pg_catalog.unnest($1)) || $2 \
+                 WHERE judged_at IS NULL AND {side} && $1"
+            ),
+            &[mine.clone().into(), parts.to_vec().into()],
+        )?;
+    }
+    Ok(())
+}
+
+/// Stores a judgement; None: what came is not known. A step that was taken and swapped back, because statements had become slower, did
+/// not pay, whatever the loads say. Of a step that was taken the journal says what was expected of it and
 /// what came: `judged` with the move, the confidence that it would save `least_gain`, and what it saved (`gain`, both in cost units per second).
 pub fn judge(outcome_id: i64, paid: Option<bool>, gain: Option<f64>) -> PgResult<()> {
     let taken = spi::rows_mut(
-        "UPDATE foreshard.outcome o SET judged_at = pg_catalog.now(), paid = $2, gain = $3 WHERE outcome_id = $1 \
-         RETURNING slot_id, stated, least_gain, \
+        "UPDATE foreshard.outcome o SET judged_at = pg_catalog.now(), gain = $3, \
+             paid = $2 AND NOT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.journal j USING (move_id) \
+                 WHERE m.slot_id = o.slot_id AND m.to_shard = o.to_shard AND j.event = 'regression' AND m.created_at BETWEEN o.made_at AND o.due_at) \
+         WHERE outcome_id = $1 RETURNING slot_id, stated, least_gain, \
              (SELECT max(m.move_id) FROM foreshard.move m WHERE m.slot_id = o.slot_id AND m.to_shard = o.to_shard \
-                 AND m.phase = 'done' AND m.created_at BETWEEN o.made_at AND o.due_at)",
+                 AND m.phase = 'done' AND m.created_at BETWEEN o.made_at AND o.due_at), paid",
         &[outcome_id.into(), paid.into(), gain.into()],
-        |row| Ok((row.need::<i64>(1)?, row.need::<f64>(2)?, row.need::<f64>(3)?, row.get::<i64>(4)?)),
+        |row| {
+            let step = (row.need::<i64>(1)?, row.need::<f64>(2)?, row.need::<f64>(3)?);
+            Ok((step, row.get::<i64>(4)?, row.get::<bool>(5)?))
+        },
     )?;
-    for (slot_id, confidence, least_gain, move_id) in taken {
+    for ((slot_id, confidence, least_gain), move_id, paid) in taken {
         if move_id.is_some() && paid.is_some() {
             let detail = serde_json::json!({"confidence": confidence, "least_gain": least_gain, "gain": gain, "paid": paid});
             super::record_event("judged", move_id, Some(slot_id), detail)?;
@@ -145,10 +181,14 @@ pub fn judge(outcome_id: i64, paid: Option<bool>, gain: Option<f64>) -> PgResult
     Ok(())
 }
 
-/// (Group, outcome) of all judged steps, oldest first.
+/// (Group, outcome) of judged steps, oldest first: those that looked ahead in buckets of the length that the group's newest step did,
+/// since who is right about minutes may be wrong about days; and none off a shard that is to be emptied, which pay in any case.
 pub fn judged() -> PgResult<Vec<(i32, Judged)>> {
     spi::rows(
-        "SELECT group_id, raw, stated, paid FROM foreshard.outcome WHERE paid IS NOT NULL ORDER BY judged_at, outcome_id",
+        "SELECT group_id, o.raw, o.stated, o.paid FROM foreshard.outcome o \
+         JOIN (SELECT DISTINCT ON (group_id) group_id, resolution_s FROM foreshard.outcome WHERE NOT drains ORDER BY group_id, outcome_id DESC) n \
+             USING (group_id, resolution_s) \
+         WHERE o.paid IS NOT NULL AND NOT o.drains ORDER BY o.judged_at, o.outcome_id",
         &[],
         |row| Ok((row.need(1)?, Judged { raw: row.need(2)?, stated: row.need(3)?, paid: row.need(4)? })),
     )

@@ -2,7 +2,7 @@
 //! everything that is known of it.
 
 use super::split::{Part, parts};
-use super::{guest, heat, preflight, shadow, split, unit_cost};
+use super::{guest, heat, outcome, preflight, shadow, split, unit_cost};
 use crate::pg::graph::fresh_snapshot;
 use crate::pg::partition::{self, Lifetime, Router};
 use crate::pg::report::{self, PgResult, busy};
@@ -303,12 +303,8 @@ pub fn settle(move_id: i64, home: i64) -> PgResult<()> {
     if let Some(until_s) = swapped_at_s.filter(|_| made.len() > 1) {
         heat::divide_history(home, &made, until_s)?;
     }
-    // A prediction about the slots as they were can no longer be judged by loads.
-    spi::run(
-        "UPDATE foreshard.outcome SET judged_at = pg_catalog.clock_timestamp() \
-         WHERE judged_at IS NULL AND (slot_id = ANY ($1) OR stay && $1 OR there && $1)",
-        &[[gone.as_slice(), &[home]].concat().into()],
-    )?;
+    let parts: Vec<i64> = made.iter().map(|(slot, _)| *slot).chain([home]).collect();
+    outcome::slots_changed(home, &parts, &gone)?;
     spi::run("DELETE FROM foreshard.slot WHERE slot_id = ANY ($1)", &[gone.into()])?;
     spi::run(
         "UPDATE foreshard.move_part SET keys = '{}' WHERE move_id = $1 AND keys IS NOT NULL",

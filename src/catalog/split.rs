@@ -1,7 +1,7 @@
 //! Splits of slots: asking for one, what speaks against it, and what becomes of everything that is known
 //! of the slot.
 
-use super::{colocation, heat, moves, preflight, prepared, record_event};
+use super::{colocation, heat, moves, outcome, preflight, prepared, record_event};
 use crate::pg::report::{
     self, PgResult, PgSqlErrorCode, bad_argument, error, internal, unknown, wrong_state,
 };
@@ -361,11 +361,6 @@ pub fn divide_past(move_id: i64, slot_id: i64) -> PgResult<()> {
         return Err(wrong_state("the slot has not been split"));
     };
     heat::divide_history(slot_id, &made, swapped_at_s)?;
-    // A prediction about the slot as it was can no longer be judged by loads.
-    spi::run(
-        "UPDATE foreshard.outcome SET judged_at = pg_catalog.clock_timestamp() \
-         WHERE judged_at IS NULL AND (slot_id = $1 OR $1 = ANY (stay) OR $1 = ANY (there))",
-        &[slot_id.into()],
-    )?;
-    Ok(())
+    let parts: Vec<i64> = made.iter().map(|(slot, _)| *slot).collect();
+    outcome::slots_changed(slot_id, &parts, &[])
 }

@@ -5,7 +5,7 @@
 use super::canary;
 use crate::catalog::baseline::{self, Baseline};
 use crate::catalog::moves::{self, MoveRow};
-use crate::catalog::{record_event, shadow};
+use crate::catalog::{act, record_event, shadow};
 use crate::pg::bgworker::{WorkResult, now_s, transaction};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
@@ -203,6 +203,8 @@ pub fn look(row: &MoveRow, watched: &mut Watched) -> PgResult<()> {
             detail["reason"] = json!(why);
             record_event("regression", Some(row.move_id), Some(row.slot_id), detail)?;
             moves::note(row.move_id, None, Some(&why), None)?;
+            // It is not tried again while that is fresh: what made it slower is not in the loads that plans are made of.
+            act::taken_back(row.move_id, row.move_id)?;
             moves::request_rollback(row.move_id).map(drop)
         }
     }

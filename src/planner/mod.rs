@@ -10,6 +10,7 @@ mod links;
 mod models;
 mod modes;
 mod options;
+mod past;
 mod pools;
 mod reliance;
 mod scene;
@@ -17,19 +18,19 @@ mod trust;
 mod window;
 
 use crate::catalog::colocation::ShardRow;
-use crate::catalog::{colocation, decision, event, forecast_error, heat, node, regressor};
+use crate::catalog::{colocation, decision, forecast_error, heat, node};
 use crate::pg::guc::Mode;
 use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc};
 use divisions::{Action, Division};
-use foreshard_core::calibration::{Calibration, Present, permission, relieves_distress};
-use foreshard_core::forecast::{ForecastOptions, Series};
+use foreshard_core::calibration::{Calibration, Present, Trust, permission, relieves_distress};
+use foreshard_core::forecast::ForecastOptions;
 use foreshard_core::placement::{
     ANY, Hold, Link, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing,
 };
 use foreshard_core::present::{Loaded, Presence};
-use modes::Modes;
 use options::{pace, plan_options};
+use past::Past;
 use pools::{CITUS, Pool};
 use reliance::Reliance;
 use std::collections::{BTreeMap, HashMap};
@@ -38,7 +39,7 @@ use window::Opening;
 pub use busy::Busy;
 pub use curves::CurvePoint;
 pub use explain::{Explanation, explain};
-pub use modes::first_off;
+pub use modes::{Modes, first_off};
 pub use window::is_open;
 
 /// Most leads a forecast has: enough to shape a curve, few enough to store for thousands of slots.
@@ -49,6 +50,8 @@ const MAX_COARSE_LEADS: i32 = 168;
 const LEAST_FUTURES: u64 = 16;
 /// Most buckets of history a fit reads per slot (four weeks of hours, a day of two-minute buckets).
 const MAX_HISTORY: usize = 2016;
+/// Longest rest of a slot whose moves fail, s, unless the setting is longer.
+const MAX_REST_S: f64 = 86_400.0;
 /// Sampled futures per slot, behind every confidence.
 const FUTURES: u64 = 64;
 /// Forecasts are reproducible: the seed depends on nothing but the sample, and what slots did together they do
@@ -78,6 +81,8 @@ pub struct Decision {
     options: PlanOptions,
     pools: Vec<Pool>,
     presence: Presence,
+    /// What outcomes say, by colocation group.
+    calibrations: HashMap<i32, Calibration>,
     links: Vec<Link>,
     modes: Modes,
     made_s: f64,
@@ -117,43 +122,6 @@ fn futures(leads: usize) -> u64 {
     (FUTURES * MAX_LEADS as u64 / leads.max(1) as u64).clamp(LEAST_FUTURES, FUTURES)
 }
 
-/// Complete buckets of every slot at one resolution, gaps as None, with the special events and regressors until the horizon.
-fn series(resolution_s: i32, now_s: f64, horizon_s: i32) -> PgResult<BTreeMap<i64, Series>> {
-    let step = i64::from(resolution_s);
-    // The bucket under way is left out: it is not complete.
-    let end = (now_s / resolution_s as f64).floor() as i64 * step;
-    let since = end - step * MAX_HISTORY as i64;
-    let mut all: BTreeMap<i64, Series> = BTreeMap::new();
-    for (slot_id, at_s, cost) in heat::history(resolution_s, since as f64)? {
-        pgrx::check_for_interrupts!();
-        let at_s = at_s.div_euclid(step) * step;
-        if at_s >= end {
-            continue;
-        }
-        let entry = all.entry(slot_id).or_insert_with(|| Series {
-            start_s: at_s,
-            step_s: resolution_s as u32,
-            values: Vec::new(),
-            events: Vec::new(),
-            regressors: Vec::new(),
-        });
-        let index = ((at_s - entry.start_s) / step).max(0) as usize;
-        if index < MAX_HISTORY + 1 {
-            entry.values.resize(index + 1, None);
-            entry.values[index] = cost;
-        }
-    }
-    let mut events = event::by_slot(since as f64, now_s + f64::from(horizon_s))?;
-    // Somewhat further than the horizon, since models forecast a day of buckets at once.
-    let until_s = now_s + f64::from(horizon_s) + f64::from(MAX_LEADS * resolution_s);
-    let mut regressors = regressor::by_slot(resolution_s, since as f64, until_s)?;
-    for (slot_id, series) in &mut all {
-        series.events = events.remove(slot_id).unwrap_or_default();
-        series.regressors = regressors.remove(slot_id).unwrap_or_default();
-    }
-    Ok(all)
-}
-
 struct Curve {
     mean: Vec<f64>,
     futures: Vec<Vec<f64>>,
@@ -178,8 +146,9 @@ fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight
         known.lead_s = resolution_s;
         let leads = leads(horizon_s, resolution_s);
         let seeds: Vec<u64> = (0..futures(leads)).map(|k| SEED ^ k).collect();
-        let all = series(resolution_s, now_s, horizon_s)?;
-        models::each(&all, options, |slot_id, model| {
+        let past = Past::read(resolution_s, now_s, horizon_s)?;
+        let all = &past.all;
+        models::each(all, &past.changed, options, |slot_id, model| {
             let points = model.forecast(leads);
             known.curves.insert(
                 slot_id,
@@ -200,9 +169,11 @@ fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight
             known.reliance = Reliance::read(resolution_s)?;
             let step_s = i64::from(resolution_s);
             let end_s = (now_s as i64).div_euclid(step_s) * step_s;
-            known.reliance.correct(&mut known.curves, &all, end_s, options);
+            known.reliance.correct(&mut known.curves, all, end_s, options);
+            past.keep();
             break;
         }
+        past.keep();
     }
     Ok(known)
 }
@@ -222,6 +193,14 @@ fn place_of(shard: &ShardRow, sick: &[i32]) -> Shard {
     Shard { id: shard.shard_id, capacity: shard.capacity, draining: shard.draining, accepts }
 }
 
+/// How long a slot rests after a move: what failed time and again is not tried all the time. A move in the future was one by a clock that
+/// was wrong.
+fn rest_s(failures: i64) -> f64 {
+    let doubled = 2_f64.powi(failures.clamp(1, 20) as i32 - 1);
+    let cooldown_s = f64::from(guc::COOLDOWN.get());
+    (cooldown_s * doubled).min(cooldown_s.max(MAX_REST_S))
+}
+
 fn segments(
     slots: &[decision::SlotRow],
     mut curves: BTreeMap<i64, Curve>,
@@ -239,7 +218,7 @@ fn segments(
                 Hold::Off
             } else if curve.is_none() {
                 Hold::InsufficientHistory
-            } else if slot.rested_s.is_some_and(|s| s < f64::from(guc::COOLDOWN.get())) {
+            } else if slot.rested_s.is_some_and(|s| (0.0..rest_s(slot.failures)).contains(&s)) {
                 Hold::Cooldown
             } else {
                 Hold::Free
@@ -315,6 +294,7 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         lead_s,
         options,
         presence,
+        calibrations: trust::calibrations()?,
         pools,
         links,
         modes,
@@ -354,12 +334,12 @@ impl Decision {
 
     /// What is said of each step: the confidence to state, when to begin, and why it is not taken now.
     fn judge(&self) -> PgResult<Vec<decision::Verdict>> {
-        let (times, calibrations) = (self.times()?, trust::calibrations()?);
+        let times = self.times()?;
         let (unknown, least) = (Calibration::default(), guc::MIN_CONFIDENCE.get());
         let mut presence = self.presence.clone();
         let mut presents: HashMap<usize, Present> = HashMap::new();
         let calibration = |step: &Step| {
-            self.slot(step.segment).and_then(|slot| calibrations.get(&slot.group_id)).unwrap_or(&unknown)
+            self.slot(step.segment).and_then(|slot| self.calibrations.get(&slot.group_id)).unwrap_or(&unknown)
         };
         let undone = |step: &Step| self.slot(step.segment).is_some_and(|slot| slot.undone);
         // A shard in distress waits for no hour of the day.
@@ -424,6 +404,7 @@ impl Decision {
             {
                 Some(decision::DRAINING)
             }
+            _ if self.is_doubted(one, slot) => Some(decision::UNTRUSTED),
             Action::Merge { .. } => None,
             _ if drains => Some(decision::DRAINING),
             // Copies are made in a lead that is open anyway, if there is one before they are needed.
@@ -434,6 +415,16 @@ impl Decision {
             None if !self.is_urgent(one, slot) => self.said_of_hours(),
             refusal => (refusal, None),
         }
+    }
+
+    /// Whether it is done for what is foreseen, although that did not come true lately.
+    fn is_doubted(&self, one: &Division, slot: &decision::SlotRow) -> bool {
+        let foreseen = match one.action {
+            Action::Prepare { .. } | Action::Merge { .. } => true,
+            Action::Isolate { over, .. } => over > 0,
+            _ => false,
+        };
+        foreseen && self.calibrations.get(&slot.group_id).is_some_and(|own| own.trust() == Trust::Withdrawn)
     }
 
     /// What is said of everything that has to wait for the hours that are left for moves.

@@ -4,7 +4,7 @@
 use crate::pg::bgworker;
 use crate::pg::local::{Local, LocalBox};
 use foreshard_core::forecast::{Event, ForecastOptions, Forecaster, Series, Shapes, fit_borrowing};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
@@ -109,9 +109,10 @@ fn shapes(all: &BTreeMap<i64, Series>, season_s: u32) -> Shapes {
     shapes
 }
 
-/// Gives `work` the model of every slot that has history enough.
+/// Gives `work` the model of every slot that has history enough; those of slots whose past has `changed` are made anew.
 pub fn each(
     all: &BTreeMap<i64, Series>,
+    changed: &BTreeSet<i64>,
     options: &ForecastOptions,
     mut work: impl FnMut(i64, &dyn Forecaster),
 ) {
@@ -127,7 +128,7 @@ pub fn each(
             pgrx::check_for_interrupts!();
             let key = (*slot_id, series.step_s, options.season_s);
             let may_fit = spent < FIT_BUDGET;
-            if let Some(kept) = models.get_mut(&key)
+            if let Some(kept) = models.get_mut(&key).filter(|_| !changed.contains(slot_id))
                 && kept.follow(series, may_fit)
             {
                 kept.used_in = plan;

@@ -29,6 +29,7 @@ pub fn calibrations() -> PgResult<HashMap<i32, Calibration>> {
 
 /// Judges the steps whose time is over.
 pub fn settle() -> PgResult<()> {
+    outcome::give_up_future()?;
     let due = outcome::due(MAX_JUDGED)?;
     if due.is_empty() {
         return Ok(());
@@ -40,7 +41,7 @@ pub fn settle() -> PgResult<()> {
         }
         let curve = |which: usize| due.loads.iter().map(|loads| loads[which]).collect::<Vec<f64>>();
         let [from_capacity, to_capacity, capacity] = due.capacities;
-        let came = judge(&Realised {
+        let realised = Realised {
             moved: curve(0),
             stay: curve(1),
             there: curve(2),
@@ -51,8 +52,12 @@ pub fn settle() -> PgResult<()> {
             drains: due.drains,
             joined: due.joined,
             least_gain: due.least_gain,
-        });
-        outcome::judge(due.outcome_id, Some(came.paid), Some(came.gain))?;
+        };
+        let came = judge(&realised);
+        // What it saves across shards is what it was said to save: a step that paid by that alone says nothing of what was foreseen.
+        let by_loads = judge(&Realised { joined: 0.0, ..realised });
+        let paid = (came.paid == by_loads.paid).then_some(came.paid);
+        outcome::judge(due.outcome_id, paid, Some(came.gain))?;
     }
     outcome::expire()?;
     for (group_id, calibration) in calibrations()? {

@@ -7,7 +7,8 @@ use super::publish::Publisher;
 use super::watch::Watches;
 use crate::catalog::graph::{influence, moving};
 use crate::catalog::{
-    act as acts, citus, data_source, due, heat, moves, node, relation, session, shadow, slot_key, upgraded,
+    act as acts, citus, data_source, due, heat, moves, node, record_event, relation, session, shadow,
+    slot_key, upgraded,
 };
 use crate::observe::{directory, drain};
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
@@ -17,9 +18,11 @@ use crate::pg::shmem::{self, State};
 use crate::pg::{guc, usage};
 use crate::planner::{self, Busy, Decision, divisions};
 use crate::resolve::memory;
+use foreshard_core::calibration::DISTRESS;
 use foreshard_core::heat::is_due;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use serde_json::json;
 
 /// Longest sleep, ms: also how late a finished carrier is noticed.
 const TICK_MS: i64 = 1_000;
@@ -135,6 +138,7 @@ impl Keeper {
         self.carriers.retain(|(_, handle)| handle.is_alive());
         report("swapped moves", self.watches.look());
         self.collect();
+        report("moves that have not begun", bgworker::transaction(|| withdraw(now_s)));
         report("moves", self.start_carriers());
         self.collect();
         report("graphs", self.start_graphs());
@@ -339,6 +343,26 @@ fn take(decision: &Decision, busy: &Busy) {
             Ok(true)
         });
     }
+}
+
+/// Takes back what this filed by itself and what has not begun when its table's mode is no longer auto, or the hours that are left for
+/// moves are over and no shard is in distress. What is still wanted in the next hours is filed then.
+fn withdraw(now_s: f64) -> PgResult<()> {
+    let unbegun = due::unbegun(DISTRESS)?;
+    if unbegun.is_empty() {
+        return Ok(());
+    }
+    let (modes, is_open) = (planner::Modes::read()?, planner::is_open(now_s));
+    for one in unbegun {
+        let why = match modes.of(one.group_id) {
+            guc::Mode::Auto if is_open || one.is_urgent => continue,
+            guc::Mode::Auto => "the hours for moves are over",
+            _ => "the mode is no longer auto",
+        };
+        moves::request_cancel(one.move_id)?;
+        record_event("withdrawn", Some(one.move_id), Some(one.slot_id), json!({"reason": why}))?;
+    }
+    Ok(())
 }
 
 /// Files the first division that nothing speaks against, in a transaction of its own: one that fails takes along neither

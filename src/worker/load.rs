@@ -14,7 +14,7 @@ use crate::pg::route;
 use foreshard_core::heat::{Counters, Rates, decayed_heat, rates};
 use foreshard_core::late::late_heat;
 use foreshard_core::unit_cost::Load;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Readings of nodes of Citus that are older than so many buckets say nothing about now.
 const FRESH_BUCKETS: f64 = 3.0;
@@ -28,7 +28,7 @@ fn accesses_per_s(rates: &Rates) -> f64 {
 #[derive(Default)]
 pub struct Reader {
     partitions: HashMap<(i64, i32), Counters>,
-    /// When the nodes of Citus were read that a slot's last reading came from.
+    /// When the nodes were read that a slot's last reading came from.
     seen_s: HashMap<i64, f64>,
     routed: HashMap<u32, Routed>,
     read_at_s: f64,
@@ -73,8 +73,11 @@ impl Reader {
         // After the counters were read: what ends in between will have reported at the next reading.
         self.latecomers.look(now_s, bucket_s)?;
         readings.iter_mut().for_each(|reading| self.add_routed(reading));
-        readings.extend(self.of_citus()?);
+        readings.extend(citus::counters::readings(bucket_s * FRESH_BUCKETS)?);
         let mut loads: BTreeMap<i32, f64> = BTreeMap::new();
+        for (slot_id, shard_id) in self.take_unread(&mut readings) {
+            *loads.entry(shard_id).or_default() += previous.get(&slot_id).map_or(0.0, |before| before.heat);
+        }
         let mut observed = Vec::new();
         let mut shard_of: HashMap<i64, i32> = HashMap::new();
         for partitions in readings.chunk_by(|a, b| a.slot_id == b.slot_id) {
@@ -105,17 +108,21 @@ impl Reader {
         heat::roll_up(now_s, guc::BUCKET.get())
     }
 
-    /// What nodes of Citus counted, of slots that were read since the last time: of others nothing is known.
-    fn of_citus(&mut self) -> PgResult<Vec<Reading>> {
-        let mut all = citus::counters::readings(f64::from(guc::BUCKET.get()) * FRESH_BUCKETS)?;
+    /// Leaves out slots on nodes that were not read since the last time: nothing is known of them, least of all that they are idle.
+    /// Returns them with their shards.
+    fn take_unread(&mut self, readings: &mut Vec<Reading>) -> BTreeSet<(i64, i32)> {
         let mut now: HashMap<i64, f64> = HashMap::new();
-        for reading in &all {
-            let read_s = reading.read_at_s.unwrap_or_default();
-            now.entry(reading.slot_id).and_modify(|least| *least = read_s.min(*least)).or_insert(read_s);
+        for (slot_id, read_s) in readings.iter().filter_map(|r| Some((r.slot_id, r.read_at_s?))) {
+            now.entry(slot_id).and_modify(|least| *least = read_s.min(*least)).or_insert(read_s);
         }
-        all.retain(|reading| now.get(&reading.slot_id) != self.seen_s.get(&reading.slot_id));
+        let is_news = |reading: &Reading| {
+            let read_s = now.get(&reading.slot_id);
+            read_s.is_none() || read_s != self.seen_s.get(&reading.slot_id)
+        };
+        let unread = readings.iter().filter(|r| !is_news(r)).map(|r| (r.slot_id, r.shard_id)).collect();
+        readings.retain(is_news);
         self.seen_s = now;
-        Ok(all)
+        unread
     }
 
     fn add_routed(&mut self, reading: &mut Reading) {
