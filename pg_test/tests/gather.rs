@@ -77,6 +77,8 @@ fn what_is_used_together_is_placed_together() -> Result<()> {
     wait_for(&mut client, "SELECT count(*) > 1 FROM foreshard.move", "t")?;
     // Slots are filed one after the other.
     std::thread::sleep(std::time::Duration::from_millis(500));
+    // What has not begun would go with the mode.
+    wait_for(&mut client, "SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
     client.exec("SELECT foreshard.configure('t', 'mode', 'advise')")?;
     wait_for(&mut client, "SELECT count(*) FROM foreshard.move WHERE NOT finished", "0")?;
     let after: f64 = client.query_one(TOGETHER)?.parse().unwrap_or(0.0);

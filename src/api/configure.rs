@@ -30,8 +30,8 @@ fn mode(setting: &str, value: &str) -> PgResult<&'static str> {
     Ok(mode.as_str())
 }
 
-/// Sets what applies to one managed table; NULL brings back the default. `observe`: whether its load, keys
-/// and triggers are watched (default on). `mode`: what is done with recommendations (default `foreshard.mode`);
+/// Sets what applies to one managed table; NULL brings back the default. `observe`: whether its statements, keys
+/// and triggers are sampled (default on). `mode`: what is done with recommendations (default `foreshard.mode`);
 /// slots move with all colocated tables, so whoever sets it owns them all, and the most careful one counts.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
