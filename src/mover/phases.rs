@@ -234,12 +234,14 @@ pub(super) fn sources(row: &MoveRow) -> WorkResult<Vec<pg_sys::Oid>> {
     transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))
 }
 
-/// One replay of everything logged by now, under one snapshot. None: the source changed.
+/// One replay of everything logged by now, under one snapshot. None: the source changed. Gives way (55006) to whoever
+/// waits for a source, all of which are locked meanwhile.
 fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
     let sources = sources(row)?;
     bgworker::transaction_repeatable_read(&sources, || {
         let mut replayed = 0;
         for relation in shadow::relations(row.move_id)? {
+            lock::give_way()?;
             if !is_unchanged(&relation)? {
                 return Ok(None);
             }
