@@ -364,6 +364,37 @@ fn serializable_stays_serializable() -> Result<()> {
     })
 }
 
+/// Where a key is can be asked in a transaction whose snapshot is older than the partition that has it.
+#[test]
+fn keys_are_located_under_old_snapshots() -> Result<()> {
+    let mut server = Server::start(&options("split-located"))?;
+    server.query(
+        "CREATE TABLE t (id bigint PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 500); SELECT foreshard.distribute('t', 'id', 1)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    server.hold(Some("cutover"))?;
+    let move_id = server.split_slot(&slot)?;
+    server.wait_phase(&move_id, "cutover")?;
+    let mut old = server.cluster.connect("postgres")?;
+    old.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")?;
+    server.hold(None)?;
+    server.wait_end(&move_id, "done")?;
+    let located = "SELECT string_agg(foreshard.get_shard_location('t', g), ' ' ORDER BY g) FROM generate_series(1, 50) g";
+    let now = server.query(located)?;
+    assert!(now.contains("sa") && now.contains("sb"), "{now}");
+    assert_eq!(old.query_one(located)?, now);
+    // As well once the transaction has an id; and it keeps no lock on the table.
+    old.exec("SELECT pg_current_xact_id()")?;
+    assert_eq!(old.query_one(located)?, now);
+    let locked = format!(
+        "SELECT count(*) FROM pg_locks WHERE pid = {} AND relation = 't'::regclass",
+        old.backend_pid()
+    );
+    assert_eq!(server.query(&locked)?, "0");
+    old.exec("COMMIT")?;
+    server.assert_settled()
+}
+
 /// The parts look as hot as they are, and keys are born into them.
 #[test]
 fn what_is_known_is_divided() -> Result<()> {

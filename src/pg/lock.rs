@@ -49,6 +49,27 @@ pub fn lock_all(relations: &[pg_sys::Oid], mode: i32) {
     }
 }
 
+/// ACCESS SHARE on a relation for as long as it lives: nobody has to wait for the end of the transaction.
+pub struct Shared(pg_sys::Oid);
+
+impl Shared {
+    /// Queues for it.
+    pub fn on(relation: pg_sys::Oid) -> Self {
+        lock_all(&[relation], ACCESS_SHARE);
+        Shared(relation)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // While an ERROR unwinds, the abort of the (sub)transaction releases it.
+        if !std::thread::panicking() {
+            // SAFETY: releases what `on` took.
+            unsafe { pg_sys::UnlockRelationOid(self.0, ACCESS_SHARE) };
+        }
+    }
+}
+
 /// Takes `mode` on every relation, queueing for one at a time while holding none of the others, so that
 /// nobody who locks them in another order can be in a deadlock with us.
 pub fn lock_all_in_any_order(relations: &[pg_sys::Oid], mode: i32) {
