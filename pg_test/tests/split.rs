@@ -207,6 +207,11 @@ fn what_cannot_be_split_says_why() -> Result<()> {
         "other_owner",
         "ALTER TABLE LEAF OWNER TO postgres",
     )?;
+    refused(
+        "CREATE INDEX only_t ON ONLY t (v)",
+        "index_without_partition: public.only_t",
+        "DROP INDEX only_t",
+    )?;
     refused("CREATE SEQUENCE own OWNED BY LEAF.id", "own_sequence: public.own", "DROP SEQUENCE own")?;
     refused("CREATE STATISTICS st ON id, v FROM LEAF", "own_statistics: st", "DROP STATISTICS st")?;
     refused(

@@ -78,6 +78,10 @@ impl Engine for Join {
         SPLIT.fits(row, relation)
     }
 
+    fn lacks_index(&self, relation: &RelationRow) -> PgResult<Option<String>> {
+        SPLIT.lacks_index(relation)
+    }
+
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()> {
         SPLIT.swap(row, relations, keep_mirror)
     }

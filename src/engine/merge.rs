@@ -110,6 +110,10 @@ impl Engine for Merge {
         Ok(first == relation.source || whole::unlike(first, relation.source)?.is_empty())
     }
 
+    fn lacks_index(&self, relation: &RelationRow) -> PgResult<Option<String>> {
+        SPLIT.lacks_index(relation)
+    }
+
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
         remains::keep_storage(row.move_id)?;

@@ -97,6 +97,10 @@ pub trait Engine {
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool>;
     /// Whether source and copy still fit together.
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool>;
+    /// An index of the table that a source, and so its copy, does not have, in words.
+    fn lacks_index(&self, _relation: &RelationRow) -> PgResult<Option<String>> {
+        Ok(None)
+    }
     /// Exchanges source and shadow; everything is locked. `keep_mirror`: what is written from
     /// now on is mirrored into the old storage; otherwise capture ends.
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()>;

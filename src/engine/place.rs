@@ -119,6 +119,10 @@ impl Engine for Place {
             && (relation.twin.is_none() || guest::fit(row.move_id, relation.source)?))
     }
 
+    fn lacks_index(&self, relation: &RelationRow) -> PgResult<Option<String>> {
+        SPLIT.lacks_index(relation)
+    }
+
     fn swap(&self, row: &MoveRow, _relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
         remains::keep_storage(row.move_id)?;

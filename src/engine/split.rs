@@ -147,6 +147,10 @@ impl Engine for Split {
         child::fits(row.move_id, relation)
     }
 
+    fn lacks_index(&self, relation: &RelationRow) -> PgResult<Option<String>> {
+        Ok(split::against_indexes(relation.source)?.into_iter().next())
+    }
+
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {
         let parts = split::parts(row.move_id)?;
         remains::keep_storage(row.move_id)?;
