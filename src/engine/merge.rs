@@ -96,6 +96,10 @@ impl Engine for Merge {
         SPLIT.held_first(row, relations)
     }
 
+    fn in_the_way(&self, relations: &[RelationRow]) -> PgResult<Option<String>> {
+        SPLIT.in_the_way(relations)
+    }
+
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
         SPLIT.hold_rest(row, relations)
     }

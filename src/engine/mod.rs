@@ -93,6 +93,10 @@ pub trait Engine {
     fn held_first(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
         Ok(relations.iter().map(|r| r.source).collect())
     }
+    /// Who would make the locks useless, in words: it is asked before any is taken, and again by [`hold_rest`](Self::hold_rest).
+    fn in_the_way(&self, _relations: &[RelationRow]) -> PgResult<Option<String>> {
+        Ok(None)
+    }
     /// Locks everything else that the exchange touches, without queueing; false: not now.
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool>;
     /// Whether source and copy still fit together.

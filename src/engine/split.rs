@@ -6,7 +6,7 @@ use crate::catalog::child;
 use crate::catalog::moves::MoveRow;
 use crate::catalog::relation;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{remains, split, wayback};
+use crate::catalog::{remains, split, waiting, wayback};
 use crate::pg::digest::{self, Key, Row};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
@@ -119,6 +119,11 @@ impl Engine for Split {
         let (mut held, _) = child::around(&sources)?;
         held.extend(sources);
         Ok(held)
+    }
+
+    fn in_the_way(&self, relations: &[RelationRow]) -> PgResult<Option<String>> {
+        let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
+        waiting::serializable_readers(&sources)
     }
 
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {

@@ -194,7 +194,8 @@ fn older_snapshots(row: &MoveRow) -> WorkResult<Vec<pg_sys::VirtualTransactionId
     Ok(xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default())
 }
 
-/// What has to go before a lock is of any use. A way back waits for what would make any other change begin anew: it would be lost.
+/// What has to go before a lock is of any use, in words. A way back waits for what would make any other change begin anew: it would
+/// be lost.
 fn in_the_way(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Option<String>> {
     transaction(|| {
         let relations = shadow::relations(row.move_id)?;
@@ -203,7 +204,7 @@ fn in_the_way(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Option<String>> 
                 return Ok(Some(lacking));
             }
         }
-        Ok(None)
+        engine.in_the_way(&relations)
     })
 }
 
