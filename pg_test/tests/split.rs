@@ -228,6 +228,19 @@ fn what_cannot_be_split_says_why() -> Result<()> {
     expect_code(c.exec("SELECT foreshard.split_slot(123456)"), "42704");
     expect_code(c.exec("SELECT foreshard.split_slot(NULL)"), "22023");
     expect_code(c.exec(&format!("SELECT foreshard.split_slot({slot}, 'nowhere')")), "42704");
+    // Where a slot is now, an older snapshot need not show.
+    let calls = [
+        split.clone(),
+        format!("SELECT foreshard.move_slot({slot}, 'sb')"),
+        format!("SELECT foreshard.merge_slots({slot}, {few})"),
+        "SELECT foreshard.isolate_key('t', 1)".to_string(),
+        "SELECT foreshard.undo_recommendation(1)".to_string(),
+    ];
+    for call in calls {
+        let error = expect_code(c.exec(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {call}")), "0A000");
+        assert!(error.hint.is_some_and(|hint| hint.contains("READ COMMITTED")), "{call}");
+        c.exec("ROLLBACK")?;
+    }
     c.exec("CREATE ROLE stranger; GRANT USAGE ON SCHEMA foreshard TO stranger; SET ROLE stranger")?;
     expect_code(c.exec(&split), "42501");
     c.exec("RESET ROLE; GRANT EXECUTE ON FUNCTION foreshard.split_slot TO stranger; SET ROLE stranger")?;

@@ -4,7 +4,7 @@ use crate::catalog::moves::{self, Standing};
 use crate::catalog::{act, colocation, merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::types::JsonText;
-use crate::pg::{guc, security, shmem};
+use crate::pg::{guc, security, shmem, transaction};
 use crate::planner;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
@@ -20,8 +20,16 @@ pub(super) fn require_slot_owner(slot_id: i64) -> PgResult<()> {
     Ok(())
 }
 
+/// What is filed says where slots are now; an older snapshot may show them where they were.
+pub(super) fn require_read_committed() -> PgResult<()> {
+    transaction::require_read_committed(
+        "slots can be moved or divided anew only in transactions of isolation level READ COMMITTED",
+    )
+}
+
 fn file(map: &Map<String, Value>, confidence: Option<f64>) -> PgResult<(i64, Vec<i64>)> {
     shmem::require_preloaded()?;
+    require_read_committed()?;
     for key in map.keys() {
         if let Ok(slot_id) = key.parse() {
             require_slot_owner(slot_id)?;
@@ -117,6 +125,7 @@ fn prepare_split(
 fn file_split(slot_id: Option<i64>, targets: &[Option<&str>], prepare: bool) -> PgResult<i64> {
     let Some(slot_id) = slot_id else { return Err(bad_argument("slot_id must not be NULL")) };
     shmem::require_preloaded()?;
+    require_read_committed()?;
     require_slot_owner(slot_id)?;
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
@@ -139,6 +148,7 @@ fn merge_slots(
         return Err(bad_argument("slot_a and slot_b must not be NULL"));
     };
     shmem::require_preloaded()?;
+    require_read_committed()?;
     require_slot_owner(slot_a)?;
     require_slot_owner(slot_b)?;
     let user = security::current_user()?;
