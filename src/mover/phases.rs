@@ -399,6 +399,8 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
         return Ok(Outcome::Again(SHORTEN_PAUSE_MS));
     }
     transaction(|| {
+        // Toast tables that get their names back are locked until this has committed.
+        spi::set_local("synchronous_commit", "off")?;
         if row.phase == Phase::Retire {
             engine.settle(row)?;
         }
