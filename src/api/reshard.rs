@@ -198,21 +198,28 @@ fn rollback_move(move_id: i64) -> PgResult<bool> {
     let for_good = own_move(move_id)?.is_split_for_good;
     let _owner = security::as_extension_owner()?;
     if for_good {
-        let Some(merge) = wayback::request(move_id)? else {
-            return Err(unsupported(format!("move {move_id} cannot be rolled back any more"))
-                .set_detail("Its slot has become another, and the partition that it was is no longer kept.")
-                .set_hint("Merge two halves with foreshard.merge_slots(), split what was merged with foreshard.split_slot(), bring chosen keys home with foreshard.place_keys()."));
-        };
-        act::taken_back(move_id, merge)?;
-        wake_keeper();
-        return Ok(true);
+        if request_way_back(move_id)? {
+            return Ok(true);
+        }
+        return Err(unsupported(format!("move {move_id} cannot be rolled back any more"))
+            .set_detail("Its slot has become another, and the partition that it was is no longer kept.")
+            .set_hint("Merge two halves with foreshard.merge_slots(), split what was merged with foreshard.split_slot(), bring chosen keys home with foreshard.place_keys()."));
     }
     let asked = moves::request_rollback(move_id)?;
     if asked {
         act::taken_back(move_id, move_id)?;
     }
     wake_keeper();
-    if asked { Ok(true) } else { cancel_move(move_id) }
+    // The swap of a split may have come first.
+    if asked || cancel_move(move_id)? { Ok(true) } else { request_way_back(move_id) }
+}
+
+/// Asks for the way back of a split that is over; false when there is none.
+fn request_way_back(move_id: i64) -> PgResult<bool> {
+    let Some(merge) = wayback::request(move_id)? else { return Ok(false) };
+    act::taken_back(move_id, merge)?;
+    wake_keeper();
+    Ok(true)
 }
 
 /// Sends a share (0 to 1) of the reads of a moving slot to its copy, once the canary has begun, and holds the
