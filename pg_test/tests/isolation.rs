@@ -421,6 +421,35 @@ fn one_move_at_a_time_per_slot() -> Result<()> {
     site.check()
 }
 
+/// Who cancels what is just being swapped for good is not told that it was cancelled.
+#[test]
+fn a_cancel_that_comes_too_late_says_so() -> Result<()> {
+    let mut site = Site::new("late")?;
+    site.client.exec(
+        "CREATE TABLE p (id int PRIMARY KEY); INSERT INTO p SELECT generate_series(1, 100); SELECT foreshard.distribute('p', 'id', 1)",
+    )?;
+    let slot = slot_of_key(&mut site.client, "p", "1")?;
+    let move_id = site.client.query_one(&format!("SELECT foreshard.prepare_split({slot})"))?;
+    wait_for_phase(&mut site.client, &move_id, "prepared")?;
+    // In place of a carrier; none is to take the phase at its word.
+    site.hold("retire")?;
+    let (mut swap, mut late) = (site.connect()?, site.connect()?);
+    let set = |phase: &str| format!("UPDATE foreshard.move SET phase = '{phase}' WHERE move_id = {move_id}");
+    swap.exec(&format!("BEGIN; {}", set("retire")))?;
+    late.send_query(&format!("SELECT foreshard.cancel_move({move_id})"))?;
+    let waits =
+        format!("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND pid = {}", late.backend_pid());
+    wait_for(&mut site.client, &waits, "t")?;
+    swap.exec("COMMIT")?;
+    let cancelled = late.poll_result(PATIENCE)?.map(|rows| rows.to_text());
+    assert_eq!(cancelled.as_deref(), Some("f"));
+    swap.exec(&set("prepared"))?;
+    site.hold("")?;
+    assert_eq!(site.client.query_one(&format!("SELECT foreshard.cancel_move({move_id})"))?, "t");
+    wait_for_move(&mut site.client, &move_id, "cancelled")?;
+    site.check()
+}
+
 #[test]
 fn one_distribution_at_a_time_per_table() -> Result<()> {
     let site = Site::new("twice")?;

@@ -155,6 +155,36 @@ fn the_check_of_indexes_gives_way() -> Result<()> {
     server.assert_settled()
 }
 
+/// A carrier that waits for a synchronous standby which is away holds nothing that anybody else needs.
+#[test]
+fn nobody_waits_for_a_standby_with_the_carrier() -> Result<()> {
+    let mut server = Server::start(&options("away").set("autovacuum", "off"))?;
+    server.query(
+        "CREATE TABLE other (n int); CREATE TABLE t (id bigint PRIMARY KEY, v text); INSERT INTO t SELECT g FROM generate_series(1, 1000) g; \
+         SELECT foreshard.distribute('t', 'id', 1)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    server.hold(Some("capture"))?;
+    let move_id = server.move_slot(&slot)?;
+    server.wait_phase(&move_id, "capture")?;
+    server.set(&[("synchronous_standby_names", "nobody")])?;
+    let mut waiter = server.cluster.connect("postgres")?;
+    wait_until("commits wait for the standby", PATIENCE, || {
+        waiter.send_query("INSERT INTO other VALUES (1)")?;
+        Ok(waiter.poll_result(Duration::from_millis(300))?.is_none())
+    })?;
+    server.hold(Some("copy"))?;
+    server.wait_phase(&move_id, "copy")?;
+    let mut writer = server.cluster.connect("postgres")?;
+    writer.exec("SET synchronous_commit = local; SET lock_timeout = '10s'")?;
+    writer.exec("INSERT INTO t VALUES (1001)")?;
+    server.set(&[("synchronous_standby_names", "")])?;
+    assert!(waiter.poll_result(PATIENCE)?.is_some());
+    server.hold(None)?;
+    server.wait_end(&move_id, "done")?;
+    server.assert_settled()
+}
+
 /// What merges, placements of keys and undistributions replace goes in steps, after the exchange, whatever happens meanwhile.
 #[test]
 fn long_files_that_are_replaced_go_in_steps() -> Result<()> {

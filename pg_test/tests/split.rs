@@ -207,6 +207,11 @@ fn what_cannot_be_split_says_why() -> Result<()> {
         "other_owner",
         "ALTER TABLE LEAF OWNER TO postgres",
     )?;
+    refused(
+        "CREATE INDEX only_t ON ONLY t (v)",
+        "index_without_partition: public.only_t",
+        "DROP INDEX only_t",
+    )?;
     refused("CREATE SEQUENCE own OWNED BY LEAF.id", "own_sequence: public.own", "DROP SEQUENCE own")?;
     refused("CREATE STATISTICS st ON id, v FROM LEAF", "own_statistics: st", "DROP STATISTICS st")?;
     refused(
@@ -223,6 +228,19 @@ fn what_cannot_be_split_says_why() -> Result<()> {
     expect_code(c.exec("SELECT foreshard.split_slot(123456)"), "42704");
     expect_code(c.exec("SELECT foreshard.split_slot(NULL)"), "22023");
     expect_code(c.exec(&format!("SELECT foreshard.split_slot({slot}, 'nowhere')")), "42704");
+    // Where a slot is now, an older snapshot need not show.
+    let calls = [
+        split.clone(),
+        format!("SELECT foreshard.move_slot({slot}, 'sb')"),
+        format!("SELECT foreshard.merge_slots({slot}, {few})"),
+        "SELECT foreshard.isolate_key('t', 1)".to_string(),
+        "SELECT foreshard.undo_recommendation(1)".to_string(),
+    ];
+    for call in calls {
+        let error = expect_code(c.exec(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {call}")), "0A000");
+        assert!(error.hint.is_some_and(|hint| hint.contains("READ COMMITTED")), "{call}");
+        c.exec("ROLLBACK")?;
+    }
     c.exec("CREATE ROLE stranger; GRANT USAGE ON SCHEMA foreshard TO stranger; SET ROLE stranger")?;
     expect_code(c.exec(&split), "42501");
     c.exec("RESET ROLE; GRANT EXECUTE ON FUNCTION foreshard.split_slot TO stranger; SET ROLE stranger")?;
@@ -362,6 +380,37 @@ fn serializable_stays_serializable() -> Result<()> {
             .query("SELECT slot_id FROM foreshard.slots JOIN t ON t.tableoid = partition WHERE id = 17")?;
         server.split_slot(&slot)
     })
+}
+
+/// Where a key is can be asked in a transaction whose snapshot is older than the partition that has it.
+#[test]
+fn keys_are_located_under_old_snapshots() -> Result<()> {
+    let mut server = Server::start(&options("split-located"))?;
+    server.query(
+        "CREATE TABLE t (id bigint PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 500); SELECT foreshard.distribute('t', 'id', 1)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    server.hold(Some("cutover"))?;
+    let move_id = server.split_slot(&slot)?;
+    server.wait_phase(&move_id, "cutover")?;
+    let mut old = server.cluster.connect("postgres")?;
+    old.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")?;
+    server.hold(None)?;
+    server.wait_end(&move_id, "done")?;
+    let located = "SELECT string_agg(foreshard.get_shard_location('t', g), ' ' ORDER BY g) FROM generate_series(1, 50) g";
+    let now = server.query(located)?;
+    assert!(now.contains("sa") && now.contains("sb"), "{now}");
+    assert_eq!(old.query_one(located)?, now);
+    // As well once the transaction has an id; and it keeps no lock on the table.
+    old.exec("SELECT pg_current_xact_id()")?;
+    assert_eq!(old.query_one(located)?, now);
+    let locked = format!(
+        "SELECT count(*) FROM pg_locks WHERE pid = {} AND relation = 't'::regclass",
+        old.backend_pid()
+    );
+    assert_eq!(server.query(&locked)?, "0");
+    old.exec("COMMIT")?;
+    server.assert_settled()
 }
 
 /// The parts look as hot as they are, and keys are born into them.

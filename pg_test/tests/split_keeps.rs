@@ -381,3 +381,30 @@ fn replicating_sessions_leave_nothing_behind() -> Result<()> {
     assert_eq!(server.query("SHOW session_replication_role")?, "replica");
     server.assert_clean()
 }
+
+/// A way back that was asked for waits for an index of the table that the partitions do not have; nothing is copied again.
+#[test]
+fn a_way_back_waits_for_an_index() -> Result<()> {
+    let mut server = Server::start(&options("keeps-index").set("foreshard.rollback_window", "600s"))?;
+    server.query(
+        "CREATE TABLE t (id bigint PRIMARY KEY, v text); INSERT INTO t SELECT g FROM generate_series(1, 500) g; \
+         SELECT foreshard.distribute('t', 'id', 1)",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    let move_id = server.split_slot(&slot)?;
+    server.wait_end(&move_id, "done")?;
+    let way = server.query(&format!("SELECT move_id FROM foreshard.move WHERE way_back_of = {move_id}"))?;
+    server.query("CREATE INDEX only_t ON ONLY t (v)")?;
+    assert_eq!(server.query(&format!("SELECT foreshard.rollback_move({move_id})"))?, "t");
+    server.wait_query(
+        &format!("SELECT coalesce(waiting_for, '') LIKE 'index%: public.only_t %' FROM foreshard.progress_moves WHERE move_id = {way}"),
+        "t",
+    )?;
+    server.query("DROP INDEX only_t")?;
+    server.wait_end(&way, "done")?;
+    let copied =
+        format!("SELECT count(*) FROM foreshard.history WHERE move_id = {way} AND detail->>'to' = 'copy'");
+    assert_eq!(server.query(&copied)?, "0");
+    assert_eq!(server.query("SELECT count(*), count(DISTINCT tableoid) FROM t")?, "500|1");
+    server.assert_settled()
+}

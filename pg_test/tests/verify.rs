@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::{Server, options};
+use common::{PATIENCE, Server, options};
 use foreshard_test::Result;
+use std::time::Duration;
 
 /// What verification named when a move ended.
 fn named(server: &mut Server, move_id: &str, what: &str) -> Result<String> {
@@ -174,5 +175,42 @@ fn progress_is_told(server: &mut Server, slot: &str) -> Result<()> {
     server.wait_end(&move_id, "done")?;
     let percent = format!("SELECT percent FROM foreshard.progress_moves WHERE move_id = {move_id}");
     assert_eq!(server.query(&percent)?, "100.0");
+    server.assert_settled()
+}
+
+/// Who waits for a partition has its turn while others are compared that were locked together with it.
+#[test]
+fn somebody_who_waits_goes_first() -> Result<()> {
+    let mut server = Server::start(&options("turn").set("autovacuum", "off"))?;
+    server.query(
+        "CREATE TABLE t (id bigint PRIMARY KEY, v text); INSERT INTO t SELECT g FROM generate_series(1, 500) g; \
+         CREATE TABLE u (id bigint PRIMARY KEY, v text); INSERT INTO u TABLE t; SELECT foreshard.distribute('t', 'id', 1); \
+         SELECT foreshard.distribute('u', 'id', colocate_with => 't')",
+    )?;
+    let slot = server.slots("t")?[0].clone();
+    server.hold(Some("verify"))?;
+    let move_id = server.move_slot(&slot)?;
+    server.wait_phase(&move_id, "verify")?;
+    let of_move = format!("FROM foreshard.move_relation WHERE move_id = {move_id} ORDER BY source");
+    let first = server.query(&format!("SELECT source::regclass {of_move} LIMIT 1"))?;
+    let log = server.query(&format!("SELECT capture_log::regclass {of_move} DESC LIMIT 1"))?;
+    // The comparison stops between the two.
+    let mut holder = server.cluster.connect("postgres")?;
+    holder.exec(&format!("BEGIN; LOCK TABLE {log}"))?;
+    server.hold(None)?;
+    let waiters = |table: &str| {
+        format!("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass")
+    };
+    server.wait_query(&waiters(&log), "1")?;
+    let mut owner = server.cluster.connect("postgres")?;
+    owner.send_query(&format!("ALTER TABLE {first} ALTER v SET DEFAULT 'x'"))?;
+    server.wait_query(&waiters(&first), "1")?;
+    // Longer than between two looks.
+    std::thread::sleep(Duration::from_millis(400));
+    holder.exec("COMMIT")?;
+    assert!(owner.poll_result(PATIENCE)?.is_some());
+    let told = format!("SELECT last_error FROM foreshard.move WHERE move_id = {move_id}");
+    server.wait_query(&told, "somebody waits for a lock on the partition")?;
+    server.wait_end(&move_id, "done")?;
     server.assert_settled()
 }

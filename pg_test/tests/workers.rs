@@ -258,11 +258,12 @@ fn hostile_settings_do_not_matter() -> Result<()> {
     server.cluster.restart()?;
     let mut user = server.cluster.connect("postgres")?;
     user.exec("SET default_transaction_read_only = off; SET session_replication_role = origin; SET statement_timeout = 0")?;
+    user.exec("SET default_transaction_isolation = 'read committed'")?;
     let move_id = user.query_one(&format!(
         "SELECT foreshard.move_slot({slot}, h.shard_name::text) FROM foreshard.slot s, foreshard.shard h \
          WHERE s.slot_id = {slot} AND h.shard_id <> s.shard_id"
     ))?;
-    user.exec("SET lock_timeout = '10s'")?;
+    user.exec("RESET default_transaction_isolation; SET lock_timeout = '10s'")?;
     let finished = format!(
         "SELECT phase FROM foreshard.move WHERE finished AND move_id OPERATOR(pg_catalog.=) {move_id}"
     );
@@ -296,10 +297,12 @@ fn hostile_rollback(server: &mut Server, user: &mut Client, slot: &str) -> Resul
         ("foreshard.canary_steps", "20, 100"),
         ("foreshard.canary_dwell", "400"),
     ])?;
+    user.exec("SET default_transaction_isolation = 'read committed'")?;
     let move_id = user.query_one(&format!(
         "SELECT foreshard.move_slot({slot}, h.shard_name::text) FROM foreshard.slot s, foreshard.shard h \
          WHERE s.slot_id OPERATOR(pg_catalog.=) {slot} AND h.shard_id OPERATOR(pg_catalog.<>) s.shard_id"
     ))?;
+    user.exec("RESET default_transaction_isolation")?;
     // One session as it comes, one that can be routed. Both wait for a cutover, as long as that may take.
     let mut guest = server.cluster.connect("postgres")?;
     let mut reader = server.cluster.connect("postgres")?;

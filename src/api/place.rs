@@ -1,6 +1,6 @@
 //! Chosen keys: partitions of their own, beside the slot that they hash to.
 
-use super::reshard::{require_slot_owner, wake_keeper};
+use super::reshard::{require_read_committed, wake_keeper};
 use crate::catalog::wish::{Key, Placing, text_key};
 use crate::catalog::{colocation, name_of, place};
 use crate::pg::report::{PgResult, bad_argument, unknown};
@@ -29,13 +29,15 @@ fn file(
     wish: impl FnOnce(&mut Placing) -> PgResult<()>,
 ) -> PgResult<Vec<i64>> {
     shmem::require_preloaded()?;
+    require_read_committed()?;
     security::require_owner(table.0, &name_of(table.0)?)?;
     let user = security::current_user()?;
     let as_owner = security::as_extension_owner()?;
     let mut placing = Placing::of(table.0)?;
+    let tables = placing.tables()?;
     drop(as_owner);
-    if let Some(slot_id) = placing.any_slot() {
-        require_slot_owner(slot_id)?;
+    for (table, name) in tables {
+        security::require_owner(table, &name)?;
     }
     let _owner = security::as_extension_owner()?;
     crate::catalog::session::plain_text_forms()?;

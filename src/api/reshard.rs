@@ -4,7 +4,7 @@ use crate::catalog::moves::{self, Standing};
 use crate::catalog::{act, colocation, merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::types::JsonText;
-use crate::pg::{guc, security, shmem};
+use crate::pg::{guc, security, shmem, transaction};
 use crate::planner;
 use pgrx::prelude::*;
 use serde_json::{Map, Value};
@@ -20,8 +20,16 @@ pub(super) fn require_slot_owner(slot_id: i64) -> PgResult<()> {
     Ok(())
 }
 
+/// What is filed says where slots are now; an older snapshot may show them where they were.
+pub(super) fn require_read_committed() -> PgResult<()> {
+    transaction::require_read_committed(
+        "slots can be moved or divided anew only in transactions of isolation level READ COMMITTED",
+    )
+}
+
 fn file(map: &Map<String, Value>, confidence: Option<f64>) -> PgResult<(i64, Vec<i64>)> {
     shmem::require_preloaded()?;
+    require_read_committed()?;
     for key in map.keys() {
         if let Ok(slot_id) = key.parse() {
             require_slot_owner(slot_id)?;
@@ -117,6 +125,7 @@ fn prepare_split(
 fn file_split(slot_id: Option<i64>, targets: &[Option<&str>], prepare: bool) -> PgResult<i64> {
     let Some(slot_id) = slot_id else { return Err(bad_argument("slot_id must not be NULL")) };
     shmem::require_preloaded()?;
+    require_read_committed()?;
     require_slot_owner(slot_id)?;
     let user = security::current_user()?;
     let _owner = security::as_extension_owner()?;
@@ -139,6 +148,7 @@ fn merge_slots(
         return Err(bad_argument("slot_a and slot_b must not be NULL"));
     };
     shmem::require_preloaded()?;
+    require_read_committed()?;
     require_slot_owner(slot_a)?;
     require_slot_owner(slot_b)?;
     let user = security::current_user()?;
@@ -188,21 +198,28 @@ fn rollback_move(move_id: i64) -> PgResult<bool> {
     let for_good = own_move(move_id)?.is_split_for_good;
     let _owner = security::as_extension_owner()?;
     if for_good {
-        let Some(merge) = wayback::request(move_id)? else {
-            return Err(unsupported(format!("move {move_id} cannot be rolled back any more"))
-                .set_detail("Its slot has become another, and the partition that it was is no longer kept.")
-                .set_hint("Merge two halves with foreshard.merge_slots(), split what was merged with foreshard.split_slot(), bring chosen keys home with foreshard.place_keys()."));
-        };
-        act::taken_back(move_id, merge)?;
-        wake_keeper();
-        return Ok(true);
+        if request_way_back(move_id)? {
+            return Ok(true);
+        }
+        return Err(unsupported(format!("move {move_id} cannot be rolled back any more"))
+            .set_detail("Its slot has become another, and the partition that it was is no longer kept.")
+            .set_hint("Merge two halves with foreshard.merge_slots(), split what was merged with foreshard.split_slot(), bring chosen keys home with foreshard.place_keys()."));
     }
     let asked = moves::request_rollback(move_id)?;
     if asked {
         act::taken_back(move_id, move_id)?;
     }
     wake_keeper();
-    if asked { Ok(true) } else { cancel_move(move_id) }
+    // The swap of a split may have come first.
+    if asked || cancel_move(move_id)? { Ok(true) } else { request_way_back(move_id) }
+}
+
+/// Asks for the way back of a split that is over; false when there is none.
+fn request_way_back(move_id: i64) -> PgResult<bool> {
+    let Some(merge) = wayback::request(move_id)? else { return Ok(false) };
+    act::taken_back(move_id, merge)?;
+    wake_keeper();
+    Ok(true)
 }
 
 /// Sends a share (0 to 1) of the reads of a moving slot to its copy, once the canary has begun, and holds the

@@ -1,6 +1,6 @@
 //! The way back from what was recommended.
 
-use super::reshard::{require_slot_owner, wake_keeper};
+use super::reshard::{require_read_committed, require_slot_owner, wake_keeper};
 use crate::catalog::act::{self, Act};
 use crate::catalog::split::{self, Part};
 use crate::catalog::wish::Placing;
@@ -20,6 +20,7 @@ fn undo_recommendation(recommendation_id: Option<i64>) -> PgResult<i64> {
         return Err(bad_argument("recommendation_id must not be NULL"));
     };
     shmem::require_preloaded()?;
+    require_read_committed()?;
     let as_owner = security::as_extension_owner()?;
     let found = act::of(recommendation_id)?;
     drop(as_owner);

@@ -310,9 +310,10 @@ pub fn shard_of_storage(table: pg_sys::Oid) -> PgResult<Option<i32>> {
     )
 }
 
-/// Name of the shard that holds a partition, None when the partition is not managed.
+/// Name of the shard that holds a partition, None when the partition is not managed. It is asked of partitions as they are
+/// now, however old the transaction's snapshot is.
 pub fn shard_of_partition(partition: pg_sys::Oid) -> PgResult<Option<String>> {
-    spi::one::<String>(
+    spi::text_of_now(
         "SELECT h.shard_name::text FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) \
          JOIN foreshard.shard h USING (shard_id) WHERE p.partition = $1",
         &[partition.into()],

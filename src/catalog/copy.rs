@@ -133,14 +133,21 @@ impl CopyPlan {
     }
 
     /// Makes the shadow equal to the source for every key logged by this transaction's snapshot (one
-    /// snapshot for all three statements), and forgets those log entries. Returns log entries replayed.
+    /// snapshot for all three statements), and forgets those log entries. Returns log entries replayed. Between the
+    /// statements, which may take long, it gives way (55006).
     pub fn replay(&self) -> PgResult<u64> {
-        let _guard = security::as_restricted_owner(self.owner);
         let (keys, shadow, source) = (self.distinct_keys(), &self.shadow, &self.source);
         let doomed = format!("DELETE FROM {shadow} t USING {keys} WHERE {}", self.key_match("l", "t"));
+        let guard = security::as_restricted_owner(self.owner);
         spi::run(&doomed, &[])?;
+        drop(guard);
+        lock::give_way()?;
         let rows = format!("{keys} JOIN ONLY {source} s ON {}", self.key_match("l", "s"));
+        let guard = security::as_restricted_owner(self.owner);
         self.insert_from(&rows)?;
+        drop(guard);
+        lock::give_way()?;
+        let _guard = security::as_restricted_owner(self.owner);
         spi::run(&format!("DELETE FROM {}", self.log), &[])
     }
 

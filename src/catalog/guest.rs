@@ -9,7 +9,7 @@ use super::child::{self, CARRIED};
 use super::mold::{self, Mold, copy_defaults, run_all, statements};
 use super::name_of;
 use super::shadow::{self, RelationRow};
-use super::split::{Part, against_split, parts};
+use super::split::{Part, against_indexes, against_split, parts};
 use super::whole;
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal, wrong_state};
@@ -96,6 +96,7 @@ pub fn against_branch(family: &Family, parts: usize) -> PgResult<Vec<String>> {
     )?;
     if let Some(branch) = family.leaving(parts) {
         found.extend(against_split(branch)?);
+        found.extend(against_indexes(branch)?);
     }
     for source in family.sources.iter().filter(|source| **source != family.lead) {
         found.extend(whole::unlike(family.lead, *source)?);

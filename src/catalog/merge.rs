@@ -117,6 +117,7 @@ pub fn reasons(slot_a: i64, slot_b: i64) -> PgResult<Vec<String>> {
     for partition in a.iter().chain(&b) {
         found.extend(preflight::against_move(*partition)?);
         found.extend(split::against_split(*partition)?);
+        found.extend(split::against_indexes(*partition)?);
     }
     let both: Vec<_> = a.into_iter().chain(b).collect();
     for leaves in whole::by_table(&both)? {

@@ -462,11 +462,11 @@ pub fn request_rollback(move_id: i64) -> PgResult<bool> {
     )? > 0)
 }
 
-/// Asks a move to stop; false when it does not exist or has ended.
+/// Asks a move, or the one that it is part of, to stop; false when it does not exist, has ended, or has just swapped for good.
 pub fn request_cancel(move_id: i64) -> PgResult<bool> {
     Ok(spi::run(
-        "UPDATE foreshard.move SET cancel_requested = true WHERE move_id = $1 AND NOT finished",
-        &[move_id.into()],
+        "UPDATE foreshard.move SET cancel_requested = true WHERE move_id = coalesce((SELECT partner_of FROM foreshard.move WHERE move_id = $1), $1) AND NOT finished AND phase <> $2",
+        &[move_id.into(), Phase::Retire.as_str().into()],
     )? > 0)
 }
 

@@ -130,6 +130,7 @@ pub fn reasons(slot_id: i64, partitions: &[pg_sys::Oid]) -> PgResult<Vec<String>
     for partition in partitions {
         found.extend(preflight::against_move(*partition)?);
         found.extend(split::against_split(*partition)?);
+        found.extend(split::against_indexes(*partition)?);
     }
     Ok(found)
 }

@@ -431,7 +431,8 @@ pub fn longer_than(move_id: i64, bytes: i64) -> PgResult<Vec<pg_sys::Oid>> {
 }
 /// Drops shadows and logs of a move and forgets its relations; what is gone already is fine.
 pub fn drop_all(move_id: i64) -> PgResult<()> {
-    for row in relations(move_id)? {
+    let rows = relations(move_id)?;
+    for row in &rows {
         // Copies of a split that have not become the table's; its owner may have detached one.
         let copies = spi::rows(
             "SELECT c.oid FROM foreshard.move_child m JOIN pg_catalog.pg_class c ON c.oid IN (m.child, m.log) \
@@ -445,10 +446,9 @@ pub fn drop_all(move_id: i64) -> PgResult<()> {
                 storage::drop_own_table(relation);
             }
         }
-        restore_toast_name(row.source)?;
-        // Old storage that has come back.
-        restore_toast_name(row.shadow)?;
     }
+    // Last, because what is renamed stays locked. A shadow that is still there is old storage that has come back.
+    rows.iter().flat_map(|row| [row.source, row.shadow]).try_for_each(restore_toast_name)?;
     forget(move_id)
 }
 

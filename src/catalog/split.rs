@@ -224,9 +224,24 @@ pub fn reasons(slot_id: i64) -> PgResult<Vec<String>> {
     for partition in partitions {
         found.extend(preflight::against_move(partition)?);
         found.extend(against_split(partition)?);
+        found.extend(against_indexes(partition)?);
     }
     found.extend(super::place::against_split_of(slot_id)?);
     Ok(found)
+}
+
+/// Indexes of its table that a partition does not have (CREATE INDEX ON ONLY): what takes its place does not have them either, and
+/// PostgreSQL would build them while everybody is locked out. Apart from [`against_split`], because such an index comes and goes
+/// without the partition being altered.
+pub fn against_indexes(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
+    spi::rows(
+        "SELECT 'index_without_partition: ' || p.indexrelid::regclass || ' of the table has no partition on ' || l.inhrelid::regclass \
+         FROM pg_catalog.pg_inherits l JOIN pg_catalog.pg_index p ON p.indrelid = l.inhparent WHERE l.inhrelid = $1 \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h JOIN pg_catalog.pg_index c ON c.indexrelid = h.inhrelid \
+                           WHERE h.inhparent = p.indexrelid AND c.indrelid = l.inhrelid) ORDER BY 1",
+        &[partition.into()],
+        |row| row.need::<String>(1),
+    )
 }
 
 /// Reasons that stand against replacing a leaf partition by others: what is not carried over, and what

@@ -17,6 +17,18 @@ pub fn blockers(relations: &[pg_sys::Oid]) -> PgResult<Option<String>> {
     )
 }
 
+/// Whose serializable transactions, running or not yet forgotten, have read something of these relations, in words; None: nobody's.
+pub fn serializable_readers(relations: &[pg_sys::Oid]) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT pg_catalog.string_agg(DISTINCT coalesce('what pid ' || l.pid || ' has read in a serializable transaction', \
+                'what serializable transactions have read'), ', ') \
+         FROM pg_catalog.pg_locks l WHERE l.mode = 'SIReadLock' \
+           AND (l.relation = ANY ($1) OR l.relation IN (SELECT indexrelid FROM pg_catalog.pg_index WHERE indrelid = ANY ($1))) \
+           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())",
+        &[relations.to_vec().into()],
+    )
+}
+
 /// The backends that hold the oldest snapshots of this database, in words.
 pub fn oldest_snapshots() -> PgResult<Option<String>> {
     spi::one::<String>(

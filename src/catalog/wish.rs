@@ -48,9 +48,15 @@ impl Placing {
         Ok(Placing { table, owner, router, homes, wishes: HashMap::new(), spelled: HashMap::new() })
     }
 
-    /// A slot of the table, for the privileges.
-    pub fn any_slot(&self) -> Option<i64> {
-        self.homes.values().map(|home| home.slot_id).next()
+    /// All tables that have a partition of any of its slots, for the privileges: (oid, name).
+    pub fn tables(&self) -> PgResult<Vec<(pg_sys::Oid, String)>> {
+        let guests = self.homes.values().flat_map(|home| &home.guests).filter_map(|guest| guest.slot);
+        let slots: Vec<i64> = self.homes.values().map(|home| home.slot_id).chain(guests).collect();
+        spi::rows(
+            "SELECT DISTINCT p.table_oid::oid, p.table_oid::text FROM foreshard.slot_partition p WHERE p.slot_id = ANY ($1) ORDER BY 1",
+            &[slots.into()],
+            |row| Ok((row.need(1)?, row.need(2)?)),
+        )
     }
 
     /// The hash partition of a key, and the key's text form: the one of the list that has it, else the one that was
@@ -223,7 +229,8 @@ impl Placing {
         let made: usize = changes.iter().map(|change| change.relayout.made.len()).sum();
         let taken: usize = changes.iter().map(|change| change.relayout.taken.len()).sum();
         let most = guc::MAX_LEAVES.get().max(0) as usize;
-        let coming = match self.any_slot().filter(|_| made > taken) {
+        let any_slot = self.homes.values().map(|home| home.slot_id).next();
+        let coming = match any_slot.filter(|_| made > taken) {
             Some(slot_id) => gathering::coming_lists(slot_id)?.max(0) as usize,
             None => 0,
         };

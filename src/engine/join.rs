@@ -70,12 +70,20 @@ impl Engine for Join {
         SPLIT.held_first(row, relations)
     }
 
+    fn in_the_way(&self, relations: &[RelationRow]) -> PgResult<Option<String>> {
+        SPLIT.in_the_way(relations)
+    }
+
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
         SPLIT.hold_rest(row, relations)
     }
 
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
         SPLIT.fits(row, relation)
+    }
+
+    fn lacks_index(&self, relation: &RelationRow) -> PgResult<Option<String>> {
+        SPLIT.lacks_index(relation)
     }
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()> {

@@ -96,6 +96,10 @@ impl Engine for Merge {
         SPLIT.held_first(row, relations)
     }
 
+    fn in_the_way(&self, relations: &[RelationRow]) -> PgResult<Option<String>> {
+        SPLIT.in_the_way(relations)
+    }
+
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
         SPLIT.hold_rest(row, relations)
     }
@@ -108,6 +112,10 @@ impl Engine for Merge {
         let all = shadow::relations(row.move_id)?;
         let first = all.iter().find(|r| r.shadow == relation.shadow).map_or(relation.source, |r| r.source);
         Ok(first == relation.source || whole::unlike(first, relation.source)?.is_empty())
+    }
+
+    fn lacks_index(&self, relation: &RelationRow) -> PgResult<Option<String>> {
+        SPLIT.lacks_index(relation)
     }
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {

@@ -93,10 +93,18 @@ pub trait Engine {
     fn held_first(&self, _row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<pg_sys::Oid>> {
         Ok(relations.iter().map(|r| r.source).collect())
     }
+    /// Who would make the locks useless, in words: it is asked before any is taken, and again by [`hold_rest`](Self::hold_rest).
+    fn in_the_way(&self, _relations: &[RelationRow]) -> PgResult<Option<String>> {
+        Ok(None)
+    }
     /// Locks everything else that the exchange touches, without queueing; false: not now.
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool>;
     /// Whether source and copy still fit together.
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool>;
+    /// An index of the table that a source, and so its copy, does not have, in words.
+    fn lacks_index(&self, _relation: &RelationRow) -> PgResult<Option<String>> {
+        Ok(None)
+    }
     /// Exchanges source and shadow; everything is locked. `keep_mirror`: what is written from
     /// now on is mirrored into the old storage; otherwise capture ends.
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], keep_mirror: bool) -> PgResult<()>;

@@ -109,6 +109,10 @@ impl Engine for Place {
         Ok(held)
     }
 
+    fn in_the_way(&self, relations: &[RelationRow]) -> PgResult<Option<String>> {
+        SPLIT.in_the_way(relations)
+    }
+
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
         SPLIT.hold_rest(row, relations)
     }
@@ -117,6 +121,10 @@ impl Engine for Place {
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
         Ok(SPLIT.fits(row, relation)?
             && (relation.twin.is_none() || guest::fit(row.move_id, relation.source)?))
+    }
+
+    fn lacks_index(&self, relation: &RelationRow) -> PgResult<Option<String>> {
+        SPLIT.lacks_index(relation)
     }
 
     fn swap(&self, row: &MoveRow, _relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {

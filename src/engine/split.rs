@@ -6,7 +6,7 @@ use crate::catalog::child;
 use crate::catalog::moves::MoveRow;
 use crate::catalog::relation;
 use crate::catalog::shadow::{self, RelationRow};
-use crate::catalog::{remains, split, wayback};
+use crate::catalog::{remains, split, waiting, wayback};
 use crate::pg::digest::{self, Key, Row};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, internal};
@@ -121,6 +121,11 @@ impl Engine for Split {
         Ok(held)
     }
 
+    fn in_the_way(&self, relations: &[RelationRow]) -> PgResult<Option<String>> {
+        let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
+        waiting::serializable_readers(&sources)
+    }
+
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
         let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
         // A serializable transaction that has read the partition must learn of later writers; the server keeps
@@ -145,6 +150,10 @@ impl Engine for Split {
 
     fn fits(&self, row: &MoveRow, relation: &RelationRow) -> PgResult<bool> {
         child::fits(row.move_id, relation)
+    }
+
+    fn lacks_index(&self, relation: &RelationRow) -> PgResult<Option<String>> {
+        Ok(split::against_indexes(relation.source)?.into_iter().next())
     }
 
     fn swap(&self, row: &MoveRow, relations: &[RelationRow], _keep_mirror: bool) -> PgResult<()> {

@@ -100,6 +100,10 @@ impl Engine for Undistribute {
         Ok(preflight::around(table_of(relations)?)?.0)
     }
 
+    fn in_the_way(&self, relations: &[RelationRow]) -> PgResult<Option<String>> {
+        SPLIT.in_the_way(relations)
+    }
+
     fn hold_rest(&self, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
         let sources: Vec<pg_sys::Oid> = relations.iter().map(|r| r.source).collect();
         // As for a split: what a serializable transaction has read goes away.

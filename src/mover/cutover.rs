@@ -27,6 +27,8 @@ const FRESH_S: f64 = 60.0;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 1_000;
 
+/// How often is looked whether somebody is still in the way who would make a lock useless, ms.
+const IN_THE_WAY_MS: i64 = 100;
 /// How often replicas are looked at; they tell of their snapshots every wal_receiver_status_interval.
 const REPLICA_WAIT_MS: i64 = 500;
 /// How long replicas are waited for.
@@ -56,6 +58,10 @@ pub fn attempt(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
     if let Some(who) = replica_snapshots(row)? {
         transaction(|| moves::note(row.move_id, Some(&who), None, None))?;
         return Ok(Outcome::Again(REPLICA_WAIT_MS));
+    }
+    if let Some(what) = in_the_way(engine, row)? {
+        transaction(|| moves::note(row.move_id, Some(&what), None, None))?;
+        return Ok(Outcome::Again(IN_THE_WAY_MS));
     }
     swap(engine, row, attempt, Direction::There)
 }
@@ -188,20 +194,39 @@ fn older_snapshots(row: &MoveRow) -> WorkResult<Vec<pg_sys::VirtualTransactionId
     Ok(xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default())
 }
 
+/// What has to go before a lock is of any use, in words. A way back waits for what would make any other change begin anew: it would
+/// be lost.
+fn in_the_way(engine: &dyn Engine, row: &MoveRow) -> WorkResult<Option<String>> {
+    transaction(|| {
+        let relations = shadow::relations(row.move_id)?;
+        for relation in relations.iter().filter(|_| row.way_back_of.is_some()) {
+            if let Some(lacking) = engine.lacks_index(relation)? {
+                return Ok(Some(lacking));
+            }
+        }
+        engine.in_the_way(&relations)
+    })
+}
+
 enum Swap {
     Done,
     Blocked,
     Leave(Event),
 }
 
-/// Whether sources and copies still fit together.
-fn fit(engine: &dyn Engine, row: &MoveRow, relations: &[RelationRow]) -> PgResult<bool> {
+/// What keeps sources and copies from being exchanged, if so: they do not fit together any more, or the table has an index that they
+/// lack.
+fn misfit(engine: &dyn Engine, row: &MoveRow, relations: &[RelationRow]) -> PgResult<Option<Swap>> {
     for relation in relations {
         if !engine.fits(row, relation)? {
-            return Ok(false);
+            return Ok(Some(Swap::Leave(Event::SourceChanged)));
+        }
+        if engine.lacks_index(relation)?.is_some() {
+            let is_way_back = row.way_back_of.is_some();
+            return Ok(Some(if is_way_back { Swap::Blocked } else { Swap::Leave(Event::SourceChanged) }));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// Whether every source looks as it did when its changes began to be mirrored.
@@ -235,8 +260,9 @@ fn swap_locked(
     invalidation::watch(shadow::defining(row.move_id, first)?);
     let generation = invalidation::generation();
     // Without the lock first: it is not taken for nothing, and what was read once is read faster under it.
-    if !(fit(engine, row, relations)? && look_unchanged(relations)?) {
-        return Ok(Swap::Leave(Event::SourceChanged));
+    let stop = misfit(engine, row, relations)?;
+    if stop.is_some() || !look_unchanged(relations)? {
+        return Ok(stop.unwrap_or(Swap::Leave(Event::SourceChanged)));
     }
     // Under the lock every statement counts: those that come for each table are planned once, most of them before.
     let _plans = spi::KeptPlans::begin()?;
@@ -255,8 +281,8 @@ fn swap_locked(
     if !same && relations.len() > engine.at_once() && attempt < PATIENT_ATTEMPTS {
         return Ok(Swap::Blocked);
     }
-    if !same && !fit(engine, row, relations)? {
-        return Ok(Swap::Leave(Event::SourceChanged));
+    if !same && let Some(stop) = misfit(engine, row, relations)? {
+        return Ok(stop);
     }
     // Before the swap a mirror that had to give up can catch up again.
     let lost = if same { backlog(relations)? } else { way_back_lost(relations)? };

@@ -91,6 +91,8 @@ fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outco
     let done = transaction(|| {
         // With an id assigned, every statement under the lock takes a snapshot of its own.
         let _ = lock::current_xid();
+        // Nobody waits for the disk, or a standby, behind the lock. What a crash takes of this is done again.
+        spi::set_local("synchronous_commit", "off")?;
         if !short_lock::try_lock(&next, lock::SHARE_ROW_EXCLUSIVE, attempt)? {
             return Ok(mirror::Attempt::Blocked);
         }
@@ -106,7 +108,11 @@ fn capture(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outco
         Ok(mirror::Attempt::Done)
     })?;
     match done {
-        mirror::Attempt::Done => return Ok(Outcome::Advanced),
+        mirror::Attempt::Done => {
+            // Files have an owner that a crash does not take before they are filled.
+            bgworker::flush_commit();
+            return Ok(Outcome::Advanced);
+        }
         mirror::Attempt::Leave(event) => return Ok(Outcome::Leave(event)),
         mirror::Attempt::Blocked => {}
     }
@@ -228,12 +234,14 @@ pub(super) fn sources(row: &MoveRow) -> WorkResult<Vec<pg_sys::Oid>> {
     transaction(|| Ok(shadow::relations(row.move_id)?.iter().map(|r| r.source).collect()))
 }
 
-/// One replay of everything logged by now, under one snapshot. None: the source changed.
+/// One replay of everything logged by now, under one snapshot. None: the source changed. Gives way (55006) to whoever
+/// waits for a source, all of which are locked meanwhile.
 fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
     let sources = sources(row)?;
     bgworker::transaction_repeatable_read(&sources, || {
         let mut replayed = 0;
         for relation in shadow::relations(row.move_id)? {
+            lock::give_way()?;
             if !is_unchanged(&relation)? {
                 return Ok(None);
             }
@@ -306,6 +314,8 @@ fn catch_up(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<Outc
         return Ok(Outcome::Again(rest_ms));
     }
     transaction(|| {
+        // Writers wait for the log until this has committed.
+        spi::set_local("synchronous_commit", "off")?;
         for relation in shadow::relations(row.move_id)? {
             copy::plan(&relation)?.compact_log(relation.log)?;
         }
@@ -364,6 +374,7 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
     })?;
     if !captured.is_empty() {
         let done = transaction(|| {
+            spi::set_local("synchronous_commit", "off")?;
             if !short_lock::try_lock(&locked, lock::ACCESS_EXCLUSIVE, attempt)? {
                 return Ok(false);
             }
@@ -388,6 +399,8 @@ fn clean(engine: &dyn Engine, row: &MoveRow, attempt: u32, then: Option<Event>) 
         return Ok(Outcome::Again(SHORTEN_PAUSE_MS));
     }
     transaction(|| {
+        // Toast tables that get their names back are locked until this has committed.
+        spi::set_local("synchronous_commit", "off")?;
         if row.phase == Phase::Retire {
             engine.settle(row)?;
         }

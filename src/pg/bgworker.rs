@@ -239,6 +239,12 @@ fn transaction_at<R>(
     outcome
 }
 
+/// Waits until the last transaction that this process has committed is on disk; outside a transaction.
+pub fn flush_commit() {
+    // SAFETY: the position is the end of a record that this process has written, or 0.
+    unsafe { pg_sys::XLogFlush(pg_sys::XactLastCommitEnd) };
+}
+
 /// Runs a command that manages its own transactions (VACUUM); outside a transaction.
 pub fn command(sql: &str) -> WorkResult<()> {
     let text = super::report::cstring(sql);

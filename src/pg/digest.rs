@@ -4,13 +4,10 @@ use super::keytext;
 use super::lock::{self, ACCESS_SHARE};
 use super::partition::Router;
 use super::progress;
-use super::report::{PgResult, busy, internal};
+use super::report::{PgResult, internal};
 use foreshard_core::digest::RowHasher;
 use pgrx::pg_sys;
 use std::collections::HashSet;
-
-/// How often a scan looks whether it is in somebody's way, ms.
-const YIELD_MS: u128 = 300;
 
 /// Encodes one attribute: a tag byte, and for values a length and the detoasted bytes. Two values get
 /// the same encoding exactly when their stored images are equal.
@@ -52,11 +49,12 @@ unsafe fn encode(
 }
 
 /// Visits every row of a heap that the active snapshot sees; values live until the next row. Gives way
-/// (55006) to whoever waits for a lock on the relation, and with them everybody behind.
+/// (55006) to whoever waits for a lock on this or anything else that is compared with it.
 fn scan(
     relation: pg_sys::Oid,
     mut visit: impl FnMut(&[&pg_sys::FormData_pg_attribute], &[pg_sys::Datum], &[bool]),
 ) -> PgResult<()> {
+    lock::give_way()?;
     // SAFETY: the relation is opened and locked for the scan, the slot belongs to it, its arrays hold
     // natts entries after slot_getallattrs, and per-row memory is reset only between rows.
     unsafe {
@@ -76,7 +74,6 @@ fn scan(
             pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
         );
         let mut row: u64 = 0;
-        let mut looked = std::time::Instant::now();
         let (mut block, blocks) =
             (0, pg_sys::RelationGetNumberOfBlocksInFork(rel, pg_sys::ForkNumber::MAIN_FORKNUM));
         while pg_sys::table_scan_getnextslot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
@@ -94,12 +91,7 @@ fn scan(
                     | u32::from((*slot).tts_tid.ip_blkid.bi_lo);
                 progress::add(now.saturating_sub(block));
                 block = block.max(now);
-                if looked.elapsed().as_millis() > YIELD_MS {
-                    looked = std::time::Instant::now();
-                    if lock::has_waiters(relation)? {
-                        return Err(busy("somebody waits for a lock on the partition"));
-                    }
-                }
+                lock::give_way()?;
             }
         }
         progress::add(blocks.saturating_sub(block));

@@ -1,8 +1,15 @@
 //! Short locks: tried without queueing, so that nobody ever waits behind a move that waits.
 
-use super::report::PgResult;
+use super::local::Local;
+use super::report::{PgResult, busy};
 use super::spi;
 use pgrx::pg_sys;
+use std::time::Instant;
+
+/// How often a process that reads or writes for long looks whether it is in somebody's way, ms.
+const YIELD_MS: u128 = 300;
+/// When it last looked.
+static LOOKED: Local<Option<Instant>> = Local::new(None);
 
 /// ACCESS SHARE.
 pub const ACCESS_SHARE: i32 = pg_sys::AccessShareLock as i32;
@@ -39,6 +46,27 @@ pub fn lock_all(relations: &[pg_sys::Oid], mode: i32) {
     for relation in relations {
         // SAFETY: any oid may be locked; an ERROR unwinds the transaction.
         unsafe { pg_sys::LockRelationOid(*relation, mode) };
+    }
+}
+
+/// ACCESS SHARE on a relation for as long as it lives: nobody has to wait for the end of the transaction.
+pub struct Shared(pg_sys::Oid);
+
+impl Shared {
+    /// Queues for it.
+    pub fn on(relation: pg_sys::Oid) -> Self {
+        lock_all(&[relation], ACCESS_SHARE);
+        Shared(relation)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // While an ERROR unwinds, the abort of the (sub)transaction releases it.
+        if !std::thread::panicking() {
+            // SAFETY: releases what `on` took.
+            unsafe { pg_sys::UnlockRelationOid(self.0, ACCESS_SHARE) };
+        }
     }
 }
 
@@ -85,14 +113,21 @@ pub fn current_xid() -> u32 {
     unsafe { pg_sys::GetCurrentTransactionId() }.into_inner()
 }
 
-/// Whether somebody waits for a lock on a relation.
-pub fn has_waiters(relation: pg_sys::Oid) -> PgResult<bool> {
+/// Gives way (55006) to whoever waits for ACCESS EXCLUSIVE on anything that this process has locked, and with them to everybody
+/// behind. It is called often and looks now and then.
+pub fn give_way() -> PgResult<()> {
+    if LOOKED.get().is_some_and(|at| at.elapsed().as_millis() <= YIELD_MS) {
+        return Ok(());
+    }
+    // Who wants less does not wait for readers.
     let waiting = spi::one::<bool>(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks WHERE NOT granted AND locktype = 'relation' AND relation = $1 \
-           AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))",
-        &[relation.into()],
+        "WITH l AS MATERIALIZED (SELECT database, relation, mode, granted, pid FROM pg_catalog.pg_locks WHERE locktype = 'relation') \
+         SELECT EXISTS (SELECT FROM l own JOIN l other ON other.database = own.database AND other.relation = own.relation \
+             WHERE own.granted AND own.pid = pg_catalog.pg_backend_pid() AND NOT other.granted AND other.mode = 'AccessExclusiveLock')",
+        &[],
     )?;
-    Ok(waiting.unwrap_or(false))
+    LOOKED.set(Some(Instant::now()));
+    if waiting == Some(true) { Err(busy("somebody waits for a lock on the partition")) } else { Ok(()) }
 }
 
 /// Whether a serializable transaction, running or not yet forgotten, has read something of these relations.

@@ -36,6 +36,49 @@ pub fn run(sql: &str, args: &[Arg]) -> PgResult<u64> {
     })
 }
 
+/// Types, values and null flags of parameters, as SPI has them.
+fn parameters(args: &[Arg]) -> (Vec<pg_sys::Oid>, Vec<pg_sys::Datum>, Vec<std::ffi::c_char>) {
+    let value = |arg: &Arg| arg.datum().map_or(pg_sys::Datum::from(0usize), |value| value.sans_lifetime());
+    let null = |arg: &Arg| if arg.datum().is_some() { b' ' } else { b'n' } as std::ffi::c_char;
+    (
+        args.iter().map(|arg| arg.oid()).collect(),
+        args.iter().map(value).collect(),
+        args.iter().map(null).collect(),
+    )
+}
+
+/// The text in the first column of the first row of a statement that reads, by a snapshot of its own: it sees what has been
+/// committed by now, in a transaction of any isolation level and in parallel workers.
+pub fn text_of_now(sql: &str, args: &[Arg]) -> PgResult<Option<String>> {
+    let (mut types, mut values, nulls) = parameters(args);
+    // SAFETY: connected for the time of the call; the snapshot is copied when it becomes the active one, which it is for the
+    // statement alone; an ERROR ends both with the (sub)transaction. One type, value and null flag belong to each
+    // parameter, and the text is copied before the connection ends.
+    unsafe {
+        if pg_sys::SPI_connect() < 0 {
+            return Err(internal("no connection to SPI"));
+        }
+        // That of the catalog is the only one that is new at every isolation level and may be taken in parallel mode.
+        pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid));
+        let text = cstring(sql);
+        let (types, values) = (types.as_mut_ptr(), values.as_mut_ptr());
+        let count = args.len() as i32;
+        let code =
+            pg_sys::SPI_execute_with_args(text.as_ptr(), count, types, values, nulls.as_ptr(), true, 1);
+        pg_sys::PopActiveSnapshot();
+        let mut found = None;
+        if code == pg_sys::SPI_OK_SELECT as i32 && pg_sys::SPI_processed > 0 {
+            let table = pg_sys::SPI_tuptable;
+            let text = pg_sys::SPI_getvalue(*(*table).vals, (*table).tupdesc, 1);
+            if !text.is_null() {
+                found = Some(std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned());
+            }
+        }
+        pg_sys::SPI_finish();
+        if code < 0 { Err(internal(format!("SPI code {code}"))) } else { Ok(found) }
+    }
+}
+
 /// Plans that this session keeps, by statement and types of its parameters.
 static PLANS: LocalBox<HashMap<(String, Vec<pg_sys::Oid>), pg_sys::SPIPlanPtr>> = LocalBox::new();
 /// The most of them; beyond it all are made again.
@@ -44,11 +87,7 @@ const MAX_PLANS: usize = 256;
 /// As [`run`], with a plan that the session keeps: for statements that come again and again.
 pub fn run_kept(sql: &str, args: &[Arg]) -> PgResult<u64> {
     refuse_on_standby();
-    let mut types: Vec<pg_sys::Oid> = args.iter().map(|arg| arg.oid()).collect();
-    let value = |arg: &Arg| arg.datum().map_or(pg_sys::Datum::from(0usize), |value| value.sans_lifetime());
-    let mut values: Vec<pg_sys::Datum> = args.iter().map(value).collect();
-    let null = |arg: &Arg| if arg.datum().is_some() { b' ' } else { b'n' } as std::ffi::c_char;
-    let nulls: Vec<std::ffi::c_char> = args.iter().map(null).collect();
+    let (mut types, mut values, nulls) = parameters(args);
     // SAFETY: connected for the time of the call, an ERROR ends the connection with the (sub)transaction; a kept
     // plan lives until it is freed, and one type, value and null flag belong to each parameter.
     unsafe {

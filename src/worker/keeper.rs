@@ -152,6 +152,8 @@ impl Keeper {
             self.last_expire_s = now_s - EXPIRE_EVERY_S + 0.5;
         } else if is_due(self.last_expire_s, now_s, EXPIRE_EVERY_S) {
             self.last_expire_s = now_s;
+            // By itself: what is renamed stays locked to the end.
+            report("toast tables", in_background(shadow::restore_toast_names));
             report("history", in_background(expire));
             self.collect();
             report("history", self.learner.forget_gone(&self.publisher));
@@ -391,6 +393,5 @@ fn expire() -> PgResult<()> {
     }
     moving::expire(guc::RETAIN_HISTORY.get())?;
     slot_key::expire()?;
-    shadow::restore_toast_names()?;
     heat::expire(&keep, guc::RETAIN_BUCKET.get(), guc::RETAIN_HISTORY.get())
 }

@@ -67,7 +67,11 @@ pub fn serializable_stays_serializable(
         "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT v FROM t WHERE id = 17; UPDATE other SET v = 1; COMMIT",
     )?;
     server.hold(None)?;
-    std::thread::sleep(Duration::from_millis(500));
+    // No lock is tried for as long as that is known.
+    let waits = format!(
+        "SELECT coalesce(waiting_for, '') LIKE '%in a serializable transaction' FROM foreshard.progress_moves WHERE move_id = {move_id}"
+    );
+    server.wait_query(&waits, "t")?;
     let update = second.exec("UPDATE t SET v = 1 WHERE id = 17");
     expect_code(update.and_then(|_| second.exec("COMMIT")), "40001");
     second.exec("ROLLBACK")?;

@@ -37,7 +37,8 @@ pub fn left_on(node: &NodeRow) -> PgResult<Vec<RemoteRow>> {
 /// Drops here the copies of a move that are not the slot's, with everything through which they were filled; what is on
 /// nodes has no table here any more then.
 pub fn drop_copies(move_id: i64) -> PgResult<()> {
-    for row in shadow::relations(move_id)? {
+    let rows = shadow::relations(move_id)?;
+    for row in &rows {
         for side in [row.source, row.shadow] {
             if let Some(remote) = behind(side)? {
                 let aids = ["inbox", "state", "changes", "rest"].map(|what| remote.aid_here(what));
@@ -52,6 +53,9 @@ pub fn drop_copies(move_id: i64) -> PgResult<()> {
                 storage::drop_own_table(relation);
             }
         }
+    }
+    // Last, because what is renamed stays locked.
+    for row in &rows {
         if behind(row.source)?.is_none() {
             shadow::restore_toast_name(row.source)?;
         }

@@ -435,6 +435,8 @@ fn clean(row: &MoveRow, attempt: u32, then: Option<Event>) -> WorkResult<Outcome
     if !captured.is_empty() {
         let locked: Vec<pg_sys::Oid> = captured.iter().map(|relation| relation.source).collect();
         let done = transaction(|| {
+            // What follows, on nodes as well, waits for the disk.
+            spi::set_local("synchronous_commit", "off")?;
             if !short_lock::try_lock(&locked, lock::ACCESS_EXCLUSIVE, attempt)? {
                 return Ok(false);
             }
