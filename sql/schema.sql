@@ -377,6 +377,8 @@ CREATE TABLE foreshard.outcome (
     capacity    float8 NOT NULL,
     least_gain  float8 NOT NULL,
     drains      boolean NOT NULL,
+    -- for what was only foreseen; else the shard was overloaded already
+    foreseen    boolean NOT NULL,
     -- what it was to save of transactions across shards
     joined      float8 NOT NULL DEFAULT 0,
     resolution_s int NOT NULL,

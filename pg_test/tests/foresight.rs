@@ -177,8 +177,8 @@ fn clocks_and_outages_leave_no_trace() -> Result<()> {
          INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, cost_units_per_s) \
              SELECT 1, slot_id, date_trunc('minute', now()) - g * interval '1 s', 1 FROM foreshard.slot, generate_series(1, 120) g; \
          INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, \
-                 capacity, least_gain, drains, resolution_s, made_at, due_at) \
-             SELECT group_id, slot_id, 1, 2, 0.9, 0.9, '{}', '{}', 1, 1, 1, 0, false, 60, now() + interval '3 days', now() + interval '4 days' FROM foreshard.slot",
+                 capacity, least_gain, drains, foreseen, resolution_s, made_at, due_at) \
+             SELECT group_id, slot_id, 1, 2, 0.9, 0.9, '{}', '{}', 1, 1, 1, 0, false, true, 60, now() + interval '3 days', now() + interval '4 days' FROM foreshard.slot",
     )?;
     wait_for(
         &mut client,

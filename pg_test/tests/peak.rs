@@ -201,8 +201,8 @@ impl Scene {
 
 /// As if a dozen steps had paid.
 const SEED: &str = "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, \
-         capacity, least_gain, drains, resolution_s, made_at, due_at, judged_at, paid) \
-     SELECT group_id, 0, 1, 2, 0.95, 0.95, '{}', '{}', 1, 1, 1, 0, false, 1, now(), now(), now(), true \
+         capacity, least_gain, drains, foreseen, resolution_s, made_at, due_at, judged_at, paid) \
+     SELECT group_id, 0, 1, 2, 0.95, 0.95, '{}', '{}', 1, 1, 1, 0, false, true, 1, now(), now(), now(), true \
      FROM foreshard.colocation_group, generate_series(1, 8)";
 
 fn sleep_until(at_s: f64) {

@@ -102,8 +102,8 @@ fn furnished(cluster: &Cluster) -> Result<Client> {
          INSERT INTO foreshard.hot_key (group_id, key_hash, table_oid, slot_id, key, truncated, accesses_per_s, lower, upper, access_score, observed_at) \
              SELECT s.group_id, s.slot_id, p.table_oid, s.slot_id, '{evil}', false, 10 * s.slot_id, 8 * s.slot_id, 12 * s.slot_id, 1, now() FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id); \
          INSERT INTO foreshard.group_trust SELECT group_id, 'earned', 12, 0.8, 0.75, now() FROM foreshard.colocation_group; \
-         INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, capacity, least_gain, drains, resolution_s, made_at, due_at, judged_at, paid) \
-             SELECT g.group_id, 1, 1, 2, 0.8, n / 10.0, '{{}}', '{{}}', 1, 1, 1, 0, false, 10, now(), now(), now(), n > 4 FROM foreshard.colocation_group g, generate_series(1, 9) n; \
+         INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, capacity, least_gain, drains, foreseen, resolution_s, made_at, due_at, judged_at, paid) \
+             SELECT g.group_id, 1, 1, 2, 0.8, n / 10.0, '{{}}', '{{}}', 1, 1, 1, 0, false, true, 10, now(), now(), now(), n > 4 FROM foreshard.colocation_group g, generate_series(1, 9) n; \
          CREATE TABLE e (s text, t text, PRIMARY KEY (s, t)); INSERT INTO e VALUES ('{evil}', 'b'), ('b', 'c'), ('c', 'd'); \
          SELECT foreshard.create_graph('g', 'e', 's', 't'); SELECT foreshard.refresh_influence('g')"
     ))?;

@@ -45,8 +45,8 @@ fn foresight_acts_before_the_peak_once_it_is_trusted() -> Result<()> {
     )?;
     client.exec(
         "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, \
-             capacity, least_gain, drains, resolution_s, made_at, due_at, judged_at, paid) \
-         SELECT group_id, 0, 1, 2, 0.95, 0.95, '{}', '{}', 1, 1, 1, 0, false, 3600, now(), now(), now(), true \
+             capacity, least_gain, drains, foreseen, resolution_s, made_at, due_at, judged_at, paid) \
+         SELECT group_id, 0, 1, 2, 0.95, 0.95, '{}', '{}', 1, 1, 1, 0, false, true, 3600, now(), now(), now(), true \
          FROM foreshard.colocation_group, generate_series(1, 12)",
     )?;
     let since = client.query_one("SELECT now() + interval '1 s'")?;
@@ -66,8 +66,8 @@ fn foresight_acts_before_the_peak_once_it_is_trusted() -> Result<()> {
     // What did not pay: slots that were to go where the peak then was.
     client.exec(
         "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, \
-             capacity, least_gain, drains, resolution_s, made_at, due_at) \
-         SELECT q.group_id, q.slot_id, 2, 1, 0.95, 0.95, '{}', h.hot, 1000, 1000, 2000, 0.1, false, 3600, \
+             capacity, least_gain, drains, foreseen, resolution_s, made_at, due_at) \
+         SELECT q.group_id, q.slot_id, 2, 1, 0.95, 0.95, '{}', h.hot, 1000, 1000, 2000, 0.1, false, true, 3600, \
              now() - interval '26 h', now() - interval '2 h' \
          FROM (SELECT * FROM foreshard.slot s WHERE NOT EXISTS (SELECT FROM foreshard.outcome o WHERE o.slot_id = s.slot_id AND judged_at IS NULL)) q, \
              LATERAL (SELECT array_agg(slot_id) AS hot FROM (SELECT slot_id FROM foreshard.heat_history WHERE resolution_s = 3600 \

@@ -13,8 +13,8 @@ const HISTORY: &str = "INSERT INTO foreshard.heat_history (resolution_s, slot_id
 
 /// As if a dozen steps had paid.
 const TRUST: &str = "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, from_capacity, to_capacity, \
-         capacity, least_gain, drains, resolution_s, made_at, due_at, judged_at, paid) \
-     SELECT group_id, 0, 1, 2, 0.95, 0.95, '{}', '{}', 1, 1, 1, 0, false, 3600, now(), now(), now(), true \
+         capacity, least_gain, drains, foreseen, resolution_s, made_at, due_at, judged_at, paid) \
+     SELECT group_id, 0, 1, 2, 0.95, 0.95, '{}', '{}', 1, 1, 1, 0, false, true, 3600, now(), now(), now(), true \
      FROM foreshard.colocation_group, generate_series(1, 12)";
 
 /// Slots of shard a that are recommended to go.

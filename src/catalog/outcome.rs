@@ -29,6 +29,8 @@ pub struct NewOutcome {
     pub least_gain: f64,
     /// The first shard was draining.
     pub drains: bool,
+    /// It was recommended for what was only foreseen.
+    pub foreseen: bool,
     /// What it saves of transactions across shards, cost units/s.
     pub joined: f64,
 }
@@ -37,9 +39,9 @@ pub struct NewOutcome {
 pub fn note(new: &NewOutcome, horizon_s: i32, resolution_s: i32) -> PgResult<()> {
     spi::run(
         "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, \
-             from_capacity, to_capacity, capacity, least_gain, drains, resolution_s, made_at, due_at, joined) \
+             from_capacity, to_capacity, capacity, least_gain, drains, resolution_s, made_at, due_at, joined, foreseen) \
          SELECT s.group_id, s.slot_id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
-                pg_catalog.now(), pg_catalog.now() + pg_catalog.make_interval(secs => $14), $15 \
+                pg_catalog.now(), pg_catalog.now() + pg_catalog.make_interval(secs => $14), $15, $16 \
          FROM foreshard.slot s WHERE s.slot_id = $1 \
            AND NOT EXISTS (SELECT FROM foreshard.outcome o WHERE o.slot_id = $1 AND o.judged_at IS NULL)",
         &[
@@ -58,6 +60,7 @@ pub fn note(new: &NewOutcome, horizon_s: i32, resolution_s: i32) -> PgResult<()>
             resolution_s.into(),
             f64::from(horizon_s).into(),
             new.joined.into(),
+            new.foreseen.into(),
         ],
     )?;
     Ok(())
@@ -185,12 +188,15 @@ pub fn judge(outcome_id: i64, paid: Option<bool>, gain: Option<f64>) -> PgResult
 /// since who is right about minutes may be wrong about days; and none off a shard that is to be emptied, which pay in any case.
 pub fn judged() -> PgResult<Vec<(i32, Judged)>> {
     spi::rows(
-        "SELECT group_id, o.raw, o.stated, o.paid FROM foreshard.outcome o \
+        "SELECT group_id, o.raw, o.stated, o.foreseen, o.paid FROM foreshard.outcome o \
          JOIN (SELECT DISTINCT ON (group_id) group_id, resolution_s FROM foreshard.outcome WHERE NOT drains ORDER BY group_id, outcome_id DESC) n \
              USING (group_id, resolution_s) \
          WHERE o.paid IS NOT NULL AND NOT o.drains ORDER BY o.judged_at, o.outcome_id",
         &[],
-        |row| Ok((row.need(1)?, Judged { raw: row.need(2)?, stated: row.need(3)?, paid: row.need(4)? })),
+        |row| {
+            let (raw, stated, foreseen) = (row.need(2)?, row.need(3)?, row.need(4)?);
+            Ok((row.need(1)?, Judged { raw, stated, foreseen, paid: row.need(5)? }))
+        },
     )
 }
 

@@ -108,6 +108,7 @@ pub fn note(
                 capacities: [capacity(step.from), capacity(step.to), all],
                 least_gain: mib * options.move_cost_per_mib / options.payback_s,
                 drains: shards.iter().any(|shard| shard.id == step.from && shard.draining),
+                foreseen: step.foreseen,
                 joined: joined(links, &place, step),
             };
             outcome::note(&new, horizon_s, resolution_s)?;

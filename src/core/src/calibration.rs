@@ -33,6 +33,8 @@ pub struct Judged {
     pub raw: f64,
     /// The confidence it was recommended with.
     pub stated: f64,
+    /// It was recommended for what was only foreseen, not for what was there already.
+    pub foreseen: bool,
     /// Whether it paid.
     pub paid: bool,
 }
@@ -62,18 +64,22 @@ impl Trust {
 /// The newest outcomes.
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
-    outcomes: VecDeque<Judged>,
+    /// All of them, behind what is stated.
+    all: VecDeque<Judged>,
+    /// Of steps that were foreseen, behind trust.
+    foreseen: VecDeque<Judged>,
     withdrawn: bool,
 }
 
 impl Calibration {
     /// Adds what became of a step.
     pub fn observe(&mut self, judged: Judged) {
-        self.outcomes.push_back(judged);
-        if self.outcomes.len() > WINDOW {
-            self.outcomes.pop_front();
+        keep(&mut self.all, judged);
+        if !judged.foreseen {
+            return;
         }
-        let n = self.outcomes.len();
+        keep(&mut self.foreseen, judged);
+        let n = self.foreseen.len();
         if n < LEAST {
             return;
         }
@@ -82,7 +88,7 @@ impl Calibration {
             self.withdrawn = short > RECOVERED;
         } else {
             // Even a sure thing may fail now and then, so the spread of one outcome is never 0.
-            let spread: f64 = self.outcomes.iter().map(|o| (o.stated * (1.0 - o.stated)).max(0.05)).sum();
+            let spread: f64 = self.foreseen.iter().map(|o| (o.stated * (1.0 - o.stated)).max(0.05)).sum();
             self.withdrawn = short > SHORTFALL && short * n as f64 > SURE * spread.sqrt();
         }
     }
@@ -91,7 +97,7 @@ impl Calibration {
     pub fn stated(&self, raw: f64) -> f64 {
         let raw = raw.clamp(0.0, 1.0);
         let (mut paid, mut all) = (PRIOR * raw, PRIOR);
-        for judged in &self.outcomes {
+        for judged in &self.all {
             let near = (-((judged.raw - raw) / SIMILAR).powi(2) * std::f64::consts::LN_2).exp();
             paid += near * f64::from(u8::from(judged.paid));
             all += near;
@@ -99,33 +105,40 @@ impl Calibration {
         paid / all
     }
 
-    /// How many outcomes are known, [`WINDOW`] at most.
+    /// How many outcomes of foreseen steps are known, [`WINDOW`] at most.
     pub fn len(&self) -> usize {
-        self.outcomes.len()
+        self.foreseen.len()
     }
 
-    /// Whether no outcome is known.
+    /// Whether no such outcome is known.
     pub fn is_empty(&self) -> bool {
-        self.outcomes.is_empty()
+        self.foreseen.is_empty()
     }
 
-    /// Mean confidence stated for the outcomes known.
+    /// Mean confidence stated for them.
     pub fn expected(&self) -> f64 {
-        self.outcomes.iter().map(|judged| judged.stated).sum::<f64>() / self.outcomes.len().max(1) as f64
+        self.foreseen.iter().map(|judged| judged.stated).sum::<f64>() / self.foreseen.len().max(1) as f64
     }
 
     /// Share of them that paid.
     pub fn paid(&self) -> f64 {
-        self.outcomes.iter().filter(|judged| judged.paid).count() as f64 / self.outcomes.len().max(1) as f64
+        self.foreseen.iter().filter(|judged| judged.paid).count() as f64 / self.foreseen.len().max(1) as f64
     }
 
     /// What they say.
     pub fn trust(&self) -> Trust {
-        match (self.outcomes.len() < LEAST, self.withdrawn) {
+        match (self.foreseen.len() < LEAST, self.withdrawn) {
             (true, _) => Trust::Unknown,
             (false, false) => Trust::Earned,
             (false, true) => Trust::Withdrawn,
         }
+    }
+}
+
+fn keep(outcomes: &mut VecDeque<Judged>, judged: Judged) {
+    outcomes.push_back(judged);
+    if outcomes.len() > WINDOW {
+        outcomes.pop_front();
     }
 }
 
@@ -180,7 +193,7 @@ mod tests {
     use super::*;
 
     fn judged(stated: f64, paid: bool) -> Judged {
-        Judged { raw: stated, stated, paid }
+        Judged { raw: stated, stated, foreseen: true, paid }
     }
 
     #[test]
@@ -243,6 +256,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_there_already_earns_no_trust_in_foresight() {
+        let mut calibration = Calibration::default();
+        let present = |paid| Judged { foreseen: false, ..judged(0.9, paid) };
+        (0..WINDOW).for_each(|_| calibration.observe(present(true)));
+        assert_eq!(calibration.trust(), Trust::Unknown);
+        assert!(calibration.stated(0.5) > 0.5, "and yet something is known of confidence");
+        (0..LEAST).for_each(|_| calibration.observe(judged(0.9, false)));
+        assert_eq!(calibration.trust(), Trust::Withdrawn);
+        (0..WINDOW).for_each(|_| calibration.observe(present(true)));
+        assert_eq!(calibration.trust(), Trust::Withdrawn);
+    }
+
+    #[test]
     fn modest_confidence_that_is_right_about_itself_is_trusted() {
         let mut calibration = Calibration::default();
         for i in 0..40 {
@@ -257,7 +283,7 @@ mod tests {
         assert_eq!(calibration.stated(0.9), 0.9);
         for i in 0..200 {
             let stated = calibration.stated(0.95);
-            calibration.observe(Judged { raw: 0.95, stated, paid: i % 5 < 3 });
+            calibration.observe(Judged { raw: 0.95, stated, foreseen: true, paid: i % 5 < 3 });
         }
         // Three of five, whatever the futures say.
         assert!((calibration.stated(0.95) - 0.6).abs() < 0.05, "{}", calibration.stated(0.95));

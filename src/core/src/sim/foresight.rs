@@ -54,6 +54,7 @@ struct Open {
     capacities: [f64; 3],
     least_gain: f64,
     drains: bool,
+    foreseen: bool,
 }
 
 /// What is known of a slot's coming load.
@@ -279,7 +280,10 @@ impl Foreshard {
                 least_gain: open.least_gain,
             };
             let paid = outcome(&realised).paid;
-            self.calibration.observe(Judged { raw: open.raw, stated: open.stated, paid });
+            let Open { raw, stated, foreseen, drains, .. } = open;
+            if !drains {
+                self.calibration.observe(Judged { raw, stated, foreseen, paid });
+            }
         }
     }
 
@@ -308,6 +312,7 @@ impl Foreshard {
             ],
             least_gain: mib * self.options.move_cost_per_mib / self.options.payback_s,
             drains: view.shards[from].draining,
+            foreseen: step.foreseen,
         });
     }
 
