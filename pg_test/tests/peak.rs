@@ -35,6 +35,8 @@ const EDGE_S: u32 = 2;
 const NIGHT_S: f64 = 5.0;
 /// What a move may take on a busy machine, s.
 const MOVE_S: u32 = 3;
+/// Share of what came that forecasts must cover to be acted upon: 15 points less than they should.
+const LEAST_COVERED: f64 = 0.75;
 /// Days that are seen before the judged one in the short form, and at most in the long one.
 const LEARNT: u32 = 2;
 const LEARNT_MOST: u32 = 14;
@@ -309,8 +311,19 @@ fn the_auto_mode_moves_before_the_peak_and_does_no_harm_when_it_is_wrong() -> Re
     let acted = "SELECT count(*) > 0 FROM foreshard.move WHERE reason LIKE '%will be above%'";
     assert_eq!(scenes[2].client.query_one(acted)?, "t");
     let patience = Duration::from_secs_f64(DAY_S * if long { 6.0 } else { 4.0 });
-    let withdrawn = wait_until("trust is withdrawn", patience, || Ok(scenes[2].trust()? == "withdrawn"));
-    println!("{:.0} s after the judged day: {}", now_s() - until_s, scenes[2].told(judged_s, now_s())?);
+    // By what became of steps, or by what forecasts covered of what came.
+    let covers =
+        "SELECT round(avg(coverage)::numeric, 2) FROM foreshard.forecast_errors WHERE resolution_s = 1";
+    let mut why = (String::new(), 1.0);
+    let withdrawn = wait_until("foresight is withdrawn", patience, || {
+        why = (scenes[2].trust()?, scenes[2].client.query_one(covers)?.parse().unwrap_or(1.0));
+        Ok(why.0 == "withdrawn" || why.1 < LEAST_COVERED)
+    });
+    println!(
+        "{:.0} s after the judged day: {why:?} {}",
+        now_s() - until_s,
+        scenes[2].told(judged_s, now_s())?
+    );
     withdrawn?;
     for load in loads {
         let load = load?;

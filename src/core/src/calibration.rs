@@ -13,7 +13,7 @@ use crate::placement::Step;
 /// Outcomes that are looked at, the newest ones.
 pub const WINDOW: usize = 40;
 /// Outcomes below which nothing is said.
-pub const LEAST: usize = 8;
+pub const LEAST: usize = 6;
 /// Standard deviations of chance that a shortfall must exceed to withdraw trust.
 const SURE: f64 = 3.0;
 /// The shortfall below which it is never withdrawn, as a share of all.
