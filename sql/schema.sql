@@ -390,7 +390,8 @@ CREATE TABLE foreshard.outcome (
     gain        float8
 ) WITH (fillfactor = 80);
 CREATE INDEX outcome_group_idx ON foreshard.outcome (group_id, outcome_id);
-CREATE UNIQUE INDEX outcome_open_idx ON foreshard.outcome (slot_id) WHERE judged_at IS NULL;
+-- what was foreseen does not wait until what was there already is judged
+CREATE UNIQUE INDEX outcome_open_idx ON foreshard.outcome (slot_id, foreseen) WHERE judged_at IS NULL;
 
 -- what the newest outcomes of a group say
 CREATE TABLE foreshard.group_trust (

@@ -35,7 +35,7 @@ pub struct NewOutcome {
     pub joined: f64,
 }
 
-/// Notes a step unless one of the slot is under way already. `horizon_s` is how long it has to pay.
+/// Notes a step unless one of the slot, as much foreseen as this one, is under way already. `horizon_s` is how long it has to pay.
 pub fn note(new: &NewOutcome, horizon_s: i32, resolution_s: i32) -> PgResult<()> {
     spi::run(
         "INSERT INTO foreshard.outcome (group_id, slot_id, from_shard, to_shard, raw, stated, stay, there, \
@@ -43,7 +43,7 @@ pub fn note(new: &NewOutcome, horizon_s: i32, resolution_s: i32) -> PgResult<()>
          SELECT s.group_id, s.slot_id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
                 pg_catalog.now(), pg_catalog.now() + pg_catalog.make_interval(secs => $14), $15, $16 \
          FROM foreshard.slot s WHERE s.slot_id = $1 \
-           AND NOT EXISTS (SELECT FROM foreshard.outcome o WHERE o.slot_id = $1 AND o.judged_at IS NULL)",
+           AND NOT EXISTS (SELECT FROM foreshard.outcome o WHERE o.slot_id = $1 AND o.foreseen = $16 AND o.judged_at IS NULL)",
         &[
             new.slot_id.into(),
             new.from_shard.into(),

@@ -290,7 +290,7 @@ impl Foreshard {
     /// Notes a step, to be judged when its day is over.
     fn note(&mut self, view: &View, bucket: usize, step: &Step, place: &[usize]) {
         let (slot, from, to) = (step.segment as usize, step.from as usize, step.to as usize);
-        if self.open.iter().any(|open| open.slot == slot) {
+        if self.open.iter().any(|open| open.slot == slot && open.foreseen == step.foreseen) {
             return;
         }
         let on = |shard: usize| {
