@@ -11,11 +11,12 @@ fn descending(counts: &[(i64, u64)]) -> Vec<(i64, u64)> {
     sorted
 }
 
-/// As many slots on every node, the hottest on the first.
-pub fn hottest_first(counts: &[(i64, u64)], nodes: usize) -> Places {
+/// The `first` hottest slots on the first node, as many of the others on every other one.
+pub fn hottest_first(counts: &[(i64, u64)], nodes: usize, first: usize) -> Places {
     let sorted = descending(counts);
-    let each = sorted.len().div_ceil(nodes);
-    sorted.iter().enumerate().map(|(at, (slot, _))| (*slot, at / each)).collect()
+    let each = sorted.len().saturating_sub(first).div_ceil((nodes - 1).max(1)).max(1);
+    let node = |at: usize| at.checked_sub(first).map_or(0, |behind| 1 + behind / each);
+    sorted.iter().enumerate().map(|(at, (slot, _))| (*slot, node(at))).collect()
 }
 
 /// The assignment whose busiest node is least busy, of all there are.
