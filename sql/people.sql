@@ -95,7 +95,8 @@ SELECT 'warning', format('publication %I', b.pubname), 'names a partition, which
        format('Publish table %s instead, with publish_via_partition_root = true.', p.table_oid)
 FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication b ON b.oid = r.prpubid JOIN foreshard.slot_partition p ON p.partition = r.prrelid
 UNION ALL
-SELECT 'warning', 'move ' || m.move_id, 'began again ' || m.restarts || ' times', coalesce(m.last_error, ''),
+SELECT 'warning', 'move ' || m.move_id, 'began again ' || m.restarts || ' times',
+       coalesce((SELECT p.last_error FROM foreshard.progress_moves p WHERE p.move_id = m.move_id), ''),
        format('See foreshard.progress_moves; SELECT foreshard.cancel_move(%s) gives it up.', m.move_id)
 FROM foreshard.move m WHERE NOT m.finished AND m.restarts >= 5
 UNION ALL

@@ -193,7 +193,14 @@ SELECT q.move_id, q.request_id, q.slot_id, q.from_shard, q.to_shard, q.phase, q.
        CASE WHEN q.finished OR q.phase NOT IN ('copy', 'index', 'catch_up', 'mirror', 'verify', 'prepared', 'canary', 'cutover', 'watch') THEN NULL
             WHEN q.caught_up_at = 'infinity' THEN interval '0'
             ELSE greatest(clock_timestamp() - q.caught_up_at, interval '0') END AS lag,
-       q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts, q.last_error, q.started_at, q.elapsed,
+       q.weight, q.pending_keys, q.lock_attempts, q.waiting_for, q.restarts,
+       -- it may name a key
+       CASE WHEN q.last_error IS NULL THEN NULL
+            WHEN EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.slot_id = q.slot_id
+                         AND NOT (pg_catalog.has_table_privilege(p.table_oid, 'SELECT') AND NOT pg_catalog.row_security_active(p.table_oid)))
+                THEN 'hidden: it may name keys of a table that you may not read'
+            ELSE q.last_error END AS last_error,
+       q.started_at, q.elapsed,
        q.kind, q.finished_at, q.requested_by, q.reason, q.reads_routed, q.reads_stayed, q.reads_unroutable,
        q.scans_compared, q.scans_incomparable
 FROM (

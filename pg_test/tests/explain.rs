@@ -188,6 +188,10 @@ fn hours(client: &mut Client, said: &str) -> Result<()> {
         let error = error_of(client, &format!("ALTER SYSTEM SET foreshard.move_window = '{bad}'"))?;
         assert!(error.sqlstate == "22023" && error.detail.is_some(), "{error}");
     }
+    for bad in ["1%, 5%, 100%", "5;25", "100, 50", "101"] {
+        let error = error_of(client, &format!("ALTER SYSTEM SET foreshard.canary_steps = '{bad}'"))?;
+        assert!(error.sqlstate == "22023" && error.detail.is_some(), "{error}");
+    }
     let window = |from: i32, to: i32, zone: &str| {
         format!(
             "SELECT to_char(now() AT TIME ZONE '{zone}' + interval '{from} min', 'HH24:MI') || '-' || \

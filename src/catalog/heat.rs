@@ -433,7 +433,7 @@ pub fn history(resolution_s: i32, since_s: i64, mut each: impl FnMut(i64, i64, O
 /// history of earlier times.
 pub fn layout(resolution_s: i32) -> PgResult<String> {
     let found = spi::one::<String>(
-        "SELECT pg_catalog.concat_ws(' ', count(*), max(last_moved_at), (SELECT count(*) FROM foreshard.move WHERE finished), \
+        "SELECT pg_catalog.concat_ws(' ', count(*), sum(slot_id), max(last_moved_at), (SELECT count(*) FROM foreshard.move WHERE finished), \
              (SELECT min(bucket_at) FROM foreshard.heat_history WHERE resolution_s = $1)) FROM foreshard.slot",
         &[resolution_s.into()],
     )?;

@@ -98,13 +98,18 @@ fn shards() -> PgResult<Part<Shard>> {
     Ok(found)
 }
 
-/// The coarsest resolution of which there is a day's worth of buckets, else the finest one, and its newest bucket.
+/// The coarsest resolution of which there is a day's worth of buckets, else the finest one, and its newest bucket. Ends are found by
+/// the index: a year of thousands of slots is tens of millions of rows.
 fn resolution() -> PgResult<Option<(i32, f64)>> {
     let found = spi::rows(
-        "SELECT q.resolution_s, extract(epoch FROM q.last)::float8 FROM ( \
-             SELECT resolution_s, pg_catalog.max(bucket_at) AS last, pg_catalog.min(bucket_at) AS first \
-             FROM foreshard.load_history GROUP BY 1) q \
-         ORDER BY CASE WHEN extract(epoch FROM q.last - q.first) >= 24 * q.resolution_s THEN -q.resolution_s ELSE q.resolution_s END LIMIT 1",
+        "WITH RECURSIVE r (resolution_s) AS ( \
+             (SELECT resolution_s FROM foreshard.load_history ORDER BY 1 LIMIT 1) \
+             UNION ALL SELECT (SELECT h.resolution_s FROM foreshard.load_history h WHERE h.resolution_s > r.resolution_s ORDER BY 1 LIMIT 1) \
+             FROM r WHERE r.resolution_s IS NOT NULL) \
+         SELECT r.resolution_s, extract(epoch FROM q.last)::float8 FROM r \
+         CROSS JOIN LATERAL (SELECT pg_catalog.max(h.bucket_at) AS last, pg_catalog.min(h.bucket_at) AS first \
+             FROM foreshard.load_history h WHERE h.resolution_s = r.resolution_s) q WHERE q.last IS NOT NULL \
+         ORDER BY CASE WHEN extract(epoch FROM q.last - q.first) >= 24 * r.resolution_s THEN -r.resolution_s ELSE r.resolution_s END LIMIT 1",
         &[],
         |row| Ok((row.need::<i32>(1)?, row.need::<f64>(2)?)),
     )?;

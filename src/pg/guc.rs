@@ -66,6 +66,7 @@ macro_rules! settings {
     (@type mode) => { Mode };
     (@type string) => { Option<CString> };
     (@type window) => { Option<CString> };
+    (@type steps) => { Option<CString> };
     (@define int $i:ident, $n:literal, $s:literal, $c:expr, $f:expr, $min:expr, $max:expr) => {
         GucRegistry::define_int_guc($n, $s, EMPTY, &$i, $min, $max, $c, $f)
     };
@@ -85,6 +86,10 @@ macro_rules! settings {
     (@define window $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
         // SAFETY: the hook is guarded and has the signature of one.
         unsafe { GucRegistry::define_string_guc_with_hooks($n, $s, EMPTY, &$i, $c, $f, Some(super::window::check), None, None) }
+    };
+    (@define steps $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
+        // SAFETY: the hook is guarded and has the signature of one.
+        unsafe { GucRegistry::define_string_guc_with_hooks($n, $s, EMPTY, &$i, $c, $f, Some(super::check_hook::canary_steps), None, None) }
     };
     (@define string $i:ident, $n:literal, $s:literal, $c:expr, $f:expr) => {
         GucRegistry::define_string_guc($n, $s, EMPTY, &$i, $c, $f)
@@ -254,7 +259,7 @@ settings! {
     int CUTOVER_MAX_KEYS = c"foreshard.cutover_max_keys", 200, 1, 100000; Ctx::Sighup, NONE;
         c"Most changed keys that may be replayed under the lock that turns a log into a mirror.";
     /// Weights of the canary, per cent.
-    string CANARY_STEPS = c"foreshard.canary_steps", Some(c"1, 5, 25, 100"); Ctx::Sighup, NONE;
+    steps CANARY_STEPS = c"foreshard.canary_steps", Some(c"1, 5, 25, 100"); Ctx::Sighup, NONE;
         c"Per cent of the reads of a moving slot that its copy serves before the cutover, step by step; empty: no canary.";
     /// How long each weight of the canary stands, milliseconds.
     int CANARY_DWELL = c"foreshard.canary_dwell", 5000, 0, 3600000; Ctx::Sighup, MS;

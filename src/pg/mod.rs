@@ -5,6 +5,7 @@ mod around;
 pub mod bgworker;
 pub mod builtin;
 pub mod capture;
+pub mod check_hook;
 pub mod compat;
 pub mod digest;
 pub mod disk;

@@ -1,11 +1,11 @@
 //! The hours in which moves may begin: the setting `foreshard.move_window` and the clock on the wall it means.
 
-use super::guc;
 use super::report::cstring;
+use super::{check_hook, guc};
 use foreshard_core::window::Window;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 
 /// The check hook of the setting.
 ///
@@ -17,24 +17,18 @@ pub unsafe extern "C-unwind" fn check(
     _extra: *mut *mut c_void,
     _source: pg_sys::GucSource::Type,
 ) -> bool {
-    // SAFETY: PostgreSQL passes a valid pointer; the value is null or a NUL-terminated string.
-    let text = unsafe {
-        let value = *newval;
-        if value.is_null() { String::new() } else { CStr::from_ptr(value).to_string_lossy().into_owned() }
-    };
-    let why = match Window::parse(&text) {
-        Err(bad) => format!("{bad}."),
-        Ok(window) => match window.zone() {
-            Some(zone) if find_zone(zone).is_null() => format!("Time zone \"{zone}\" is not recognized."),
-            _ => return true,
-        },
-    };
-    let why = cstring(&why);
-    // SAFETY: what GUC_check_errdetail() does; the text is copied.
+    // SAFETY: as promised by the caller.
     unsafe {
-        pg_sys::GUC_check_errdetail_string = pg_sys::format_elog_string(c"%s".as_ptr(), why.as_ptr());
+        check_hook::accepts(newval, |text| match Window::parse(text) {
+            Err(bad) => Err(format!("{bad}.")),
+            Ok(window) => match window.zone() {
+                Some(zone) if find_zone(zone).is_null() => {
+                    Err(format!("Time zone \"{zone}\" is not recognized."))
+                }
+                _ => Ok(()),
+            },
+        })
     }
-    false
 }
 
 /// The time zone of a name; null: there is none.

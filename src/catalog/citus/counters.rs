@@ -27,26 +27,33 @@ pub struct Answer {
 
 /// The one question: for every shard of ours that is there [id, bytes, scans, rows read, inserted, updated, deleted, blocks read,
 /// blocks hit], and what tenants did. Shards that are elsewhere are no relations there.
+///
+/// Nodes run it as a superuser, under a `search_path` of their own: every name and operator in it says where it is, and types meet
+/// exactly, because an operator that somebody made for what would need a cast is preferred.
 fn question() -> PgResult<Option<String>> {
     spi::one::<String>(
         "SELECT pg_catalog.format($f$SELECT pg_catalog.json_build_object('s', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(q.s, \
-                pg_catalog.pg_total_relation_size(q.c), pg_catalog.pg_stat_get_numscans(q.c) + i.scans, \
-                pg_catalog.pg_stat_get_tuples_returned(q.c) + pg_catalog.pg_stat_get_tuples_fetched(q.c) + i.rows, \
-                pg_catalog.pg_stat_get_tuples_inserted(q.c), pg_catalog.pg_stat_get_tuples_updated(q.c), pg_catalog.pg_stat_get_tuples_deleted(q.c), \
-                greatest(pg_catalog.pg_stat_get_blocks_fetched(q.c) + i.fetched - pg_catalog.pg_stat_get_blocks_hit(q.c) - i.hit, 0), \
-                pg_catalog.pg_stat_get_blocks_hit(q.c) + i.hit)), '[]') \
-             FROM (SELECT u.s, pg_catalog.to_regclass(u.n) AS c FROM ROWS FROM (pg_catalog.unnest(%L::bigint[]), pg_catalog.unnest(%L::text[])) AS u (s, n)) q \
-             CROSS JOIN LATERAL (SELECT coalesce(sum(pg_catalog.pg_stat_get_numscans(indexrelid)), 0)::int8 AS scans, \
-                    coalesce(sum(pg_catalog.pg_stat_get_tuples_fetched(indexrelid)), 0)::int8 AS rows, \
-                    coalesce(sum(pg_catalog.pg_stat_get_blocks_fetched(indexrelid)), 0)::int8 AS fetched, \
-                    coalesce(sum(pg_catalog.pg_stat_get_blocks_hit(indexrelid)), 0)::int8 AS hit \
-                 FROM pg_catalog.pg_index WHERE indrelid = q.c) i WHERE q.c IS NOT NULL), 't', %s)$f$, \
-             pg_catalog.array_agg(t.citus_shard), pg_catalog.array_agg(pg_catalog.shard_name(t.table_oid, t.citus_shard)), \
+                pg_catalog.pg_total_relation_size(q.c), pg_catalog.pg_stat_get_numscans(q.o) OPERATOR(pg_catalog.+) i.scans, \
+                pg_catalog.pg_stat_get_tuples_returned(q.o) OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_tuples_fetched(q.o) OPERATOR(pg_catalog.+) i.rows, \
+                pg_catalog.pg_stat_get_tuples_inserted(q.o), pg_catalog.pg_stat_get_tuples_updated(q.o), pg_catalog.pg_stat_get_tuples_deleted(q.o), \
+                greatest(pg_catalog.pg_stat_get_blocks_fetched(q.o) OPERATOR(pg_catalog.+) i.fetched \
+                    OPERATOR(pg_catalog.-) pg_catalog.pg_stat_get_blocks_hit(q.o) OPERATOR(pg_catalog.-) i.hit, 0::pg_catalog.int8), \
+                pg_catalog.pg_stat_get_blocks_hit(q.o) OPERATOR(pg_catalog.+) i.hit)), '[]'::pg_catalog.json) \
+             FROM (SELECT u.s, pg_catalog.to_regclass(u.n) AS c, pg_catalog.to_regclass(u.n)::pg_catalog.oid AS o \
+                 FROM ROWS FROM (pg_catalog.unnest(%L::pg_catalog.int8[]), pg_catalog.unnest(%L::pg_catalog.text[])) AS u (s, n)) q \
+             CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_numscans(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS scans, \
+                    coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_tuples_fetched(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS rows, \
+                    coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_blocks_fetched(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS fetched, \
+                    coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_blocks_hit(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS hit \
+                 FROM pg_catalog.pg_index WHERE indrelid OPERATOR(pg_catalog.=) q.o) i WHERE q.c IS NOT NULL), 't', %s)$f$, \
+             pg_catalog.array_agg(t.citus_shard), pg_catalog.array_agg(CASE WHEN t.in_public THEN 'public.' ELSE '' END || t.name), \
              CASE WHEN pg_catalog.to_regprocedure('pg_catalog.citus_stat_tenants_local(boolean)') IS NOT NULL \
                    AND pg_catalog.current_setting('citus.stat_tenants_track', true) = 'all' \
                   THEN '(SELECT pg_catalog.json_agg(pg_catalog.json_build_array(colocation_id, tenant_attribute, query_count_in_last_period, cpu_usage_in_last_period)) \
                          FROM pg_catalog.citus_stat_tenants_local(false))' ELSE 'NULL' END) \
-         FROM (SELECT c.citus_shard, c.table_oid FROM foreshard.citus_shard c JOIN pg_catalog.pg_dist_shard d ON d.shardid = c.citus_shard ORDER BY 1 LIMIT $1) t \
+         FROM (SELECT k.citus_shard, k.name, (c.relnamespace = pg_catalog.to_regnamespace('public')) IS TRUE AND k.name NOT LIKE 'public.%' AS in_public \
+               FROM (SELECT x.citus_shard, x.table_oid, pg_catalog.shard_name(x.table_oid, x.citus_shard) AS name FROM foreshard.citus_shard x) k \
+               JOIN pg_catalog.pg_class c ON c.oid = k.table_oid JOIN pg_catalog.pg_dist_shard d ON d.shardid = k.citus_shard ORDER BY 1 LIMIT $1) t \
          HAVING count(*) > 0",
         &[MAX_SHARDS.into()],
     )
