@@ -120,7 +120,8 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer
 -- next_key() checks the privilege to insert.
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
-GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid), foreshard.graph_refusal(oid) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid), foreshard.graph_refusal(oid), foreshard.wanted_rights(),
+    foreshard.unmapped_roles(oid, name) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress() TO pg_monitor;
 -- It is in heat_map, which a DBA may grant to anybody.
 GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]) TO PUBLIC;
@@ -135,7 +136,7 @@ GRANT EXECUTE ON FUNCTION foreshard.citus_shard_cost(bigint), foreshard.citus_no
 GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.slot_costs, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.catalog_problems, foreshard.load_history, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
-    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.altered_tables, foreshard.unfit_graphs, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
+    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.altered_tables, foreshard.pending_rights, foreshard.unfit_graphs, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,
     foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 

@@ -56,6 +56,9 @@ CREATE TABLE foreshard.remote_table (
     indexes     jsonb NOT NULL DEFAULT '[]',
     -- the managed table as it was when this one was made like it
     portrait    text[] NOT NULL,
+    -- {"right", "role"}: what roles there may have been given of rights, noted before it is, and what they are known to have been
+    rights      jsonb NOT NULL DEFAULT '[]',
+    given       jsonb NOT NULL DEFAULT '[]',
     -- there may be things there that helped to fill it or log its changes
     dressed     boolean NOT NULL DEFAULT true,
     -- what the node said of it last
@@ -103,18 +106,98 @@ CREATE FUNCTION foreshard.table_portrait(relation oid) RETURNS text[] STABLE LAN
     FROM pg_class c WHERE c.oid = relation
 $$;
 
--- Slots on nodes whose table, or foreign table, is not what it was when they were made.
+-- Slots on nodes whose table, or foreign table, is not what it was when they were made; or is what they cannot follow.
 CREATE VIEW foreshard.altered_tables AS
 SELECT r.table_oid, r.partition, r.node_name AS node,
        array_to_string(ARRAY(SELECT 'without ' || w FROM unnest(r.portrait) w WHERE w <> ALL (n.portrait))
            || ARRAY(SELECT 'with ' || w FROM unnest(n.portrait) w WHERE w <> ALL (r.portrait))
-           || CASE WHEN NOT f.is_same THEN ARRAY['the foreign table leads elsewhere'] END, '; ') AS difference
+           || CASE WHEN NOT f.is_same THEN ARRAY['the foreign table leads elsewhere'] END
+           || CASE WHEN u.is_unbound THEN ARRAY['with row level security, which does not bind those with rights on it who go to the node directly'] END, '; ') AS difference
 FROM foreshard.remote_table r
 JOIN pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid
 CROSS JOIN LATERAL (SELECT foreshard.table_portrait(r.table_oid)) n (portrait)
 CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_foreign_table t WHERE t.ftrelid = r.partition
     AND t.ftoptions @> ARRAY['schema_name=' || r.remote_schema, 'table_name=' || r.remote_name])) f (is_same)
-WHERE n.portrait <> r.portrait OR NOT f.is_same;
+CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = r.table_oid AND c.relrowsecurity AND EXISTS (
+    SELECT 1 FROM aclexplode(c.relacl) a WHERE a.grantee <> c.relowner
+    UNION ALL SELECT 1 FROM pg_attribute t, aclexplode(t.attacl) a WHERE t.attrelid = c.oid AND a.grantee <> c.relowner))) u (is_unbound)
+WHERE n.portrait <> r.portrait OR NOT f.is_same OR u.is_unbound;
+
+-- By managed table and node, what rights the roles that user mappings name have on the tables there: whoever may use the table
+-- here, by himself, as a member of a role or as one of PUBLIC, may use it there. (Superusers count for what they were granted.)
+-- With the definer's rights, since it reads the mappings, of which it tells no more than the names.
+CREATE FUNCTION foreshard.wanted_rights(OUT table_oid oid, OUT node_name name, OUT rights jsonb)
+RETURNS SETOF record STABLE SECURITY DEFINER LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
+    WITH place AS MATERIALIZED (
+        SELECT DISTINCT r.table_oid::oid AS relation, n.node_name AS node, s.oid AS server
+        FROM foreshard.remote_table r JOIN foreshard.node n USING (node_name) JOIN pg_foreign_server s ON s.srvname = n.server_name),
+    acl AS (
+        SELECT p.relation, p.node, p.server, c.relowner AS owner, a.grantee, a.privilege_type AS privilege, NULL::name AS attribute
+        FROM place p JOIN pg_class c ON c.oid = p.relation CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a
+        UNION ALL
+        SELECT p.relation, p.node, p.server, c.relowner, a.grantee, a.privilege_type, t.attname
+        FROM place p JOIN pg_class c ON c.oid = p.relation JOIN pg_attribute t ON t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
+        CROSS JOIN LATERAL aclexplode(t.attacl) a),
+    mapped AS MATERIALIZED (
+        SELECT m.umserver AS server, m.umuser AS role, o.option_value AS there
+        FROM pg_user_mapping m CROSS JOIN LATERAL pg_options_to_table(m.umoptions) o WHERE o.option_name = 'user'),
+    acting AS (
+        SELECT m.server, m.there, r.oid AS role, r.rolsuper FROM mapped m JOIN pg_roles r ON r.oid = m.role
+        UNION ALL
+        SELECT m.server, m.there, r.oid, r.rolsuper FROM mapped m CROSS JOIN pg_roles r
+        WHERE m.role = 0 AND NOT EXISTS (SELECT FROM pg_user_mapping x WHERE x.umserver = m.server AND x.umuser = r.oid)),
+    entitled AS (
+        SELECT DISTINCT a.relation, a.node, t.there, a.privilege, a.attribute
+        FROM acl a JOIN acting t ON t.server = a.server
+             AND (a.grantee = 0 OR a.grantee = t.role OR NOT t.rolsuper AND pg_has_role(t.role, a.grantee, 'USAGE'))
+        WHERE a.privilege IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
+          -- what the owner is there owns the table
+          AND t.there IS DISTINCT FROM (SELECT m.there FROM mapped m WHERE m.server = a.server AND m.role IN (a.owner, 0) ORDER BY m.role DESC LIMIT 1)),
+    judged AS (
+        SELECT e.*, bool_or(e.attribute IS NULL) OVER (PARTITION BY e.relation, e.node, e.there, e.privilege) AS is_whole,
+               bool_or(e.privilege IN ('UPDATE', 'DELETE')) OVER (PARTITION BY e.relation, e.node, e.there) AS changes
+        FROM entitled e),
+    kept AS (
+        SELECT relation, node, there, privilege, attribute FROM judged WHERE attribute IS NULL OR NOT is_whole
+        UNION
+        -- postgres_fdw finds what it changes by its place
+        SELECT relation, node, there, 'SELECT', 'ctid' FROM judged WHERE privilege = 'SELECT' AND NOT is_whole AND changes)
+    SELECT k.relation, k.node, jsonb_agg(jsonb_build_object(
+               'right', k.privilege || CASE WHEN k.attribute IS NULL THEN '' ELSE format(' (%I)', k.attribute) END, 'role', k.there)
+           ORDER BY k.there, k.privilege, k.attribute)
+    FROM kept k GROUP BY 1, 2
+$$;
+
+-- What the nodes were not given yet, or may still have, of rights on the tables that hold slots.
+CREATE VIEW foreshard.pending_rights AS
+SELECT r.table_oid, r.partition, r.node_name AS node, q.statement
+FROM foreshard.remote_table r
+JOIN pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid
+LEFT JOIN foreshard.wanted_rights() w ON w.table_oid = r.table_oid::oid AND w.node_name = r.node_name
+CROSS JOIN LATERAL (SELECT coalesce(w.rights, '[]') AS wanted) v
+CROSS JOIN LATERAL (
+    SELECT format('GRANT %s ON %I.%I TO %I', e ->> 'right', r.remote_schema, r.remote_name, e ->> 'role') AS statement
+    FROM jsonb_array_elements(v.wanted) e WHERE NOT r.given @> jsonb_build_array(e)
+    UNION ALL
+    SELECT format('REVOKE %s ON %I.%I FROM %I', e ->> 'right', r.remote_schema, r.remote_name, e ->> 'role')
+    FROM jsonb_array_elements(r.rights) e WHERE NOT v.wanted @> jsonb_build_array(e)) q
+WHERE r.given <> v.wanted OR r.rights <> v.wanted;
+
+-- Who may use a table, by himself or as a member of a role, and has no user mapping for a server.
+CREATE FUNCTION foreshard.unmapped_roles(relation oid, server name) RETURNS SETOF text
+STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
+    WITH entitled AS (
+        SELECT c.relowner AS role, true AS is_owner FROM pg_class c WHERE c.oid = relation
+        UNION SELECT a.grantee, a.grantee = c.relowner FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = relation
+        UNION SELECT a.grantee, a.grantee = c.relowner FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid, aclexplode(t.attacl) a WHERE c.oid = relation),
+    acting AS (
+        -- Rows move by the owner's mapping, whether or not the owner can log in.
+        SELECT e.role FROM entitled e WHERE e.is_owner OR e.role = 0
+        UNION SELECT r.oid FROM entitled e JOIN pg_roles r ON r.rolcanlogin AND (r.oid = e.role OR NOT r.rolsuper AND pg_has_role(r.oid, e.role, 'USAGE'))
+              WHERE e.role <> 0)
+    SELECT CASE WHEN a.role = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.role)) END FROM acting a
+    WHERE NOT EXISTS (SELECT FROM pg_user_mappings m WHERE m.srvname = server AND m.umuser IN (a.role, 0)) ORDER BY 1
+$$;
 
 CREATE FUNCTION foreshard.table_altered() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -145,6 +228,9 @@ CREATE EVENT TRIGGER foreshard_table_altered ON ddl_command_end
     EXECUTE FUNCTION foreshard.table_altered();
 
 COMMENT ON FUNCTION foreshard.table_portrait(oid) IS 'Internal: what of a table its slots on nodes have in common with it.';
+COMMENT ON FUNCTION foreshard.wanted_rights() IS 'Internal: what rights roles on nodes are to have on the tables there.';
+COMMENT ON FUNCTION foreshard.unmapped_roles(oid, name) IS 'Internal: who may use a table and has no user mapping for a server.';
+COMMENT ON VIEW foreshard.pending_rights IS 'Rights on tables on nodes that differ from those here, as the statements that a health check of the node has yet to run there.';
 COMMENT ON FUNCTION foreshard.table_altered() IS 'Internal: refuses to alter a table in a way that its slots on nodes would not follow.';
 COMMENT ON EVENT TRIGGER foreshard_table_altered IS 'Refuses to alter a table in a way that its slots on nodes would not follow.';
 COMMENT ON VIEW foreshard.altered_tables IS 'Slots on nodes whose table is not what it was when they were made there.';

@@ -135,6 +135,17 @@ SELECT 'error', 'table ' || a.table_oid, format('was altered while slots of it a
        'Undo it, or bring the slots home with foreshard.drain_shard().'
 FROM foreshard.altered_tables a GROUP BY a.table_oid, a.node
 UNION ALL
+SELECT 'warning', 'table ' || p.table_oid, format('rights on it differ on node %s', p.node), format('%s statements, such as: %s', count(*), min(p.statement)),
+       'The next health check of the node runs them there. What stays (foreshard.pending_rights) names a role that does not exist there, or its owner cannot log in there.'
+FROM foreshard.pending_rights p GROUP BY p.table_oid, p.node
+UNION ALL
+SELECT 'warning', 'table ' || q.table_oid, format('slots of it are on node %s, for which roles with rights on it have no user mapping', q.node_name),
+       string_agg(u, ', '), format('CREATE USER MAPPING FOR … SERVER %I OPTIONS (user …, password …);', q.server_name)
+FROM (SELECT DISTINCT r.table_oid, r.node_name, n.server_name FROM foreshard.remote_table r JOIN foreshard.node n USING (node_name)
+      JOIN pg_catalog.pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid) q
+CROSS JOIN LATERAL foreshard.unmapped_roles(q.table_oid, q.server_name) u
+GROUP BY q.table_oid, q.node_name, q.server_name
+UNION ALL
 SELECT 'error', 'table ' || r.table_oid, 'a trigger has transition tables while slots are on nodes: statements that fire it fail',
        string_agg(DISTINCT 'trigger ' || quote_ident(t.tgname), ', '), 'Drop the trigger, or bring the slots home with foreshard.drain_shard().'
 FROM foreshard.remote_table r JOIN pg_catalog.pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid

@@ -212,6 +212,7 @@ fn tables_that_cannot_be_there_say_so() -> Result<()> {
     let slot = world.here.slots("v")?[0].clone();
     for (make, undo, word) in [
         (trigger, "DROP TRIGGER see ON v", "transition_table: see"),
+        ("GRANT INSERT (w) ON v TO reader", "REVOKE ALL ON v FROM reader", "column_rights: reader"),
         (
             "ALTER TABLE v ENABLE ROW LEVEL SECURITY; GRANT SELECT ON v TO reader",
             "REVOKE ALL ON v FROM reader",

@@ -3,7 +3,7 @@
 
 use crate::catalog::link;
 use crate::catalog::node::{self, NodeRow};
-use crate::catalog::remote::{self, lease, reap, statistics};
+use crate::catalog::remote::{self, lease, reap, rights, statistics};
 use crate::catalog::session;
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
 use crate::pg::report::PgResult;
@@ -82,6 +82,16 @@ fn bounded<R>(work: impl FnOnce() -> WorkResult<R>) -> WorkResult<R> {
     work()
 }
 
+/// Follows what is granted, revoked and mapped here, on the tables on a node.
+fn carry_rights(node: &NodeRow) -> WorkResult<()> {
+    let due = transaction(|| rights::note_due(&node.name))?;
+    if due.is_empty() {
+        return Ok(());
+    }
+    let roles = bounded(|| transaction(|| rights::roles_there(&lease::open(node)?, &due)))?;
+    due.iter().try_for_each(|one| bounded(|| transaction(|| one.carry(node, &roles))))
+}
+
 /// One health check, and while the node answers what else there is to do on it.
 fn look_after(node: &NodeRow) -> WorkResult<()> {
     let limit = guc::NODE_FAILURES.get().max(1) as u32;
@@ -107,6 +117,11 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
     bounded(|| transaction(|| statistics::collect(&lease::open(node)?, node)))?;
     if !is_ours {
         return Ok(());
+    }
+    if let Err(failure) = carry_rights(node) {
+        // The rest does not hang on it, and check() tells what is due.
+        link::distrust();
+        pgrx::log!("foreshard node {}: rights: {}", node.name, failure.line);
     }
     for table in transaction(|| remote::dressed(&node.name))? {
         let clear = || {

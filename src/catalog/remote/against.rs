@@ -69,6 +69,10 @@ fn of_table(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
              JOIN pg_catalog.pg_class c ON c.oid = p.oid WHERE c.relrowsecurity AND EXISTS ( \
                  SELECT 1 FROM pg_catalog.aclexplode(c.relacl) a WHERE a.grantee <> c.relowner \
                  UNION ALL SELECT 1 FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = c.oid AND a.grantee <> c.relowner) \
+         UNION ALL SELECT 'column_rights: ' || CASE WHEN q.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(q.grantee)) END \
+                || ' may write some columns only, and postgres_fdw writes all' FROM ( \
+             SELECT DISTINCT a.grantee FROM parent p JOIN pg_catalog.pg_attribute t ON t.attrelid = p.oid, pg_catalog.aclexplode(t.attacl) a \
+             WHERE a.privilege_type IN ('INSERT', 'UPDATE') AND a.grantee <> p.relowner) q \
          UNION ALL SELECT 'publication: ' || pg_catalog.quote_ident(b.pubname) FROM parent p CROSS JOIN pg_catalog.pg_publication b WHERE b.puballtables \
                OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND r.prrelid = p.oid) \
                OR EXISTS (SELECT FROM pg_catalog.pg_publication_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.pnnspid WHERE n.pnpubid = b.oid AND c.oid = p.oid) \
@@ -89,16 +93,11 @@ fn of_table(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
 /// Who has rights on the table and could not use it on the node.
 fn of_roles(partition: pg_sys::Oid, node: &NodeRow) -> PgResult<Vec<String>> {
     spi::rows(
-        "WITH parent AS (SELECT c.oid, c.relowner, c.relacl FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhparent WHERE i.inhrelid = $1), \
-         role AS (SELECT relowner AS oid FROM parent \
-             UNION SELECT a.grantee FROM parent p, pg_catalog.aclexplode(p.relacl) a \
-             UNION SELECT a.grantee FROM parent p JOIN pg_catalog.pg_attribute t ON t.attrelid = p.oid, pg_catalog.aclexplode(t.attacl) a), \
+        "WITH parent AS (SELECT c.oid, c.relowner FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhparent WHERE i.inhrelid = $1), \
          server AS (SELECT oid FROM pg_catalog.pg_foreign_server WHERE srvname = $2::name) \
          SELECT format('no_server: server %I does not exist', $2) WHERE NOT EXISTS (SELECT FROM server) \
-         UNION ALL SELECT format('no_user_mapping: %s has rights on the table and no user mapping for server %I', \
-                CASE WHEN r.oid = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(r.oid)) END, $2) FROM role r CROSS JOIN server s \
-             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_user_mapping m WHERE m.umserver = s.oid AND m.umuser IN (r.oid, 0)) \
-               AND (r.oid = 0 OR (SELECT rolcanlogin FROM pg_catalog.pg_roles WHERE oid = r.oid) OR r.oid = (SELECT relowner FROM parent)) \
+         UNION ALL SELECT format('no_user_mapping: %s has rights on the table and no user mapping for server %I', u, $2) \
+             FROM parent p CROSS JOIN server s CROSS JOIN LATERAL foreshard.unmapped_roles(p.oid, $2::name) u \
          UNION ALL SELECT format('no_usage: the owner of the table may not use server %I', $2) FROM parent p CROSS JOIN server s \
              WHERE NOT pg_catalog.has_server_privilege(p.relowner, s.oid, 'USAGE')",
         &[partition.into(), node.server.as_str().into()],

@@ -1,7 +1,7 @@
 //! Indexes of copies, built one by one once the rows are there.
 
 use super::copy::Pair;
-use super::make;
+use super::{make, rights};
 use crate::catalog::name_of;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
@@ -42,7 +42,7 @@ pub fn finish(pair: &Pair, lock_ms: Option<i32>) -> PgResult<()> {
     }
     let Some((link, remote)) = pair.copy.link(pair.shape.owner)? else { return Ok(()) };
     link.exec(&format!("ANALYZE {}", remote.table_there()))?;
-    make::grant(&link, remote, &pair.shape)?;
+    rights::give(&link, remote)?;
     if let Some(lock_ms) = lock_ms {
         make::capture(&link, remote, &pair.shape, lock_ms)?;
         make::changes_here(remote, &pair.shape)?;

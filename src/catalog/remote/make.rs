@@ -309,24 +309,3 @@ pub fn capture_here(
     let trigger = shadow::install_trigger(source, log, &attributes)?;
     Ok((log, trigger))
 }
-
-/// Gives those roles that may use the table the same rights on the node, under the names that their user mappings
-/// have there; the owner's own name there is left out.
-pub fn grant(link: &Link, row: &RemoteRow, shape: &Shape) -> PgResult<()> {
-    let grants = spi::rows(
-        "WITH acl AS (SELECT a.grantee, a.privilege_type FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a WHERE c.oid = $1 \
-             UNION SELECT a.grantee, a.privilege_type FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = $1), \
-         mapped AS (SELECT m.umuser, o.option_value AS name FROM pg_catalog.pg_user_mapping m JOIN pg_catalog.pg_foreign_server s ON s.oid = m.umserver, \
-             pg_catalog.pg_options_to_table(m.umoptions) o WHERE s.srvname = $2::name AND o.option_name = 'user') \
-         SELECT DISTINCT a.privilege_type, m.name FROM acl a \
-         JOIN mapped m ON m.umuser = CASE WHEN EXISTS (SELECT FROM mapped x WHERE x.umuser = a.grantee) THEN a.grantee ELSE 0 END \
-         WHERE a.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE') \
-           AND m.name IS DISTINCT FROM (SELECT o.name FROM mapped o WHERE o.umuser IN ($3, 0) ORDER BY o.umuser DESC LIMIT 1)",
-        &[shape.parent.into(), row.server.as_str().into(), shape.owner.into()],
-        |found| Ok((found.need::<String>(1)?, found.need::<String>(2)?)),
-    )?;
-    for (privilege, user) in grants {
-        link.exec(&format!("GRANT {privilege} ON {} TO {}", row.table_there(), quote_identifier(&user)))?;
-    }
-    Ok(())
-}

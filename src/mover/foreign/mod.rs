@@ -14,7 +14,7 @@ use super::{Outcome, health, mirror, short_lock};
 use crate::catalog::copy as progress;
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::remote::lease::{self, Held};
-use crate::catalog::remote::{self, copy, hold, make, reap, swap};
+use crate::catalog::remote::{self, copy, hold, make, reap, rights, swap};
 use crate::catalog::{link, name_of, shadow};
 use crate::engine::{Engine, Foreign};
 use crate::pg::bgworker::{Failure, WorkResult, transaction, transaction_repeatable_read};
@@ -318,7 +318,15 @@ fn copy_chunk(row: &MoveRow) -> WorkResult<Outcome> {
 }
 
 fn index(row: &MoveRow) -> WorkResult<Outcome> {
-    if transaction(|| Ok(pairs(row)?.is_none()))? {
+    let fits = transaction(|| {
+        let fits = pairs(row)?.is_some();
+        if fits {
+            // Committed before anything is given there.
+            rights::note_of_move(row.move_id)?;
+        }
+        Ok(fits)
+    })?;
+    if !fits {
         return Ok(Outcome::Leave(Event::SourceChanged));
     }
     transaction(|| {
