@@ -153,15 +153,9 @@ RETURNS SETOF record STABLE SECURITY DEFINER LANGUAGE sql SET search_path TO pg_
         WHERE a.privilege IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
           -- what the owner is there owns the table
           AND t.there IS DISTINCT FROM (SELECT m.there FROM mapped m WHERE m.server = a.server AND m.role IN (a.owner, 0) ORDER BY m.role DESC LIMIT 1)),
-    judged AS (
-        SELECT e.*, bool_or(e.attribute IS NULL) OVER (PARTITION BY e.relation, e.node, e.there, e.privilege) AS is_whole,
-               bool_or(e.privilege IN ('UPDATE', 'DELETE')) OVER (PARTITION BY e.relation, e.node, e.there) AS changes
-        FROM entitled e),
     kept AS (
-        SELECT relation, node, there, privilege, attribute FROM judged WHERE attribute IS NULL OR NOT is_whole
-        UNION
-        -- postgres_fdw finds what it changes by its place
-        SELECT relation, node, there, 'SELECT', 'ctid' FROM judged WHERE privilege = 'SELECT' AND NOT is_whole AND changes)
+        SELECT * FROM (SELECT e.*, bool_or(e.attribute IS NULL) OVER (PARTITION BY e.relation, e.node, e.there, e.privilege) AS is_whole FROM entitled e) j
+        WHERE j.attribute IS NULL OR NOT j.is_whole)
     SELECT k.relation, k.node, jsonb_agg(jsonb_build_object(
                'right', k.privilege || CASE WHEN k.attribute IS NULL THEN '' ELSE format(' (%I)', k.attribute) END, 'role', k.there)
            ORDER BY k.there, k.privilege, k.attribute)
