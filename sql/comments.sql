@@ -20,6 +20,8 @@ COMMENT ON TABLE foreshard.heat_history IS 'Load history by resolution; NULL mea
 COMMENT ON TABLE foreshard.event IS 'Special events that change the load, past and coming: insert them here and forecasts know.';
 COMMENT ON TABLE foreshard.regressor IS 'What is known of the time itself, past and coming, such as the weather: the mean of the values in a bucket, a line between buckets at most a day apart. Of a table the first four names count, its own before those of all tables; a back-test decides whether they are listened to. Values older than foreshard.retain_history are deleted.';
 COMMENT ON TABLE foreshard.forecast IS 'Latest forecast of every slot.';
+COMMENT ON TABLE foreshard.foresight IS 'What the last plan was made from; sessions plan by it.';
+COMMENT ON TABLE foreshard.load_curve IS 'What the last plan took the load of every slot to come for: the mean, and sampled futures.';
 COMMENT ON TABLE foreshard.forecast_due IS 'Forecasts that will be compared with what comes.';
 COMMENT ON TABLE foreshard.forecast_error IS 'What came of forecasts, per slot and lead: sums that forget half in 34 buckets.';
 COMMENT ON TABLE foreshard.recommendation IS 'Latest plan: steps and refusals.';

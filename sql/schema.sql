@@ -304,6 +304,31 @@ CREATE TABLE foreshard.forecast (
     PRIMARY KEY (slot_id, at)
 );
 
+-- What the last plan took the loads to come for, and what it was made from: sessions plan by it instead of reading the history. The next
+-- plan makes it anew, so it need not outlive a crash, nor be on standbys.
+CREATE UNLOGGED TABLE foreshard.foresight (
+    is_all      boolean PRIMARY KEY DEFAULT true CHECK (is_all),
+    horizon_s   int NOT NULL,
+    season_s    int NOT NULL,
+    lead_s      int NOT NULL,
+    -- end of the last bucket that was known
+    end_s       bigint NOT NULL,
+    -- what the slots were like, and what users had told
+    layout      text NOT NULL,
+    told        text NOT NULL,
+    made_at     timestamptz NOT NULL
+);
+
+-- of every slot with a forecast: the mean, then the sampled futures, as many loads each as there are leads
+CREATE UNLOGGED TABLE foreshard.load_curve (
+    slot_id     bigint PRIMARY KEY,
+    leads       int NOT NULL,
+    digest      bigint NOT NULL,
+    loads       float8[] NOT NULL
+);
+-- random numbers do not get shorter
+ALTER TABLE foreshard.load_curve ALTER COLUMN loads SET STORAGE EXTERNAL;
+
 -- what was forecast for a bucket at some leads, until the bucket is over
 CREATE TABLE foreshard.forecast_due (
     slot_id     bigint NOT NULL REFERENCES foreshard.slot ON DELETE CASCADE,

@@ -161,6 +161,32 @@ pub fn store_forecasts(forecasts: &[SlotForecast], interval_level: f64) -> PgRes
     Ok(())
 }
 
+/// The forecasts that are stored, with intervals of this level. Of their medians nothing is: the means stand for them.
+pub fn forecasts(interval_level: f64) -> PgResult<Vec<SlotForecast>> {
+    spi::rows(
+        "SELECT slot_id, model, history_buckets, coalesce(mae, 'NaN'), pg_catalog.array_agg(extract(epoch FROM at)::int8 ORDER BY at), \
+             pg_catalog.array_agg(coalesce(cost_units_per_s, 'NaN') ORDER BY at), pg_catalog.array_agg(coalesce(lower, 'NaN') ORDER BY at), \
+             pg_catalog.array_agg(coalesce(upper, 'NaN') ORDER BY at) \
+         FROM foreshard.forecast WHERE interval_level = $1 GROUP BY slot_id, model, history_buckets, mae ORDER BY 1",
+        &[interval_level.into()],
+        |row| {
+            let at = row.need::<Vec<i64>>(5)?;
+            let (means, lower, upper) =
+                (row.need::<Vec<f64>>(6)?, row.need::<Vec<f64>>(7)?, row.need::<Vec<f64>>(8)?);
+            let points = at.into_iter().zip(means).zip(lower.into_iter().zip(upper));
+            let point =
+                |((at_s, mean), (lower, upper))| ForecastPoint { at_s, mean, median: mean, lower, upper };
+            Ok(SlotForecast {
+                slot_id: row.need(1)?,
+                points: points.map(point).collect(),
+                model: row.need(2)?,
+                history_buckets: row.need(3)?,
+                mae: row.need(4)?,
+            })
+        },
+    )
+}
+
 /// A forecast as it is compared with what is stored: bits of all its numbers, and the rest.
 type Form = (Vec<u64>, String, i32);
 

@@ -20,6 +20,7 @@ pub mod drain;
 pub mod due;
 pub mod event;
 pub mod forecast_error;
+pub mod foresight;
 pub mod gathering;
 pub mod graph;
 pub mod guest;

@@ -5,6 +5,7 @@ mod busy;
 mod curves;
 pub mod divisions;
 mod explain;
+mod foreseen;
 pub mod gatherings;
 mod links;
 mod models;
@@ -18,7 +19,7 @@ mod trust;
 mod window;
 
 use crate::catalog::colocation::ShardRow;
-use crate::catalog::{colocation, decision, forecast_error, heat, node};
+use crate::catalog::{colocation, decision, forecast_error, foresight, heat, node};
 use crate::pg::guc::Mode;
 use crate::pg::report::PgResult;
 use crate::pg::{bgworker, guc};
@@ -87,6 +88,7 @@ pub struct Decision {
     modes: Modes,
     made_s: f64,
     opening: Opening,
+    stamp: Option<foresight::Stamp>,
 }
 
 /// Something to keep up with what came, with its name.
@@ -135,17 +137,25 @@ struct Foresight {
     reliance: Reliance,
     /// Length of a lead, s.
     lead_s: i32,
+    /// What it was made from, in the keeper.
+    stamp: Option<foresight::Stamp>,
 }
 
 /// Forecasts every slot over the horizon with the coarsest candidate resolution that has history. Curves to plan by are
-/// those of the forecasts that are relied on, and what was seen of the others.
+/// those of the forecasts that are relied on, and what was seen of the others. A session takes over what the keeper foresaw.
 fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight> {
+    if !bgworker::is_ours()
+        && let Some(known) = foreseen::last(horizon_s, options)?
+    {
+        return Ok(known);
+    }
     let now_s = bgworker::now_s();
     let mut known = Foresight { lead_s: guc::BUCKET.get(), ..Foresight::default() };
     for resolution_s in candidates(horizon_s) {
         known.lead_s = resolution_s;
         let leads = leads(horizon_s, resolution_s);
         let seeds: Vec<u64> = (0..futures(leads)).map(|k| SEED ^ k).collect();
+        let stamp = foreseen::stamp(horizon_s, resolution_s, now_s, options)?;
         let past = Past::read(resolution_s, now_s, horizon_s)?;
         let all = &past.all;
         models::each(all, &past.changed, options, |slot_id, model| {
@@ -166,7 +176,7 @@ fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight
             });
         });
         if !known.forecasts.is_empty() {
-            known.reliance = Reliance::read(resolution_s)?;
+            (known.reliance, known.stamp) = (Reliance::read(resolution_s)?, stamp);
             let step_s = i64::from(resolution_s);
             let end_s = (now_s as i64).div_euclid(step_s) * step_s;
             known.reliance.correct(&mut known.curves, all, end_s, options);
@@ -261,7 +271,7 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     let interval_level = forecast.interval_level;
     let slots = decision::slots()?;
     let shards = colocation::shards()?;
-    let Foresight { forecasts, curves, reliance, lead_s } = forecast_all(horizon_s, &forecast)?;
+    let Foresight { forecasts, curves, reliance, lead_s, stamp } = forecast_all(horizon_s, &forecast)?;
     let sick = node::sick_shards()?;
     let places: Vec<Shard> = shards.iter().map(|shard| place_of(shard, &sick)).collect();
     let (modes, links) = (Modes::read()?, links::links()?);
@@ -301,6 +311,7 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
         divisions,
         made_s,
         opening,
+        stamp,
     };
     if !decision.plan.steps.is_empty() {
         decision.verdicts = decision.judge()?;
@@ -455,6 +466,7 @@ impl Decision {
     /// Stores forecasts and recommendations, and notes the steps whose outcome will be looked at.
     pub fn store(&self) -> PgResult<()> {
         decision::store_forecasts(&self.forecasts, self.interval_level)?;
+        foreseen::store(self)?;
         forecast_error::note(&self.forecasts, self.lead_s)?;
         decision::store_plan(&self.plan, &self.slots, &self.verdicts, self.lead_s)?;
         let said: Vec<divisions::Said> = self.divisions.iter().map(|one| self.said_of(one)).collect();
