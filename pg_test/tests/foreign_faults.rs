@@ -238,3 +238,63 @@ fn tables_that_cannot_be_there_say_so() -> Result<()> {
     c.exec("DROP TRIGGER see ON v; INSERT INTO v VALUES (1, 1)")?;
     world.assert_nothing_left()
 }
+
+#[test]
+fn texts_are_not_ordered_otherwise_on_a_node() -> Result<()> {
+    let mut world = World::with_nodes("fault-order")?;
+    world.there.connect("postgres")?.exec("CREATE DATABASE third TEMPLATE template0 LOCALE 'C'")?;
+    world.here.query(&format!(
+        "CREATE SERVER s_n3 FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{}', port '{}', dbname 'third', connect_timeout '2'); \
+         CREATE USER MAPPING FOR postgres SERVER s_n3 OPTIONS (user 'postgres'); \
+         SELECT foreshard.add_node('n3', 's_n3'); SELECT foreshard.add_shard('on_n3', node => 'n3'); \
+         CREATE TABLE v (id bigint PRIMARY KEY, w text); SELECT foreshard.distribute('v', 'id', 1, remote => true, shards => '{{sa}}'); \
+         CREATE TABLE u (id bigint PRIMARY KEY, w text COLLATE \"C\"); SELECT foreshard.distribute('u', 'id', 1, remote => true, shards => '{{sa}}')",
+        world.there.socket_dir().display(),
+        world.there.port()
+    ))?;
+    let slot = world.here.slots("v")?[0].clone();
+    let move_id = world.move_to(&slot, "on_n3")?;
+    world.here.wait_end(&move_id, "failed")?;
+    let why = format!("SELECT last_error FROM foreshard.progress_moves WHERE move_id = {move_id}");
+    let why = world.here.query(&why)?;
+    assert!(why.contains("collation: w would be ordered by \"c c c\" on node \"n3\""), "{why}");
+    for (slot, shard) in [(slot, "on_n1"), (world.here.slots("u")?[0].clone(), "on_n3")] {
+        let move_id = world.move_to(&slot, shard)?;
+        world.here.wait_end(&move_id, "done")?;
+    }
+    Ok(())
+}
+
+/// A carrier that was lost may have left an index at work on its node: the next one waits for it, and builds none twice nor
+/// takes another for built.
+#[test]
+fn an_index_that_is_still_built_there_is_waited_for() -> Result<()> {
+    let mut world = World::with_nodes("fault-index")?;
+    world.here.query(
+        "CREATE TABLE v (id bigint PRIMARY KEY, w int, x int); CREATE INDEX v_w ON v (w); CREATE INDEX v_x ON v (x); \
+         INSERT INTO v SELECT g, g % 7, g % 11 FROM generate_series(1, 500) g; \
+         SELECT foreshard.distribute('v', 'id', 1, remote => true, shards => '{sa}')",
+    )?;
+    let slot = world.here.slots("v")?[0].clone();
+    world.here.hold(Some("index"))?;
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_phase(&move_id, "index")?;
+    let table = remote(&mut world)?;
+    let mut there = world.there.connect("postgres")?;
+    there.exec(&format!("ALTER TABLE {table} ADD PRIMARY KEY (id)"))?;
+    there.exec(&format!("BEGIN; CREATE INDEX ON {table} (w)"))?;
+    world.here.hold(None)?;
+    let mut looks = world.there.connect("postgres")?;
+    let waits = format!("SELECT count(*) FROM pg_locks WHERE relation = '{table}'::regclass AND NOT granted");
+    foreshard_test::wait_until("the carrier waits", Duration::from_secs(20), || {
+        Ok(looks.query_one(&waits)? == "1")
+    })?;
+    there.exec("COMMIT")?;
+    world.here.wait_end(&move_id, "done")?;
+    let indexes = format!(
+        "SELECT string_agg(substring(pg_get_indexdef(indexrelid) FROM '[(].*'), ' ' ORDER BY 1) FROM pg_index WHERE indrelid = '{table}'::regclass"
+    );
+    let indexes = there.query_one(&indexes.replace("ORDER BY 1", "ORDER BY indkey::text"))?;
+    assert_eq!(indexes, "(id) (w) (x)");
+    world.assert_nothing_left()
+}

@@ -127,6 +127,50 @@ fn a_stalled_node_holds_nobody_up() -> Result<()> {
     world.assert_nothing_left()
 }
 
+#[test]
+fn nobody_waits_for_a_node_that_is_down() -> Result<()> {
+    let mut world = World::with_proxy("node-down")?;
+    world.tables(1)?;
+    let slot = world.here.slots("acc")?[0].clone();
+    let before = rows_of_acc(&mut world)?;
+    // The carrier is in the middle of a statement there when the node falls silent.
+    world.here.hold(Some("copy"))?;
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_phase(&move_id, "copy")?;
+    let table = remote(&mut world)?;
+    let mut there = world.there.connect("postgres")?;
+    there.exec(&format!("BEGIN; LOCK TABLE {table}"))?;
+    world.here.hold(None)?;
+    let mut looks = world.there.connect("postgres")?;
+    let waits =
+        format!("SELECT count(*) > 0 FROM pg_locks WHERE relation = '{table}'::regclass AND NOT granted");
+    wait_until("the carrier waits there", common::PATIENCE, || Ok(looks.query_one(&waits)? == "t"))?;
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Stalled);
+    world.here.wait_query("SELECT state FROM foreshard.nodes WHERE node = 'n1'", "down")?;
+    let carriers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'foreshard carrier'";
+    world.here.wait_query(carriers, "0")?;
+    world.here.query("BEGIN; SET LOCAL lock_timeout = '2s'; LOCK TABLE acc; COMMIT")?;
+    there.exec("COMMIT")?;
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Up);
+    world.here.wait_end(&move_id, "done")?;
+    assert_eq!(rows_of_acc(&mut world)?, before);
+    world.assert_nothing_left()
+}
+
+#[test]
+fn a_node_that_somebody_has_locked_keeps_no_other_from_being_looked_at() -> Result<()> {
+    let mut world = World::with_nodes("node-locked")?;
+    let mut client = world.here.cluster.connect("postgres")?;
+    client.exec("BEGIN; SELECT FROM foreshard.node WHERE node_name = 'n1' FOR UPDATE")?;
+    let since = client.query_one("SELECT clock_timestamp()")?;
+    world.here.wait_query(
+        &format!("SELECT coalesce(checked_at > '{since}', false) FROM foreshard.nodes WHERE node = 'n2'"),
+        "t",
+    )?;
+    client.exec("COMMIT")?;
+    Ok(())
+}
+
 /// One statement on a coordinator.
 fn ask(client: &mut Client, sql: &str) -> Result<String> {
     Ok(client.query_one(sql)?)

@@ -23,6 +23,10 @@ const NEEDS_NODES: &str = "(m.phase IN ('preflight', 'capture', 'copy', 'index',
     OR m.phase = 'watch' AND (m.rollback_requested OR m.cancel_requested) \
        AND coalesce(m.watch_from, m.swapped_at) > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval)";
 
+/// A server on which a shard of a move m is does not answer.
+const NODE_IS_DOWN: &str = "EXISTS (SELECT FROM foreshard.shard h JOIN foreshard.node n USING (node_name) \
+    WHERE h.shard_id IN (m.from_shard, m.to_shard) AND n.engine = 'postgres_fdw' AND n.state = 'down')";
+
 /// Moves that should have a carrier and have none, at most `limit`; short work first, then those under way. While an old copy
 /// is only kept, or a node that a move needs does not answer, nothing is to be done.
 pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
@@ -37,9 +41,7 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
            AND NOT ((m.phase = 'watch' OR m.phase IN ('preflight', 'copy') AND NOT m.cancel_requested) AND EXISTS (SELECT FROM foreshard.citus_shard t WHERE t.slot_id = m.slot_id) \
                     AND (EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL) \
                          OR EXISTS (SELECT FROM foreshard.shard h JOIN foreshard.node n USING (node_name) WHERE h.shard_id IN (m.from_shard, m.to_shard) AND n.state = 'down'))) \
-           AND NOT (m.kind = 'move' AND {NEEDS_NODES} AND EXISTS ( \
-                 SELECT FROM foreshard.shard h JOIN foreshard.node n USING (node_name) \
-                 WHERE h.shard_id IN (m.from_shard, m.to_shard) AND n.engine = 'postgres_fdw' AND n.state = 'down')) \
+           AND NOT (m.kind = 'move' AND {NEEDS_NODES} AND {NODE_IS_DOWN}) \
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
                AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())) \
@@ -98,6 +100,26 @@ pub fn interrupt() -> PgResult<()> {
          JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
          WHERE NOT m.finished AND (m.cancel_requested OR m.paused) AND m.phase IN ('copy', 'index', 'catch_up', 'verify') \
            AND a.backend_type = 'foreshard carrier' AND a.xact_start < pg_catalog.clock_timestamp() - interval '1 s'",
+        &[],
+        |row| row.need::<bool>(1),
+    )
+    .map(drop)
+}
+
+/// Ends carriers that have been waiting for a node that is down: one that keeps its connections and says nothing lets nobody
+/// know, and whoever waits for it holds locks, a snapshot and the place of others meanwhile. What is to be cleared away has
+/// bounds of its own, but for statistics, which are not made by whoever comes next.
+pub fn end_waits() -> PgResult<()> {
+    spi::rows(
+        &format!(
+            "SELECT pg_catalog.pg_terminate_backend(l.pid) FROM foreshard.move m \
+             JOIN pg_catalog.pg_locks l ON l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
+                 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) AND l.granted \
+             JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+             WHERE NOT m.finished AND m.kind = 'move' AND a.backend_type = 'foreshard carrier' AND {NODE_IS_DOWN} \
+               AND a.xact_start < pg_catalog.clock_timestamp() - CASE WHEN m.phase IN ('preflight', 'capture', 'copy', 'index', 'catch_up', \
+                   'verify', 'cutover', 'watch') THEN interval '1 s' ELSE interval '1 min' END"
+        ),
         &[],
         |row| row.need::<bool>(1),
     )

@@ -94,7 +94,7 @@ impl Link {
     /// # Errors
     /// 55000 without contrib dblink; otherwise what the connection failed with (08001, 42704 without a user mapping).
     pub fn open(server: &str, role: pg_sys::Oid) -> PgResult<Link> {
-        Link::connect(server, role, KEEPS.get() == Keeps::All)
+        Link::named(server, role, "", KEEPS.get() == Keeps::All)?.connected(server)
     }
 
     /// Connects as the owner of the tables that this process works on: a worker keeps the connection.
@@ -102,10 +102,29 @@ impl Link {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn of_owner(server: &str, owner: pg_sys::Oid) -> PgResult<Link> {
-        Link::connect(server, owner, KEEPS.get() != Keeps::None)
+        Link::named(server, owner, "", KEEPS.get() != Keeps::None)?.connected(server)
     }
 
-    fn connect(server: &str, role: pg_sys::Oid, is_kept: bool) -> PgResult<Link> {
+    /// Connects as the owner of the tables that this process works on, apart from [`of_owner`](Self::of_owner): for a transaction that only
+    /// holds a lock. What is asked meanwhile is committed there, and does not wait for the end of that one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn to_hold(server: &str, owner: pg_sys::Oid) -> PgResult<Link> {
+        Link::named(server, owner, "lock ", KEEPS.get() != Keeps::None)?.connected(server)
+    }
+
+    /// The connection of [`to_hold`](Self::to_hold); None: it is not open.
+    pub fn that_holds(server: &str, owner: pg_sys::Oid) -> PgResult<Option<Link>> {
+        if KEEPS.get() == Keeps::None {
+            return Ok(None);
+        }
+        let link = Link::named(server, owner, "lock ", true)?;
+        Ok(link.is_open().then_some(link))
+    }
+
+    /// A connection that need not be there yet.
+    fn named(server: &str, role: pg_sys::Oid, purpose: &str, is_kept: bool) -> PgResult<Link> {
         let schema = schema()?.ok_or_else(|| {
             wrong_state("extension \"dblink\" is not installed in this database")
                 .set_detail("foreshard makes tables on other servers by contrib dblink.")
@@ -116,13 +135,23 @@ impl Link {
         let number = "SELECT oid FROM pg_catalog.pg_foreign_server WHERE srvname = $1::name";
         let number = spi::one::<pg_sys::Oid>(number, &[server.into()])?.unwrap_or(pg_sys::InvalidOid);
         let what = if is_kept { "kept" } else { "once" };
-        let name = format!("foreshard {what} {} {}", number.to_u32(), role.to_u32());
-        let link = Link { schema, name, role, is_kept };
-        if is_kept && KEPT.with(HashSet::new, |kept| kept.contains(&link.name)).unwrap_or(false) {
+        let name = format!("foreshard {purpose}{what} {} {}", number.to_u32(), role.to_u32());
+        Ok(Link { schema, name, role, is_kept })
+    }
+
+    /// Whether it is kept, and whole as far as is known.
+    fn is_open(&self) -> bool {
+        self.is_kept && KEPT.with(HashSet::new, |kept| kept.contains(&self.name)).unwrap_or(false)
+    }
+
+    /// Connects, unless that was done.
+    fn connected(self, server: &str) -> PgResult<Link> {
+        let link = self;
+        if link.is_open() {
             return Ok(link);
         }
         let schema = &link.schema;
-        let guard = security::as_restricted_owner(role);
+        let guard = security::as_restricted_owner(link.role);
         let _ = spi::one::<String>(
             &format!(
                 "SELECT {schema}.dblink_disconnect($1) WHERE $1 = ANY ({schema}.dblink_get_connections())"
@@ -134,7 +163,7 @@ impl Link {
         drop(guard);
         wire::watch();
         link.exec(SESSION)?;
-        if is_kept {
+        if link.is_kept {
             KEPT.with(HashSet::new, |kept| kept.insert(link.name.clone()));
         }
         Ok(link)

@@ -35,6 +35,13 @@ pub fn prepare_worker() -> PgResult<()> {
     Ok(())
 }
 
+/// From now on nobody is waited for longer than this for a lock, in any transaction of this session.
+pub fn wait_for_locks(limit_ms: u32) -> PgResult<()> {
+    let limit = format!("{limit_ms}ms");
+    let set = "SELECT pg_catalog.set_config('lock_timeout', $1, false)";
+    spi::one_mut::<String>(set, &[limit.as_str().into()]).map(drop)
+}
+
 /// Values have one text form, whatever the session prefers, until the innermost switch of the user ends.
 pub fn plain_text_forms() -> PgResult<()> {
     // Only the style of the output: in which order a date is read stays the session's choice.

@@ -29,14 +29,20 @@ impl Engine for Foreign {
         }
         let to = remote::node_of_shard(row.to_shard)?.map(|(node, _)| node);
         let from = remote::node_of_shard(row.from_shard)?.map(|(node, _)| node);
-        let to_here = to.is_none();
-        let nodes: Vec<_> = to.into_iter().chain(from).collect();
+        let nodes: Vec<_> = to.iter().chain(&from).collect();
         reasons.extend(against::mixed_owners(partitions)?);
         for partition in partitions {
             reasons.extend(against::against(*partition, &nodes)?);
         }
         // A node is asked only when nothing else speaks against the move: the right to ask it may be what is missing.
-        if to_here && reasons.is_empty() {
+        if !reasons.is_empty() {
+            return Ok(reasons);
+        }
+        if let Some(to) = &to {
+            for partition in partitions {
+                reasons.extend(against::other_order(*partition, to)?);
+            }
+        } else {
             let bytes = partitions.iter().try_fold(0, |sum, p| copy::bytes(*p).map(|bytes| sum + bytes))?;
             reasons.extend(disk::shortage(&row.tablespace, bytes, guc::MIN_FREE_DISK.get()));
         }

@@ -276,6 +276,7 @@ impl Keeper {
     fn start_carriers(&mut self) -> WorkResult<()> {
         if !self.carriers.is_empty() {
             bgworker::transaction(due::interrupt)?;
+            bgworker::transaction(due::end_waits)?;
         }
         let room = guc::MAX_CONCURRENT_MOVES.get() as usize;
         // A way back must not wait for the copy of another move.

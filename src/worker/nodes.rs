@@ -20,6 +20,10 @@ const PATIENCE_MS: u128 = 5_000;
 /// only seen at the next look. What was begun there ends there, and is found done.
 const STEP_MS: u128 = 10_000;
 
+/// How long anybody may keep it from a row of ours, ms, such as that of a node which is dropped in a transaction that stays
+/// open: the other nodes have their turn.
+const LOCK_MS: u32 = 5_000;
+
 /// Entry point; the argument is the database's oid.
 ///
 /// # Safety
@@ -40,6 +44,9 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
         Ok(nodes) => nodes,
         Err(failure) => return pgrx::log!("foreshard nodes: {}", failure.line),
     };
+    if let Err(failure) = transaction(|| session::wait_for_locks(LOCK_MS)) {
+        return pgrx::log!("foreshard nodes: {}", failure.line);
+    }
     // Nothing here runs an owner's code.
     link::keep_all();
     for node in nodes {

@@ -3,6 +3,7 @@
 use super::super::node::NodeRow;
 use super::super::{preflight, split};
 use super::behind;
+use crate::catalog::link::Link;
 use crate::pg::report::{PgResult, unsupported};
 use crate::pg::spi;
 use pgrx::pg_sys;
@@ -38,7 +39,7 @@ pub fn refuse_unique(slot_id: i64) -> PgResult<()> {
 }
 
 /// Everything that speaks against moving a partition when one of its two places is on a node.
-pub fn against(partition: pg_sys::Oid, nodes: &[NodeRow]) -> PgResult<Vec<String>> {
+pub fn against(partition: pg_sys::Oid, nodes: &[&NodeRow]) -> PgResult<Vec<String>> {
     let mut found = Vec::new();
     if behind(partition)?.is_none() {
         found.extend(preflight::against_move(partition)?);
@@ -103,6 +104,31 @@ fn of_roles(partition: pg_sys::Oid, node: &NodeRow) -> PgResult<Vec<String>> {
         &[partition.into(), node.server.as_str().into()],
         |row| row.need(1),
     )
+}
+
+/// How a database orders texts by default, in a form that does not hang on how the locale was written.
+const ORDER: &str = "SELECT pg_catalog.concat_ws(' ', d.datlocprovider, pg_catalog.lower(pg_catalog.replace(pg_catalog.concat_ws(' ', \
+        coalesce(pg_catalog.to_jsonb(d) ->> 'datlocale', pg_catalog.to_jsonb(d) ->> 'daticulocale', d.datcollate::text), d.datctype), '-', ''))) \
+    FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
+
+/// Texts that are ordered as the database has it, where the node has it otherwise: postgres_fdw leaves comparing and sorting to the
+/// node, and a statement would find other rows than before the move.
+pub fn other_order(partition: pg_sys::Oid, node: &NodeRow) -> PgResult<Option<String>> {
+    let columns = spi::one::<String>(
+        "SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
+         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attcollation = 'pg_catalog.\"default\"'::pg_catalog.regcollation",
+        &[partition.into()],
+    )?;
+    let Some(columns) = columns else { return Ok(None) };
+    let owner = super::shape(partition)?.owner;
+    let there = Link::of_owner(&node.server, owner)?.one(ORDER)?.unwrap_or_default();
+    let here = spi::one::<String>(ORDER, &[])?.unwrap_or_default();
+    Ok((here != there).then(|| {
+        format!(
+            "collation: {columns} would be ordered by \"{there}\" on node \"{}\", which is \"{here}\" here",
+            node.name
+        )
+    }))
 }
 
 /// Tables of several owners in one group: a worker that acts for one of them has connections of the others open, which

@@ -33,6 +33,12 @@ impl Side {
         let Some(remote) = &self.remote else { return Ok(None) };
         Ok(Some((remote.link(role)?, remote)))
     }
+
+    /// The connection to its node over which a lock is held; None: it is here.
+    pub fn holder(&self, role: pg_sys::Oid) -> PgResult<Option<(Link, &RemoteRow)>> {
+        let Some(remote) = &self.remote else { return Ok(None) };
+        Ok(Some((Link::to_hold(&remote.server, role)?, remote)))
+    }
 }
 
 /// Source and copy.
@@ -283,7 +289,8 @@ impl Pair {
     /// Ends what [`hold_there`](Self::hold_there) began.
     pub fn release_there(&self) -> PgResult<()> {
         for side in [&self.source, &self.copy] {
-            if let Some((link, _)) = side.link(self.shape.owner)? {
+            let Some(remote) = &side.remote else { continue };
+            if let Some(link) = Link::that_holds(&remote.server, self.shape.owner)? {
                 link.exec("COMMIT")?;
             }
         }

@@ -46,13 +46,13 @@ impl Pair {
     }
 
     /// Makes sure that nobody is writing a source on a node, not even a transaction that this server has given up: takes a
-    /// lock there that lasts until [`release_there`](Self::release_there), or as long as the link. What is asked over the
-    /// link after that is part of the same transaction there.
+    /// lock there that lasts until [`release_there`](Self::release_there), or as long as the connection, over which nothing else is
+    /// asked: with both shards on one node what makes the copy durable would else be committed after the exchange.
     ///
     /// # Errors
     /// 55P03 somebody is.
     pub fn hold_there(&self, wait_ms: i32) -> PgResult<()> {
-        let Some((link, remote)) = self.source.link(self.shape.owner)? else { return Ok(()) };
+        let Some((link, remote)) = self.source.holder(self.shape.owner)? else { return Ok(()) };
         link.exec(&format!(
             "BEGIN; SET LOCAL lock_timeout = {wait_ms}; SET LOCAL idle_in_transaction_session_timeout = {}; \
              LOCK TABLE {} IN SHARE MODE",

@@ -12,14 +12,17 @@ pub fn build_next(pair: &Pair, tablespace: &str) -> PgResult<bool> {
     let wanted: Vec<_> = pair.shape.own_indexes.iter().chain(&pair.shape.indexes).collect();
     if let Some((link, remote)) = pair.copy.link(pair.shape.owner)? {
         let table = remote.table_there();
+        // A carrier that is gone, or was cut off, may have left its statement at work there: it would be built twice, and
+        // the next one would be taken for built. So that one is waited for, and counted.
+        link.exec(&format!("BEGIN; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))?;
         let built = link.one(&format!(
             "SELECT count(*)::text FROM pg_index WHERE indisvalid AND indrelid = to_regclass({})",
             quote_literal(&table)
         ))?;
         let built: usize = built.and_then(|n| n.parse().ok()).unwrap_or(0);
-        let Some(index) = wanted.get(built) else { return Ok(false) };
-        link.exec(&index.statement(&table))?;
-        return Ok(true);
+        let next = wanted.get(built).map(|index| index.statement(&table));
+        link.exec(&format!("{}COMMIT", next.as_ref().map(|next| format!("{next}; ")).unwrap_or_default()))?;
+        return Ok(next.is_some());
     }
     let built = spi::one::<i64>(
         "SELECT count(*) FROM pg_catalog.pg_index WHERE indrelid = $1 AND indisvalid",

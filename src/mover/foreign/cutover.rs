@@ -133,6 +133,10 @@ fn switch(row: &MoveRow, attempt: u32, direction: Direction) -> WorkResult<Outco
     let held = transaction(|| Foreign.held_first(row, &relations))?;
     let patience_ms = transaction(|| {
         connect(row)?;
+        for relation in &relations {
+            let pair = copy::pair(relation)?;
+            let _ = pair.source.holder(pair.shape.owner)?;
+        }
         patience_ms(row)
     })?;
     if let Some(outcome) = waits::outlast(row, attempt)? {
@@ -192,8 +196,7 @@ fn locked(
         // Not again when it fails: what fails has let go of the lock.
         match replay_once(row, false)? {
             Round::Changed => return Ok(Some(Stop::Leave(Event::SourceChanged))),
-            // Nobody adds to a log any more, so what was seen whole is all of it. (What is forgotten of a log on the node is
-            // seen there by others only when the lock is let go.)
+            // Nobody adds to a log any more, so what was seen whole is all of it.
             Round::Keys(_, true) => break,
             Round::Keys(..) if begun.elapsed().as_millis() > patience_ms => return Ok(Some(Stop::Blocked)),
             Round::Keys(..) => {}
@@ -213,8 +216,7 @@ fn locked(
 /// False: a copy has to be verified again.
 fn hold_there(row: &MoveRow, patience_ms: u128) -> PgResult<bool> {
     let pairs = pairs(row)?.unwrap_or_default();
-    // Everything is looked at first. With both shards on one node that happens over the link that is about to lock: what it
-    // locks in the meantime it would keep, and the replay would wait for it.
+    // What has to be verified again locks nothing there.
     for pair in &pairs {
         if !pair.is_as_verified()? {
             return Ok(false);

@@ -37,6 +37,8 @@ const STALL_MS: u128 = 1_000;
 /// How long a node may take to say whose it is, or who holds a table there, ms: nobody waits for us meanwhile, but whoever
 /// cancels the move.
 const LOOK_MS: u128 = 5_000;
+/// How long clearing one table away on a node may take, ms; what is not done by then is done there, or by a health check.
+const CLEAR_MS: u128 = 10_000;
 /// Attempts at a node that does not answer, after which another move may go first.
 const AWAY_ATTEMPTS: u32 = 8;
 
@@ -471,9 +473,11 @@ fn clean(row: &MoveRow, attempt: u32, then: Option<Event>) -> WorkResult<Outcome
         Ok(names)
     })?;
     for (node, remote) in dressed {
+        let _bound = Bound::set(CLEAR_MS);
         tell(row, transaction(|| reap::clear(&node, &remote, guc::MAX_LOCK_TIME.get())));
     }
     for (node, remote) in transaction(|| reap::of_move(row.move_id))? {
+        let _bound = Bound::set(CLEAR_MS);
         tell(row, transaction(|| reap::drop_unused(&node, &remote)));
     }
     for name in analysed {
