@@ -70,6 +70,8 @@ COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, inte
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, jsonb, bigint) IS 'Cost of the triggers that a statement with rows like this one fires: a row per trigger, then the total; NULL means unknown.';
 COMMENT ON FUNCTION foreshard.report_html() IS 'All of it on one self-contained HTML page: loads, forecasts, recommendations with their SQL, moves, costs, keys, problems. Shows what the caller may see.';
 COMMENT ON FUNCTION foreshard.worker_states() IS 'Internal: whether the library is preloaded, of which version, which workers serve this database, and how long the looks of its keeper take.';
+COMMENT ON FUNCTION foreshard.total_bytes(regclass) IS 'Internal: bytes of a table with indexes and toast table, read from its files without a lock.';
+COMMENT ON FUNCTION foreshard.is_open(regclass) IS 'Internal: whether nobody has locked a relation so that whoever looks into it would wait.';
 COMMENT ON FUNCTION foreshard.sparkline(double precision[]) IS 'Levels of values as a line of blocks.';
 COMMENT ON FUNCTION foreshard.observation_areas() IS 'Internal: behind the view stat_foreshard.';
 COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the view stat_sampling.';
@@ -121,9 +123,10 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid), foreshard.graph_refusal(oid) TO pg_monitor;
-GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress() TO pg_monitor;
--- It is in heat_map, which a DBA may grant to anybody.
-GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress(),
+    foreshard.is_open(regclass) TO pg_monitor;
+-- They are in heat_map, and in slots and shards, which a DBA may grant to anybody; pg_total_relation_size() is everybody's, too.
+GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]), foreshard.total_bytes(regclass) TO PUBLIC;
 -- check_graph() asks itself whether the graph is the caller's; check() names it.
 GRANT EXECUTE ON FUNCTION foreshard.check_graph(text) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.report_html(), foreshard.status(), foreshard."check"(boolean), foreshard.worker_states(),

@@ -54,24 +54,25 @@ SELECT 'warning', 'table ' || m.table_oid::oid, 'a managed table that does not e
 FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)
 UNION ALL
 SELECT 'error', 'table ' || m.table_oid, 'not partitioned by the hash of its key',
-       format('key %I, partitioned %s', m.key_column, pg_catalog.pg_get_partkeydef(c.oid)),
+       format('key %I', m.key_column) || coalesce(CASE WHEN foreshard.is_open(c.oid) THEN ', partitioned ' || pg_catalog.pg_get_partkeydef(c.oid) END, ''),
        'Partition it by the hash of that column again.'
 FROM foreshard.managed_table m JOIN pg_catalog.pg_class c ON c.oid = m.table_oid
 LEFT JOIN pg_catalog.pg_partitioned_table r ON r.partrelid = c.oid
 WHERE r.partstrat IS DISTINCT FROM 'h' OR r.partnatts <> 1
 UNION ALL
 SELECT 'error', 'partition ' || p.partition, 'its bound is not that of its slot',
-       format('slot %s: modulus %s, remainder %s; partition: %s', s.slot_id, s.modulus, s.remainder, pg_catalog.pg_get_expr(c.relpartbound, c.oid)),
+       format('slot %s: modulus %s, remainder %s; partition: %s', s.slot_id, s.modulus, s.remainder, pg_catalog.pg_get_expr(c.relpartbound, 0)),
        'Detach it and attach one with the modulus and remainder of the slot.'
 FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) JOIN pg_catalog.pg_class c ON c.oid = coalesce(p.branch, p.partition)
 WHERE s.home_slot_id IS NULL AND c.relispartition AND s.slot_id NOT IN (SELECT slot_id FROM moving)
-  AND pg_catalog.pg_get_expr(c.relpartbound, c.oid) <> format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder)
+  -- Given its table, the function would lock it; a bound names no column.
+  AND pg_catalog.pg_get_expr(c.relpartbound, 0) <> format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder)
 UNION ALL
 SELECT 'error', 'shard ' || h.shard_name, 'its tablespace does not exist', format('tablespace %I', h.tablespace_name),
        'Create the tablespace again; without slots on it: ' || format('SELECT foreshard.drop_shard(%L).', h.shard_name)
 FROM foreshard.shard h WHERE h.node_name = 'local' AND h.tablespace_name NOT IN (SELECT spcname FROM pg_catalog.pg_tablespace)
 UNION ALL
-SELECT 'warning', 'relation ' || c.oid::regclass, 'left over from a move that nobody knows', pg_catalog.pg_size_pretty(pg_catalog.pg_total_relation_size(c.oid)),
+SELECT 'warning', 'relation ' || c.oid::regclass, 'left over from a move that nobody knows', pg_catalog.pg_size_pretty(foreshard.total_bytes(c.oid)),
        CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
             THEN format('ALTER EXTENSION foreshard DROP %1$s %2$s; ', k.kind, c.oid::regclass) ELSE '' END || format('DROP %s %s;', k.kind, c.oid::regclass)
 FROM pg_catalog.pg_class c, LATERAL (SELECT CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END AS kind) k

@@ -1,4 +1,5 @@
--- What a DBA looks at. Views only read; they are granted to pg_monitor, in functions.sql.
+-- What a DBA looks at. Views only read; they are granted to pg_monitor, in functions.sql. They wait for no lock on users' tables:
+-- sizes are read from the files, and nothing is called that opens a table.
 
 -- Nothing is looked up in a schema that somebody else may have made first.
 SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -6,7 +7,7 @@ SET LOCAL search_path TO pg_catalog, pg_temp;
 CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
-       pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0) AS bytes,
+       foreshard.total_bytes(p.partition) + coalesce(r.bytes, 0) AS bytes,
        coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at, s.home_slot_id, s.isolated, NULL::bigint AS citus_shard
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
@@ -72,7 +73,7 @@ LEFT JOIN (
     FROM foreshard.slot s
     LEFT JOIN foreshard.slot_heat t USING (slot_id)
     LEFT JOIN (
-        SELECT p.slot_id, sum(pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0)) AS bytes
+        SELECT p.slot_id, sum(foreshard.total_bytes(p.partition) + coalesce(r.bytes, 0)) AS bytes
         FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition
         LEFT JOIN foreshard.remote_table r ON r.partition = c.oid GROUP BY 1
         UNION ALL

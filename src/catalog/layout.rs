@@ -1,4 +1,5 @@
-//! Partitions that somebody attached or detached by hand: what is registered follows, as far as it can.
+//! Partitions that somebody attached or detached by hand: what is registered follows, as far as it can. Nothing here waits for a lock
+//! on a partition: bounds name no columns, so they are told without their table (0), which would be locked for it.
 
 use super::record_event;
 use crate::pg::report::PgResult;
@@ -44,7 +45,7 @@ pub fn follow() -> PgResult<()> {
             "SELECT s.slot_id, c.oid::regclass::text, m.table_oid::text, c.oid FROM foreshard.managed_table m \
              JOIN pg_catalog.pg_inherits i ON i.inhparent = m.table_oid JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relkind = 'r' \
              JOIN foreshard.slot s ON s.group_id = m.group_id \
-               AND pg_catalog.pg_get_expr(c.relpartbound, c.oid) = format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder) \
+               AND pg_catalog.pg_get_expr(c.relpartbound, 0) = format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder) \
              WHERE NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.partition = c.oid OR (p.slot_id, p.table_oid) = (s.slot_id, m.table_oid)) \
                AND {still}"
         ),
@@ -71,7 +72,7 @@ fn follow_lists() -> PgResult<()> {
     let attached = spi::rows(
         "SELECT s.slot_id, c.oid::regclass::text, h.table_oid::text, c.oid FROM foreshard.slot_partition h JOIN foreshard.slot s USING (slot_id) \
          JOIN pg_catalog.pg_inherits i ON i.inhparent = h.branch AND NOT i.inhdetachpending \
-         JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relkind = 'r' AND pg_catalog.pg_get_expr(c.relpartbound, c.oid) LIKE 'FOR VALUES IN %' \
+         JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relkind = 'r' AND pg_catalog.pg_get_expr(c.relpartbound, 0) LIKE 'FOR VALUES IN %' \
          WHERE NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.partition = c.oid) \
            AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished) ORDER BY 4",
         &[],
@@ -80,10 +81,10 @@ fn follow_lists() -> PgResult<()> {
     for Found { slot_id: home, partition, table, oid } in attached {
         let shard_id = super::colocation::shard_of_storage(oid)?;
         let slot_id = spi::one_mut::<i64>(
-            "WITH bound AS (SELECT c.oid, h.table_oid, pg_catalog.pg_get_expr(c.relpartbound, c.oid) AS keys FROM foreshard.slot_partition h \
+            "WITH bound AS (SELECT c.oid, h.table_oid, pg_catalog.pg_get_expr(c.relpartbound, 0) AS keys FROM foreshard.slot_partition h \
                   JOIN pg_catalog.pg_inherits i ON i.inhparent = h.branch JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid WHERE h.slot_id = $1 AND c.oid = $2), \
                   same AS (SELECT min(s.slot_id) AS slot_id FROM bound b JOIN foreshard.slot s ON s.home_slot_id = $1 JOIN foreshard.slot_partition p USING (slot_id) \
-                  JOIN pg_catalog.pg_class c ON c.oid = p.partition WHERE pg_catalog.pg_get_expr(c.relpartbound, c.oid) = b.keys \
+                  JOIN pg_catalog.pg_class c ON c.oid = p.partition WHERE pg_catalog.pg_get_expr(c.relpartbound, 0) = b.keys \
                     AND NOT EXISTS (SELECT FROM foreshard.slot_partition o WHERE (o.slot_id, o.table_oid) = (s.slot_id, b.table_oid))), \
                   made AS (INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, home_slot_id) \
                       SELECT h.group_id, h.modulus, h.remainder, coalesce($3, h.shard_id), h.slot_id FROM foreshard.slot h, same \
