@@ -77,7 +77,7 @@ COMMENT ON FUNCTION foreshard.observation_areas() IS 'Internal: behind the view 
 COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the view stat_sampling.';
 COMMENT ON FUNCTION foreshard.verification_progress() IS 'Internal: behind the view progress_moves.';
 COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
-COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online.';
+COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online; to its own shard when it lies in another tablespace than that.';
 COMMENT ON FUNCTION foreshard.split_slot(bigint, text, text) IS 'Splits one slot into two, online: (m, r) becomes (2m, r) and (2m, r + m), each on the shard named, else where the slot is.';
 COMMENT ON FUNCTION foreshard.merge_slots(bigint, bigint, text) IS 'Merges two slots, online: (2m, r) and (2m, r + m) become (m, r), on the shard named, else on that of slot_a.';
 COMMENT ON FUNCTION foreshard.prepare_split(bigint, text, text) IS 'Builds both parts of a slot ahead and keeps them equal to it, so that split_slot() only has to switch over.';

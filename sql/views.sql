@@ -51,7 +51,9 @@ FROM (
     WHERE c.relkind <> 'p' AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.partition = ANY (b.path))
     UNION ALL
     SELECT s.group_id, s.slot_id, p.table_oid, p.partition, 'other_tablespace',
-           format('Its storage is not on shard %s: move it there with ALTER TABLE %s SET TABLESPACE %I.', h.shard_name, p.partition, h.tablespace_name)
+           format('Its storage is not on shard %1$s: SELECT foreshard.move_slot(%2$s, %1$L); moves it there online. '
+                  'ALTER TABLE %3$s SET TABLESPACE %4$I does so, too, but keeps everybody out while it copies.',
+                  h.shard_name, s.slot_id, p.partition, h.tablespace_name)
     FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard h USING (shard_id)
     JOIN pg_catalog.pg_class c ON c.oid = p.partition AND c.relkind = 'r'
     LEFT JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace

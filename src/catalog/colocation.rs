@@ -109,7 +109,7 @@ pub fn insert_shard(name: &str, tablespace: &str, capacity: f64, node: &str) -> 
 pub fn require_create(user: &str, moves: &[i64]) -> PgResult<()> {
     let denied = spi::rows(
         "SELECT t.spcname::text FROM foreshard.move m LEFT JOIN foreshard.move_part p USING (move_id) \
-         JOIN foreshard.shard h ON h.shard_id = coalesce(p.shard_id, m.to_shard) AND h.shard_id <> m.from_shard AND h.node_name = 'local' \
+         JOIN foreshard.shard h ON h.shard_id = coalesce(p.shard_id, m.to_shard) AND (h.shard_id <> m.from_shard OR m.kind = 'move') AND h.node_name = 'local' \
          JOIN pg_catalog.pg_tablespace t ON t.spcname = h.tablespace_name \
          WHERE m.move_id = ANY ($2) AND NOT pg_catalog.has_tablespace_privilege($1::name, t.oid, 'CREATE') \
            AND t.oid <> (SELECT dattablespace FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) ORDER BY 1 LIMIT 1",

@@ -66,6 +66,12 @@ pub fn follow() -> PgResult<()> {
     follow_lists()
 }
 
+/// Whether a table of a slot lies in another tablespace than that of the slot's shard, where a move brings it.
+pub fn is_elsewhere(slot_id: i64) -> PgResult<bool> {
+    let elsewhere = "SELECT EXISTS (SELECT FROM foreshard.layout_problems WHERE slot_id = $1 AND problem = 'other_tablespace')";
+    Ok(spi::one::<bool>(elsewhere, &[slot_id.into()])? == Some(true))
+}
+
 /// Lists that were attached below the table between of a slot's partitions become lists of chosen keys: of a slot that
 /// has such a list in another table, else of one of their own, on the shard where their storage is.
 fn follow_lists() -> PgResult<()> {
