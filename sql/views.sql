@@ -90,6 +90,22 @@ LEFT JOIN (
     GROUP BY 1
 ) f USING (shard_id);
 
+-- When the slots of this server were last read, by one row. Overdue: a keeper that works would have read them since. Nobody reads on a
+-- standby, nor with foreshard.observe off; slots on nodes are read when those answer.
+CREATE VIEW foreshard.last_reading AS
+SELECT q.read_at, clock_timestamp() - q.read_at AS age,
+       NOT pg_catalog.pg_is_in_recovery() AND coalesce(current_setting('foreshard.observe', true)::boolean, false)
+           AND coalesce(clock_timestamp() - coalesce(q.read_at, q.distributed_at)
+                        > greatest(5 * current_setting('foreshard.bucket', true)::interval, interval '1 min'), false) AS overdue
+FROM (
+    SELECT max(t.observed_at) AS read_at, min(m.distributed_at) AS distributed_at
+    FROM foreshard.slot s
+    JOIN foreshard.shard h ON h.shard_id = s.shard_id AND h.node_name = 'local'
+    JOIN foreshard.slot_partition p ON p.slot_id = s.slot_id
+    JOIN foreshard.managed_table m ON m.table_oid = p.table_oid
+    LEFT JOIN foreshard.slot_heat t ON t.slot_id = s.slot_id
+) q;
+
 -- Levels of values, relative to the greatest of them; a blank is unknown.
 CREATE FUNCTION foreshard.sparkline(series float8[]) RETURNS text
 IMMUTABLE PARALLEL SAFE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
