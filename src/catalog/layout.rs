@@ -1,6 +1,7 @@
 //! Partitions that somebody attached or detached by hand: what is registered follows, as far as it can. Nothing here waits for a lock
 //! on a partition: bounds name no columns, so they are told without their table (0), which would be locked for it.
 
+use super::colocation::HAS_BEEN_WHOLE;
 use super::record_event;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
@@ -20,7 +21,8 @@ fn found(row: &spi::Row) -> PgResult<Found> {
 }
 
 /// Forgets partitions that were detached and registers those that were attached where one was missing; every change is
-/// told in the history and in the server's log. What fits no slot stays in the view `layout_problems`.
+/// told in the history and in the server's log. What fits no slot stays in the view `layout_problems`, and so does what a group lacks
+/// that a restore has not brought whole yet.
 pub fn follow() -> PgResult<()> {
     let still = "NOT EXISTS (SELECT FROM foreshard.move m WHERE (m.slot_id = s.slot_id OR s.slot_id = ANY (m.guests)) AND NOT m.finished AND NOT (m.prepare AND m.phase = 'prepared'))";
     let detached = spi::rows(
@@ -42,12 +44,12 @@ pub fn follow() -> PgResult<()> {
     }
     let attached = spi::rows(
         &format!(
-            "SELECT s.slot_id, c.oid::regclass::text, m.table_oid::text, c.oid FROM foreshard.managed_table m \
+            "SELECT s.slot_id, c.oid::regclass::text, m.table_oid::text, c.oid FROM foreshard.managed_table m JOIN foreshard.colocation_group g USING (group_id) \
              JOIN pg_catalog.pg_inherits i ON i.inhparent = m.table_oid JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relkind = 'r' \
              JOIN foreshard.slot s ON s.group_id = m.group_id \
                AND pg_catalog.pg_get_expr(c.relpartbound, 0) = format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder) \
              WHERE NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.partition = c.oid OR (p.slot_id, p.table_oid) = (s.slot_id, m.table_oid)) \
-               AND {still}"
+               AND {HAS_BEEN_WHOLE} AND {still}"
         ),
         &[],
         found,
