@@ -125,6 +125,8 @@ GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, r
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid), foreshard.graph_refusal(oid) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress(),
     foreshard.is_open(regclass) TO pg_monitor;
+-- It tells the role that resolved, in its own session, what that asked: resolve() names it in its errors.
+GRANT EXECUTE ON FUNCTION foreshard.last_resolve() TO PUBLIC;
 -- They are in heat_map, and in slots and shards, which a DBA may grant to anybody; pg_total_relation_size() is everybody's, too.
 GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]), foreshard.total_bytes(regclass) TO PUBLIC;
 -- check_graph() asks itself whether the graph is the caller's; check() names it.

@@ -244,7 +244,7 @@ fn other_servers_are_reached_by_the_callers_own_mapping() -> Result<()> {
          CREATE USER MAPPING FOR bert SERVER r OPTIONS (user 'bert', password 'b'); \
          CREATE USER MAPPING FOR carl SERVER r OPTIONS (user 'postgres'); \
          GRANT USAGE ON FOREIGN SERVER r TO anna, carl, dora; \
-         GRANT EXECUTE ON FUNCTION foreshard.resolve, foreshard.last_resolve TO anna, bert, carl, dora; \
+         GRANT EXECUTE ON FUNCTION foreshard.resolve TO anna, bert, carl, dora; \
          SELECT foreshard.add_data_source('shop', 'orders', 'customer', 'order', '{ORDERS}', servers => '[\"r\"]')",
         remote.socket_dir().display(),
         remote.port()
