@@ -50,6 +50,7 @@ COMMENT ON VIEW foreshard.history IS 'What happened, in order.';
 COMMENT ON VIEW foreshard.stat_triggers IS 'What triggers on managed tables cost, per trigger and operation: means of measured calls, and how well their cost is predicted. Calls are exact, except of built-in triggers (sees is not all), which only sampled statements show: each stands for others.';
 COMMENT ON VIEW foreshard.hot_keys IS 'The busiest keys of hot slots; the key is NULL for those who may not read it.';
 COMMENT ON VIEW foreshard.co_access IS 'Pairs of slots that transactions touch together: decayed count, share and lift over chance.';
+COMMENT ON VIEW foreshard.last_reading IS 'When the loads of slots on this server were last read, and whether that is overdue: not for five buckets, nor for a minute.';
 COMMENT ON VIEW foreshard.load_history IS 'Loads of slots by bucket, in several resolutions.';
 
 SET LOCAL search_path TO foreshard, pg_temp;

@@ -70,12 +70,14 @@ COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, bigint, integer, inte
 COMMENT ON FUNCTION foreshard.predict_cost(regclass, text, jsonb, bigint) IS 'Cost of the triggers that a statement with rows like this one fires: a row per trigger, then the total; NULL means unknown.';
 COMMENT ON FUNCTION foreshard.report_html() IS 'All of it on one self-contained HTML page: loads, forecasts, recommendations with their SQL, moves, costs, keys, problems. Shows what the caller may see.';
 COMMENT ON FUNCTION foreshard.worker_states() IS 'Internal: whether the library is preloaded, of which version, which workers serve this database, and how long the looks of its keeper take.';
+COMMENT ON FUNCTION foreshard.total_bytes(regclass) IS 'Internal: bytes of a table with indexes and toast table, read from its files without a lock.';
+COMMENT ON FUNCTION foreshard.is_open(regclass) IS 'Internal: whether nobody has locked a relation so that whoever looks into it would wait.';
 COMMENT ON FUNCTION foreshard.sparkline(double precision[]) IS 'Levels of values as a line of blocks.';
 COMMENT ON FUNCTION foreshard.observation_areas() IS 'Internal: behind the view stat_foreshard.';
 COMMENT ON FUNCTION foreshard.observation_sampling() IS 'Internal: behind the view stat_sampling.';
 COMMENT ON FUNCTION foreshard.verification_progress() IS 'Internal: behind the view progress_moves.';
 COMMENT ON FUNCTION foreshard.request_resharding(double precision, jsonb) IS 'Files the moves of a map {"slot_id": "shard"} if the confidence suffices and every entry is valid.';
-COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online.';
+COMMENT ON FUNCTION foreshard.move_slot(bigint, text) IS 'Moves one slot to a shard, online; to its own shard when it lies in another tablespace than that.';
 COMMENT ON FUNCTION foreshard.split_slot(bigint, text, text) IS 'Splits one slot into two, online: (m, r) becomes (2m, r) and (2m, r + m), each on the shard named, else where the slot is.';
 COMMENT ON FUNCTION foreshard.merge_slots(bigint, bigint, text) IS 'Merges two slots, online: (2m, r) and (2m, r + m) become (m, r), on the shard named, else on that of slot_a.';
 COMMENT ON FUNCTION foreshard.prepare_split(bigint, text, text) IS 'Builds both parts of a slot ahead and keeps them equal to it, so that split_slot() only has to switch over.';
@@ -122,9 +124,12 @@ GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, bigint, double precision,
 GRANT EXECUTE ON FUNCTION foreshard.next_key(regclass, uuid, double precision, regclass) TO PUBLIC;
 GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.table_portrait(oid), foreshard.graph_refusal(oid), foreshard.wanted_rights(),
     foreshard.unmapped_roles(oid, name) TO pg_monitor;
-GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress() TO pg_monitor;
--- It is in heat_map, which a DBA may grant to anybody.
-GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress(),
+    foreshard.is_open(regclass) TO pg_monitor;
+-- It tells the role that resolved, in its own session, what that asked: resolve() names it in its errors.
+GRANT EXECUTE ON FUNCTION foreshard.last_resolve() TO PUBLIC;
+-- They are in heat_map, and in slots and shards, which a DBA may grant to anybody; pg_total_relation_size() is everybody's, too.
+GRANT EXECUTE ON FUNCTION foreshard.sparkline(double precision[]), foreshard.total_bytes(regclass) TO PUBLIC;
 -- check_graph() asks itself whether the graph is the caller's; check() names it.
 GRANT EXECUTE ON FUNCTION foreshard.check_graph(text) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.report_html(), foreshard.status(), foreshard."check"(boolean), foreshard.worker_states(),
@@ -135,7 +140,7 @@ GRANT EXECUTE ON FUNCTION foreshard.predict_shard_assignment(interval) TO pg_mon
 GRANT EXECUTE ON FUNCTION foreshard.citus_shard_cost(bigint), foreshard.citus_node_capacity(integer), foreshard.citus_shard_allowed(bigint, integer) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.slot_costs, foreshard.forecasts, foreshard.forecast_errors,
-    foreshard.layout_problems, foreshard.catalog_problems, foreshard.load_history, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
+    foreshard.layout_problems, foreshard.catalog_problems, foreshard.load_history, foreshard.last_reading, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
     foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.altered_tables, foreshard.pending_rights, foreshard.unfit_graphs, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,
     foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;

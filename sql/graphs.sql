@@ -231,7 +231,7 @@ SELECT g.graph_name AS graph, g.edge_table AS edges, g.node_table AS nodes, g.de
 FROM foreshard.graph g,
 LATERAL (SELECT count(*) AS shards,
                 sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples END)::bigint AS closure_rows,
-                sum(pg_catalog.pg_total_relation_size(c.oid))::bigint AS closure_bytes
+                sum(foreshard.total_bytes(c.oid))::bigint AS closure_bytes
          FROM foreshard.graph_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition
          WHERE p.graph_id = g.graph_id) s;
 

@@ -54,24 +54,25 @@ SELECT 'warning', 'table ' || m.table_oid::oid, 'a managed table that does not e
 FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)
 UNION ALL
 SELECT 'error', 'table ' || m.table_oid, 'not partitioned by the hash of its key',
-       format('key %I, partitioned %s', m.key_column, pg_catalog.pg_get_partkeydef(c.oid)),
+       format('key %I', m.key_column) || coalesce(CASE WHEN foreshard.is_open(c.oid) THEN ', partitioned ' || pg_catalog.pg_get_partkeydef(c.oid) END, ''),
        'Partition it by the hash of that column again.'
 FROM foreshard.managed_table m JOIN pg_catalog.pg_class c ON c.oid = m.table_oid
 LEFT JOIN pg_catalog.pg_partitioned_table r ON r.partrelid = c.oid
 WHERE r.partstrat IS DISTINCT FROM 'h' OR r.partnatts <> 1
 UNION ALL
 SELECT 'error', 'partition ' || p.partition, 'its bound is not that of its slot',
-       format('slot %s: modulus %s, remainder %s; partition: %s', s.slot_id, s.modulus, s.remainder, pg_catalog.pg_get_expr(c.relpartbound, c.oid)),
+       format('slot %s: modulus %s, remainder %s; partition: %s', s.slot_id, s.modulus, s.remainder, pg_catalog.pg_get_expr(c.relpartbound, 0)),
        'Detach it and attach one with the modulus and remainder of the slot.'
 FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) JOIN pg_catalog.pg_class c ON c.oid = coalesce(p.branch, p.partition)
 WHERE s.home_slot_id IS NULL AND c.relispartition AND s.slot_id NOT IN (SELECT slot_id FROM moving)
-  AND pg_catalog.pg_get_expr(c.relpartbound, c.oid) <> format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder)
+  -- Given its table, the function would lock it; a bound names no column.
+  AND pg_catalog.pg_get_expr(c.relpartbound, 0) <> format('FOR VALUES WITH (modulus %s, remainder %s)', s.modulus, s.remainder)
 UNION ALL
 SELECT 'error', 'shard ' || h.shard_name, 'its tablespace does not exist', format('tablespace %I', h.tablespace_name),
        'Create the tablespace again; without slots on it: ' || format('SELECT foreshard.drop_shard(%L).', h.shard_name)
 FROM foreshard.shard h WHERE h.node_name = 'local' AND h.tablespace_name NOT IN (SELECT spcname FROM pg_catalog.pg_tablespace)
 UNION ALL
-SELECT 'warning', 'relation ' || c.oid::regclass, 'left over from a move that nobody knows', pg_catalog.pg_size_pretty(pg_catalog.pg_total_relation_size(c.oid)),
+SELECT 'warning', 'relation ' || c.oid::regclass, 'left over from a move that nobody knows', pg_catalog.pg_size_pretty(foreshard.total_bytes(c.oid)),
        CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
             THEN format('ALTER EXTENSION foreshard DROP %1$s %2$s; ', k.kind, c.oid::regclass) ELSE '' END || format('DROP %s %s;', k.kind, c.oid::regclass)
 FROM pg_catalog.pg_class c, LATERAL (SELECT CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END AS kind) k
@@ -83,6 +84,14 @@ WHERE c.relnamespace = 'foreshard'::regnamespace AND c.relkind IN ('r', 'p', 'f'
   AND NOT EXISTS (SELECT FROM foreshard.move_relation r WHERE c.oid IN (r.shadow, r.capture_log, r.twin))
   AND NOT EXISTS (SELECT FROM foreshard.move_child k WHERE c.oid IN (k.child, k.log))
   AND NOT EXISTS (SELECT FROM foreshard.remote_table t WHERE t.partition = c.oid)
+UNION ALL
+-- While a move is under way, and until the keeper has had time to see to it, it is as it should be.
+SELECT 'warning', 'partition ' || p.partition, 'its toast table does not have its own name, without which pg_upgrade stops',
+       format('pg_toast.%I instead of pg_toast_%s', t.relname, c.oid),
+       format('A keeper renames it as soon as nobody uses it: end transactions that do, SELECT pid, mode FROM pg_locks WHERE relation = %s;', t.oid)
+FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid
+WHERE t.relname <> 'pg_toast_' || c.oid
+  AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = p.slot_id AND (NOT m.finished OR m.finished_at > clock_timestamp() - interval '2 min'))
 UNION ALL
 SELECT 'warning', format('trigger %I on %s', t.tgname, t.tgrelid::regclass), 'captures changes for a move that nobody knows', '',
        format('DROP TRIGGER %I ON %s;', t.tgname, t.tgrelid::regclass)
@@ -185,6 +194,16 @@ RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_tem
                'Raise foreshard.bucket, or have fewer slots.'
         FROM w, pg_settings s WHERE s.name = 'foreshard.bucket' AND w.keeper_look_ms > 1000 * s.setting::int
         UNION ALL
+        -- One that has just been started is about to.
+        SELECT 'error', 'worker', 'the keeper does not read the loads of slots',
+               format('last reading: %s; the keeper, pid %s, %s', coalesce(r.read_at::timestamptz(0)::text, 'never'), w.keeper_pid,
+                      CASE a.wait_event_type WHEN 'Lock' THEN 'waits for a lock: ' || a.wait_event ELSE 'waits for no lock' END),
+               format('Lines "foreshard keeper" of the server log say what fails. Who holds a lock that it waits for: SELECT pg_blocking_pids(%1$s); '
+                      'another keeper begins after SELECT pg_terminate_backend(%1$s).', w.keeper_pid)
+        FROM w, foreshard.last_reading r, pg_stat_activity a
+        WHERE r.overdue AND a.pid = w.keeper_pid
+          AND coalesce(a.backend_start < clock_timestamp() - greatest(2 * current_setting('foreshard.bucket', true)::interval, interval '5 s'), true)
+        UNION ALL
         SELECT p.severity, p.object, p.problem, p.detail, p.hint FROM foreshard.problems_of_settings() p
         UNION ALL
         SELECT c.severity, c.object, c.problem, c.detail, c.hint FROM foreshard.catalog_problems c
@@ -229,7 +248,8 @@ RETURNS SETOF record VOLATILE LANGUAGE sql SET search_path TO pg_catalog, pg_tem
         UNION ALL
         SELECT 5, 'load', coalesce(round(sum(s.cost_units_per_s)::numeric, 1) || ' cost units/s, hottest shard '
                || (SELECT format('%s with %s %% of its capacity', t.shard, round((100 * t.utilization)::numeric, 1)) FROM s t
-                   WHERE t.utilization IS NOT NULL ORDER BY t.utilization DESC LIMIT 1), 'not observed yet') FROM s
+                   WHERE t.utilization IS NOT NULL ORDER BY t.utilization DESC LIMIT 1), 'not observed yet')
+               || coalesce((SELECT ', NOT READ since ' || l.read_at::timestamptz(0) FROM foreshard.last_reading l WHERE l.overdue), '') FROM s
         UNION ALL
         SELECT 6, 'hottest slot', coalesce((SELECT format('%s on %s: %s cost units/s, %s %% of its group  %s', h.slot_id, h.shard, round(h.cost_units_per_s::numeric, 1),
                round((100 * coalesce(h.share, 0))::numeric, 1), h.recent) FROM h WHERE h.cost_units_per_s IS NOT NULL ORDER BY h.cost_units_per_s DESC, h.slot_id LIMIT 1),

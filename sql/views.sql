@@ -1,4 +1,5 @@
--- What a DBA looks at. Views only read; they are granted to pg_monitor, in functions.sql.
+-- What a DBA looks at. Views only read; they are granted to pg_monitor, in functions.sql. They wait for no lock on users' tables:
+-- sizes are read from the files, and nothing is called that opens a table.
 
 -- Nothing is looked up in a schema that somebody else may have made first.
 SET LOCAL search_path TO pg_catalog, pg_temp;
@@ -6,7 +7,7 @@ SET LOCAL search_path TO pg_catalog, pg_temp;
 CREATE VIEW foreshard.slots AS
 SELECT s.slot_id, s.group_id, p.table_oid AS "table", p.partition, s.modulus, s.remainder,
        h.shard_name AS shard,
-       pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0) AS bytes,
+       foreshard.total_bytes(p.partition) + coalesce(r.bytes, 0) AS bytes,
        coalesce(m.partner_of, m.move_id) AS move_id, s.last_moved_at, s.home_slot_id, s.isolated, NULL::bigint AS citus_shard
 FROM foreshard.slot s
 JOIN foreshard.shard h USING (shard_id)
@@ -50,7 +51,9 @@ FROM (
     WHERE c.relkind <> 'p' AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.partition = ANY (b.path))
     UNION ALL
     SELECT s.group_id, s.slot_id, p.table_oid, p.partition, 'other_tablespace',
-           format('Its storage is not on shard %s: move it there with ALTER TABLE %s SET TABLESPACE %I.', h.shard_name, p.partition, h.tablespace_name)
+           format('Its storage is not on shard %1$s: SELECT foreshard.move_slot(%2$s, %1$L); moves it there online. '
+                  'ALTER TABLE %3$s SET TABLESPACE %4$I does so, too, but keeps everybody out while it copies.',
+                  h.shard_name, s.slot_id, p.partition, h.tablespace_name)
     FROM foreshard.slot_partition p JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard h USING (shard_id)
     JOIN pg_catalog.pg_class c ON c.oid = p.partition AND c.relkind = 'r'
     LEFT JOIN pg_catalog.pg_tablespace t ON t.oid = c.reltablespace
@@ -72,7 +75,7 @@ LEFT JOIN (
     FROM foreshard.slot s
     LEFT JOIN foreshard.slot_heat t USING (slot_id)
     LEFT JOIN (
-        SELECT p.slot_id, sum(pg_catalog.pg_total_relation_size(p.partition) + coalesce(r.bytes, 0)) AS bytes
+        SELECT p.slot_id, sum(foreshard.total_bytes(p.partition) + coalesce(r.bytes, 0)) AS bytes
         FROM foreshard.slot_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition
         LEFT JOIN foreshard.remote_table r ON r.partition = c.oid GROUP BY 1
         UNION ALL
@@ -86,6 +89,22 @@ LEFT JOIN (
           FROM foreshard.forecast f JOIN foreshard.slot s USING (slot_id) GROUP BY 1, 2) q
     GROUP BY 1
 ) f USING (shard_id);
+
+-- When the slots of this server were last read, by one row. Overdue: a keeper that works would have read them since. Nobody reads on a
+-- standby, nor with foreshard.observe off; slots on nodes are read when those answer.
+CREATE VIEW foreshard.last_reading AS
+SELECT q.read_at, clock_timestamp() - q.read_at AS age,
+       NOT pg_catalog.pg_is_in_recovery() AND coalesce(current_setting('foreshard.observe', true)::boolean, false)
+           AND coalesce(clock_timestamp() - coalesce(q.read_at, q.distributed_at)
+                        > greatest(5 * current_setting('foreshard.bucket', true)::interval, interval '1 min'), false) AS overdue
+FROM (
+    SELECT max(t.observed_at) AS read_at, min(m.distributed_at) AS distributed_at
+    FROM foreshard.slot s
+    JOIN foreshard.shard h ON h.shard_id = s.shard_id AND h.node_name = 'local'
+    JOIN foreshard.slot_partition p ON p.slot_id = s.slot_id
+    JOIN foreshard.managed_table m ON m.table_oid = p.table_oid
+    LEFT JOIN foreshard.slot_heat t ON t.slot_id = s.slot_id
+) q;
 
 -- Levels of values, relative to the greatest of them; a blank is unknown.
 CREATE FUNCTION foreshard.sparkline(series float8[]) RETURNS text

@@ -17,12 +17,12 @@ use pgrx::prelude::*;
 pgrx::pg_module_magic!(name, version);
 
 extension_sql_file!("../sql/schema.sql", bootstrap);
-extension_sql_file!("../sql/nodes.sql", name = "nodes");
+extension_sql_file!("../sql/nodes.sql", name = "nodes", requires = [api::people::is_open]);
 extension_sql_file!("../sql/citus.sql", name = "citus", requires = ["nodes"]);
 extension_sql_file!(
     "../sql/views.sql",
     name = "views",
-    requires = ["citus", api::observation::verification_progress]
+    requires = ["citus", api::observation::verification_progress, api::people::total_bytes]
 );
 extension_sql_file!("../sql/dependencies.sql", name = "dependencies", requires = ["views"]);
 extension_sql_file!("../sql/graphs.sql", name = "graphs", requires = ["dependencies"]);

@@ -248,3 +248,44 @@ fn status_and_check_say_what_is_wrong() -> Result<()> {
     assert!(c.query_one("SELECT foreshard.report_html()")?.contains("its tablespace does not exist"));
     Ok(())
 }
+
+/// Monitoring must not hang behind the DDL that one wants to see.
+#[test]
+fn whoever_looks_waits_for_nobody() -> Result<()> {
+    let cluster = Cluster::start(&ClusterOptions::new("looks").set("foreshard.bucket", "1"))?;
+    let mut c = cluster.connect("postgres")?;
+    c.exec(
+        "CREATE EXTENSION foreshard; SELECT foreshard.add_shard('a'), foreshard.add_shard('b'); \
+         CREATE TABLE t (id bigint PRIMARY KEY, v text); \
+         INSERT INTO t SELECT g, repeat(md5(g::text), 200) FROM generate_series(1, 300) g; CREATE INDEX t_v_idx ON t (left(v, 9)); \
+         SELECT foreshard.distribute('t', 'id', 4); \
+         CREATE TABLE e (s int, t int, PRIMARY KEY (s, t)); INSERT INTO e VALUES (1, 2); SELECT foreshard.create_graph('g', 'e', 's', 't')",
+    )?;
+    let same = "SELECT bool_and(bytes = pg_total_relation_size(partition)) FROM foreshard.slots";
+    wait_for(&mut c, same, "t")?;
+    assert_eq!(c.query_one("SELECT foreshard.total_bytes(0) IS NULL")?, "t");
+    let (partition, index) = c
+        .query_one("SELECT format('%s %s', partition, min(indexrelid::regclass::text)) FROM foreshard.slots JOIN pg_index ON indrelid = partition GROUP BY partition ORDER BY 1 LIMIT 1")?
+        .split_once(' ')
+        .map(|(partition, index)| (partition.to_owned(), index.to_owned()))
+        .unwrap_or_default();
+    // The keeper goes on reading while a partition is locked.
+    let mut locker = cluster.connect("postgres")?;
+    locker.exec(&format!("BEGIN; LOCK TABLE {partition} IN ACCESS EXCLUSIVE MODE; REINDEX INDEX {index}"))?;
+    let locked_at = c.query_one("SELECT clock_timestamp()")?;
+    let read = format!(
+        "SELECT max(observed_at) > '{locked_at}'::timestamptz + interval '3 s' FROM foreshard.heat_map"
+    );
+    wait_for(&mut c, &read, "t")?;
+    let all = c.query_one("SELECT concat_ws(', ', closure, metagraph, components) FROM foreshard.graph")?;
+    locker.exec(&format!("LOCK TABLE t, e, {all} IN ACCESS EXCLUSIVE MODE"))?;
+    c.exec("SET lock_timeout = '2s'")?;
+    for view in ["slots", "shards", "graphs", "layout_problems", "catalog_problems", "status()", "check()"] {
+        c.exec(&format!("SELECT * FROM foreshard.{view}"))?;
+    }
+    assert!(c.query_one("SELECT foreshard.report_html()")?.len() > 1000);
+    assert_eq!(c.query_one("SELECT bool_and(bytes > 0) FROM foreshard.slots")?, "t");
+    assert_eq!(c.query_one("SELECT closure_bytes > 0 FROM foreshard.graphs")?, "t");
+    locker.exec("ROLLBACK")?;
+    wait_for(&mut c, same, "t")
+}

@@ -96,7 +96,7 @@ fn sources_read_with_the_rights_of_the_caller() -> Result<()> {
          GRANT USAGE ON SCHEMA shop TO maker, reader, other; GRANT SELECT ON ALL TABLES IN SCHEMA shop TO maker, reader; \
          GRANT INSERT ON shop.delay TO maker, reader; \
          GRANT EXECUTE ON FUNCTION foreshard.add_data_source, foreshard.drop_data_source TO maker, other; \
-         GRANT EXECUTE ON FUNCTION foreshard.resolve, foreshard.last_resolve TO maker, reader, other; \
+         GRANT EXECUTE ON FUNCTION foreshard.resolve TO maker, reader, other; \
          CREATE FUNCTION shop.writes(k int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN INSERT INTO shop.delay VALUES (1); RETURN k; END $$; \
          ALTER TABLE shop.orders ENABLE ROW LEVEL SECURITY; \
          CREATE POLICY own ON shop.orders TO reader USING (customer_id < 3); CREATE POLICY everything ON shop.orders TO maker USING (true)",
@@ -144,6 +144,14 @@ fn sources_read_with_the_rights_of_the_caller() -> Result<()> {
     assert_eq!(other.query_one("SELECT outcome FROM foreshard.last_resolve()")?, "refused");
     let mut nobody = connect_as(&server.cluster, "nobody")?;
     expect_code(nobody.exec(all), "42501");
+    // What was asked is told to whoever asked it: by his session, and there to his role alone.
+    let asked = "SELECT count(*) FROM foreshard.last_resolve()";
+    assert_eq!(nobody.query_one(asked)?, "0");
+    let mut both = server.cluster.connect("postgres")?;
+    both.exec("SET ROLE reader")?;
+    assert_eq!((both.query_one(all)?, both.query_one(asked)?), ("6".to_owned(), "1".to_owned()));
+    both.exec("SET ROLE nobody")?;
+    assert_eq!(both.query_one(asked)?, "0");
     // Refusals are nobody's illness: however often one is refused, others are served.
     for _ in 0..5 {
         expect_code(other.exec(all), "42501");

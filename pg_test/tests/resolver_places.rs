@@ -244,7 +244,7 @@ fn other_servers_are_reached_by_the_callers_own_mapping() -> Result<()> {
          CREATE USER MAPPING FOR bert SERVER r OPTIONS (user 'bert', password 'b'); \
          CREATE USER MAPPING FOR carl SERVER r OPTIONS (user 'postgres'); \
          GRANT USAGE ON FOREIGN SERVER r TO anna, carl, dora; \
-         GRANT EXECUTE ON FUNCTION foreshard.resolve, foreshard.last_resolve TO anna, bert, carl, dora; \
+         GRANT EXECUTE ON FUNCTION foreshard.resolve TO anna, bert, carl, dora; \
          SELECT foreshard.add_data_source('shop', 'orders', 'customer', 'order', '{ORDERS}', servers => '[\"r\"]')",
         remote.socket_dir().display(),
         remote.port()
@@ -293,5 +293,58 @@ fn other_servers_are_reached_by_the_callers_own_mapping() -> Result<()> {
         !told.contains("secret of anna' IS") && !told.contains("password=secret"),
         "a password is in a log"
     );
+    Ok(())
+}
+
+/// While a long question runs here nobody reads what servers answer: they have been asked before, and that time is not theirs.
+#[test]
+fn servers_answer_while_nobody_listens() -> Result<()> {
+    let mut server = Server::start(&options("resolver-unheard").set("foreshard.resolve_timeout", "1500ms"))?;
+    let remote = Cluster::start(&options("resolver-heard"))?;
+    remote.connect("postgres")?.exec(SHOP)?;
+    server.query(SHOP)?;
+    server.query("CREATE EXTENSION postgres_fdw; CREATE TABLE account (id bigint PRIMARY KEY); INSERT INTO account SELECT generate_series(1, 40)")?;
+    foreign(&mut server, "r1", &remote.socket_dir().to_string_lossy(), remote.port(), "postgres")?;
+    server.query("SELECT foreshard.distribute('account', 'id', 8)")?;
+    let slow = "WITH w AS MATERIALIZED (SELECT shop.wait()) SELECT k, k * 10 FROM pg_catalog.unnest($1::bigint[]) k WHERE EXISTS (TABLE w)";
+    // Keys of one shard are asked for here, those of the other one there.
+    let more = ", sharded_by => 'account', servers => '{\"sb\": \"r1\"}'";
+    server.query(&add("slow", "account", "order", slow, more))?;
+    let all = "SELECT count(*) FROM foreshard.resolve('shop', 'account', (SELECT array_agg(id) FROM account), 'order')";
+    let outcomes =
+        "SELECT string_agg(server || ' ' || outcome, ', ' ORDER BY server) FROM foreshard.last_resolve()";
+    server.query("UPDATE shop.delay SET s = 1")?;
+    delay(&remote, "postgres", 1.0)?;
+    let begun = Instant::now();
+    assert_eq!(server.query(all)?, "40");
+    let took = begun.elapsed();
+    assert_eq!(server.query(outcomes)?, "local answered, r1 answered");
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_millis(1900), "{took:?}");
+    // A server that is too slow is so by its own time.
+    delay(&remote, "postgres", 30.0)?;
+    let mut client = server.cluster.connect("postgres")?;
+    expect_code(client.exec(all), "57P03");
+    assert_eq!(client.query_one(outcomes)?, "local answered, r1 timeout");
+    let counted = "SELECT string_agg(concat_ws(' ', server, calls, timeouts), ', ' ORDER BY server) FROM foreshard.stat_data_sources";
+    assert_eq!(server.query(counted)?, "local 2 0, r1 2 1");
+    answers_are_bounded_while_they_come(&mut server)
+}
+
+/// What is too much ends when it is, not when all of it is there: here and there it would take too long.
+fn answers_are_bounded_while_they_come(server: &mut Server) -> Result<()> {
+    let query = "SELECT k, pg_catalog.repeat('x', 8000000) || pg_catalog.pg_sleep(0.05)::text FROM pg_catalog.unnest($1::bigint[]) k";
+    for (to, servers) in [("here", ""), ("there", ", servers => '\"r1\"'")] {
+        server.query(&add(to, "big", to, query, servers))?;
+        let begun = Instant::now();
+        let mut client = server.cluster.connect("postgres")?;
+        client.exec("SET foreshard.resolve_timeout = '12s'")?;
+        let sql = format!(
+            "SELECT count(*) FROM foreshard.resolve('shop', 'big', ARRAY(SELECT generate_series(1::bigint, 400)), '{to}')"
+        );
+        let error = client.exec(&sql).err().ok_or("too much was accepted")?;
+        let detail = error.detail.unwrap_or_default();
+        assert!(error.sqlstate == "53400" && detail.contains("resolve() exceeds 256 MB"), "{detail}");
+        println!("256 MB {to} took {:?}", begun.elapsed());
+    }
     Ok(())
 }

@@ -25,7 +25,7 @@ fn catalog_is_tight_and_commented() -> Result<()> {
         "PUBLIC may execute",
         "SELECT p.oid::regprocedure FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a \
          WHERE p.pronamespace = 'foreshard'::regnamespace AND a.grantee = 0 \
-           AND p.proname <> 'next_key' AND (p.provolatile = 'v' OR p.proname NOT IN ('get_shard_location', 'predict_cost', 'sparkline'))",
+           AND p.proname <> 'next_key' AND (p.provolatile = 'v' OR p.proname NOT IN ('get_shard_location', 'predict_cost', 'sparkline', 'total_bytes', 'last_resolve'))",
     )?;
     nothing(
         &mut c,

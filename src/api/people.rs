@@ -2,7 +2,8 @@
 
 use crate::catalog::report;
 use crate::pg::report::PgResult;
-use crate::pg::{bgworker, shmem};
+use crate::pg::types::Regclass;
+use crate::pg::{bgworker, disk, lock, shmem};
 use pgrx::prelude::*;
 
 /// Everything on one self-contained HTML page, as the caller may see it; changes nothing. Without JIT, which would take
@@ -57,4 +58,18 @@ fn worker_states() -> TableIterator<
         carriers as i32,
         keeper.and(entry).map(|entry| f64::from(entry.look_us) / 1e3),
     ))
+}
+
+/// Internal: bytes of a table with its indexes and its toast table, without a lock on any of them; NULL: it does not exist.
+#[pg_extern(stable, parallel_safe)]
+#[search_path(pg_catalog, pg_temp)]
+fn total_bytes(relation: Regclass) -> Option<i64> {
+    disk::total_bytes(relation.0)
+}
+
+/// Internal: whether a relation can be looked into right now without waiting for whoever has locked it.
+#[pg_extern(volatile, parallel_restricted)]
+#[search_path(pg_catalog, pg_temp)]
+fn is_open(relation: Regclass) -> bool {
+    lock::Shared::try_on(relation.0).is_some()
 }

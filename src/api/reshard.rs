@@ -88,7 +88,7 @@ fn request_resharding(confidence_score: f64, shard_assignment_map: JsonText) -> 
     Ok(file(&map, Some(confidence_score))?.0)
 }
 
-/// Moves one slot to a shard, online. Returns the move's id.
+/// Moves one slot to a shard, online; to its own shard when it lies in another tablespace than that. Returns the move's id.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn move_slot(slot_id: i64, to_shard: &str) -> PgResult<i64> {

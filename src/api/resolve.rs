@@ -172,8 +172,8 @@ fn explain_resolve(
     })))
 }
 
-/// What the last resolve() of this session asked, also when it failed: a row per question.
-#[pg_extern(volatile, parallel_unsafe)]
+/// What the last resolve() of this session asked, also when it failed: a row per question. Nobody but the role that asked is told.
+#[pg_extern(stable, parallel_restricted)]
 #[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity, reason = "the columns of the result")]
 fn last_resolve() -> TableIterator<

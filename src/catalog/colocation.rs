@@ -109,7 +109,7 @@ pub fn insert_shard(name: &str, tablespace: &str, capacity: f64, node: &str) -> 
 pub fn require_create(user: &str, moves: &[i64]) -> PgResult<()> {
     let denied = spi::rows(
         "SELECT t.spcname::text FROM foreshard.move m LEFT JOIN foreshard.move_part p USING (move_id) \
-         JOIN foreshard.shard h ON h.shard_id = coalesce(p.shard_id, m.to_shard) AND h.shard_id <> m.from_shard AND h.node_name = 'local' \
+         JOIN foreshard.shard h ON h.shard_id = coalesce(p.shard_id, m.to_shard) AND (h.shard_id <> m.from_shard OR m.kind = 'move') AND h.node_name = 'local' \
          JOIN pg_catalog.pg_tablespace t ON t.spcname = h.tablespace_name \
          WHERE m.move_id = ANY ($2) AND NOT pg_catalog.has_tablespace_privilege($1::name, t.oid, 'CREATE') \
            AND t.oid <> (SELECT dattablespace FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) ORDER BY 1 LIMIT 1",
@@ -212,18 +212,29 @@ pub fn insert_managed(
 
 /// Forgets a managed table, and its group when it was the last one.
 pub fn delete_managed(table: pg_sys::Oid) -> PgResult<()> {
-    spi::run("DELETE FROM foreshard.managed_table WHERE table_oid = $1", &[table.into()])?;
-    forget_empty_groups()
+    let groups = spi::rows_mut(
+        "DELETE FROM foreshard.managed_table WHERE table_oid = $1 RETURNING group_id",
+        &[table.into()],
+        |row| row.need::<i32>(1),
+    )?;
+    forget_empty_groups(groups)
 }
 
-fn forget_empty_groups() -> PgResult<()> {
+/// Of the groups given, of which a table was just forgotten.
+fn forget_empty_groups(groups: Vec<i32>) -> PgResult<()> {
     spi::run(
-        "DELETE FROM foreshard.colocation_group g WHERE g.citus_colocation IS NULL AND NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.group_id = g.group_id) \
+        "DELETE FROM foreshard.colocation_group g WHERE g.group_id = ANY ($1) \
+           AND g.citus_colocation IS NULL AND NOT EXISTS (SELECT FROM foreshard.managed_table m WHERE m.group_id = g.group_id) \
            AND NOT EXISTS (SELECT FROM foreshard.slot s JOIN foreshard.move m USING (slot_id) WHERE s.group_id = g.group_id AND m.kind = 'join' AND NOT m.finished)",
-        &[],
+        &[groups.into()],
     )?;
     Ok(())
 }
+
+/// Whether a group `g` has been here whole: something of it has a partition, or was read. pg_restore brings the tables of foreshard one
+/// by one, those of partitions last; until then nothing is to be concluded from what a group lacks.
+pub(super) const HAS_BEEN_WHOLE: &str = "EXISTS (SELECT FROM foreshard.slot w WHERE w.group_id = g.group_id \
+    AND (EXISTS (SELECT FROM foreshard.slot_partition v WHERE v.slot_id = w.slot_id) OR EXISTS (SELECT FROM foreshard.slot_heat v WHERE v.slot_id = w.slot_id)))";
 
 /// Forgets the group of a slot whose table has joined another one.
 pub fn forget_group_of(slot_id: i64) -> PgResult<()> {
@@ -238,9 +249,11 @@ pub fn forget_group_of(slot_id: i64) -> PgResult<()> {
 /// A list of chosen keys without a partition is none: its keys hash to its home again.
 fn forget_empty_lists() -> PgResult<()> {
     spi::run(
-        "DELETE FROM foreshard.slot s WHERE s.home_slot_id IS NOT NULL \
-           AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.slot_id = s.slot_id) \
-           AND NOT EXISTS (SELECT FROM foreshard.move m WHERE (m.slot_id = s.slot_id OR s.slot_id = ANY (m.guests)) AND NOT m.finished)",
+        &format!(
+            "DELETE FROM foreshard.slot s USING foreshard.colocation_group g WHERE g.group_id = s.group_id AND s.home_slot_id IS NOT NULL \
+               AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.slot_id = s.slot_id) AND {HAS_BEEN_WHOLE} \
+               AND NOT EXISTS (SELECT FROM foreshard.move m WHERE (m.slot_id = s.slot_id OR s.slot_id = ANY (m.guests)) AND NOT m.finished)"
+        ),
         &[],
     )?;
     Ok(())
@@ -249,9 +262,12 @@ fn forget_empty_lists() -> PgResult<()> {
 /// Forgets tables and partitions that somebody dropped. Returns whether anything was forgotten.
 pub fn reconcile() -> PgResult<bool> {
     let stale = spi::one::<bool>(
-        "SELECT EXISTS (SELECT FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)) \
-             OR EXISTS (SELECT FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition)) \
-             OR EXISTS (SELECT FROM foreshard.slot s WHERE s.home_slot_id IS NOT NULL AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.slot_id = s.slot_id))",
+        &format!(
+            "SELECT EXISTS (SELECT FROM foreshard.managed_table m WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = m.table_oid)) \
+                 OR EXISTS (SELECT FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition)) \
+                 OR EXISTS (SELECT FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id) WHERE s.home_slot_id IS NOT NULL \
+                            AND NOT EXISTS (SELECT FROM foreshard.slot_partition p WHERE p.slot_id = s.slot_id) AND {HAS_BEEN_WHOLE})"
+        ),
         &[],
     )?;
     if stale != Some(true) {
@@ -264,11 +280,12 @@ pub fn reconcile() -> PgResult<bool> {
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition)",
         &[],
     )?;
-    spi::run(
+    let groups = spi::rows_mut(
         "DELETE FROM foreshard.managed_table t WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.table_oid) \
            AND NOT EXISTS (SELECT FROM foreshard.slot_partition p JOIN foreshard.move m USING (slot_id) \
-                           WHERE p.table_oid = t.table_oid AND NOT m.finished)",
+                           WHERE p.table_oid = t.table_oid AND NOT m.finished) RETURNING t.group_id",
         &[],
+        |row| row.need::<i32>(1),
     )?;
     spi::run(
         "DELETE FROM foreshard.slot_partition p WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = p.partition) \
@@ -276,7 +293,7 @@ pub fn reconcile() -> PgResult<bool> {
         &[],
     )?;
     forget_empty_lists()?;
-    forget_empty_groups()?;
+    forget_empty_groups(groups)?;
     Ok(true)
 }
 

@@ -1,5 +1,6 @@
 //! Data sources: what is registered, the SQL that asks them, and what is saved of what was learnt.
 
+use crate::pg::receive::{self, TextRow};
 use crate::pg::report::{PgResult, PgSqlErrorCode, error, internal, unknown};
 use crate::pg::sources::{Counters, Entry, Place};
 use crate::pg::types::Regclass;
@@ -259,12 +260,9 @@ pub fn asking(source: &Source, limit: usize) -> String {
     )
 }
 
-/// Rows of a source: key, output, attributes.
-pub type Rows = Vec<(Option<String>, Option<String>, Option<String>)>;
-
-/// Runs such a statement here, as the current user, in the forms that are set.
-pub fn ask(statement: &str, keys: spi::Arg<'_>) -> PgResult<Rows> {
-    spi::rows(statement, &[keys], |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)))
+/// Runs such a statement here, as the current user, in the forms that are set, until `row` has enough (false).
+pub fn ask(statement: &str, keys: spi::Arg<'_>, row: &mut dyn FnMut(TextRow) -> bool) -> PgResult<()> {
+    receive::each_row(statement, &[keys], row)
 }
 
 /// Values are told in the same forms as everywhere else, until the end of the (sub)transaction.

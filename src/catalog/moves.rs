@@ -184,7 +184,7 @@ pub fn validate(slot_id: i64, shard: &str) -> PgResult<Assignment> {
     if moving {
         return Err(already_moving(slot_id));
     }
-    if from_shard == to_shard {
+    if from_shard == to_shard && (is_foreign || !super::layout::is_elsewhere(slot_id)?) {
         return Err(bad_argument(format!("slot {slot_id} is already on shard \"{from_name}\"")));
     }
     if is_foreign {

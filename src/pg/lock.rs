@@ -58,6 +58,11 @@ impl Shared {
         lock_all(&[relation], ACCESS_SHARE);
         Shared(relation)
     }
+
+    /// Takes it if nobody has to be waited for.
+    pub fn try_on(relation: pg_sys::Oid) -> Option<Self> {
+        try_lock_all(&[relation], ACCESS_SHARE).then(|| Shared(relation))
+    }
 }
 
 impl Drop for Shared {

@@ -28,6 +28,7 @@ pub mod plan;
 pub mod progress;
 pub mod query;
 pub mod reading;
+pub mod receive;
 pub mod region;
 pub mod remote;
 pub mod report;

@@ -37,7 +37,7 @@ pub fn run(sql: &str, args: &[Arg]) -> PgResult<u64> {
 }
 
 /// Types, values and null flags of parameters, as SPI has them.
-fn parameters(args: &[Arg]) -> (Vec<pg_sys::Oid>, Vec<pg_sys::Datum>, Vec<std::ffi::c_char>) {
+pub(super) fn parameters(args: &[Arg]) -> (Vec<pg_sys::Oid>, Vec<pg_sys::Datum>, Vec<std::ffi::c_char>) {
     let value = |arg: &Arg| arg.datum().map_or(pg_sys::Datum::from(0usize), |value| value.sans_lifetime());
     let null = |arg: &Arg| if arg.datum().is_some() { b' ' } else { b'n' } as std::ffi::c_char;
     (

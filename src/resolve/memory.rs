@@ -25,6 +25,8 @@ pub enum Outcome {
     },
     /// It took too long.
     TimedOut,
+    /// It took too long, perhaps because nobody read what it sent.
+    Unheard,
     /// It failed.
     Failed {
         /// SQLSTATE.
@@ -67,6 +69,7 @@ pub fn note(place: Place, outcome: &Outcome) {
                 entry.counters.timeouts += 1;
                 Some("57014")
             }
+            Outcome::Unheard => None,
             Outcome::Unsent => {
                 entry.counters.refused += 1;
                 None

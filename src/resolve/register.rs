@@ -143,7 +143,7 @@ fn rights_here(source: &Source) -> PgResult<()> {
     let limit = Some(guc::RESOLVE_TIMEOUT.get());
     let none = || {
         data_source::set_forms()?;
-        data_source::ask(&statement, query::parameter(source.key_array, "{}"))
+        data_source::ask(&statement, query::parameter(source.key_array, "{}"), &mut |_| true)
     };
     match reading::look(limit, none) {
         Ok(_) => Ok(()),
@@ -212,7 +212,7 @@ fn require_built_in(shape: &Shape) -> PgResult<()> {
 }
 
 fn no_answer() -> Failure {
-    Failure { timed_out: false, sqlstate: "08006".to_owned(), message: "no answer".to_owned() }
+    Failure::of("08006", "no answer")
 }
 
 /// Asks one server and waits.

@@ -1,19 +1,23 @@
 //! One step of a chain: all places are asked at once, each with the keys that live there; a place that fails is
-//! replaced by the next of its replicas while the others go on.
+//! replaced by the next of its replicas while the others go on. While a question runs here nobody listens to the others, which
+//! is none of their time.
 
 use super::memory::{self, Admitted, Outcome};
 use super::network::{Candidate, Group, Network, place_name};
 use super::report::{self, Line};
 use super::spread::spread;
 use super::{Broken, too_much};
-use crate::catalog::data_source::{self, Opening, Rows, Source};
-use crate::pg::remote::{self, Asked, Command, Failure, Inquiry, Reply, Target};
+use crate::catalog::data_source::{self, Opening, Source};
+use crate::pg::receive::{TextRow, text_bytes};
+use crate::pg::remote::{self, Asked, Command, Failure, Inquiry, Target};
 use crate::pg::{guc, query, reading};
-use foreshard_core::resolve::{Answer, Health, TooMuch, array_literal};
+use foreshard_core::resolve::{Answer, Health, MAX_BYTES, TooMuch, array_literal};
 use std::time::{Duration, Instant};
 
 /// Questions to other servers that are under way at the same time.
 const MAX_UNDER_WAY: usize = 32;
+/// How long a question here waits until those to other servers have left.
+const SEND_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where in which chain a step is.
 pub struct Place<'a> {
@@ -39,6 +43,8 @@ struct Part<'a> {
     state: State,
     /// What candidates failed with.
     failures: Vec<Failure>,
+    /// A candidate had answered while nobody listened, and was asked once more.
+    asked_again: bool,
 }
 
 enum State {
@@ -54,6 +60,8 @@ struct Step<'a> {
     limit_ms: i32,
     max_rows: usize,
     answers: Vec<Answer>,
+    /// Bytes of all rows that were answered.
+    bytes: usize,
     /// A question to this server ran since the others were sent: their times say nothing.
     disturbed: bool,
 }
@@ -74,6 +82,7 @@ pub fn ask(place: &Place<'_>, keys: &[&str], max_rows: usize) -> Result<Vec<Answ
         admitted: None,
         state: State::Waits,
         failures: Vec::new(),
+        asked_again: false,
     };
     let mut parts: Vec<Part<'_>> =
         groups.iter().zip(spread).filter(|(_, keys)| !keys.is_empty()).map(part).collect();
@@ -84,6 +93,7 @@ pub fn ask(place: &Place<'_>, keys: &[&str], max_rows: usize) -> Result<Vec<Answ
         limit_ms: guc::RESOLVE_TIMEOUT.get(),
         max_rows,
         answers: Vec::new(),
+        bytes: 0,
         disturbed: false,
     };
     let ran = step.run(&mut parts);
@@ -99,14 +109,18 @@ impl Step<'_> {
     fn run(&mut self, parts: &mut [Part<'_>]) -> Result<(), (String, String)> {
         loop {
             self.begin(parts)?;
-            let here = parts.iter_mut().find(|part| matches!(part.state, State::Waits) && part.is_here());
-            let mut moved = here.is_some();
-            if let Some(part) = here {
-                self.ask_here(part)?;
+            let mut moved = parts.iter().any(Part::waits_here);
+            if moved {
+                self.see_off(parts)?;
+                let room = self.room(parts)?;
+                if let Some(part) = parts.iter_mut().find(|part| part.waits_here()) {
+                    self.ask_here(part, room)?;
+                }
             }
             for part in parts.iter_mut() {
                 moved |= self.advance(part)?;
             }
+            self.room(parts)?;
             let under_way = || parts.iter().filter_map(Part::inquiry);
             if under_way().next().is_none() && parts.iter().all(|part| matches!(part.state, State::Over)) {
                 return Ok(());
@@ -115,6 +129,29 @@ impl Step<'_> {
                 remote::wait(under_way());
             }
         }
+    }
+
+    /// Waits until questions to other servers have left: connecting takes several round trips, and nobody sees to them while one
+    /// runs here.
+    fn see_off(&mut self, parts: &mut [Part<'_>]) -> Result<(), (String, String)> {
+        let until = Instant::now() + limit(self.limit_ms).min(SEND_PATIENCE);
+        loop {
+            for part in parts.iter_mut() {
+                self.advance(part)?;
+            }
+            self.begin(parts)?;
+            let staying = || parts.iter().filter_map(Part::inquiry).filter(|inquiry| !inquiry.is_sent());
+            if staying().next().is_none() || Instant::now() >= until {
+                return Ok(());
+            }
+            remote::wait(staying());
+        }
+    }
+
+    /// How many bytes of answers may still come.
+    fn room(&self, parts: &[Part<'_>]) -> Result<usize, (String, String)> {
+        let coming: usize = parts.iter().filter_map(Part::inquiry).map(Inquiry::bytes).sum();
+        MAX_BYTES.checked_sub(self.bytes + coming).ok_or_else(too_many_bytes)
     }
 
     /// Sends what can be sent to other servers. Candidates that are kept out are passed by.
@@ -155,8 +192,7 @@ impl Step<'_> {
         part.admitted = memory::admit(place);
         if part.admitted.is_none() {
             let message = format!("{} is kept out after failures", place_name(&candidate.name));
-            let failure = Failure { timed_out: false, sqlstate: "57P03".to_owned(), message };
-            self.failed(part, candidate, None, failure, "kept out");
+            self.failed(part, candidate, None, Failure::of("57P03", message), "kept out");
         }
         part.admitted.is_some()
     }
@@ -172,20 +208,18 @@ impl Step<'_> {
 
     /// How the caller gets to another server, and what he says there first.
     fn way_to(&self, candidate: &Candidate) -> Result<(Target, Opening), Failure> {
-        let failure = |sqlstate: String, message: String| Failure { timed_out: false, sqlstate, message };
         if candidate.oid.is_none() {
-            let message = format!("server \"{}\" does not exist", candidate.name);
-            return Err(failure("42704".to_owned(), message));
+            return Err(Failure::of("42704", format!("server \"{}\" does not exist", candidate.name)));
         }
-        let target = Target::of(&candidate.name).map_err(|(state, message)| failure(state, message))?;
+        let target = Target::of(&candidate.name).map_err(|(state, message)| Failure::of(&state, message))?;
         let opening = data_source::opening(self.limit_ms)
-            .map_err(|report| failure("XX000".to_owned(), report.message().to_owned()))?;
+            .map_err(|report| Failure::of("XX000", report.message().to_owned()))?;
         Ok((target, opening))
     }
 
     fn send(&self, part: &Part<'_>, target: Target, opening: Opening) -> Result<(Inquiry, Instant), Failure> {
         let begun = Instant::now();
-        let query = Command::Query(
+        let query = Command::Rows(
             self.statement.clone(),
             vec![(self.source.key_array.to_u32(), part.literal.clone())],
         );
@@ -193,32 +227,35 @@ impl Step<'_> {
         Ok((Inquiry::begin(target, commands, limit(self.limit_ms))?, begun))
     }
 
-    /// Asks this server. Others go on meanwhile.
-    fn ask_here(&mut self, part: &mut Part<'_>) -> Result<(), (String, String)> {
+    /// Asks this server, for no more than so many bytes. Others go on meanwhile.
+    fn ask_here(&mut self, part: &mut Part<'_>, room: usize) -> Result<(), (String, String)> {
         let Some(candidate) = part.candidate().cloned() else { return Err(part.given_up()) };
         if !self.admit(part, &candidate) {
             return Ok(());
         }
         let begun = Instant::now();
         self.disturbed = true;
+        let (mut rows, mut bytes) = (Vec::new(), 0);
         let asked = reading::look(Some(self.limit_ms), || {
             data_source::set_forms()?;
-            data_source::ask(&self.statement, query::parameter(self.source.key_array, &part.literal))
+            let keys = query::parameter(self.source.key_array, &part.literal);
+            data_source::ask(&self.statement, keys, &mut |row| {
+                bytes += text_bytes(&row);
+                rows.push(row);
+                bytes <= room
+            })
         });
         let ms = begun.elapsed().as_secs_f64() * 1e3;
         match asked {
-            Ok(rows) => self.answered(part, &candidate, rows, (ms, true)),
+            Ok(()) if bytes > room => Err(too_many_bytes()),
+            Ok(()) => self.answered(part, &candidate, rows, (ms, true)),
             Err(caught) => {
-                let failure = Failure {
-                    timed_out: caught.timed_out,
-                    sqlstate: caught.sqlstate,
-                    message: match caught.timed_out {
-                        true => {
-                            "the answer of this server took longer than foreshard.resolve_timeout".to_owned()
-                        }
-                        false => caught.message,
-                    },
+                let message = match caught.timed_out {
+                    true => "the answer of this server took longer than foreshard.resolve_timeout".to_owned(),
+                    false => caught.message,
                 };
+                let failure =
+                    Failure { timed_out: caught.timed_out, ..Failure::of(&caught.sqlstate, message) };
                 self.ended(part, &candidate, Some(ms), failure);
                 Ok(())
             }
@@ -229,12 +266,13 @@ impl Step<'_> {
     fn advance(&mut self, part: &mut Part<'_>) -> Result<bool, (String, String)> {
         let State::UnderWay { inquiry, begun } = &mut part.state else { return Ok(false) };
         let (asked, ms) = (inquiry.advance(), begun.elapsed().as_secs_f64() * 1e3);
+        let rows = if matches!(asked, Asked::Answered(_)) { inquiry.take_rows() } else { Vec::new() };
         let Some(candidate) = part.candidate().cloned() else { return Err(part.given_up()) };
         match asked {
             Asked::Waits => return Ok(false),
-            Asked::Answered(replies) => {
+            Asked::Answered(_) => {
                 let exact = !self.disturbed;
-                self.answered(part, &candidate, rows_of(&replies), (ms, exact))?;
+                self.answered(part, &candidate, rows, (ms, exact))?;
             }
             Asked::Failed(failure) => self.ended(part, &candidate, Some(ms), failure),
         }
@@ -245,7 +283,7 @@ impl Step<'_> {
         &mut self,
         part: &mut Part<'_>,
         candidate: &Candidate,
-        rows: Rows,
+        rows: Vec<TextRow>,
         (ms, exact): (f64, bool),
     ) -> Result<(), (String, String)> {
         part.state = State::Over;
@@ -253,9 +291,9 @@ impl Step<'_> {
         let (count, keys) = (rows.len(), part.keys);
         let place = self.place.network.place(self.source, candidate.oid.unwrap_or(0));
         memory::note(place, &Outcome::Answered { keys, rows: count, ms: exact.then_some(ms) });
-        let told = |(key, output, attributes): (Option<String>, Option<String>, Option<String>)| {
-            Some(Answer { key: key?, output: output?, attributes })
-        };
+        self.bytes += rows.iter().map(text_bytes).sum::<usize>();
+        let told =
+            |[key, output, attributes]: TextRow| Some(Answer { key: key?, output: output?, attributes });
         self.answers.extend(rows.into_iter().filter_map(told));
         self.tell(part, candidate, Some(count as i64), Some(ms), "answered", None);
         if count > self.max_rows || self.answers.len() > self.max_rows {
@@ -270,14 +308,17 @@ impl Step<'_> {
             Some(0) => foreshard_core::resolve::health_here(&failure.sqlstate),
             _ => foreshard_core::resolve::health(&failure.sqlstate),
         };
-        let outcome = if failure.timed_out {
+        let outcome = if failure.unheard {
+            Outcome::Unheard
+        } else if failure.timed_out {
             Outcome::TimedOut
         } else {
             Outcome::Failed { sqlstate: failure.sqlstate.clone(), health, asked: ms.is_some() }
         };
-        let no_verdict = !failure.timed_out
-            && health == Health::Refused
-            && (ms.is_none() || memory::is_kept_from(&failure.sqlstate));
+        let no_verdict = failure.unheard
+            || (!failure.timed_out
+                && health == Health::Refused
+                && (ms.is_none() || memory::is_kept_from(&failure.sqlstate)));
         if no_verdict {
             self.release(part);
         }
@@ -309,8 +350,11 @@ impl Step<'_> {
         word: &'static str,
     ) {
         self.tell(part, candidate, None, ms, word, Some(failure.message.clone()));
+        // Who answered while nobody listened has another chance, now that somebody does.
+        let again = failure.unheard && !part.asked_again;
+        part.asked_again |= again;
+        part.at += usize::from(!again);
         part.failures.push(failure);
-        part.at += 1;
         part.admitted = None;
         part.state = State::Waits;
     }
@@ -346,8 +390,10 @@ impl Part<'_> {
         self.group.candidates.get(self.at)
     }
 
-    fn is_here(&self) -> bool {
-        self.candidate().is_some_and(|candidate| candidate.oid == Some(0))
+    /// This server is the next to be asked.
+    fn waits_here(&self) -> bool {
+        matches!(self.state, State::Waits)
+            && self.candidate().is_some_and(|candidate| candidate.oid == Some(0))
     }
 
     fn inquiry(&self) -> Option<&Inquiry> {
@@ -373,8 +419,7 @@ fn limit(ms: i32) -> Duration {
     Duration::from_millis(ms.max(1) as u64)
 }
 
-/// The rows of a question's answer, which stands between those to its opening and its end.
-fn rows_of(replies: &[Reply]) -> Rows {
-    let Some(reply) = replies.get(2) else { return Rows::new() };
-    (0..reply.rows()).map(|row| (reply.value(row, 0), reply.value(row, 1), reply.value(row, 2))).collect()
+/// More bytes came than a step may hold.
+fn too_many_bytes() -> (String, String) {
+    ("53400".to_owned(), too_much(TooMuch::Bytes(MAX_BYTES)).message().to_owned())
 }

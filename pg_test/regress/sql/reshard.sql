@@ -7,6 +7,7 @@ INSERT INTO t SELECT g, 'x' FROM generate_series(1, 100) g;
 SELECT foreshard.distribute('t', 'id', 4);
 -- Slots are numbered 1 to 4; put them all on a, so that every answer below is known.
 UPDATE foreshard.slot SET shard_id = (SELECT shard_id FROM foreshard.shard WHERE shard_name = 'a');
+DO $$ DECLARE leaf regclass; BEGIN FOR leaf IN SELECT partition FROM foreshard.slots LOOP EXECUTE format('ALTER TABLE %s SET TABLESPACE ts_a', leaf); END LOOP; END $$;
 SET timezone = 'UTC';
 
 SELECT foreshard.request_resharding(0.69, '{"1": "b"}');

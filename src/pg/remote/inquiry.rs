@@ -2,11 +2,13 @@
 
 use super::connection::{Connection, Progress};
 use super::libpq::{
-    COMMAND_OK, CONNECTION_OK, DIAG_MESSAGE, DIAG_SQLSTATE, PIPELINE_ABORTED, PIPELINE_SYNC, TUPLES_OK,
+    COMMAND_OK, CONNECTION_OK, DIAG_MESSAGE, DIAG_SQLSTATE, PIPELINE_ABORTED, PIPELINE_SYNC, SINGLE_TUPLE,
+    TUPLES_OK,
 };
 use super::reply::Reply;
 use super::target::Target;
 use super::{Failure, NO_CONNECTION};
+use crate::pg::receive::{TextRow, text_bytes};
 use crate::pg::report::cstring;
 use pgrx::pg_sys;
 use std::ffi::{CString, c_char, c_int, c_uint};
@@ -20,6 +22,8 @@ const SLICE: Duration = Duration::from_millis(50);
 pub enum Command {
     /// A statement with its parameters: type (0: the server finds out) and text.
     Query(String, Vec<(u32, String)>),
+    /// The same, of which every row is taken as it comes; its reply has none.
+    Rows(String, Vec<(u32, String)>),
     /// Prepares a statement, nameless.
     Prepare(String),
     /// What was prepared.
@@ -55,8 +59,16 @@ pub struct Inquiry {
     state: State,
     commands: Vec<Command>,
     replies: Vec<Reply>,
+    /// What came of [`Command::Rows`], and its bytes.
+    rows: Vec<TextRow>,
+    bytes: usize,
+    /// Commands whose results have all been taken.
+    ended: usize,
     error: Option<Failure>,
     deadline: Instant,
+    looked_at: Instant,
+    /// Time in which nobody looked what the server sent.
+    unheard: Duration,
 }
 
 impl Inquiry {
@@ -71,15 +83,20 @@ impl Inquiry {
             None => Connection::begin(&target)?,
         };
         let connected = connection.used;
-        let deadline = Instant::now() + limit;
+        let looked_at = Instant::now();
         let mut inquiry = Inquiry {
             target,
             connection: Some(connection),
             state: State::Connecting { writable: true },
             commands,
             replies: Vec::new(),
+            rows: Vec::new(),
+            bytes: 0,
+            ended: 0,
             error: None,
-            deadline,
+            deadline: looked_at + limit,
+            looked_at,
+            unheard: Duration::ZERO,
         };
         if connected {
             // A connection that died meanwhile is made anew by `advance`.
@@ -88,8 +105,34 @@ impl Inquiry {
         Ok(inquiry)
     }
 
-    /// Goes on as far as it can without waiting.
+    /// Goes on as far as it can without waiting. The server's time is that in which somebody listens: whoever comes back late
+    /// finds what has come, and goes on waiting for the rest.
     pub fn advance(&mut self) -> Asked {
+        let away = self.looked_at.elapsed().saturating_sub(SLICE);
+        self.deadline += away;
+        self.unheard += away;
+        let asked = self.go_on();
+        self.looked_at = Instant::now();
+        asked
+    }
+
+    /// Whether the server has everything that it is asked.
+    pub fn is_sent(&self) -> bool {
+        matches!(self.state, State::Sent { unsent: false } | State::Over)
+    }
+
+    /// Bytes of the rows that have come.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The rows that have come, once it has answered.
+    pub fn take_rows(&mut self) -> Vec<TextRow> {
+        self.bytes = 0;
+        std::mem::take(&mut self.rows)
+    }
+
+    fn go_on(&mut self) -> Asked {
         loop {
             match self.step() {
                 Ok(Some(replies)) => return Asked::Answered(replies),
@@ -149,6 +192,7 @@ impl Inquiry {
     fn send(&mut self) -> Result<(), Failure> {
         let Some(connection) = &self.connection else { return Ok(()) };
         self.state = State::Sent { unsent: true };
+        self.ended = 0;
         for command in &self.commands {
             send(connection, command)?;
         }
@@ -156,7 +200,16 @@ impl Inquiry {
         if unsafe { (connection.libpq.pipeline_sync)(connection.raw) } == 0 {
             return Err(connection.failure(NO_CONNECTION));
         }
+        self.want_rows(connection);
         Ok(())
+    }
+
+    /// Before the first result of a command: its rows come one by one, if they shall. After an error there are none.
+    fn want_rows(&self, connection: &Connection) {
+        if matches!(self.commands.get(self.ended), Some(Command::Rows(..))) {
+            // SAFETY: a connection with commands under way; it says no where that is not possible.
+            unsafe { (connection.libpq.single_rows)(connection.raw) };
+        }
     }
 
     fn receive(&mut self) -> Result<Option<Vec<Reply>>, Failure> {
@@ -168,20 +221,25 @@ impl Inquiry {
             let consumed = (libpq.consume)(raw) != 0;
             let unsent = (libpq.flush)(raw);
             // A null ends the results of every command.
-            let mut ends = 0;
             while (libpq.is_busy)(raw) == 0 {
                 let result = (libpq.get_result)(raw);
                 if result.is_null() {
-                    ends += 1;
-                    if !consumed || !connection.is_made() || ends > self.commands.len() {
+                    self.ended += 1;
+                    if !consumed || !connection.is_made() || self.ended > self.commands.len() {
                         break;
                     }
+                    self.want_rows(connection);
                     continue;
                 }
                 let reply = Reply::new(result, libpq);
                 match reply.status() {
                     PIPELINE_SYNC => return self.finish(),
                     COMMAND_OK | TUPLES_OK => self.replies.push(reply),
+                    SINGLE_TUPLE => {
+                        let row: TextRow = std::array::from_fn(|column| reply.value(0, column));
+                        self.bytes += text_bytes(&row);
+                        self.rows.push(row);
+                    }
                     PIPELINE_ABORTED => {}
                     _ if self.error.is_none() => {
                         let sqlstate = reply.error(DIAG_SQLSTATE);
@@ -205,9 +263,13 @@ impl Inquiry {
 
     fn finish(&mut self) -> Result<Option<Vec<Reply>>, Failure> {
         self.state = State::Over;
+        // A server whose rows nobody reads cannot go on, until its own time is over.
+        let unheard = self.unheard > SLICE && !self.rows.is_empty();
         match (self.error.take(), self.connection.take()) {
             // The transaction is still open over there: the connection goes with it.
-            (Some(failure), _) if failure.sqlstate == "57014" => Err(Failure { timed_out: true, ..failure }),
+            (Some(failure), _) if failure.sqlstate == "57014" => {
+                Err(Failure { timed_out: true, unheard, ..failure })
+            }
             (Some(failure), _) => Err(failure),
             (None, connection) => {
                 if let Some(connection) = connection {
@@ -240,7 +302,7 @@ fn send(connection: &Connection, command: &Command) -> Result<(), Failure> {
     // SAFETY: in pipeline mode; texts and arrays live until libpq has copied them, lengths are those of the arrays.
     let sent = unsafe {
         match command {
-            Command::Query(sql, parameters) => {
+            Command::Query(sql, parameters) | Command::Rows(sql, parameters) => {
                 let types: Vec<c_uint> = parameters.iter().map(|(type_, _)| *type_).collect();
                 let texts: Vec<CString> = parameters.iter().map(|(_, text)| cstring(text)).collect();
                 let values: Vec<*const c_char> = texts.iter().map(|text| text.as_ptr()).collect();

@@ -42,6 +42,8 @@ pub const POLLING_OK: c_int = 3;
 pub const COMMAND_OK: c_int = 1;
 /// `PGRES_TUPLES_OK`.
 pub const TUPLES_OK: c_int = 2;
+/// `PGRES_SINGLE_TUPLE`: one row of several.
+pub const SINGLE_TUPLE: c_int = 9;
 /// `PGRES_PIPELINE_SYNC`.
 pub const PIPELINE_SYNC: c_int = 10;
 /// `PGRES_PIPELINE_ABORTED`.
@@ -106,6 +108,8 @@ functions! {
     send_prepare = "PQsendPrepare"(*mut PgConn, *const c_char, *const c_char, c_int, *const c_uint) -> c_int;
     /// Asks about a prepared statement.
     send_describe = "PQsendDescribePrepared"(*mut PgConn, *const c_char) -> c_int;
+    /// Has the rows of the command whose results come next given one by one.
+    single_rows = "PQsetSingleRowMode"(*mut PgConn) -> c_int;
     /// Sends what is waiting to be sent; 1: not all of it could be.
     flush = "PQflush"(*mut PgConn) -> c_int;
     /// Reads what has come.
@@ -120,8 +124,6 @@ functions! {
     result_error = "PQresultErrorField"(*const PgAnswer, c_int) -> *const c_char;
     /// Frees it.
     clear = "PQclear"(*mut PgAnswer);
-    /// Rows.
-    ntuples = "PQntuples"(*const PgAnswer) -> c_int;
     /// Columns.
     nfields = "PQnfields"(*const PgAnswer) -> c_int;
     /// A column's name.

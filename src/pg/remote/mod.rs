@@ -24,11 +24,14 @@ pub struct Failure {
     pub sqlstate: String,
     /// The server's primary message, or libpq's.
     pub message: String,
+    /// It may be that the server had to wait for us, who did not read what it sent.
+    pub unheard: bool,
 }
 
 impl Failure {
-    fn of(sqlstate: &str, message: impl Into<String>) -> Failure {
-        Failure { timed_out: false, sqlstate: sqlstate.to_owned(), message: message.into() }
+    /// One that has nothing to do with time.
+    pub fn of(sqlstate: &str, message: impl Into<String>) -> Failure {
+        Failure { timed_out: false, sqlstate: sqlstate.to_owned(), message: message.into(), unheard: false }
     }
 
     fn timeout(what: &str) -> Failure {

@@ -45,12 +45,6 @@ impl Reply {
         unsafe { text((self.libpq.result_error)(self.raw, field)) }
     }
 
-    /// Rows.
-    pub fn rows(&self) -> usize {
-        // SAFETY: a valid result.
-        usize::try_from(unsafe { (self.libpq.ntuples)(self.raw) }).unwrap_or(0)
-    }
-
     /// Columns with their types.
     pub fn columns(&self) -> Vec<(String, u32)> {
         // SAFETY: a valid result, columns below their number.

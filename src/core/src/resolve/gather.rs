@@ -34,7 +34,7 @@ pub enum TooMuch {
 }
 
 /// Most bytes of keys and attributes that a step may hold.
-const MAX_BYTES: usize = 256 << 20;
+pub const MAX_BYTES: usize = 256 << 20;
 
 /// The keys reached so far, and from which inputs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

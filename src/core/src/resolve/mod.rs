@@ -12,7 +12,7 @@ mod gather;
 pub use breaker::{Admission, Breaker, Rules};
 pub use chain::{Chain, Edge, Found, Limits, Step, cheapest};
 pub use cost::{Learnt, Prediction, SUMS, Sample, together};
-pub use gather::{Answer, Frontier, Resolved, TooMuch, array_literal};
+pub use gather::{Answer, Frontier, MAX_BYTES, Resolved, TooMuch, array_literal};
 
 /// What a failure says about the place where it happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
