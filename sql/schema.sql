@@ -433,6 +433,9 @@ CREATE TABLE foreshard.move (
     finished_at timestamptz,
     restarts    int NOT NULL DEFAULT 0,
     lock_attempts int NOT NULL DEFAULT 0,
+    -- of a move by Citus: how often its switch gave way to writers, and until when it rests after that
+    gave_way    int NOT NULL DEFAULT 0,
+    not_before  timestamptz,
     pending_keys bigint,
     waiting_for text,
     last_error  text,

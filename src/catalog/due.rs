@@ -30,6 +30,7 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
         &format!(
             "SELECT m.move_id, {SHORT} FROM foreshard.move m WHERE NOT m.finished AND m.partner_of IS NULL \
            AND (NOT m.paused OR m.cancel_requested OR m.phase = ANY ($2)) \
+           AND (m.not_before IS NULL OR m.not_before <= pg_catalog.clock_timestamp() OR m.cancel_requested) \
            AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
                     AND coalesce(m.watch_from, m.swapped_at) > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
            AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \

@@ -12,6 +12,7 @@ use crate::catalog::{node, record_event};
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
 use crate::pg::guc;
 use crate::pg::report::{PgResult, wrong_state};
+use foreshard_core::citus::MOST_GIVEN_WAY;
 use foreshard_core::phase::{Capabilities, Event, Phase};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -36,7 +37,7 @@ pub fn drive(move_id: i64) {
             Ok(_) => return,
             Err(report) => return pgrx::log!("foreshard: move {move_id} ends: {}", report.line),
         };
-        if row.paused && !row.cancel_requested && row.phase.is_reversible() {
+        if !row.cancel_requested && (row.rests || row.paused && row.phase.is_reversible()) {
             return;
         }
         if is_held(row.phase) {
@@ -52,7 +53,10 @@ pub fn drive(move_id: i64) {
                 let _ = transaction(|| moves::note(move_id, Some(&why), None, None));
                 return;
             }
-            Err(failure) => errors = after_error(move_id, &failure, errors),
+            Err(failure) => match after_error(move_id, &failure, errors) {
+                Some(count) => errors = count,
+                None => return,
+            },
         }
     }
 }
@@ -193,15 +197,27 @@ fn clean_up() {
     }
 }
 
-/// Notes the error, cleans up, pauses, and gives up where nothing has changed yet. Returns the errors in a row so far.
-fn after_error(move_id: i64, failure: &Failure, errors: u32) -> u32 {
+/// The move as it is; None: it is gone, or cannot be read.
+fn load(move_id: i64) -> Option<MoveRow> {
+    transaction(|| claim_and_load(move_id)).ok().flatten()
+}
+
+/// Notes the error, cleans up, pauses, and gives up where nothing has changed yet. Returns the errors in a row so far; None: another
+/// carrier comes when the move has rested.
+fn after_error(move_id: i64, failure: &Failure, errors: u32) -> Option<u32> {
     let line = failure.line.as_str();
-    let _ = transaction(|| moves::note(move_id, None, Some(line), None));
+    // Who interrupted it because writers waited has said so.
+    if !load(move_id).is_some_and(|row| row.rests) {
+        let _ = transaction(|| moves::note(move_id, None, Some(line), None));
+    }
     pgrx::log!("foreshard: move {move_id}: {line}");
     clean_up();
-    let Ok(Some(row)) = transaction(|| claim_and_load(move_id)) else { return errors };
+    let Some(row) = load(move_id) else { return Some(errors) };
     if row.cancel_requested && row.phase.is_reversible() {
-        return 0;
+        return Some(0);
+    }
+    if row.rests && row.gave_way < MOST_GIVEN_WAY {
+        return None;
     }
     let errors = errors + 1;
     let limit = if is_transient(failure) || failure.code == PgSqlErrorCode::ERRCODE_INTERNAL_ERROR {
@@ -209,20 +225,21 @@ fn after_error(move_id: i64, failure: &Failure, errors: u32) -> u32 {
     } else {
         MAX_ERRORS
     };
-    let hopeless = matches!(
-        failure.code,
-        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
-            | PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
-            | PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE
-    );
+    let hopeless = row.rests
+        || matches!(
+            failure.code,
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
+                | PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+                | PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE
+        );
     if hopeless || errors >= limit {
         // After the move only the way back can fail: then the slot stays where it is.
         let event = Event::FatalError;
         if let Err(report) = transaction(|| moves::advance(&row, event, capabilities())) {
             pgrx::log!("foreshard: move {move_id}: {}", report.line);
         }
-        return 0;
+        return Some(0);
     }
     bgworker::wait((200_i64 << errors.min(5)).min(MAX_BACKOFF_MS));
-    errors
+    Some(errors)
 }

@@ -2,8 +2,11 @@
 //! counted. The worker of it ends when that is done; a node that is cut off holds up nobody else.
 
 use crate::catalog::citus::counters::{self, Answer};
-use crate::catalog::citus::{layout, moving};
+use crate::catalog::citus::{layout, moving, switch};
 use crate::pg::bgworker::{self, WorkResult, transaction};
+use crate::pg::guc;
+use foreshard_core::citus::{Switch, gives_way, rest_s};
+use std::collections::HashMap;
 
 /// Looks, and logs what failed.
 pub fn look() {
@@ -24,12 +27,37 @@ fn follow() -> WorkResult<()> {
     transaction(moving::note_others)
 }
 
-/// Interrupts carriers whose move somebody has cancelled while Citus was at it; they clean up and end it.
-pub fn stop_cancelled() -> WorkResult<()> {
-    if !transaction(moving::is_any_cancelled)? {
-        return Ok(());
+/// What a keeper remembers of moves that Citus switches over.
+#[derive(Default)]
+pub struct Switches {
+    /// Since when each was seen to have its locks, s since 1970.
+    since_s: HashMap<i64, f64>,
+}
+
+impl Switches {
+    /// Interrupts carriers in what Citus does for them: of moves that somebody has cancelled, and of those behind whose switch
+    /// writers have waited long enough. They clean up, and end the move or rest.
+    pub fn watch(&mut self, now_s: f64) -> WorkResult<()> {
+        if !transaction(moving::is_any_under_way)? {
+            self.since_s.clear();
+            return Ok(());
+        }
+        transaction(|| moving::to_stop()?.into_iter().try_for_each(moving::interrupt))?;
+        let seen = transaction(switch::seen)?;
+        self.since_s.retain(|move_id, _| seen.iter().any(|one| one.move_id == *move_id && one.has_locks));
+        let max_lock_time_s = f64::from(guc::MAX_LOCK_TIME.get()) / 1_000.0;
+        for one in &seen {
+            let held_s =
+                if one.has_locks { now_s - *self.since_s.entry(one.move_id).or_insert(now_s) } else { 0.0 };
+            let state = Switch { has_locks: one.has_locks, held_s, queue_s: one.queue_s };
+            if gives_way(state, max_lock_time_s) {
+                // First what the carrier will look for.
+                transaction(|| switch::note(one, rest_s(one.gave_way.saturating_add(1))))?;
+                transaction(|| moving::interrupt(one.move_id))?;
+            }
+        }
+        Ok(())
     }
-    transaction(|| moving::to_stop()?.into_iter().try_for_each(moving::interrupt))
 }
 
 /// Asks all nodes at once; when that fails one by one, so that the sick one is found and the others are heard.

@@ -4,6 +4,7 @@ pub mod counters;
 pub mod layout;
 pub mod moving;
 pub mod strategy;
+pub mod switch;
 
 use crate::pg::report::{PgResult, PgSqlErrorCode, busy, error, unknown, unsupported, wrong_state};
 use crate::pg::{names, spi};

@@ -143,17 +143,17 @@ pub fn clean_up() -> PgResult<Option<String>> {
 /// Notes that the slot has moved, which [`super::layout::follow`] has seen.
 pub fn set_swapped(move_id: i64) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.move m SET swapped_at = pg_catalog.clock_timestamp(), \
+        "UPDATE foreshard.move m SET swapped_at = pg_catalog.clock_timestamp(), gave_way = 0, not_before = NULL, \
              bytes_copied = (SELECT sum(t.bytes) FROM foreshard.citus_shard t WHERE t.slot_id = m.slot_id) WHERE move_id = $1",
         &[move_id.into()],
     )?;
     Ok(())
 }
 
-/// Whether somebody wants to end a move while a carrier waits for Citus.
-pub fn is_any_cancelled() -> PgResult<bool> {
+/// Whether Citus may be at a move of ours.
+pub fn is_any_under_way() -> PgResult<bool> {
     let sql = "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
-               WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy')";
+               WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.phase IN ('copy', 'watch'))";
     Ok(spi::one::<bool>(sql, &[])?.unwrap_or(false))
 }
 
@@ -177,20 +177,24 @@ pub fn note_progress() -> PgResult<()> {
     Ok(())
 }
 
-/// Moves of slots of Citus that somebody wants to end while a carrier waits for Citus: the carriers' processes.
-pub fn to_stop() -> PgResult<Vec<i32>> {
+/// Moves that somebody wants to end while a carrier may wait for Citus.
+pub fn to_stop() -> PgResult<Vec<i64>> {
     spi::rows(
-        "SELECT l.pid FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) JOIN pg_catalog.pg_locks l ON l.objid = m.move_id::int8::oid \
-         WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy' \
-           AND l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.granted \
-           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())",
+        "SELECT m.move_id FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
+         WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy'",
         &[],
         |row| row.need(1),
     )
 }
 
-/// Asks a process to end its statement.
-pub fn interrupt(pid: i32) -> PgResult<()> {
-    let _ = spi::one::<bool>("SELECT pg_catalog.pg_cancel_backend($1)", &[pid.into()])?;
-    Ok(())
+/// Ends the statement of the carrier of a move, if there is one: whoever has its lock at this moment.
+pub fn interrupt(move_id: i64) -> PgResult<()> {
+    spi::rows(
+        "SELECT pg_catalog.pg_cancel_backend(l.pid) FROM pg_catalog.pg_locks l \
+         WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = $1::int8::oid AND l.granted \
+           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())",
+        &[move_id.into()],
+        |row| row.need::<bool>(1),
+    )
+    .map(drop)
 }

@@ -1,0 +1,79 @@
+//! What happens to writers, and to moves by Citus, when something stands in the way of Citus' switch.
+
+mod common;
+
+use common::citus::{World, skipped};
+use foreshard_test::{Client, Result};
+use std::time::{Duration, Instant};
+
+/// The lock that Citus, under its own tests' setting, waits for before it switches over.
+const GATE: &str = "44000, 55152";
+
+/// Two tenants of a slot.
+fn tenants(world: &mut World, slot: &str) -> Result<(String, String)> {
+    let found = world.here.query(&format!(
+        "SELECT min(g), max(g) FROM generate_series(1, 1000) g WHERE get_shard_id_for_distribution_column('tenant', g) \
+         = (SELECT min(citus_shard) FROM foreshard.slots WHERE slot_id = {slot} AND \"table\" = 'tenant'::regclass)"
+    ))?;
+    let (one, other) = found.split_once('|').unwrap_or_default();
+    Ok((one.to_string(), other.to_string()))
+}
+
+fn write(tenant: &str) -> String {
+    format!("UPDATE tenant SET v = v + 1 WHERE id = {tenant}")
+}
+
+/// Files a move and brings it before its switch, lets `writer` begin a transaction that writes to the slot, and lets the move go
+/// on; its id.
+fn meet(world: &mut World, slot: &str, to: &str, writer: &mut Client, tenant: &str) -> Result<String> {
+    let mut gate = world.here.cluster.connect("postgres")?;
+    gate.exec(&format!("SELECT pg_advisory_lock({GATE})"))?;
+    let id = world.here.query(&format!("SELECT foreshard.move_slot({slot}, '{to}')"))?;
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid = 44000 AND objsubid = 2";
+    world.here.wait_query(waits, "1")?;
+    writer.exec("BEGIN")?;
+    writer.exec(&write(tenant))?;
+    gate.exec(&format!("SELECT pg_advisory_unlock({GATE})"))?;
+    Ok(id)
+}
+
+#[test]
+fn writers_do_not_queue_without_a_bound() -> Result<()> {
+    if skipped("writers_do_not_queue_without_a_bound")? {
+        return Ok(());
+    }
+    let mut world = World::adopted("citus-switch")?;
+    world.here.set(&[("citus.running_under_citus_test_suite", "on")])?;
+    let (first, second) = (world.shard(0)?, world.shard(1)?);
+    let slot = world.slot_on(0)?;
+    let (one, other) = tenants(&mut world, &slot)?;
+    let mut behind = world.here.cluster.connect("postgres")?;
+
+    // One writer is idle in its transaction here, or on a node: whoever comes after it waits, but not for it.
+    let nodes: [(Client, &str, &str, u64); 2] = [
+        (world.here.cluster.connect("postgres")?, &second, "ExclusiveLock", 12),
+        (world.workers[1].cluster.connect("postgres")?, &first, "ExclusiveLock", 30),
+    ];
+    for (mut idle, to, mode, most_s) in nodes {
+        let id = meet(&mut world, &slot, to, &mut idle, &one)?;
+        let switches = format!(
+            "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objsubid IN (4, 8) AND mode = '{mode}' \
+             AND pid IN (SELECT pid FROM pg_stat_activity WHERE backend_type = 'foreshard carrier')"
+        );
+        world.here.wait_query(&switches, "t")?;
+        let begun = Instant::now();
+        behind.exec(&write(&other))?;
+        let waited = begun.elapsed();
+        assert!(waited < Duration::from_secs(most_s), "{waited:?}\n{}", world.here.log_tail());
+        let told = format!(
+            "SELECT gave_way, phase, finished, last_error LIKE '%gave way to writers%' FROM foreshard.move WHERE move_id = {id}"
+        );
+        assert_eq!(world.here.query(&told)?, "1|copy|f|t");
+        idle.exec("COMMIT")?;
+        // It rests, and then it is made.
+        world.here.wait_end(&id, "done")?;
+        assert_eq!(world.shard_of(&slot)?, to);
+    }
+    assert_eq!(world.rows()?, "1000|4");
+    Ok(())
+}
