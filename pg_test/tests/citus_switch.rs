@@ -50,17 +50,15 @@ fn writers_do_not_queue_without_a_bound() -> Result<()> {
     let mut behind = world.here.cluster.connect("postgres")?;
 
     // One writer is idle in its transaction here, or on a node: whoever comes after it waits, but not for it.
-    let nodes: [(Client, &str, &str, u64); 2] = [
-        (world.here.cluster.connect("postgres")?, &second, "ExclusiveLock", 12),
-        (world.workers[1].cluster.connect("postgres")?, &first, "ExclusiveLock", 30),
+    let nodes = [
+        (world.here.cluster.connect("postgres")?, second.as_str(), 12),
+        (world.workers[1].cluster.connect("postgres")?, first.as_str(), 30),
     ];
-    for (mut idle, to, mode, most_s) in nodes {
+    for (mut idle, to, most_s) in nodes {
         let id = meet(&mut world, &slot, to, &mut idle, &one)?;
-        let switches = format!(
-            "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objsubid IN (4, 8) AND mode = '{mode}' \
-             AND pid IN (SELECT pid FROM pg_stat_activity WHERE backend_type = 'foreshard carrier')"
-        );
-        world.here.wait_query(&switches, "t")?;
+        let switches = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND objsubid IN (4, 8) AND mode = 'ExclusiveLock' \
+             AND pid IN (SELECT pid FROM pg_stat_activity WHERE backend_type = 'foreshard carrier')";
+        world.here.wait_query(switches, "t")?;
         let begun = Instant::now();
         behind.exec(&write(&other))?;
         let waited = begun.elapsed();

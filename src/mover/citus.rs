@@ -6,13 +6,14 @@
 //! carrier that comes after one that was killed in between.
 
 use super::{MAX_BACKOFF_MS, MAX_ERRORS, claim_and_load, is_held, is_transient};
+use crate::catalog::citus::identity::{self, Coordinator};
 use crate::catalog::citus::{layout, moving};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::{node, record_event};
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
 use crate::pg::guc;
 use crate::pg::report::{PgResult, wrong_state};
-use foreshard_core::citus::MOST_GIVEN_WAY;
+use foreshard_core::citus::{MOST_GIVEN_WAY, REST_S};
 use foreshard_core::phase::{Capabilities, Event, Phase};
 use pgrx::prelude::*;
 use serde_json::json;
@@ -23,6 +24,8 @@ enum Step {
     On,
     /// Nothing could be done yet: another carrier comes again, and others come first.
     Later(String),
+    /// This server must not do it now; the move rests for a while.
+    Forbidden(String),
     /// Nothing to do for a long while.
     Rest,
 }
@@ -51,6 +54,10 @@ pub fn drive(move_id: i64) {
             Ok(Step::Rest) => return,
             Ok(Step::Later(why)) => {
                 let _ = transaction(|| moves::note(move_id, Some(&why), None, None));
+                return;
+            }
+            Ok(Step::Forbidden(why)) => {
+                let _ = transaction(|| moving::rest(move_id, &why, REST_S));
                 return;
             }
             Err(failure) => match after_error(move_id, &failure, errors) {
@@ -113,12 +120,31 @@ fn obstacle(row: &MoveRow) -> PgResult<Option<String>> {
     Ok(moving::others()?.map(|who| format!("others that move shards of the cluster: {who}")))
 }
 
+/// Why this server must not touch the cluster now; None: its nodes take it for their coordinator.
+fn forbidden() -> Option<String> {
+    let why = match transaction(identity::ask) {
+        Ok(Coordinator::Ours) => None,
+        Ok(Coordinator::Another(why) | Coordinator::Unknown(why)) => Some(why),
+        Err(failure) => Some(format!("nodes did not say who coordinates them: {}", failure.line)),
+    };
+    let _ = transaction(|| identity::note(why.as_deref()));
+    why
+}
+
+/// What comes before anything that Citus is to do; None: nothing.
+fn hindrance(row: &MoveRow) -> WorkResult<Option<Step>> {
+    match transaction(|| obstacle(row))? {
+        Some(why) => Ok(Some(Step::Later(why))),
+        None => Ok(forbidden().map(Step::Forbidden)),
+    }
+}
+
 fn preflight(row: MoveRow) -> WorkResult<Step> {
+    if let Some(step) = hindrance(&row)? {
+        return Ok(step);
+    }
     transaction(|| {
         layout::follow()?;
-        if let Some(why) = obstacle(&row)? {
-            return Ok(Step::Later(why));
-        }
         moving::check(row.slot_id, row.to_shard)?;
         if !moving::is_on(row.slot_id, row.from_shard)? {
             return Err(wrong_state(format!("slot {} is no longer where it was", row.slot_id))
@@ -132,8 +158,8 @@ fn preflight(row: MoveRow) -> WorkResult<Step> {
 /// Has Citus move the shards.
 fn carry(row: MoveRow) -> WorkResult<Step> {
     // Somebody may have begun to move shards while this one waited.
-    if let Some(why) = transaction(|| obstacle(&row))? {
-        return Ok(Step::Later(why));
+    if let Some(step) = hindrance(&row)? {
+        return Ok(step);
     }
     match citus_moves(row.slot_id, row.from_shard, row.to_shard)? {
         Step::On => arrive(row),
@@ -168,8 +194,8 @@ fn watch(row: MoveRow) -> WorkResult<Step> {
         let is_over = row.swapped_age_s.is_none_or(|age_s| age_s >= f64::from(guc::ROLLBACK_WINDOW.get()));
         return if is_over { end(&row) } else { Ok(Step::Rest) };
     }
-    if let Some(why) = transaction(|| obstacle(&row))? {
-        return Ok(Step::Later(why));
+    if let Some(step) = hindrance(&row)? {
+        return Ok(step);
     }
     if transaction(|| moving::is_on(row.slot_id, row.to_shard))?
         && let later @ Step::Later(_) = citus_moves(row.slot_id, row.to_shard, row.from_shard)?
@@ -191,6 +217,9 @@ fn watch(row: MoveRow) -> WorkResult<Step> {
 
 /// What a move that was broken off has left on the nodes; Citus also looks for that by itself from time to time.
 fn clean_up() {
+    if let Some(why) = forbidden() {
+        return pgrx::log!("foreshard: nothing is cleaned up: {why}");
+    }
     match transaction(moving::clean_up) {
         Ok(None) => {}
         Ok(Some(why)) | Err(Failure { line: why, .. }) => pgrx::log!("foreshard: clean-up of Citus: {why}"),

@@ -2,10 +2,11 @@
 //! counted. The worker of it ends when that is done; a node that is cut off holds up nobody else.
 
 use crate::catalog::citus::counters::{self, Answer};
+use crate::catalog::citus::identity::{self, Coordinator};
 use crate::catalog::citus::{layout, moving, switch};
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::guc;
-use foreshard_core::citus::{Switch, gives_way, rest_s};
+use foreshard_core::citus::{REST_S, Switch, gives_way, rest_s};
 use std::collections::HashMap;
 
 /// Looks, and logs what failed.
@@ -16,6 +17,9 @@ pub fn look() {
         // Only the next bucket tries again.
         let _ = transaction(|| counters::asked(Some(&failure.line)));
     }
+    if let Err(failure) = who_coordinates() {
+        pgrx::log!("foreshard citus: who coordinates: {}", failure.line);
+    }
     // Citus asks its nodes for that, and waits for those that are cut off.
     if let Err(failure) = transaction(moving::note_progress) {
         pgrx::log!("foreshard citus: progress of moves: {}", failure.line);
@@ -25,6 +29,28 @@ pub fn look() {
 fn follow() -> WorkResult<()> {
     transaction(layout::follow)?;
     transaction(moving::note_others)
+}
+
+/// Asks the nodes who coordinates them while moves are under way, and interrupts those when it is another server. What begins asks
+/// by itself.
+fn who_coordinates() -> WorkResult<()> {
+    let under_way = transaction(moving::under_way)?;
+    if under_way.is_empty() {
+        return transaction(|| identity::note(None));
+    }
+    let said = transaction(identity::ask)?;
+    let why = match &said {
+        Coordinator::Ours => None,
+        Coordinator::Another(why) | Coordinator::Unknown(why) => Some(why.as_str()),
+    };
+    transaction(|| identity::note(why))?;
+    if let Coordinator::Another(why) = &said {
+        for move_id in under_way {
+            transaction(|| moving::rest(move_id, why, REST_S))?;
+            transaction(|| moving::interrupt(move_id))?;
+        }
+    }
+    Ok(())
 }
 
 /// What a keeper remembers of moves that Citus switches over.

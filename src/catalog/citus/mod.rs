@@ -1,6 +1,7 @@
 //! A Citus cluster that this server coordinates: whether there is one that can be adopted, and which was.
 
 pub mod counters;
+pub mod identity;
 pub mod layout;
 pub mod moving;
 pub mod strategy;

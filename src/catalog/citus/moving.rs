@@ -177,6 +177,26 @@ pub fn note_progress() -> PgResult<()> {
     Ok(())
 }
 
+/// Moves that Citus may be at.
+pub fn under_way() -> PgResult<Vec<i64>> {
+    spi::rows(
+        "SELECT m.move_id FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
+         WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.phase IN ('copy', 'watch')",
+        &[],
+        |row| row.need(1),
+    )
+}
+
+/// Lets a move rest for a while: no carrier comes for it.
+pub fn rest(move_id: i64, why: &str, rest_s: f64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move SET waiting_for = $2, not_before = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3) \
+         WHERE move_id = $1 AND NOT finished",
+        &[move_id.into(), why.into(), rest_s.into()],
+    )?;
+    Ok(())
+}
+
 /// Moves that somebody wants to end while a carrier may wait for Citus.
 pub fn to_stop() -> PgResult<Vec<i64>> {
     spi::rows(

@@ -87,9 +87,12 @@ pub fn gives_way(switch: Switch, max_lock_time_s: f64) -> bool {
 /// How often a switch gives way before its move is given up: every time the whole copy is made again.
 pub const MOST_GIVEN_WAY: i32 = 6;
 
+/// How long a move rests that this server must not make now, s.
+pub const REST_S: f64 = 10.0;
+
 /// How long a move rests that has given way so often, s.
 pub fn rest_s(gave_way: i32) -> f64 {
-    10.0 * 2_f64.powi(gave_way.clamp(1, 7) - 1)
+    REST_S * 2_f64.powi(gave_way.clamp(1, 7) - 1)
 }
 
 #[cfg(test)]
