@@ -37,6 +37,9 @@ CREATE TABLE foreshard.citus_shard (
     node_name   name NOT NULL REFERENCES foreshard.node,
     -- NULL, like all that follows: not known of this node yet
     collected_at timestamptz,
+    -- by the clock of the node, s since 1970: when it counted, and since when the server runs that did
+    counted_at  float8,
+    counted_since float8,
     bytes       bigint,
     scans       bigint,
     rows_read   bigint,

@@ -129,6 +129,8 @@ fn citus_rebalances_by_forecast_peaks() -> Result<()> {
         return Ok(());
     }
     let mut world = World::adopted("citus-strategy")?;
+    // What has no size yet is not recommended.
+    world.here.wait_query("SELECT bool_and(bytes IS NOT NULL) FROM foreshard.slots", "t")?;
     world.here.set(&[("foreshard.observe", "off"), ("citus.background_task_queue_interval", "1s")])?;
     let (first, second) = (world.shard(0)?, world.shard(1)?);
     let here = &mut world.here;

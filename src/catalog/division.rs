@@ -92,8 +92,8 @@ pub struct Row<'a> {
     pub shard_id: i32,
     /// The shard that its second half or its key goes to; None: it stays.
     pub to_shard: Option<i32>,
-    /// Its bytes.
-    pub bytes: i64,
+    /// Its bytes; None: unknown.
+    pub bytes: Option<i64>,
     /// Why.
     pub reason: Option<&'a str>,
     /// Why not, and what to do.

@@ -10,6 +10,9 @@ use foreshard_core::unit_cost::Load;
 use pgrx::pg_sys::Oid;
 use std::collections::HashMap;
 
+/// What tells counters from all others: the partition, or the shard, the node that counted, and in which life of its server.
+pub type Count = (i64, i32, i64);
+
 /// What is known of a partition at a reading.
 pub struct Reading {
     /// Slot.
@@ -20,9 +23,9 @@ pub struct Reading {
     pub table: u32,
     /// The partition; None: it is a shard of Citus.
     pub relation: Option<u32>,
-    /// What tells its counters from all others: the partition, or the shard and the node that counted.
-    pub count: (i64, i32),
-    /// When it was read, if somebody else read it; seconds since the epoch.
+    /// What tells its counters from all others.
+    pub count: Count,
+    /// When it was read, if somebody else read it, by the clock of who did; seconds since the epoch.
     pub read_at_s: Option<f64>,
     /// Cumulative counters.
     pub counters: Counters,
@@ -91,7 +94,7 @@ pub fn read_counters() -> PgResult<Vec<Reading>> {
             shard_id: row.need(2)?,
             table: row.need::<Oid>(3)?.to_u32(),
             relation: Some(relation),
-            count: (i64::from(relation), 0),
+            count: (i64::from(relation), 0, 0),
             read_at_s: row.get(12)?,
             counters: counters(row, 5)?,
         })

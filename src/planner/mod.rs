@@ -216,7 +216,8 @@ fn segments(
                 Hold::InFlight
             } else if modes.of(slot.group_id) == Mode::Off {
                 Hold::Off
-            } else if curve.is_none() {
+            } else if curve.is_none() || slot.bytes.is_none() {
+                // What a move costs goes by its size.
                 Hold::InsufficientHistory
             } else if slot.rested_s.is_some_and(|s| (0.0..rest_s(slot.failures)).contains(&s)) {
                 Hold::Cooldown
@@ -228,7 +229,7 @@ fn segments(
             Segment {
                 id: slot.slot_id,
                 shard: slot.planned_shard(),
-                bytes: slot.bytes.max(0) as u64,
+                bytes: slot.bytes.unwrap_or(0).max(0) as u64,
                 curve: curve.mean,
                 futures: curve.futures,
                 hold,
