@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 /// The lock that Citus, under its own tests' setting, waits for before it switches over.
 const GATE: &str = "44000, 55152";
 
+/// Moves that wait for it.
+const AT_THE_GATE: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid = 44000 AND objsubid = 2";
+
 /// Two tenants of a slot.
 fn tenants(world: &mut World, slot: &str) -> Result<(String, String)> {
     let found = world.here.query(&format!(
@@ -29,8 +32,7 @@ fn meet(world: &mut World, slot: &str, to: &str, writer: &mut Client, tenant: &s
     let mut gate = world.here.cluster.connect("postgres")?;
     gate.exec(&format!("SELECT pg_advisory_lock({GATE})"))?;
     let id = world.here.query(&format!("SELECT foreshard.move_slot({slot}, '{to}')"))?;
-    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid = 44000 AND objsubid = 2";
-    world.here.wait_query(waits, "1")?;
+    world.here.wait_query(AT_THE_GATE, "1")?;
     writer.exec("BEGIN")?;
     writer.exec(&write(tenant))?;
     gate.exec(&format!("SELECT pg_advisory_unlock({GATE})"))?;
@@ -74,4 +76,51 @@ fn writers_do_not_queue_without_a_bound() -> Result<()> {
     }
     assert_eq!(world.rows()?, "1000|4");
     Ok(())
+}
+
+#[test]
+fn what_citus_is_not_at_is_taken_back() -> Result<()> {
+    if skipped("what_citus_is_not_at_is_taken_back")? {
+        return Ok(());
+    }
+    let mut world = World::adopted("citus-waits")?;
+    world
+        .here
+        .set(&[("citus.running_under_citus_test_suite", "on"), ("foreshard.max_concurrent_moves", "2")])?;
+    let (first, second) = (world.shard(0)?, world.shard(1)?);
+    let slot = world.slot_on(0)?;
+    let other = world.here.query(&format!(
+        "SELECT max(slot_id) FROM foreshard.slots WHERE \"table\" = 'tenant'::regclass AND shard = '{first}'"
+    ))?;
+    let mut gate = world.here.cluster.connect("postgres")?;
+    gate.exec(&format!("SELECT pg_advisory_lock({GATE})"))?;
+    let here = &mut world.here;
+    let carried = here.query(&format!("SELECT foreshard.move_slot({slot}, '{second}')"))?;
+    here.wait_query(AT_THE_GATE, "1")?;
+
+    // What Citus is at cannot be held up.
+    let refused = here.fails(&format!("SELECT foreshard.pause_move({carried})"))?;
+    assert_eq!(refused.sqlstate, "55000", "{refused}");
+
+    // What waits for it has not begun, so that the mode takes it back; what Citus is at goes on.
+    let waits = here.query(&format!("SELECT foreshard.move_slot({other}, '{second}')"))?;
+    let why = format!(
+        "SELECT phase, waiting_for FROM foreshard.progress_moves WHERE move_id = {waits} AND started_at IS NULL"
+    );
+    here.wait_query(&why, "preflight|another move of the cluster")?;
+    here.query(&format!(
+        "UPDATE foreshard.move SET phase = 'copy', started_at = now() WHERE move_id = {waits}; \
+         UPDATE foreshard.resharding_request SET requested_by = 'foreshard'; UPDATE foreshard.move SET recommendation_id = 1"
+    ))?;
+    here.wait_end(&waits, "cancelled")?;
+    let told =
+        format!("SELECT finished, cancel_requested, phase FROM foreshard.move WHERE move_id = {carried}");
+    assert_eq!(here.query(&told)?, "f|f|copy");
+    gate.exec(&format!("SELECT pg_advisory_unlock({GATE})"))?;
+    here.wait_end(&carried, "done")?;
+
+    // Who else moves shards is known also where nobody watches loads.
+    here.set(&[("foreshard.observe", "off")])?;
+    here.query("UPDATE foreshard.citus_cluster SET others_move = 'somebody'")?;
+    here.wait_query("SELECT others_move IS NULL FROM foreshard.citus_clusters", "t")
 }

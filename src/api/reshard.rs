@@ -1,5 +1,6 @@
 //! Moves: by map, by hand, and their end.
 
+use crate::catalog::citus::moving;
 use crate::catalog::moves::{self, Standing};
 use crate::catalog::{act, colocation, merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
@@ -239,13 +240,16 @@ fn set_route_weight(move_id: Option<i64>, weight: Option<f64>) -> PgResult<Optio
 fn set_paused(move_id: i64, paused: bool) -> PgResult<bool> {
     own_move(move_id)?;
     let _owner = security::as_extension_owner()?;
+    if paused {
+        moving::require_pausable(move_id)?;
+    }
     let changed = moves::set_paused(move_id, paused)?;
     wake_keeper();
     Ok(changed)
 }
 
 /// Holds a move up where it stands; changes go on being logged or mirrored. False when it has passed its
-/// cutover or is paused already.
+/// cutover or is paused already. What Citus is at cannot be held up (55000), only what has not begun.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn pause_move(move_id: i64) -> PgResult<bool> {

@@ -18,6 +18,9 @@ use foreshard_core::phase::{Capabilities, Event, Phase};
 use pgrx::prelude::*;
 use serde_json::json;
 
+/// What a move waits for that is not the first.
+const ANOTHER: &str = "another move of the cluster";
+
 /// What a step came to.
 enum Step {
     /// The phase has changed.
@@ -117,7 +120,11 @@ fn obstacle(row: &MoveRow) -> PgResult<Option<String>> {
     if sick.contains(&row.from_shard) || sick.contains(&row.to_shard) {
         return Ok(Some("a node that does not answer".to_string()));
     }
-    Ok(moving::others()?.map(|who| format!("others that move shards of the cluster: {who}")))
+    if let Some(who) = moving::others()? {
+        return Ok(Some(format!("others that move shards of the cluster: {who}")));
+    }
+    // Whoever takes its turn later asks again; this one has not begun, and may be taken back.
+    Ok((!moving::take_turn()?).then(|| ANOTHER.to_string()))
 }
 
 /// Why this server must not touch the cluster now; None: its nodes take it for their coordinator.
@@ -171,7 +178,7 @@ fn carry(row: MoveRow) -> WorkResult<Step> {
 fn citus_moves(slot_id: i64, from: i32, to: i32) -> WorkResult<Step> {
     transaction(|| {
         if !moving::take_turn()? {
-            return Ok(Step::Later("another move of the cluster".to_string()));
+            return Ok(Step::Later(ANOTHER.to_string()));
         }
         moving::carry(slot_id, from, to)?;
         Ok(Step::On)

@@ -9,10 +9,11 @@ use crate::pg::guc;
 use foreshard_core::citus::{REST_S, Switch, gives_way, rest_s};
 use std::collections::HashMap;
 
-/// Looks, and logs what failed.
+/// Looks, and logs what failed; one failure does not keep the rest from being looked at.
 pub fn look() {
     bgworker::show_activity(Some("looking at the Citus cluster"));
-    if let Err(failure) = follow().and_then(|()| ask()) {
+    let looks = [transaction(moving::note_others), transaction(layout::follow), ask()];
+    for failure in looks.into_iter().filter_map(Result::err) {
         pgrx::log!("foreshard citus: {}", failure.line);
         // Only the next bucket tries again.
         let _ = transaction(|| counters::asked(Some(&failure.line)));
@@ -24,11 +25,6 @@ pub fn look() {
     if let Err(failure) = transaction(moving::note_progress) {
         pgrx::log!("foreshard citus: progress of moves: {}", failure.line);
     }
-}
-
-fn follow() -> WorkResult<()> {
-    transaction(layout::follow)?;
-    transaction(moving::note_others)
 }
 
 /// Asks the nodes who coordinates them while moves are under way, and interrupts those when it is another server. What begins asks
@@ -61,13 +57,15 @@ pub struct Switches {
 }
 
 impl Switches {
-    /// Interrupts carriers in what Citus does for them: of moves that somebody has cancelled, and of those behind whose switch
+    /// Keeps up with who else moves shards while that matters. Interrupts carriers in what Citus does for them: of moves that somebody has cancelled, and of those behind whose switch
     /// writers have waited long enough. They clean up, and end the move or rest.
     pub fn watch(&mut self, now_s: f64) -> WorkResult<()> {
-        if !transaction(moving::is_any_under_way)? {
+        if !transaction(moving::is_any)? {
             self.since_s.clear();
             return Ok(());
         }
+        // Moves wait for others, and nodes may not be looked at now.
+        transaction(moving::note_others)?;
         transaction(|| moving::to_stop()?.into_iter().try_for_each(moving::interrupt))?;
         let seen = transaction(switch::seen)?;
         self.since_s.retain(|move_id, _| seen.iter().any(|one| one.move_id == *move_id && one.has_locks));

@@ -245,8 +245,8 @@ impl Keeper {
     fn start_citus(&mut self) -> WorkResult<()> {
         self.citus.take_if(|handle| !handle.is_alive());
         let interval = guc::BUCKET.get();
-        if self.citus.is_some() || !guc::OBSERVE.get() || !bgworker::transaction(|| citus::is_due(interval))?
-        {
+        let watches = guc::OBSERVE.get();
+        if self.citus.is_some() || !bgworker::transaction(|| citus::is_due(interval, watches))? {
             return Ok(());
         }
         self.citus = bgworker::start(&Spec {

@@ -30,12 +30,13 @@ pub fn cluster() -> PgResult<Option<Cluster>> {
     Ok(found.into_iter().next())
 }
 
-/// Whether the nodes of an adopted cluster are to be asked again.
-pub fn is_due(interval_s: i32) -> PgResult<bool> {
+/// Whether the nodes of an adopted cluster are to be asked again: where nobody watches loads, only how they are, while something is
+/// to be moved.
+pub fn is_due(interval_s: i32, watches: bool) -> PgResult<bool> {
     // A little early: what is read then belongs to the bucket that ends then.
     let due =
         |cluster: Cluster| cluster.asked_age_s.is_none_or(|age_s| age_s >= f64::from(interval_s) - 0.05);
-    Ok(is_here() && cluster()?.is_some_and(due))
+    Ok(is_here() && cluster()?.is_some_and(due) && (watches || moving::is_any()?))
 }
 
 /// The version of the extension in this database.

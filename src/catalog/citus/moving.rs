@@ -1,6 +1,6 @@
 //! Moves of slots of Citus: what speaks against one, and the single statement that makes it.
 
-use crate::pg::report::{PgResult, bad_argument, busy, internal, unsupported};
+use crate::pg::report::{PgResult, bad_argument, busy, internal, unsupported, wrong_state};
 use crate::pg::{lock, reading, spi};
 use pgrx::pg_sys;
 
@@ -150,11 +150,33 @@ pub fn set_swapped(move_id: i64) -> PgResult<()> {
     Ok(())
 }
 
-/// Whether Citus may be at a move of ours.
-pub fn is_any_under_way() -> PgResult<bool> {
-    let sql = "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
-               WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.phase IN ('copy', 'watch'))";
+/// Whether there are moves of ours that have not ended, or others whose end they would wait for.
+pub fn is_any() -> PgResult<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) WHERE s.hash_from IS NOT NULL AND NOT m.finished) \
+               OR EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL)";
     Ok(spi::one::<bool>(sql, &[])?.unwrap_or(false))
+}
+
+/// Checks that a move can be held up, which one that Citus is at cannot.
+///
+/// # Errors
+/// 55000 Citus is at it.
+pub fn require_pausable(move_id: i64) -> PgResult<()> {
+    let is_at_it = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) JOIN pg_catalog.pg_locks l ON l.objid = m.move_id::int8::oid \
+             WHERE m.move_id = $1 AND s.hash_from IS NOT NULL AND NOT m.finished AND m.phase = 'copy' \
+               AND l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.granted \
+               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()))",
+        &[move_id.into()],
+    )?;
+    if is_at_it != Some(true) {
+        return Ok(());
+    }
+    Err(wrong_state(format!("move {move_id} cannot be paused now"))
+        .set_detail(
+            "Citus copies its shards and switches them over in one statement, which cannot be held up.",
+        )
+        .set_hint("Let it end, or end it with foreshard.cancel_move()."))
 }
 
 /// Notes how far Citus is with the moves it makes for us, as far as it says so.
