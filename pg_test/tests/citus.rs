@@ -120,6 +120,12 @@ fn a_cluster_is_taken_over_as_it_is() -> Result<()> {
                 (SELECT count(*) FROM foreshard.colocation_group)";
     assert_eq!(world.here.query(left)?, "0|0|0|0");
     assert_eq!(world.rows()?, "1000|0");
+    // And the extension takes its strategies along.
+    world.here.query(
+        "SELECT foreshard.register_citus_strategy('ours'); SET citus.enable_ddl_propagation = off; DROP EXTENSION foreshard; \
+         RESET citus.enable_ddl_propagation",
+    )?;
+    assert_eq!(world.here.query("SELECT count(*) FROM pg_dist_rebalance_strategy WHERE name = 'ours'")?, "0");
     Ok(())
 }
 

@@ -84,7 +84,7 @@ fn register_citus_strategy(
     record_event("register_citus_strategy", None, None, json!({"strategy": strategy_name}))
 }
 
-/// Removes the strategy again; do so before DROP EXTENSION, or Citus keeps one whose functions are gone.
+/// Removes the strategy again; DROP EXTENSION does so, too.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn unregister_citus_strategy(strategy_name: default!(&str, "'foreshard'")) -> PgResult<()> {
