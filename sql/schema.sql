@@ -504,8 +504,11 @@ CREATE TABLE foreshard.move_part (
     -- of a placement: the keys of the part; NULL: all others
     keys        text[],
     isolated    boolean NOT NULL DEFAULT false,
-    -- of a placement: what it took along of the load of its slot
+    -- of a placement, or of a slot of Citus: what it takes along of the load of its slot
     share       float8,
+    -- of a slot of Citus: the hashes it will hold
+    hash_from   int,
+    hash_to     int,
     PRIMARY KEY (move_id, part)
 );
 

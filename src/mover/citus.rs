@@ -1,5 +1,5 @@
-//! Moves of slots of a Citus cluster: Citus copies, catches up and switches, in one statement. Around it are the checks before,
-//! attempts, the clean-up of what is broken off, and the way back.
+//! Moves and splits of slots of a Citus cluster: Citus copies, catches up and switches, in one statement. Around it are the checks
+//! before, attempts, the clean-up of what is broken off, and the way back, which a split has not: Citus merges nothing.
 //!
 //! The phases are those of all moves; the ones between the copy and the watch are Citus' own business. Writers wait from Citus' switch
 //! to the end of its transaction, so nothing else is done in that one: what it did is read off Citus' catalog afterwards, also by a
@@ -7,7 +7,7 @@
 
 use super::{MAX_BACKOFF_MS, MAX_ERRORS, claim_and_load, is_held, is_transient};
 use crate::catalog::citus::identity::{self, Coordinator};
-use crate::catalog::citus::{layout, moving};
+use crate::catalog::citus::{layout, moving, splitting};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::{node, record_event};
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
@@ -71,23 +71,24 @@ pub fn drive(move_id: i64) {
     }
 }
 
-/// A move of Citus' has neither mirror nor canary; it can be moved back while it is watched.
-fn capabilities() -> Capabilities {
-    Capabilities { mirror: false, canary: false, watch: guc::ROLLBACK_WINDOW.get() > 0, prepare: false }
+/// A move of Citus' has neither mirror nor canary; it can be moved back while it is watched, a split cannot.
+fn capabilities(row: &MoveRow) -> Capabilities {
+    let watch = guc::ROLLBACK_WINDOW.get() > 0 && !row.is_split;
+    Capabilities { mirror: false, canary: false, watch, prepare: false }
 }
 
 /// Goes on through phases in which nothing is to be done, as one transaction's part.
 fn pass(mut row: MoveRow, until: &[Phase]) -> PgResult<()> {
     while !until.contains(&row.phase) {
-        row.phase = moves::advance(&row, Event::Completed, capabilities())?;
+        row.phase = moves::advance(&row, Event::Completed, capabilities(&row))?;
     }
     Ok(())
 }
 
 fn step(row: MoveRow) -> WorkResult<Step> {
     let cleans = matches!(row.phase, Phase::Revert | Phase::RevertFailed);
-    // Whoever carried it was killed before it could say so; or somebody else has moved it there.
-    if row.phase == Phase::Copy && transaction(|| moving::is_on(row.slot_id, row.to_shard))? {
+    // Whoever carried it was killed before it could say so; or somebody else has done it.
+    if row.phase == Phase::Copy && transaction(|| is_made(&row))? {
         return arrive(row);
     }
     if row.cancel_requested && row.phase.is_reversible() && !cleans {
@@ -106,8 +107,13 @@ fn step(row: MoveRow) -> WorkResult<Step> {
     }
 }
 
+/// Whether Citus has done what it was asked for.
+fn is_made(row: &MoveRow) -> PgResult<bool> {
+    if row.is_split { splitting::is_done(row.move_id) } else { moving::is_on(row.slot_id, row.to_shard) }
+}
+
 fn leave(row: &MoveRow, event: Event) -> WorkResult<Step> {
-    transaction(|| moves::advance(row, event, capabilities())).map(|_| Step::On)
+    transaction(|| moves::advance(row, event, capabilities(row))).map(|_| Step::On)
 }
 
 fn end(row: &MoveRow) -> WorkResult<Step> {
@@ -117,7 +123,8 @@ fn end(row: &MoveRow) -> WorkResult<Step> {
 /// Why it cannot begin now, though it may later; None: it can.
 fn obstacle(row: &MoveRow) -> PgResult<Option<String>> {
     let sick = node::sick_shards()?;
-    if sick.contains(&row.from_shard) || sick.contains(&row.to_shard) {
+    let parts = splitting::pieces(row.move_id)?.into_iter().map(|piece| piece.shard_id);
+    if parts.chain([row.from_shard, row.to_shard]).any(|shard| sick.contains(&shard)) {
         return Ok(Some("a node that does not answer".to_string()));
     }
     if let Some(who) = moving::others()? {
@@ -152,7 +159,11 @@ fn preflight(row: MoveRow) -> WorkResult<Step> {
     }
     transaction(|| {
         layout::follow()?;
-        moving::check(row.slot_id, row.to_shard)?;
+        if row.is_split {
+            splitting::check(row.move_id, row.slot_id)?;
+        } else {
+            moving::check(row.slot_id, row.to_shard)?;
+        }
         if !moving::is_on(row.slot_id, row.from_shard)? {
             return Err(wrong_state(format!("slot {} is no longer where it was", row.slot_id))
                 .set_detail("Somebody else has moved it since."));
@@ -162,34 +173,43 @@ fn preflight(row: MoveRow) -> WorkResult<Step> {
     })
 }
 
-/// Has Citus move the shards.
+/// Has Citus move or divide the shards.
 fn carry(row: MoveRow) -> WorkResult<Step> {
     // Somebody may have begun to move shards while this one waited.
     if let Some(step) = hindrance(&row)? {
         return Ok(step);
     }
-    match citus_moves(row.slot_id, row.from_shard, row.to_shard)? {
+    let step = if row.is_split {
+        in_turn(|| splitting::carry(row.move_id, row.slot_id))?
+    } else {
+        in_turn(|| moving::carry(row.slot_id, row.from_shard, row.to_shard))?
+    };
+    match step {
         Step::On => arrive(row),
         step => Ok(step),
     }
 }
 
-/// One move by Citus, in a transaction in which nothing else is done.
-fn citus_moves(slot_id: i64, from: i32, to: i32) -> WorkResult<Step> {
+/// One statement of Citus', in a transaction in which nothing else is done.
+fn in_turn(carry: impl FnOnce() -> PgResult<()>) -> WorkResult<Step> {
     transaction(|| {
         if !moving::take_turn()? {
             return Ok(Step::Later(ANOTHER.to_string()));
         }
-        moving::carry(slot_id, from, to)?;
+        carry()?;
         Ok(Step::On)
     })
 }
 
-/// The shards are where they should be: notes it, and goes on.
+/// The shards are what and where they should be: notes it, and goes on.
 fn arrive(row: MoveRow) -> WorkResult<Step> {
     transaction(|| {
         layout::follow()?;
-        moving::set_swapped(row.move_id)?;
+        if row.is_split {
+            splitting::set_swapped(row.move_id)?;
+        } else {
+            moving::set_swapped(row.move_id)?;
+        }
         pass(row, &[Phase::Watch, Phase::Retire])?;
         Ok(Step::On)
     })
@@ -205,7 +225,7 @@ fn watch(row: MoveRow) -> WorkResult<Step> {
         return Ok(step);
     }
     if transaction(|| moving::is_on(row.slot_id, row.to_shard))?
-        && let later @ Step::Later(_) = citus_moves(row.slot_id, row.to_shard, row.from_shard)?
+        && let later @ Step::Later(_) = in_turn(|| moving::carry(row.slot_id, row.to_shard, row.from_shard))?
     {
         return Ok(later);
     }
@@ -213,11 +233,11 @@ fn watch(row: MoveRow) -> WorkResult<Step> {
         layout::follow()?;
         if !moving::is_on(row.slot_id, row.from_shard)? {
             moves::note(row.move_id, None, Some("somebody else has moved the slot since"), None)?;
-            moves::advance(&row, Event::SourceChanged, capabilities())?;
+            moves::advance(&row, Event::SourceChanged, capabilities(&row))?;
             return Ok(Step::On);
         }
         record_event("moved_back", Some(row.move_id), Some(row.slot_id), json!({"engine": "citus"}))?;
-        moves::advance(&row, Event::RollbackRequested, capabilities())?;
+        moves::advance(&row, Event::RollbackRequested, capabilities(&row))?;
         Ok(Step::On)
     })
 }
@@ -271,7 +291,7 @@ fn after_error(move_id: i64, failure: &Failure, errors: u32) -> Option<u32> {
     if hopeless || errors >= limit {
         // After the move only the way back can fail: then the slot stays where it is.
         let event = Event::FatalError;
-        if let Err(report) = transaction(|| moves::advance(&row, event, capabilities())) {
+        if let Err(report) = transaction(|| moves::advance(&row, event, capabilities(&row))) {
             pgrx::log!("foreshard: move {move_id}: {}", report.line);
         }
         return Some(0);

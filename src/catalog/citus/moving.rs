@@ -66,6 +66,14 @@ pub fn check(slot_id: i64, to_shard: i32) -> PgResult<()> {
         return Err(bad_argument(format!("node \"{shard}\" takes no shards"))
             .set_hint("SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', true);"));
     }
+    require_alone()
+}
+
+/// Checks that nobody else moves shards.
+///
+/// # Errors
+/// 55006 somebody does.
+pub fn require_alone() -> PgResult<()> {
     refuse_others(others()?)
 }
 
