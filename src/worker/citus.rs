@@ -57,8 +57,9 @@ pub struct Switches {
 }
 
 impl Switches {
-    /// Keeps up with who else moves shards while that matters. Interrupts carriers in what Citus does for them: of moves that somebody has cancelled, and of those behind whose switch
-    /// writers have waited long enough. They clean up, and end the move or rest.
+    /// Keeps up with who else moves shards while that matters. Interrupts carriers in what Citus does for them: of moves that
+    /// somebody has cancelled, and of those behind whose switch writers have waited long enough. They clean up, and end the move
+    /// or rest.
     pub fn watch(&mut self, now_s: f64) -> WorkResult<()> {
         if !transaction(moving::is_any)? {
             self.since_s.clear();

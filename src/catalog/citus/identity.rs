@@ -59,21 +59,21 @@ fn question(key: i64) -> String {
     format!(
         "SELECT CASE WHEN r.success THEN r.result ELSE pg_catalog.concat('it cannot ask the coordinator: '::pg_catalog.text, r.result) END \
          FROM (SELECT pg_catalog.set_config('citus.node_connection_timeout', '{CONNECT_MS}', true) AS done OFFSET 0) c \
-         CROSS JOIN LATERAL pg_catalog.run_command_on_coordinator(CASE WHEN c.done IS NOT NULL THEN $foreshard$SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l \
+         CROSS JOIN LATERAL pg_catalog.run_command_on_coordinator(CASE WHEN c.done IS NOT NULL THEN $foreshard$SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_locks l \
              WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory'::pg_catalog.text AND l.granted AND l.classid OPERATOR(pg_catalog.=) '{high}'::pg_catalog.oid \
-               AND l.objid OPERATOR(pg_catalog.=) '{low}'::pg_catalog.oid AND l.objsubid OPERATOR(pg_catalog.=) '1'::pg_catalog.int2)$foreshard$ END) r"
+               AND l.objid OPERATOR(pg_catalog.=) '{low}'::pg_catalog.oid AND l.objsubid OPERATOR(pg_catalog.=) '1'::pg_catalog.int2) THEN 'yes' ELSE 'no' END$foreshard$ END) r"
     )
 }
 
 /// What (node, whether it answered, answer) come to.
 fn judge(answers: &[(String, bool, String)]) -> Coordinator {
     let said = |answer: &str| answers.iter().find(|(_, answered, said)| *answered && said == answer);
-    if let Some((node, ..)) = said("f") {
+    if let Some((node, ..)) = said("no") {
         return Coordinator::Another(format!(
             "node \"{node}\" takes another server for the coordinator: this one may be a clone, a restored backup or a primary that was replaced"
         ));
     }
-    if said("t").is_some() {
+    if said("yes").is_some() {
         return Coordinator::Ours;
     }
     Coordinator::Unknown(match answers.first() {

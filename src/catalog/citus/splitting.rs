@@ -44,7 +44,7 @@ pub fn reasons(slot_id: i64) -> PgResult<Vec<String>> {
 /// Files the split of a slot into two halves of its hashes.
 ///
 /// # Errors
-/// Those of [`file()`]; 0A000 it cannot be built ahead.
+/// Those of `file`; 0A000 it cannot be built ahead.
 pub fn file_halves(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -> PgResult<i64> {
     if prepare {
         return Err(unsupported(format!("a split of slot {slot_id} cannot be prepared"))
@@ -65,7 +65,7 @@ pub fn file_halves(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: 
 /// has one there already.
 ///
 /// # Errors
-/// Those of [`file()`].
+/// Those of `file`.
 pub fn file_alone(
     slot_id: i64,
     (hash, share): (i32, Option<f64>),
