@@ -57,6 +57,8 @@ CREATE TABLE foreshard.citus_tenant (
     tenant      text NOT NULL,
     node_name   name NOT NULL,
     slot_id     bigint,
+    -- of the tenant's key; NULL: of a type that is not PostgreSQL's own
+    hash        int,
     queries     bigint NOT NULL,
     cpu_s       float8,
     observed_at timestamptz NOT NULL,

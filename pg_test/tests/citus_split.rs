@@ -118,5 +118,32 @@ fn splits_by_others_keep_the_past() -> Result<()> {
     world.here.wait_end(&waits, "cancelled")?;
     assert_eq!(world.here.query(ELSEWHERE)?, "0");
     assert_eq!(world.rows()?, "1000|0");
+    a_tenant_that_is_the_load_is_told(&mut world.here)
+}
+
+fn a_tenant_that_is_the_load_is_told(here: &mut Server) -> Result<()> {
+    here.wait_query("SELECT bool_and(bytes IS NOT NULL) FROM foreshard.slots", "t")?;
+    here.set(&[("foreshard.observe", "off")])?;
+    here.wait_query("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'foreshard citus'", "0")?;
+    let hot = "(SELECT slot_id FROM foreshard.citus_shard WHERE citus_shard = get_shard_id_for_distribution_column('tenant', 7))";
+    here.query(&format!(
+        "UPDATE foreshard.slot SET last_moved_at = NULL; DELETE FROM foreshard.heat_history; DELETE FROM foreshard.citus_tenant; \
+         INSERT INTO foreshard.slot_heat (slot_id, observed_at, scans, rows_read, inserted, updated, deleted, blocks_read, blocks_hit, heat, hot_buckets, access_score) \
+         SELECT slot_id, now(), 0, 0, 0, 0, 0, 0, 0, CASE slot_id WHEN {hot} THEN 1000 ELSE 10 END, 5, 0 FROM foreshard.slot \
+         ON CONFLICT (slot_id) DO UPDATE SET heat = excluded.heat, hot_buckets = 5, access_score = 0; \
+         INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s) \
+         SELECT 60, t.slot_id, to_timestamp(g * 60), 1, 1, 1, t.heat * (0.97 + 0.06 * random()) \
+         FROM foreshard.slot_heat t, LATERAL (SELECT extract(epoch FROM now())::int8 / 60 AS now) n, generate_series(now - 200, now - 1) g; \
+         INSERT INTO foreshard.citus_tenant (group_id, tenant, node_name, slot_id, hash, queries, observed_at) \
+         SELECT s.group_id, '7', t.node_name, s.slot_id, worker_hash(7::bigint), 6000, now() FROM foreshard.slot s JOIN foreshard.citus_shard t USING (slot_id) \
+         WHERE t.citus_shard = get_shard_id_for_distribution_column('tenant', 7)"
+    ))?;
+    let told = format!("SELECT action, refusal FROM foreshard.recommend() WHERE slot_id = {hot}");
+    assert_eq!(
+        here.query(&told)?,
+        "isolate|irreversible",
+        "{}",
+        here.query("SELECT r FROM foreshard.recommend() r")?
+    );
     Ok(())
 }

@@ -233,6 +233,12 @@ pub const DRAINING: (&str, &str) = (
     "Wait: its shard is being emptied, and the slot is divided where it goes; foreshard.split_slot() does not wait.",
 );
 
+/// Reason and advice for a division that cannot be taken back.
+pub const IRREVERSIBLE: (&str, &str) = (
+    "irreversible",
+    "Citus brings nothing together again, so a person decides: foreshard.isolate_key() or foreshard.split_slot() does it.",
+);
+
 /// What is said of a step of a plan.
 pub struct Verdict {
     /// The confidence to state.

@@ -3,7 +3,7 @@
 
 use crate::catalog::citus::counters::{self, Answer};
 use crate::catalog::citus::identity::{self, Coordinator};
-use crate::catalog::citus::{layout, moving, switch};
+use crate::catalog::citus::{layout, moving, switch, tenants};
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::guc;
 use foreshard_core::citus::{REST_S, Switch, gives_way, rest_s};
@@ -95,7 +95,10 @@ fn ask() -> WorkResult<()> {
         counters::store(&answers)?;
         counters::asked(None)
     })?;
-    transaction(|| counters::store_tenants(&answers))
+    transaction(|| {
+        counters::store_tenants(&answers)?;
+        tenants::note_hashes()
+    })
 }
 
 fn one_by_one(nodes: Vec<i32>) -> Vec<Answer> {

@@ -8,6 +8,7 @@ pub mod moving;
 pub mod splitting;
 pub mod strategy;
 pub mod switch;
+pub mod tenants;
 
 use crate::pg::report::{
     PgResult, PgSqlErrorCode, bad_argument, busy, error, internal, unknown, unsupported, wrong_state,
