@@ -98,13 +98,13 @@ fn splits_by_others_keep_the_past() -> Result<()> {
     world.here.hold(Some("preflight"))?;
     let waits = world.here.query(&format!("SELECT foreshard.move_slot({slot}, '{second}')"))?;
     world.here.wait_phase(&waits, "preflight")?;
-    let by_hand = format!(
-        "SELECT citus_split_shard_by_split_points(d.shardid, ARRAY[(d.shardminvalue::int8 + (d.shardmaxvalue::int8 - d.shardminvalue::int8 + 1) / 4 - 1)::text], \
-             ARRAY[n.citus_node, n.citus_node], 'block_writes') \
+    let quarter = world.here.query(&format!(
+        "SELECT format('%s, ARRAY[''%s''], ARRAY[%s, %s]', d.shardid, \
+             d.shardminvalue::int8 + (d.shardmaxvalue::int8 - d.shardminvalue::int8 + 1) / 4 - 1, n.citus_node, n.citus_node) \
          FROM pg_dist_shard d JOIN foreshard.citus_shard t ON t.citus_shard = d.shardid JOIN foreshard.nodes n ON n.node = t.node_name \
          WHERE t.slot_id = {slot} AND t.table_oid = 'tenant'::regclass"
-    );
-    world.here.query(&by_hand)?;
+    ))?;
+    world.here.query(&format!("SELECT citus_split_shard_by_split_points({quarter}, 'block_writes')"))?;
     world.here.wait_query(SLOTS, &(SHARDS + 1).to_string())?;
     let made = format!(
         "SELECT jsonb_array_length(detail->'slots') FROM foreshard.history WHERE event = 'citus_split' AND slot_id = {slot}"

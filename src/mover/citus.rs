@@ -263,7 +263,7 @@ fn load(move_id: i64) -> Option<MoveRow> {
 fn after_error(move_id: i64, failure: &Failure, errors: u32) -> Option<u32> {
     let line = failure.line.as_str();
     // Who interrupted it because writers waited has said so.
-    if !load(move_id).is_some_and(|row| row.rests) {
+    if load(move_id).is_none_or(|row| !row.rests) {
         let _ = transaction(|| moves::note(move_id, None, Some(line), None));
     }
     pgrx::log!("foreshard: move {move_id}: {line}");

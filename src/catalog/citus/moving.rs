@@ -30,11 +30,12 @@ pub fn others() -> PgResult<Option<String>> {
     )
 }
 
-/// Notes who else moves shards; the planner leaves the cluster alone meanwhile.
+/// Notes who else moves shards; the planner leaves the cluster alone meanwhile. The keeper does this, so it waits for nobody.
 pub fn note_others() -> PgResult<()> {
     let others = others()?;
     spi::run(
-        "UPDATE foreshard.citus_cluster SET others_move = $1 WHERE others_move IS DISTINCT FROM $1",
+        "UPDATE foreshard.citus_cluster SET others_move = $1 WHERE others_move IS DISTINCT FROM $1 \
+           AND cluster_name IN (SELECT k.cluster_name FROM foreshard.citus_cluster k FOR UPDATE SKIP LOCKED)",
         &[others.as_deref().into()],
     )?;
     Ok(())

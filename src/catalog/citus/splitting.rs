@@ -207,7 +207,7 @@ pub fn is_done(move_id: i64) -> PgResult<bool> {
 /// 55000 somebody else has divided the slot since; 0A000 something speaks against it now.
 pub fn check(move_id: i64, slot_id: i64) -> PgResult<()> {
     let ranges: Vec<HashRange> = pieces(move_id)?.iter().map(|piece| piece.range).collect();
-    if !range_of(slot_id)?.is_some_and(|whole| whole.is_made_of(&ranges)) {
+    if range_of(slot_id)?.is_none_or(|whole| !whole.is_made_of(&ranges)) {
         return Err(wrong_state(format!("slot {slot_id} is no longer what it was"))
             .set_detail("Somebody else has divided it since."));
     }
