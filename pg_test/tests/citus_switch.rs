@@ -124,3 +124,30 @@ fn what_citus_is_not_at_is_taken_back() -> Result<()> {
     here.query("UPDATE foreshard.citus_cluster SET others_move = 'somebody'")?;
     here.wait_query("SELECT others_move IS NULL FROM foreshard.citus_clusters", "t")
 }
+
+#[test]
+fn the_coordinator_may_hold_shards() -> Result<()> {
+    if skipped("the_coordinator_may_hold_shards")? {
+        return Ok(());
+    }
+    let mut world = World::start("citus-holds")?;
+    let here = &mut world.here;
+    here.query(
+        "SELECT citus_set_node_property((SELECT nodename FROM pg_dist_node WHERE groupid = 0), (SELECT nodeport FROM pg_dist_node WHERE groupid = 0), \
+             'shouldhaveshards', true)",
+    )?;
+    here.query("SELECT foreshard.add_node('shop', engine => 'citus')")?;
+    let own = here.query("SELECT 'shop_' || nodeid FROM pg_dist_node WHERE groupid = 0")?;
+    let slot = here.query(&format!(
+        "SELECT min(slot_id) FROM foreshard.slots WHERE \"table\" = 'tenant'::regclass AND shard <> '{own}'"
+    ))?;
+    let from = world.shard_of(&slot)?;
+    // There, and back from here: nothing that Citus makes here waits for the transaction that it is made in.
+    for to in [own, from] {
+        let id = world.here.query(&format!("SELECT foreshard.move_slot({slot}, '{to}')"))?;
+        world.here.wait_end(&id, "done")?;
+        assert_eq!(world.shard_of(&slot)?, to);
+    }
+    assert_eq!(world.rows()?, "1000|0");
+    Ok(())
+}

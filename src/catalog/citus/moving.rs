@@ -115,13 +115,16 @@ pub fn take_turn() -> PgResult<bool> {
 
 /// Has Citus move all shards of a slot, in this transaction; writers wait only for its end.
 ///
+/// The transaction must have no id yet, so this is a statement that reads as far as SPI is concerned: where the coordinator holds
+/// the shards, Citus makes a replication slot here, which waits for all transactions that have an id.
+///
 /// # Errors
 /// Those of `citus_move_shard_placement`.
 pub fn carry(slot_id: i64, from_shard: i32, to_shard: i32) -> PgResult<()> {
     let shard = super::counters::first_shard(slot_id)?;
     let node = "SELECT n.nodename, n.nodeport FROM foreshard.shard h JOIN foreshard.node o USING (node_name) \
                 JOIN pg_catalog.pg_dist_node n ON n.nodeid = o.citus_node";
-    let moved = spi::rows_mut(
+    let moved = spi::rows(
         &format!(
             "SELECT pg_catalog.citus_move_shard_placement($1, f.nodename, f.nodeport, t.nodename, t.nodeport) IS NULL \
              FROM ({node} WHERE h.shard_id = $2) f, ({node} WHERE h.shard_id = $3) t"

@@ -214,7 +214,8 @@ pub fn check(move_id: i64, slot_id: i64) -> PgResult<()> {
     report::refuse(format!("slot {slot_id} cannot be split"), &reasons(slot_id)?, "Move the whole slot.")
 }
 
-/// Has Citus divide all shards of a slot, in this transaction; writers wait only for its end.
+/// Has Citus divide all shards of a slot, in this transaction, which must have no id yet (see [`moving::carry`]); writers wait only
+/// for its end.
 ///
 /// # Errors
 /// Those of `citus_split_shard_by_split_points`.
@@ -231,7 +232,7 @@ pub fn carry(move_id: i64, slot_id: i64) -> PgResult<()> {
         )?;
         nodes.push(node.ok_or_else(|| internal("a node of a split is gone"))?);
     }
-    spi::rows_mut(
+    spi::rows(
         "SELECT pg_catalog.citus_split_shard_by_split_points($1, $2, $3) IS NULL",
         &[shard.into(), points.into(), nodes.into()],
         |_| Ok(()),
