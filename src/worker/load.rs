@@ -139,8 +139,10 @@ impl Reader {
         };
         let unread = readings.iter().filter(|r| !is_news(r)).map(|r| (r.slot_id, r.shard_id)).collect();
         readings.retain(is_news);
+        // One that was never read begins at 0.
         let since = |(slot_id, read_s): (&i64, &f64)| {
-            (*slot_id, self.seen_s.get(slot_id).map(|seen_s| read_s - seen_s))
+            let seen_s = self.seen_s.get(slot_id).filter(|seen_s| **seen_s > 0.0);
+            (*slot_id, seen_s.map(|seen_s| read_s - seen_s))
         };
         let counted_s = now.iter().map(since).collect();
         self.seen_s = now;
