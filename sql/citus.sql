@@ -16,7 +16,9 @@ CREATE TABLE foreshard.citus_cluster (
     asked_at    timestamptz,
     last_error  text,
     -- shards that somebody else was moving then; NULL: nobody was
-    others_move text
+    others_move text,
+    -- why its nodes did not take this server for their coordinator, when something was to be moved; NULL: they did
+    not_ours    text
 );
 
 CREATE TABLE foreshard.citus_table (
@@ -35,6 +37,9 @@ CREATE TABLE foreshard.citus_shard (
     node_name   name NOT NULL REFERENCES foreshard.node,
     -- NULL, like all that follows: not known of this node yet
     collected_at timestamptz,
+    -- by the clock of the node, s since 1970: when it counted, and since when the server runs that did
+    counted_at  float8,
+    counted_since float8,
     bytes       bigint,
     scans       bigint,
     rows_read   bigint,
@@ -52,6 +57,8 @@ CREATE TABLE foreshard.citus_tenant (
     tenant      text NOT NULL,
     node_name   name NOT NULL,
     slot_id     bigint,
+    -- of the tenant's key; NULL: of a type that is not PostgreSQL's own
+    hash        int,
     queries     bigint NOT NULL,
     cpu_s       float8,
     observed_at timestamptz NOT NULL,
@@ -67,7 +74,7 @@ FROM foreshard.citus_tenant t;
 CREATE VIEW foreshard.citus_clusters AS
 SELECT c.cluster_name AS cluster, (SELECT count(*) FROM foreshard.node n WHERE n.engine = 'citus') AS nodes,
        (SELECT count(*) FROM foreshard.citus_table) AS tables, (SELECT count(*) FROM foreshard.citus_shard) AS shards,
-       c.asked_at, c.last_error, c.others_move
+       c.asked_at, c.last_error, c.others_move, c.not_ours
 FROM foreshard.citus_cluster c;
 
 COMMENT ON TABLE foreshard.citus_cluster IS 'The Citus cluster that was adopted with add_node().';
@@ -75,7 +82,7 @@ COMMENT ON TABLE foreshard.citus_table IS 'Distributed tables of the adopted Cit
 COMMENT ON TABLE foreshard.citus_shard IS 'Shards of the adopted Citus cluster: slot, node, and what the node said of it last.';
 COMMENT ON TABLE foreshard.citus_tenant IS 'The busiest tenants of the adopted Citus cluster, as of the last reading.';
 COMMENT ON VIEW foreshard.citus_tenants IS 'The busiest tenants where citus.stat_tenants_track is on: queries and CPU of the last period; the tenant is NULL for those who may not read all data.';
-COMMENT ON VIEW foreshard.citus_clusters IS 'The adopted Citus cluster: what is known of it, what its nodes last failed with, and what others are moving.';
+COMMENT ON VIEW foreshard.citus_clusters IS 'The adopted Citus cluster: what is known of it, what its nodes last failed with, what others are moving, and why this server does not count as the coordinator.';
 
 SELECT pg_catalog.pg_extension_config_dump('foreshard.citus_cluster', '');
 

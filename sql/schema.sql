@@ -458,6 +458,9 @@ CREATE TABLE foreshard.move (
     finished_at timestamptz,
     restarts    int NOT NULL DEFAULT 0,
     lock_attempts int NOT NULL DEFAULT 0,
+    -- of a move by Citus: how often its switch gave way to writers, and until when it rests after that
+    gave_way    int NOT NULL DEFAULT 0,
+    not_before  timestamptz,
     pending_keys bigint,
     waiting_for text,
     last_error  text,
@@ -526,8 +529,11 @@ CREATE TABLE foreshard.move_part (
     -- of a placement: the keys of the part; NULL: all others
     keys        text[],
     isolated    boolean NOT NULL DEFAULT false,
-    -- of a placement: what it took along of the load of its slot
+    -- of a placement, or of a slot of Citus: what it takes along of the load of its slot
     share       float8,
+    -- of a slot of Citus: the hashes it will hold
+    hash_from   int,
+    hash_to     int,
     PRIMARY KEY (move_id, part)
 );
 

@@ -176,8 +176,10 @@ FROM foreshard.recommendation r
 LEFT JOIN foreshard.shard a ON a.shard_id = r.from_shard
 LEFT JOIN foreshard.shard b ON b.shard_id = r.to_shard
 LEFT JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = r.table_oid
-CROSS JOIN LATERAL (SELECT pg_catalog.has_column_privilege(p.partrelid, p.partattrs[0], 'SELECT')
-                           AND NOT pg_catalog.row_security_active(p.partrelid) AS may_see) v;
+-- Of a table of Citus they are tenants (see the view citus_tenants).
+CROSS JOIN LATERAL (SELECT CASE WHEN p.partrelid IS NULL THEN pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')
+                                ELSE pg_catalog.has_column_privilege(p.partrelid, p.partattrs[0], 'SELECT')
+                                     AND NOT pg_catalog.row_security_active(p.partrelid) END AS may_see) v;
 
 -- Of the steps recommended with about one confidence, the share that paid; a group's trust stands on its newest.
 CREATE VIEW foreshard.calibration AS

@@ -48,7 +48,7 @@ pub extern "C-unwind" fn _PG_init() {
         observe::register();
         pg::partition::direct::register();
         pg::mirror::register();
-        pg::hooks::register(catalog::shadow::sources_under_way, catalog::remote::farewell::leave_all);
+        pg::hooks::register(catalog::shadow::sources_under_way, catalog::leave_all);
         if !pg::is_binary_upgrade() {
             worker::launcher::register();
         }

@@ -1,9 +1,10 @@
-//! What Citus asks foreshard when it rebalances.
+//! What Citus asks foreshard when it rebalances, and keys of its tables.
 
-use crate::catalog::citus::{self, require_coordinator, strategy};
-use crate::catalog::{name_of, node, record_event};
+use super::reshard::{require_read_committed, require_slot_owner, wake_keeper};
+use crate::catalog::citus::{self, require_coordinator, splitting, strategy};
+use crate::catalog::{colocation, name_of, node, record_event, session};
 use crate::pg::report::{PgResult, bad_argument, wrong_state};
-use crate::pg::{security, spi};
+use crate::pg::{security, shmem, spi};
 use pgrx::AnyElement;
 use pgrx::prelude::*;
 use serde_json::json;
@@ -34,6 +35,34 @@ pub(super) fn slot_of_key(table: pg_sys::Oid, key: &AnyElement) -> PgResult<Opti
         ))
         .set_hint("Shards of Citus are looked at in every foreshard.bucket.")
     })
+}
+
+/// Gives a key of a table of the adopted cluster a slot by itself, on the shard named, else where it is: the move; inner None: it
+/// has one there already; None: the table is not one of those.
+pub(super) fn isolate(
+    table: pg_sys::Oid,
+    key: &AnyElement,
+    shard: Option<&str>,
+) -> PgResult<Option<Option<i64>>> {
+    let Some((slot_id, _)) = slot_of_key(table, key)? else { return Ok(None) };
+    shmem::require_preloaded()?;
+    require_read_committed()?;
+    require_slot_owner(slot_id)?;
+    let restricted = security::owner_of(table).map(security::as_restricted_owner);
+    session::plain_text_forms()?;
+    let text = citus::text_of_key(spi::any_arg(*key))?;
+    drop(restricted);
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    session::plain_text_forms()?;
+    let hash = citus::hash_of_key(table, &text)?;
+    let share = citus::share_of_tenant(slot_id, &text)?;
+    let filed = splitting::file_alone(slot_id, (hash, share), shard, &user)?;
+    if let Some(move_id) = filed {
+        colocation::require_create(&user, &[move_id])?;
+        wake_keeper();
+    }
+    Ok(Some(filed))
 }
 
 /// What a shard of Citus, and those of other tables with the same keys, will cost at its forecast peak; in cost units per
@@ -84,7 +113,7 @@ fn register_citus_strategy(
     record_event("register_citus_strategy", None, None, json!({"strategy": strategy_name}))
 }
 
-/// Removes the strategy again; do so before DROP EXTENSION, or Citus keeps one whose functions are gone.
+/// Removes the strategy again; DROP EXTENSION does so, too.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn unregister_citus_strategy(strategy_name: default!(&str, "'foreshard'")) -> PgResult<()> {

@@ -51,7 +51,8 @@ fn file(
 }
 
 /// Gives one key of a table, and of the tables colocated with it, a partition of its own, online: on the shard
-/// named, else where its slot is. Returns the move's id; NULL when it has one there already.
+/// named, else where its slot is. Returns the move's id; NULL when it has one there already. Of a table of Citus: a shard that
+/// has the key's hash only, for good.
 #[pg_extern(
     volatile,
     parallel_unsafe,
@@ -64,6 +65,11 @@ fn isolate_key(
     key: Option<AnyElement>,
     shard: Option<&str>,
 ) -> PgResult<Option<i64>> {
+    if let (Some(Regclass(table)), Some(key)) = (table, &key)
+        && let Some(filed) = super::citus::isolate(table, key, shard)?
+    {
+        return Ok(filed);
+    }
     let (table, key) = (table_of(table)?, key_of(key)?);
     let moves = file(table, json!({"isolate": 1, "shard": shard}), |placing| placing.isolate(key, shard))?;
     Ok(moves.first().copied())

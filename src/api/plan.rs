@@ -25,7 +25,7 @@ fn recommend() -> Result<
             name!(to_shard, Option<String>),
             name!(confidence, Option<f64>),
             name!(benefit, Option<f64>),
-            name!(bytes, i64),
+            name!(bytes, Option<i64>),
             name!(imbalance_before, Option<f64>),
             name!(imbalance_after, Option<f64>),
             name!(reason, Option<String>),

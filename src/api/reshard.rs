@@ -1,5 +1,6 @@
 //! Moves: by map, by hand, and their end.
 
+use crate::catalog::citus::{moving, splitting};
 use crate::catalog::moves::{self, Standing};
 use crate::catalog::{act, colocation, merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
@@ -99,7 +100,8 @@ fn move_slot(slot_id: i64, to_shard: &str) -> PgResult<i64> {
 }
 
 /// Splits one slot into two, online: (m, r) becomes (2m, r), which keeps the slot's id, and (2m, r + m). Each goes
-/// to the shard named, else it stays where the slot is. Returns the move's id.
+/// to the shard named, else it stays where the slot is. Returns the move's id. A slot of Citus is divided into the halves of its
+/// hashes, for good.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn split_slot(
@@ -195,9 +197,14 @@ fn cancel_move(move_id: i64) -> PgResult<bool> {
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn rollback_move(move_id: i64) -> PgResult<bool> {
-    let for_good = own_move(move_id)?.is_split_for_good;
+    let standing = own_move(move_id)?;
     let _owner = security::as_extension_owner()?;
-    if for_good {
+    if standing.is_split_for_good {
+        if splitting::range_of(standing.slot_id)?.is_some() {
+            return Err(unsupported(format!("move {move_id} cannot be rolled back"))
+                .set_detail("Citus has divided the shards of its slot, and brings none together again.")
+                .set_hint("Move the parts where they belong with foreshard.move_slot()."));
+        }
         if request_way_back(move_id)? {
             return Ok(true);
         }
@@ -239,13 +246,16 @@ fn set_route_weight(move_id: Option<i64>, weight: Option<f64>) -> PgResult<Optio
 fn set_paused(move_id: i64, paused: bool) -> PgResult<bool> {
     own_move(move_id)?;
     let _owner = security::as_extension_owner()?;
+    if paused {
+        moving::require_pausable(move_id)?;
+    }
     let changed = moves::set_paused(move_id, paused)?;
     wake_keeper();
     Ok(changed)
 }
 
 /// Holds a move up where it stands; changes go on being logged or mirrored. False when it has passed its
-/// cutover or is paused already.
+/// cutover or is paused already. What Citus is at cannot be held up (55000), only what has not begun.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn pause_move(move_id: i64) -> PgResult<bool> {

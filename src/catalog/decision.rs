@@ -14,8 +14,8 @@ pub struct SlotRow {
     pub slot_id: i64,
     /// Its shard.
     pub shard_id: i32,
-    /// Bytes of all its tables with indexes and toast.
-    pub bytes: i64,
+    /// Bytes of all its tables with indexes and toast; None: nobody has said so yet of one on a node.
+    pub bytes: Option<i64>,
     /// Where a move that is under way takes it; until the cutover its load is still on [`Self::shard_id`]. None: nowhere.
     pub heads_for: Option<i32>,
     /// A move is under way or waiting.
@@ -62,7 +62,7 @@ pub fn slots() -> PgResult<Vec<SlotRow>> {
 pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
     spi::rows(
         &format!(
-            "SELECT s.slot_id, s.shard_id, sum(p.bytes)::int8, \
+            "SELECT s.slot_id, s.shard_id, CASE WHEN count(p.bytes) = count(*) THEN sum(p.bytes)::int8 END, \
                 s.slot_id IN (SELECT pg_catalog.unnest(m.guests || m.slot_id) FROM foreshard.move m WHERE NOT m.finished) OR bool_or(p.others_move), \
                 extract(epoch FROM pg_catalog.clock_timestamp() - greatest(s.last_moved_at, \
                     (SELECT max(m.finished_at) FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.phase = 'failed')))::float8, \
@@ -89,7 +89,7 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
             Ok(SlotRow {
                 slot_id: row.need(1)?,
                 shard_id: row.need(2)?,
-                bytes: row.get(3)?.unwrap_or(0),
+                bytes: row.get(3)?,
                 moving: row.need(4)?,
                 rested_s: row.get(5)?,
                 hot_buckets: row.need(6)?,
@@ -259,6 +259,12 @@ pub const DRAINING: (&str, &str) = (
     "Wait: its shard is being emptied, and the slot is divided where it goes; foreshard.split_slot() does not wait.",
 );
 
+/// Reason and advice for a division that cannot be taken back.
+pub const IRREVERSIBLE: (&str, &str) = (
+    "irreversible",
+    "Citus brings nothing together again, so a person decides: foreshard.isolate_key() or foreshard.split_slot() does it.",
+);
+
 /// What is said of a step of a plan.
 pub struct Verdict {
     /// The confidence to state.
@@ -286,9 +292,9 @@ pub fn store_plan(plan: &Plan, slots: &[SlotRow], verdicts: &[Verdict], lead_s: 
     Ok(())
 }
 
-/// Bytes of a slot, 0 when unknown.
-pub fn bytes_of(slot_id: i64, slots: &[SlotRow]) -> i64 {
-    slots.iter().find(|s| s.slot_id == slot_id).map_or(0, |s| s.bytes)
+/// Bytes of a slot; None: unknown.
+pub fn bytes_of(slot_id: i64, slots: &[SlotRow]) -> Option<i64> {
+    slots.iter().find(|s| s.slot_id == slot_id).and_then(|s| s.bytes)
 }
 
 fn store_step(step: &Step, slots: &[SlotRow], verdict: &Verdict, lead_s: i32) -> PgResult<()> {

@@ -25,7 +25,8 @@ pub struct Shape {
     pub divisible: bool,
     /// Keys of it have places of their own, or it is such a place.
     pub chosen: bool,
-    /// It is a slot of this server that keys can be chosen from, and its tables have room for another list.
+    /// It is a slot of this server that keys can be chosen from, and its tables have room for another list; or one of Citus with
+    /// more hashes than one.
     pub isolable: bool,
     /// It is the list of one key that the planner isolated; the slot that the key belongs to.
     pub isolated_of: Option<i64>,
@@ -34,12 +35,14 @@ pub struct Shape {
 /// Every slot's, by id.
 pub fn shapes() -> PgResult<HashMap<i64, Shape>> {
     let rows = spi::rows(
-        "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, s.modulus > g.slot_count AND NOT l.chosen, \
+        "SELECT s.slot_id, s.group_id, s.modulus, s.remainder, s.modulus > g.slot_count AND NOT l.chosen AND s.hash_from IS NULL, \
                 EXISTS (SELECT FROM foreshard.move m WHERE m.slot_id = s.slot_id AND NOT m.finished AND m.prepare AND m.phase = 'prepared' AND m.kind = 'split'), \
-                s.modulus::int8 * 2 <= $1 AND count(*) OVER (PARTITION BY s.group_id) < $2, \
-                s.home_slot_id IS NULL AND h.node_name = $4 AND count(*) OVER (PARTITION BY s.group_id) < $3, CASE WHEN s.isolated AND s.planned THEN s.home_slot_id END, l.chosen \
+                CASE WHEN s.hash_from IS NULL THEN s.modulus::int8 * 2 <= $1 ELSE l.has_hashes END AND count(*) OVER (PARTITION BY s.group_id) < $2, \
+                CASE WHEN s.hash_from IS NULL THEN s.home_slot_id IS NULL AND h.node_name = $4 AND count(*) OVER (PARTITION BY s.group_id) < $3 \
+                     ELSE l.has_hashes AND count(*) OVER (PARTITION BY s.group_id) < $2 END, CASE WHEN s.isolated AND s.planned THEN s.home_slot_id END, l.chosen \
          FROM foreshard.slot s JOIN foreshard.colocation_group g USING (group_id) JOIN foreshard.shard h USING (shard_id) \
-         CROSS JOIN LATERAL (SELECT s.home_slot_id IS NOT NULL OR EXISTS (SELECT FROM foreshard.slot o WHERE o.home_slot_id = s.slot_id) AS chosen) l",
+         CROSS JOIN LATERAL (SELECT s.home_slot_id IS NOT NULL OR EXISTS (SELECT FROM foreshard.slot o WHERE o.home_slot_id = s.slot_id) AS chosen, \
+             s.hash_to > s.hash_from AND EXISTS (SELECT FROM foreshard.citus_table m WHERE m.group_id = s.group_id AND m.key_column IS NOT NULL) AS has_hashes) l",
         &[
             i64::from(MAX_MODULUS).into(),
             MAX_SLOTS.into(),
@@ -70,14 +73,16 @@ pub struct Standing {
     pub group_id: i32,
     /// Its shard is being emptied.
     pub draining: bool,
+    /// It is a slot of Citus, which brings nothing together again.
+    pub is_citus: bool,
 }
 
 /// How a slot stands; None: it is gone.
 pub fn standing(slot_id: i64) -> PgResult<Option<Standing>> {
     let found = spi::rows(
-        "SELECT s.group_id, h.draining FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) WHERE s.slot_id = $1",
+        "SELECT s.group_id, h.draining, s.hash_from IS NOT NULL FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) WHERE s.slot_id = $1",
         &[slot_id.into()],
-        |row| Ok(Standing { group_id: row.need(1)?, draining: row.need(2)? }),
+        |row| Ok(Standing { group_id: row.need(1)?, draining: row.need(2)?, is_citus: row.need(3)? }),
     )?;
     Ok(found.into_iter().next())
 }
@@ -92,8 +97,8 @@ pub struct Row<'a> {
     pub shard_id: i32,
     /// The shard that its second half or its key goes to; None: it stays.
     pub to_shard: Option<i32>,
-    /// Its bytes.
-    pub bytes: i64,
+    /// Its bytes; None: unknown.
+    pub bytes: Option<i64>,
     /// Why.
     pub reason: Option<&'a str>,
     /// Why not, and what to do.

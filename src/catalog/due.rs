@@ -34,6 +34,7 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
         &format!(
             "SELECT m.move_id, {SHORT} FROM foreshard.move m WHERE NOT m.finished AND m.partner_of IS NULL \
            AND (NOT m.paused OR m.cancel_requested OR m.phase = ANY ($2)) \
+           AND (m.not_before IS NULL OR m.not_before <= pg_catalog.clock_timestamp() OR m.cancel_requested) \
            AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
                     AND coalesce(m.watch_from, m.swapped_at) > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
            AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \
@@ -57,7 +58,7 @@ pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
     )
 }
 
-/// A change that foreshard filed by itself, and that has not begun.
+/// A change that foreshard filed by itself, and that has not begun. By Citus: that Citus is not at.
 pub struct Unbegun {
     /// The move.
     pub move_id: i64,
@@ -76,7 +77,10 @@ pub fn unbegun(distress: f64) -> PgResult<Vec<Unbegun>> {
                 JOIN foreshard.slot_heat h USING (slot_id) WHERE x.shard_id = a.shard_id), false) \
          FROM foreshard.move m JOIN foreshard.resharding_request r USING (request_id) JOIN foreshard.slot s USING (slot_id) \
          JOIN foreshard.shard a ON a.shard_id = m.from_shard \
-         WHERE NOT m.finished AND NOT m.cancel_requested AND m.phase = 'preflight' AND m.started_at IS NULL AND m.partner_of IS NULL \
+         WHERE NOT m.finished AND NOT m.cancel_requested AND m.partner_of IS NULL \
+           AND (m.phase = 'preflight' AND m.started_at IS NULL OR s.hash_from IS NOT NULL AND m.phase IN ('preflight', 'copy') \
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass \
+                    AND l.objid = m.move_id::int8::oid AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))) \
            AND r.requested_by = 'foreshard' AND m.recommendation_id IS NOT NULL",
         &[distress.into()],
         |row| {
@@ -91,14 +95,15 @@ pub fn unbegun(distress: f64) -> PgResult<Vec<Unbegun>> {
 }
 
 /// Interrupts carriers whose moves were cancelled or paused, in the middle of what may take hours: building an index, vacuuming,
-/// comparing. Short steps end by themselves.
+/// comparing. Short steps end by themselves, and what Citus does is not held up.
 pub fn interrupt() -> PgResult<()> {
     spi::rows(
         "SELECT pg_catalog.pg_cancel_backend(l.pid) FROM foreshard.move m \
          JOIN pg_catalog.pg_locks l ON l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = m.move_id::int8::oid \
              AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) AND l.granted \
          JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE NOT m.finished AND (m.cancel_requested OR m.paused) AND m.phase IN ('copy', 'index', 'catch_up', 'verify') \
+         WHERE NOT m.finished AND (m.cancel_requested OR m.paused AND NOT EXISTS (SELECT FROM foreshard.slot s WHERE s.slot_id = m.slot_id AND s.hash_from IS NOT NULL)) \
+           AND m.phase IN ('copy', 'index', 'catch_up', 'verify') \
            AND a.backend_type = 'foreshard carrier' AND a.xact_start < pg_catalog.clock_timestamp() - interval '1 s'",
         &[],
         |row| row.need::<bool>(1),

@@ -10,6 +10,9 @@ use foreshard_core::unit_cost::Load;
 use pgrx::pg_sys::Oid;
 use std::collections::HashMap;
 
+/// What tells counters from all others: the partition, or the shard, the node that counted, and in which life of its server.
+pub type Count = (i64, i32, i64);
+
 /// What is known of a partition at a reading.
 pub struct Reading {
     /// Slot.
@@ -20,9 +23,9 @@ pub struct Reading {
     pub table: u32,
     /// The partition; None: it is a shard of Citus.
     pub relation: Option<u32>,
-    /// What tells its counters from all others: the partition, or the shard and the node that counted.
-    pub count: (i64, i32),
-    /// When it was read, if somebody else read it; seconds since the epoch.
+    /// What tells its counters from all others.
+    pub count: Count,
+    /// When it was read, if somebody else read it, by the clock of who did; seconds since the epoch.
     pub read_at_s: Option<f64>,
     /// Cumulative counters.
     pub counters: Counters,
@@ -91,7 +94,7 @@ pub fn read_counters() -> PgResult<Vec<Reading>> {
             shard_id: row.need(2)?,
             table: row.need::<Oid>(3)?.to_u32(),
             relation: Some(relation),
-            count: (i64::from(relation), 0),
+            count: (i64::from(relation), 0, 0),
             read_at_s: row.get(12)?,
             counters: counters(row, 5)?,
         })
@@ -214,7 +217,7 @@ pub fn store(observed: &[Observed], now_s: f64, bucket_s: i32) -> PgResult<()> {
 }
 
 /// A slot has become others, given with their shares of its load: each begins with its share of the heat,
-/// and with the counters of its own partitions. In the transaction that makes them; a reading that was
+/// and with the counters of its own partitions (of Citus, whose nodes count by themselves, with none). In the transaction that makes them; a reading that was
 /// begun before does not overwrite it.
 pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
     spi::run(
@@ -226,8 +229,8 @@ pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
                  o.wal_bytes_per_s * n.share, o.trigger_cost_per_s * n.share, o.heat * n.share, o.access_score * n.share, o.hot_buckets \
              FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS n (slot_id, share) \
              JOIN foreshard.slot_heat o ON o.slot_id = $1 \
-             CROSS JOIN LATERAL (SELECT sum(scans)::int8 AS scans, sum(rows)::int8 AS rows, sum(ins)::int8 AS ins, sum(upd)::int8 AS upd, \
-                 sum(del)::int8 AS del, sum(read)::int8 AS read, sum(hit)::int8 AS hit FROM ({COUNTERS} WHERE s.slot_id = n.slot_id) k) c \
+             CROSS JOIN LATERAL (SELECT coalesce(sum(scans), 0)::int8 AS scans, coalesce(sum(rows), 0)::int8 AS rows, coalesce(sum(ins), 0)::int8 AS ins, \
+                 coalesce(sum(upd), 0)::int8 AS upd, coalesce(sum(del), 0)::int8 AS del, coalesce(sum(read), 0)::int8 AS read, coalesce(sum(hit), 0)::int8 AS hit FROM ({COUNTERS} WHERE s.slot_id = n.slot_id) k) c \
              ON CONFLICT (slot_id) DO UPDATE SET observed_at = excluded.observed_at, scans = excluded.scans, rows_read = excluded.rows_read, \
                  inserted = excluded.inserted, updated = excluded.updated, deleted = excluded.deleted, blocks_read = excluded.blocks_read, \
                  blocks_hit = excluded.blocks_hit, reads_per_s = excluded.reads_per_s, writes_per_s = excluded.writes_per_s, \

@@ -1,8 +1,9 @@
 //! Merges of slots: asking for one, what speaks against it, and what becomes of everything that is known of both.
 
+use super::citus::splitting;
 use super::split::{Slot, slot, target};
 use super::{forecast_error, heat, moves, outcome, preflight, record_event, shadow, split, unit_cost, whole};
-use crate::pg::report::{self, PgResult, bad_argument, internal};
+use crate::pg::report::{self, PgResult, bad_argument, internal, unsupported};
 use crate::pg::spi;
 use pgrx::JsonB;
 use serde_json::json;
@@ -13,6 +14,11 @@ use serde_json::json;
 /// 42704 unknown slot or shard, 22023 slots that are not the two halves of one or a shard that is drained, 55006
 /// already moving, 0A000 with every reason why they cannot be merged.
 pub fn file(slot_a: i64, slot_b: i64, to_shard: Option<&str>, user: &str) -> PgResult<i64> {
+    if splitting::range_of(slot_a)?.or(splitting::range_of(slot_b)?).is_some() {
+        return Err(unsupported(format!("slots {slot_a} and {slot_b} cannot be merged"))
+            .set_detail("Citus divides shards, and brings none together again.")
+            .set_hint("Move them onto one shard with foreshard.move_slot()."));
+    }
     let (a, b) = (slot(slot_a)?, slot(slot_b)?);
     let shard_id = target(to_shard, a.shard_id)?;
     require_halves((slot_a, &a), (slot_b, &b))?;

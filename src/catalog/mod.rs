@@ -95,3 +95,9 @@ fn prefer_index_plans() -> PgResult<()> {
     }
     Ok(())
 }
+
+/// Before the extension goes: what it has elsewhere goes as well.
+pub fn leave_all() -> PgResult<()> {
+    citus::strategy::forget_all()?;
+    remote::farewell::leave_all()
+}

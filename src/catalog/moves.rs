@@ -62,6 +62,10 @@ pub struct MoveRow {
     pub prepared_age_s: Option<f64>,
     /// It is a move, and one of its shards is on another server.
     pub is_foreign: bool,
+    /// How often Citus' switch gave way to writers.
+    pub gave_way: i32,
+    /// It rests since the last time.
+    pub rests: bool,
 }
 
 impl MoveRow {
@@ -94,7 +98,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.swapped_at)::float8, m.paused, m.route_weight, m.manual_weight, m.kind IN ('split', 'place', 'join'), m.prepare, \
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of, m.kind = 'place', \
                 m.kind = 'move' AND 'local' <> ANY (ARRAY[h.node_name, f.node_name]), m.kind = 'undistribute', m.kind = 'join', \
-                extract(epoch FROM pg_catalog.clock_timestamp() - coalesce(m.watch_from, m.swapped_at))::float8 \
+                extract(epoch FROM pg_catalog.clock_timestamp() - coalesce(m.watch_from, m.swapped_at))::float8, \
+                m.gave_way, coalesce(m.not_before > pg_catalog.clock_timestamp(), false) \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard JOIN foreshard.shard f ON f.shard_id = m.from_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -123,6 +128,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 undistributes: row.need(22)?,
                 joins: row.need(23)?,
                 watched_age_s: row.get(24)?,
+                gave_way: row.need(25)?,
+                rests: row.need(26)?,
             })
         },
     )?;
@@ -293,7 +300,7 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
     let transition = next(row.phase, event, capabilities).map_err(internal)?;
     let to = transition.to;
     spi::run(
-        "UPDATE foreshard.move SET phase = $2, finished = $3, waiting_for = NULL, \
+        "UPDATE foreshard.move SET phase = $2, finished = $3, waiting_for = NULL, not_before = NULL, \
                 started_at = coalesce(started_at, pg_catalog.clock_timestamp()), \
                 finished_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() END, \
                 restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END, \

@@ -1,6 +1,7 @@
 //! Splits of slots: asking for one, what speaks against it, and what becomes of everything that is known
 //! of the slot.
 
+use super::citus::splitting;
 use super::{colocation, heat, moves, outcome, preflight, prepared, record_event};
 use crate::pg::report::{
     self, PgResult, PgSqlErrorCode, bad_argument, error, internal, unknown, wrong_state,
@@ -133,6 +134,9 @@ pub(super) fn target(name: Option<&str>, present: i32) -> PgResult<i32> {
 /// 42704 unknown slot or shard, 22023 a shard that is drained, 53400 too many slots, 55006 already moving,
 /// 0A000 with every reason why the slot cannot be split.
 pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -> PgResult<i64> {
+    if splitting::range_of(slot_id)?.is_some() {
+        return splitting::file_halves(slot_id, targets, user, prepare);
+    }
     let present = slot(slot_id)?;
     if present.moving
         && !prepare
@@ -199,6 +203,21 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -
     Ok(move_id)
 }
 
+/// Checks that the group of a slot of Citus has room for as many parts of it.
+///
+/// # Errors
+/// 53400 it has too many slots.
+pub(super) fn require_room(slot_id: i64, present: &Slot, parts: usize) -> PgResult<()> {
+    if present.slots + parts as i64 - 1 <= MAX_SLOTS {
+        return Ok(());
+    }
+    Err(error(
+        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        format!("slot {slot_id} cannot be split any further"),
+    )
+    .set_detail(format!("A group has at most {MAX_SLOTS} slots; this one has {}.", present.slots)))
+}
+
 /// 0A000 with every reason.
 pub fn refuse(slot_id: i64, reasons: &[String]) -> PgResult<()> {
     let hint = if is_referenced(reasons) {
@@ -216,6 +235,9 @@ pub(super) fn is_referenced(reasons: &[String]) -> bool {
 
 /// Everything that speaks against splitting a slot, of all its tables.
 pub fn reasons(slot_id: i64) -> PgResult<Vec<String>> {
+    if splitting::range_of(slot_id)?.is_some() {
+        return splitting::reasons(slot_id);
+    }
     let mut found = Vec::new();
     let partitions = super::shadow::partitions_of_slot(slot_id)?;
     if partitions.is_empty() {

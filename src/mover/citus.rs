@@ -1,20 +1,25 @@
-//! Moves of slots of a Citus cluster: Citus copies, catches up and switches, in one statement. Around it are the checks before,
-//! attempts, the clean-up of what is broken off, and the way back.
+//! Moves and splits of slots of a Citus cluster: Citus copies, catches up and switches, in one statement. Around it are the checks
+//! before, attempts, the clean-up of what is broken off, and the way back, which a split has not: Citus merges nothing.
 //!
 //! The phases are those of all moves; the ones between the copy and the watch are Citus' own business. Writers wait from Citus' switch
 //! to the end of its transaction, so nothing else is done in that one: what it did is read off Citus' catalog afterwards, also by a
 //! carrier that comes after one that was killed in between.
 
 use super::{MAX_BACKOFF_MS, MAX_ERRORS, claim_and_load, is_held, is_transient};
-use crate::catalog::citus::{layout, moving};
+use crate::catalog::citus::identity::{self, Coordinator};
+use crate::catalog::citus::{layout, moving, splitting};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::{node, record_event};
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
 use crate::pg::guc;
 use crate::pg::report::{PgResult, wrong_state};
+use foreshard_core::citus::{MOST_GIVEN_WAY, REST_S};
 use foreshard_core::phase::{Capabilities, Event, Phase};
 use pgrx::prelude::*;
 use serde_json::json;
+
+/// What a move waits for that is not the first.
+const ANOTHER: &str = "another move of the cluster";
 
 /// What a step came to.
 enum Step {
@@ -22,6 +27,8 @@ enum Step {
     On,
     /// Nothing could be done yet: another carrier comes again, and others come first.
     Later(String),
+    /// This server must not do it now; the move rests for a while.
+    Forbidden(String),
     /// Nothing to do for a long while.
     Rest,
 }
@@ -36,7 +43,7 @@ pub fn drive(move_id: i64) {
             Ok(_) => return,
             Err(report) => return pgrx::log!("foreshard: move {move_id} ends: {}", report.line),
         };
-        if row.paused && !row.cancel_requested && row.phase.is_reversible() {
+        if !row.cancel_requested && (row.rests || row.paused && row.phase.is_reversible()) {
             return;
         }
         if is_held(row.phase) {
@@ -52,28 +59,36 @@ pub fn drive(move_id: i64) {
                 let _ = transaction(|| moves::note(move_id, Some(&why), None, None));
                 return;
             }
-            Err(failure) => errors = after_error(move_id, &failure, errors),
+            Ok(Step::Forbidden(why)) => {
+                let _ = transaction(|| moving::rest(move_id, &why, REST_S));
+                return;
+            }
+            Err(failure) => match after_error(move_id, &failure, errors) {
+                Some(count) => errors = count,
+                None => return,
+            },
         }
     }
 }
 
-/// A move of Citus' has neither mirror nor canary; it can be moved back while it is watched.
-fn capabilities() -> Capabilities {
-    Capabilities { mirror: false, canary: false, watch: guc::ROLLBACK_WINDOW.get() > 0, prepare: false }
+/// A move of Citus' has neither mirror nor canary; it can be moved back while it is watched, a split cannot.
+fn capabilities(row: &MoveRow) -> Capabilities {
+    let watch = guc::ROLLBACK_WINDOW.get() > 0 && !row.is_split;
+    Capabilities { mirror: false, canary: false, watch, prepare: false }
 }
 
 /// Goes on through phases in which nothing is to be done, as one transaction's part.
 fn pass(mut row: MoveRow, until: &[Phase]) -> PgResult<()> {
     while !until.contains(&row.phase) {
-        row.phase = moves::advance(&row, Event::Completed, capabilities())?;
+        row.phase = moves::advance(&row, Event::Completed, capabilities(&row))?;
     }
     Ok(())
 }
 
 fn step(row: MoveRow) -> WorkResult<Step> {
     let cleans = matches!(row.phase, Phase::Revert | Phase::RevertFailed);
-    // Whoever carried it was killed before it could say so; or somebody else has moved it there.
-    if row.phase == Phase::Copy && transaction(|| moving::is_on(row.slot_id, row.to_shard))? {
+    // Whoever carried it was killed before it could say so; or somebody else has done it.
+    if row.phase == Phase::Copy && transaction(|| is_made(&row))? {
         return arrive(row);
     }
     if row.cancel_requested && row.phase.is_reversible() && !cleans {
@@ -92,8 +107,13 @@ fn step(row: MoveRow) -> WorkResult<Step> {
     }
 }
 
+/// Whether Citus has done what it was asked for.
+fn is_made(row: &MoveRow) -> PgResult<bool> {
+    if row.is_split { splitting::is_done(row.move_id) } else { moving::is_on(row.slot_id, row.to_shard) }
+}
+
 fn leave(row: &MoveRow, event: Event) -> WorkResult<Step> {
-    transaction(|| moves::advance(row, event, capabilities())).map(|_| Step::On)
+    transaction(|| moves::advance(row, event, capabilities(row))).map(|_| Step::On)
 }
 
 fn end(row: &MoveRow) -> WorkResult<Step> {
@@ -103,19 +123,47 @@ fn end(row: &MoveRow) -> WorkResult<Step> {
 /// Why it cannot begin now, though it may later; None: it can.
 fn obstacle(row: &MoveRow) -> PgResult<Option<String>> {
     let sick = node::sick_shards()?;
-    if sick.contains(&row.from_shard) || sick.contains(&row.to_shard) {
+    let parts = splitting::pieces(row.move_id)?.into_iter().map(|piece| piece.shard_id);
+    if parts.chain([row.from_shard, row.to_shard]).any(|shard| sick.contains(&shard)) {
         return Ok(Some("a node that does not answer".to_string()));
     }
-    Ok(moving::others()?.map(|who| format!("others that move shards of the cluster: {who}")))
+    if let Some(who) = moving::others()? {
+        return Ok(Some(format!("others that move shards of the cluster: {who}")));
+    }
+    // Whoever takes its turn later asks again; this one has not begun, and may be taken back.
+    Ok((!moving::take_turn()?).then(|| ANOTHER.to_string()))
+}
+
+/// Why this server must not touch the cluster now; None: its nodes take it for their coordinator.
+fn forbidden() -> Option<String> {
+    let why = match transaction(identity::ask) {
+        Ok(Coordinator::Ours) => None,
+        Ok(Coordinator::Another(why) | Coordinator::Unknown(why)) => Some(why),
+        Err(failure) => Some(format!("nodes did not say who coordinates them: {}", failure.line)),
+    };
+    let _ = transaction(|| identity::note(why.as_deref()));
+    why
+}
+
+/// What comes before anything that Citus is to do; None: nothing.
+fn hindrance(row: &MoveRow) -> WorkResult<Option<Step>> {
+    match transaction(|| obstacle(row))? {
+        Some(why) => Ok(Some(Step::Later(why))),
+        None => Ok(forbidden().map(Step::Forbidden)),
+    }
 }
 
 fn preflight(row: MoveRow) -> WorkResult<Step> {
+    if let Some(step) = hindrance(&row)? {
+        return Ok(step);
+    }
     transaction(|| {
         layout::follow()?;
-        if let Some(why) = obstacle(&row)? {
-            return Ok(Step::Later(why));
+        if row.is_split {
+            splitting::check(row.move_id, row.slot_id)?;
+        } else {
+            moving::check(row.slot_id, row.to_shard)?;
         }
-        moving::check(row.slot_id, row.to_shard)?;
         if !moving::is_on(row.slot_id, row.from_shard)? {
             return Err(wrong_state(format!("slot {} is no longer where it was", row.slot_id))
                 .set_detail("Somebody else has moved it since."));
@@ -125,34 +173,43 @@ fn preflight(row: MoveRow) -> WorkResult<Step> {
     })
 }
 
-/// Has Citus move the shards.
+/// Has Citus move or divide the shards.
 fn carry(row: MoveRow) -> WorkResult<Step> {
     // Somebody may have begun to move shards while this one waited.
-    if let Some(why) = transaction(|| obstacle(&row))? {
-        return Ok(Step::Later(why));
+    if let Some(step) = hindrance(&row)? {
+        return Ok(step);
     }
-    match citus_moves(row.slot_id, row.from_shard, row.to_shard)? {
+    let step = if row.is_split {
+        in_turn(|| splitting::carry(row.move_id, row.slot_id))?
+    } else {
+        in_turn(|| moving::carry(row.slot_id, row.from_shard, row.to_shard))?
+    };
+    match step {
         Step::On => arrive(row),
         step => Ok(step),
     }
 }
 
-/// One move by Citus, in a transaction in which nothing else is done.
-fn citus_moves(slot_id: i64, from: i32, to: i32) -> WorkResult<Step> {
+/// One statement of Citus', in a transaction in which nothing else is done.
+fn in_turn(carry: impl FnOnce() -> PgResult<()>) -> WorkResult<Step> {
     transaction(|| {
         if !moving::take_turn()? {
-            return Ok(Step::Later("another move of the cluster".to_string()));
+            return Ok(Step::Later(ANOTHER.to_string()));
         }
-        moving::carry(slot_id, from, to)?;
+        carry()?;
         Ok(Step::On)
     })
 }
 
-/// The shards are where they should be: notes it, and goes on.
+/// The shards are what and where they should be: notes it, and goes on.
 fn arrive(row: MoveRow) -> WorkResult<Step> {
     transaction(|| {
         layout::follow()?;
-        moving::set_swapped(row.move_id)?;
+        if row.is_split {
+            splitting::set_swapped(row.move_id)?;
+        } else {
+            moving::set_swapped(row.move_id)?;
+        }
         pass(row, &[Phase::Watch, Phase::Retire])?;
         Ok(Step::On)
     })
@@ -164,11 +221,11 @@ fn watch(row: MoveRow) -> WorkResult<Step> {
         let is_over = row.swapped_age_s.is_none_or(|age_s| age_s >= f64::from(guc::ROLLBACK_WINDOW.get()));
         return if is_over { end(&row) } else { Ok(Step::Rest) };
     }
-    if let Some(why) = transaction(|| obstacle(&row))? {
-        return Ok(Step::Later(why));
+    if let Some(step) = hindrance(&row)? {
+        return Ok(step);
     }
     if transaction(|| moving::is_on(row.slot_id, row.to_shard))?
-        && let later @ Step::Later(_) = citus_moves(row.slot_id, row.to_shard, row.from_shard)?
+        && let later @ Step::Later(_) = in_turn(|| moving::carry(row.slot_id, row.to_shard, row.from_shard))?
     {
         return Ok(later);
     }
@@ -176,32 +233,47 @@ fn watch(row: MoveRow) -> WorkResult<Step> {
         layout::follow()?;
         if !moving::is_on(row.slot_id, row.from_shard)? {
             moves::note(row.move_id, None, Some("somebody else has moved the slot since"), None)?;
-            moves::advance(&row, Event::SourceChanged, capabilities())?;
+            moves::advance(&row, Event::SourceChanged, capabilities(&row))?;
             return Ok(Step::On);
         }
         record_event("moved_back", Some(row.move_id), Some(row.slot_id), json!({"engine": "citus"}))?;
-        moves::advance(&row, Event::RollbackRequested, capabilities())?;
+        moves::advance(&row, Event::RollbackRequested, capabilities(&row))?;
         Ok(Step::On)
     })
 }
 
 /// What a move that was broken off has left on the nodes; Citus also looks for that by itself from time to time.
 fn clean_up() {
+    if let Some(why) = forbidden() {
+        return pgrx::log!("foreshard: nothing is cleaned up: {why}");
+    }
     match transaction(moving::clean_up) {
         Ok(None) => {}
         Ok(Some(why)) | Err(Failure { line: why, .. }) => pgrx::log!("foreshard: clean-up of Citus: {why}"),
     }
 }
 
-/// Notes the error, cleans up, pauses, and gives up where nothing has changed yet. Returns the errors in a row so far.
-fn after_error(move_id: i64, failure: &Failure, errors: u32) -> u32 {
+/// The move as it is; None: it is gone, or cannot be read.
+fn load(move_id: i64) -> Option<MoveRow> {
+    transaction(|| claim_and_load(move_id)).ok().flatten()
+}
+
+/// Notes the error, cleans up, pauses, and gives up where nothing has changed yet. Returns the errors in a row so far; None: another
+/// carrier comes when the move has rested.
+fn after_error(move_id: i64, failure: &Failure, errors: u32) -> Option<u32> {
     let line = failure.line.as_str();
-    let _ = transaction(|| moves::note(move_id, None, Some(line), None));
+    // Who interrupted it because writers waited has said so.
+    if load(move_id).is_none_or(|row| !row.rests) {
+        let _ = transaction(|| moves::note(move_id, None, Some(line), None));
+    }
     pgrx::log!("foreshard: move {move_id}: {line}");
     clean_up();
-    let Ok(Some(row)) = transaction(|| claim_and_load(move_id)) else { return errors };
+    let Some(row) = load(move_id) else { return Some(errors) };
     if row.cancel_requested && row.phase.is_reversible() {
-        return 0;
+        return Some(0);
+    }
+    if row.rests && row.gave_way < MOST_GIVEN_WAY {
+        return None;
     }
     let errors = errors + 1;
     let limit = if is_transient(failure) || failure.code == PgSqlErrorCode::ERRCODE_INTERNAL_ERROR {
@@ -209,20 +281,21 @@ fn after_error(move_id: i64, failure: &Failure, errors: u32) -> u32 {
     } else {
         MAX_ERRORS
     };
-    let hopeless = matches!(
-        failure.code,
-        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
-            | PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
-            | PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE
-    );
+    let hopeless = row.rests
+        || matches!(
+            failure.code,
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED
+                | PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+                | PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE
+        );
     if hopeless || errors >= limit {
         // After the move only the way back can fail: then the slot stays where it is.
         let event = Event::FatalError;
-        if let Err(report) = transaction(|| moves::advance(&row, event, capabilities())) {
+        if let Err(report) = transaction(|| moves::advance(&row, event, capabilities(&row))) {
             pgrx::log!("foreshard: move {move_id}: {}", report.line);
         }
-        return 0;
+        return Some(0);
     }
     bgworker::wait((200_i64 << errors.min(5)).min(MAX_BACKOFF_MS));
-    errors
+    Some(errors)
 }

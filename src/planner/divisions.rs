@@ -2,6 +2,8 @@
 
 use super::STAYS;
 use super::modes::Modes;
+use super::pools::{CITUS, Pool};
+use crate::catalog::citus::tenants;
 use crate::catalog::decision::{SlotRow, bytes_of};
 use crate::catalog::hot_key::{self, Busiest};
 use crate::catalog::wish::{Placing, text_key};
@@ -120,12 +122,8 @@ impl Known<'_> {
 
 /// Judges every slot whose load is known, and whose tables may be planned for; halves are built in leads that are
 /// `open`.
-pub fn decide(
-    slots: &[SlotRow],
-    segments: &[Segment],
-    places: &[Shard],
-    (modes, open): (&Modes, &[bool]),
-) -> PgResult<Vec<Division>> {
+pub fn decide(slots: &[SlotRow], pool: &Pool, (modes, open): (&Modes, &[bool])) -> PgResult<Vec<Division>> {
+    let (segments, places) = (pool.segments.as_slice(), pool.places.as_slice());
     let leads = segments.iter().map(|segment| segment.curve.len()).max().unwrap_or(0);
     let rows: HashMap<i64, &SlotRow> = slots.iter().map(|slot| (slot.slot_id, slot)).collect();
     let mut cluster = vec![0.0; leads];
@@ -138,7 +136,13 @@ pub fn decide(
     if active < 2 || mean * active as f64 <= foreshard_core::placement::PlanOptions::default().min_load {
         return Ok(Vec::new());
     }
-    let (shapes, keys, busiest) = (division::shapes()?, slot_key::all()?, hot_key::busiest()?);
+    let shapes = division::shapes()?;
+    // Nodes of Citus give no samples; it counts tenants, if it is told to.
+    let (keys, busiest) = if pool.is_citus {
+        (tenants::keys()?, tenants::busiest()?)
+    } else {
+        (slot_key::all()?, hot_key::busiest()?)
+    };
     let known: Vec<Known> = segments
         .iter()
         .filter(|segment| !is_unknown(segment))
@@ -168,7 +172,7 @@ fn is_unknown(segment: &Segment) -> bool {
     segment.futures.is_empty()
 }
 
-/// What every shard carries now and at every lead; only shards of this server take parts.
+/// What every shard carries now and at every lead; only shards of this server take parts, and nodes of Citus those of its slots.
 fn carried(
     segments: &[Segment],
     places: &[Shard],
@@ -180,7 +184,7 @@ fn carried(
         .map(|place| Carried {
             shard: place.id,
             capacity: place.capacity,
-            takes: !place.draining && place.accepts & STAYS != 0,
+            takes: !place.draining && place.accepts & (STAYS | CITUS) != 0,
             loads: vec![0.0; leads + 1],
         })
         .collect();
@@ -271,6 +275,8 @@ fn splits(
             // Of what is said of one that is prepared, only this makes a difference: its halves would be of no use.
             Verdict::Not(why) if prepared && why != NotDivided::PopularKey => continue,
             Verdict::Prepare { .. } if prepared => continue,
+            // Citus builds nothing ahead: it is told when it is too hot.
+            Verdict::Prepare { .. } if one.slot.is_citus => continue,
             Verdict::Prepare { at, over } => Action::Prepare { at, over },
             Verdict::Not(why) => Action::Not(why),
         };
@@ -417,7 +423,7 @@ pub fn file(one: &Division) -> PgResult<bool> {
     let user = "foreshard";
     let standing = division::standing(one.slot_id)?;
     let modes = Modes::read()?;
-    let Some(standing) = standing.filter(|own| modes.of(own.group_id) == Mode::Auto) else {
+    let Some(standing) = standing.filter(|own| modes.of(own.group_id) == Mode::Auto && !own.is_citus) else {
         return Ok(false);
     };
     let to_shard = match one.to_shard {

@@ -32,7 +32,7 @@ pub struct Explanation {
 /// What is known of the load of the slot; None: unknown.
 #[derive(Serialize)]
 struct SlotLoad {
-    bytes: i64,
+    bytes: Option<i64>,
     load: Option<f64>,
     forecast_peak: Option<f64>,
     forecast_lower: Option<f64>,
@@ -303,7 +303,7 @@ impl Explanation {
                 "Load of the slot in cost units/s: now {}, forecast peak {}{model}; {} bytes.",
                 units(slot.load),
                 units(slot.forecast_peak),
-                slot.bytes
+                slot.bytes.map_or_else(|| "unknown".to_string(), |bytes| bytes.to_string())
             ),
         );
         for shard in &self.shards {

@@ -226,7 +226,8 @@ fn segments(
                 Hold::InFlight
             } else if modes.of(slot.group_id) == Mode::Off {
                 Hold::Off
-            } else if curve.is_none() {
+            } else if curve.is_none() || slot.bytes.is_none() {
+                // What a move costs goes by its size.
                 Hold::InsufficientHistory
             } else if slot.rested_s.is_some_and(|s| (0.0..rest_s(slot.failures)).contains(&s)) {
                 Hold::Cooldown
@@ -238,7 +239,7 @@ fn segments(
             Segment {
                 id: slot.slot_id,
                 shard: slot.planned_shard(),
-                bytes: slot.bytes.max(0) as u64,
+                bytes: slot.bytes.unwrap_or(0).max(0) as u64,
                 curve: curve.mean,
                 futures: curve.futures,
                 hold,
@@ -282,10 +283,10 @@ pub fn decide(horizon_s: i32) -> PgResult<Decision> {
     let mut plan = pools::plan(&pools, &links, &options)?;
     let made_s = bgworker::now_s();
     let opening = window::opening(made_s, lead_s, leads);
-    let divisions = match pools.iter().find(|pool| !pool.is_citus) {
-        Some(own) => divisions::decide(&slots, &own.segments, &own.places, (&modes, &opening.leads))?,
-        None => Vec::new(),
-    };
+    let mut divisions = Vec::new();
+    for pool in &pools {
+        divisions.extend(divisions::decide(&slots, pool, (&modes, &opening.leads))?);
+    }
     // The planner's general word about a slot that is too hot gives way to the particular one.
     plan.refusals.retain(|refusal| {
         refusal.reason != RefusalReason::UnsplittableKey
@@ -410,6 +411,7 @@ impl Decision {
         let refusal = match one.action {
             Action::Not(_) => one.action.refusal(),
             _ if slot.undone || other.is_some_and(|other| other.undone) => Some(decision::UNDONE),
+            _ if slot.is_citus => Some(decision::IRREVERSIBLE),
             Action::Merge { .. }
                 if drains && other.is_some_and(|other| self.presence.drains(other.shard_id)) =>
             {

@@ -140,7 +140,7 @@ impl Scene {
         self.slots.push(SlotState {
             shard: number(home.shard_id),
             load: rows.iter().map(|row| row.heat).sum(),
-            bytes: rows.iter().map(|row| row.bytes.max(0) as u64).sum(),
+            bytes: rows.iter().map(|row| row.bytes.unwrap_or(0).max(0) as u64).sum(),
             // Nothing comes home to a shard that is being emptied.
             free: self.shard_ids.contains(&home.shard_id) && rows.iter().all(|row| is_free(row)),
         });

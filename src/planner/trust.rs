@@ -96,7 +96,7 @@ pub fn note(
             there.map(|(slot, _)| *slot).collect()
         };
         if step.confidence >= NOTED {
-            let mib = decision::bytes_of(step.segment, slots) as f64 / 1_048_576.0;
+            let mib = decision::bytes_of(step.segment, slots).unwrap_or(0) as f64 / 1_048_576.0;
             let new = outcome::NewOutcome {
                 slot_id: step.segment,
                 from_shard: step.from,

@@ -104,6 +104,7 @@ struct Keeper {
     graphs: Option<Handle>,
     nodes: Option<Handle>,
     citus: Option<Handle>,
+    switches: super::citus::Switches,
 }
 
 impl Keeper {
@@ -145,7 +146,7 @@ impl Keeper {
         self.collect();
         report("nodes", self.start_nodes());
         report("citus", self.start_citus());
-        report("moves by Citus", super::citus::stop_cancelled());
+        report("moves by Citus", self.switches.watch(now_s));
         self.collect();
         if self.last_expire_s == 0.0 {
             // At the next tick: then what backends have counted is known, and what of it is gone can be forgotten.
@@ -244,8 +245,8 @@ impl Keeper {
     fn start_citus(&mut self) -> WorkResult<()> {
         self.citus.take_if(|handle| !handle.is_alive());
         let interval = guc::BUCKET.get();
-        if self.citus.is_some() || !guc::OBSERVE.get() || !bgworker::transaction(|| citus::is_due(interval))?
-        {
+        let watches = guc::OBSERVE.get();
+        if self.citus.is_some() || !bgworker::transaction(|| citus::is_due(interval, watches))? {
             return Ok(());
         }
         self.citus = bgworker::start(&Spec {

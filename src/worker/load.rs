@@ -27,8 +27,8 @@ fn accesses_per_s(rates: &Rates) -> f64 {
 /// The partitions' counters as last read, to tell the tables of a slot apart.
 #[derive(Default)]
 pub struct Reader {
-    partitions: HashMap<(i64, i32), Counters>,
-    /// When the nodes were read that a slot's last reading came from.
+    partitions: HashMap<heat::Count, Counters>,
+    /// When the nodes were read that a slot's last reading came from, by their clocks.
     seen_s: HashMap<i64, f64>,
     routed: HashMap<u32, Routed>,
     read_at_s: f64,
@@ -58,6 +58,16 @@ struct Slot<'a> {
     shard_id: i32,
     partitions: &'a [Reading],
     counters: Counters,
+    /// Over which time others counted, by their clock, s; inner None: that is not known; None: it is of this server.
+    counted_s: Option<Option<f64>>,
+}
+
+/// What nodes have said since the last time.
+struct News {
+    /// Slots of which they have said nothing, with their shards.
+    unread: BTreeSet<(i64, i32)>,
+    /// Over which time the counters of the others counted, s; None: that is not known.
+    counted_s: HashMap<i64, Option<f64>>,
 }
 
 impl Reader {
@@ -74,16 +84,21 @@ impl Reader {
         self.latecomers.look(now_s, bucket_s)?;
         readings.iter_mut().for_each(|reading| self.add_routed(reading));
         readings.extend(citus::counters::readings(bucket_s * FRESH_BUCKETS)?);
+        let unknown = citus::counters::unknown_shards(bucket_s * FRESH_BUCKETS)?;
+        let counted = readings.iter().map(|r| (r.count, r.counters)).collect();
         let mut loads: BTreeMap<i32, f64> = BTreeMap::new();
-        for (slot_id, shard_id) in self.take_unread(&mut readings) {
-            *loads.entry(shard_id).or_default() += previous.get(&slot_id).map_or(0.0, |before| before.heat);
+        let news = self.take_unread(&mut readings);
+        for (slot_id, shard_id) in &news.unread {
+            *loads.entry(*shard_id).or_default() += previous.get(slot_id).map_or(0.0, |before| before.heat);
         }
         let mut observed = Vec::new();
         let mut shard_of: HashMap<i64, i32> = HashMap::new();
         for partitions in readings.chunk_by(|a, b| a.slot_id == b.slot_id) {
             let Some(first) = partitions.first() else { continue };
             let counters = together(partitions);
-            let slot = Slot { slot_id: first.slot_id, shard_id: first.shard_id, partitions, counters };
+            let counted_s = news.counted_s.get(&first.slot_id).copied();
+            let slot =
+                Slot { slot_id: first.slot_id, shard_id: first.shard_id, partitions, counters, counted_s };
             let before = previous.get(&slot.slot_id);
             let seen = self.judge(&slot, before, (publisher, costs), &mut late, now_s);
             // Heat, not the last reading: backends flush their counters at their own pace, so that a single
@@ -92,15 +107,18 @@ impl Reader {
             shard_of.insert(slot.slot_id, slot.shard_id);
             observed.push(seen);
         }
-        self.partitions = readings.iter().map(|r| (r.count, r.counters)).collect();
+        self.partitions = counted;
         let last_s = std::mem::replace(&mut self.read_at_s, now_s);
         if observed.is_empty() {
             return Ok(());
         }
-        let hot = overloaded(&loads)?;
+        let hot = overloaded(&loads, &unknown)?;
         for o in &mut observed {
-            let is_hot = shard_of.get(&o.slot_id).is_some_and(|s| hot.contains(s));
-            o.hot_buckets = if is_hot { o.hot_buckets.saturating_add(1) } else { 0 };
+            o.hot_buckets = match shard_of.get(&o.slot_id).and_then(|shard| hot.get(shard)) {
+                Some(true) => o.hot_buckets.saturating_add(1),
+                Some(false) => 0,
+                None => o.hot_buckets,
+            };
         }
         heat::store(&observed, now_s, guc::BUCKET.get())?;
         // A bucket is called by when it was read: the last one by the second that it ended in.
@@ -109,8 +127,8 @@ impl Reader {
     }
 
     /// Leaves out slots on nodes that were not read since the last time: nothing is known of them, least of all that they are idle.
-    /// Returns them with their shards.
-    fn take_unread(&mut self, readings: &mut Vec<Reading>) -> BTreeSet<(i64, i32)> {
+    /// Of the others, over which time they were counted.
+    fn take_unread(&mut self, readings: &mut Vec<Reading>) -> News {
         let mut now: HashMap<i64, f64> = HashMap::new();
         for (slot_id, read_s) in readings.iter().filter_map(|r| Some((r.slot_id, r.read_at_s?))) {
             now.entry(slot_id).and_modify(|least| *least = read_s.min(*least)).or_insert(read_s);
@@ -121,8 +139,14 @@ impl Reader {
         };
         let unread = readings.iter().filter(|r| !is_news(r)).map(|r| (r.slot_id, r.shard_id)).collect();
         readings.retain(is_news);
+        // One that was never read begins at 0.
+        let since = |(slot_id, read_s): (&i64, &f64)| {
+            let seen_s = self.seen_s.get(slot_id).filter(|seen_s| **seen_s > 0.0);
+            (*slot_id, seen_s.map(|seen_s| read_s - seen_s))
+        };
+        let counted_s = now.iter().map(since).collect();
         self.seen_s = now;
-        unread
+        News { unread, counted_s }
     }
 
     fn add_routed(&mut self, reading: &mut Reading) {
@@ -153,7 +177,10 @@ impl Reader {
     ) -> heat::Observed {
         let half_life_s = f64::from(guc::HEAT_HALF_LIFE.get());
         let elapsed_s = before.map_or(0.0, |b| now_s - b.observed_at_s);
-        let parts = before.and_then(|b| self.rates(slot, b, elapsed_s));
+        let parts = before.and_then(|b| match slot.counted_s {
+            None => self.rates(slot, b, elapsed_s),
+            Some(counted_s) => self.rates_elsewhere(slot, counted_s?),
+        });
         let rates = parts.as_ref().map(|parts| rates_together(parts));
         let load = parts.as_ref().map(|parts| {
             let loads = parts.iter().map(|p| costs.load((p.table, slot.slot_id), &p.rates, elapsed_s));
@@ -185,6 +212,20 @@ impl Reader {
         }
     }
 
+    /// The same of a slot whose tables others read, at their times; None when what counted them before was not seen.
+    fn rates_elsewhere(&self, slot: &Slot, counted_s: f64) -> Option<Vec<Part>> {
+        let of_table = |p: &Reading| {
+            let rates = match self.partitions.get(&p.count) {
+                Some(before) => rates(before, &p.counters, counted_s)?,
+                // It has just come to this node: what it counted elsewhere is not known here.
+                None if p.relation.is_none() => return None,
+                None => Rates::default(),
+            };
+            Some(Part { table: p.table, rates, late: None })
+        };
+        slot.partitions.iter().map(of_table).collect()
+    }
+
     /// The rates of every table of a slot since the reading before; None when a counter went backwards. A
     /// keeper that has not seen the tables apart yet takes all for accesses to the busiest one.
     fn rates(&mut self, slot: &Slot, before: &Previous, elapsed_s: f64) -> Option<Vec<Part>> {
@@ -198,8 +239,6 @@ impl Reader {
         let of_table = |p: &Reading| {
             let rates = match partitions.get(&p.count) {
                 Some(before) => rates(before, &p.counters, elapsed_s)?,
-                // It has just come to this node: what it counted elsewhere is not known here.
-                None if p.relation.is_none() => return None,
                 // A table that has just come to the group: its rows are no load.
                 None => Rates::default(),
             };
@@ -253,18 +292,19 @@ fn loads_together(parts: &[Load]) -> Load {
     }
 }
 
-/// Shards whose utilisation exceeds the mean by the upper threshold, or that are being drained. Nodes of Citus are compared
-/// with one another.
-fn overloaded(loads: &BTreeMap<i32, f64>) -> PgResult<Vec<i32>> {
+/// Whether the utilisation of shards exceeds the mean by the upper threshold, or they are being drained. Nodes of Citus are
+/// compared with one another. Shards of which not all is known are not judged, nor are others by them.
+fn overloaded(loads: &BTreeMap<i32, f64>, unknown: &BTreeSet<i32>) -> PgResult<HashMap<i32, bool>> {
     let (citus, own): (Vec<_>, Vec<_>) = colocation::shards()?.into_iter().partition(|shard| shard.is_citus);
     let load = |shard: &ShardRow| loads.get(&shard.shard_id).copied().unwrap_or(0.0);
-    let mut found = Vec::new();
+    let mut found = HashMap::new();
     for shards in [own, citus] {
-        let capacity: f64 = shards.iter().filter(|s| !s.draining && s.takes).map(|s| s.capacity).sum();
-        let mean = shards.iter().map(load).sum::<f64>() / capacity.max(f64::MIN_POSITIVE);
+        let known: Vec<&ShardRow> = shards.iter().filter(|s| !unknown.contains(&s.shard_id)).collect();
+        let capacity: f64 = known.iter().filter(|s| !s.draining && s.takes).map(|s| s.capacity).sum();
+        let mean = known.iter().map(|s| load(s)).sum::<f64>() / capacity.max(f64::MIN_POSITIVE);
         let limit = mean * (1.0 + guc::IMBALANCE_HIGH.get());
-        found
-            .extend(shards.iter().filter(|s| s.draining || load(s) / s.capacity > limit).map(|s| s.shard_id));
+        found.extend(known.iter().map(|s| (s.shard_id, load(s) / s.capacity > limit)));
+        found.extend(shards.iter().filter(|s| s.draining).map(|s| (s.shard_id, true)));
     }
     Ok(found)
 }

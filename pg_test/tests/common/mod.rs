@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // Each test file uses its own part.
 
+pub mod citus;
 pub mod closures;
 pub mod files;
 pub mod halves;

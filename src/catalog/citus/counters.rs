@@ -7,6 +7,7 @@ use foreshard_core::breaker::{Breaker, State};
 use pgrx::JsonB;
 use pgrx::pg_sys::Oid;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// Most shards whose statistics are asked for.
 const MAX_SHARDS: i64 = 65_536;
@@ -25,22 +26,33 @@ pub struct Answer {
     pub said: Result<Value, String>,
 }
 
-/// The one question: for every shard of ours that is there [id, bytes, scans, rows read, inserted, updated, deleted, blocks read,
-/// blocks hit], and what tenants did. Shards that are elsewhere are no relations there.
+/// The one question: when it is there, since when the server runs that counts, for every shard of ours that is there [id, bytes, scans,
+/// rows read, inserted, updated, deleted, blocks read, blocks hit], and what tenants did. Shards that are elsewhere are no relations
+/// there. To measure a table takes a lock on it, its toast table and their indexes; what somebody locks against that is not measured now.
 ///
 /// Nodes run it as a superuser, under a `search_path` of their own: every name and operator in it says where it is, and types meet
 /// exactly, because an operator that somebody made for what would need a cast is preferred.
 fn question() -> PgResult<Option<String>> {
     spi::one::<String>(
-        "SELECT pg_catalog.format($f$SELECT pg_catalog.json_build_object('s', (SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(q.s, \
-                pg_catalog.pg_total_relation_size(q.c), pg_catalog.pg_stat_get_numscans(q.o) OPERATOR(pg_catalog.+) i.scans, \
+        "SELECT pg_catalog.format($f$SELECT pg_catalog.json_build_object('at', pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()), \
+             'since', pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()), \
+             's', (WITH l AS MATERIALIZED (SELECT k.relation FROM pg_catalog.pg_locks k WHERE k.mode OPERATOR(pg_catalog.=) 'AccessExclusiveLock'::pg_catalog.text \
+                 AND k.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
+                 AND k.relation IS NOT NULL) \
+             SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(q.s, \
+                CASE WHEN NOT EXISTS (SELECT FROM l WHERE l.relation OPERATOR(pg_catalog.=) q.o OR l.relation OPERATOR(pg_catalog.=) q.toast \
+                    OR EXISTS (SELECT FROM pg_catalog.pg_index x WHERE x.indexrelid OPERATOR(pg_catalog.=) l.relation \
+                        AND (x.indrelid OPERATOR(pg_catalog.=) q.o OR x.indrelid OPERATOR(pg_catalog.=) q.toast))) THEN pg_catalog.pg_total_relation_size(q.c) END, \
+                pg_catalog.pg_stat_get_numscans(q.o) OPERATOR(pg_catalog.+) i.scans, \
                 pg_catalog.pg_stat_get_tuples_returned(q.o) OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_tuples_fetched(q.o) OPERATOR(pg_catalog.+) i.rows, \
                 pg_catalog.pg_stat_get_tuples_inserted(q.o), pg_catalog.pg_stat_get_tuples_updated(q.o), pg_catalog.pg_stat_get_tuples_deleted(q.o), \
                 greatest(pg_catalog.pg_stat_get_blocks_fetched(q.o) OPERATOR(pg_catalog.+) i.fetched \
                     OPERATOR(pg_catalog.-) pg_catalog.pg_stat_get_blocks_hit(q.o) OPERATOR(pg_catalog.-) i.hit, 0::pg_catalog.int8), \
                 pg_catalog.pg_stat_get_blocks_hit(q.o) OPERATOR(pg_catalog.+) i.hit)), '[]'::pg_catalog.json) \
-             FROM (SELECT u.s, pg_catalog.to_regclass(u.n) AS c, pg_catalog.to_regclass(u.n)::pg_catalog.oid AS o \
-                 FROM ROWS FROM (pg_catalog.unnest(%L::pg_catalog.int8[]), pg_catalog.unnest(%L::pg_catalog.text[])) AS u (s, n)) q \
+             FROM (SELECT n.s, n.c, n.c::pg_catalog.oid AS o, \
+                     (SELECT k.reltoastrelid FROM pg_catalog.pg_class k WHERE k.oid OPERATOR(pg_catalog.=) n.c::pg_catalog.oid) AS toast \
+                 FROM (SELECT u.s, pg_catalog.to_regclass(u.n) AS c \
+                     FROM ROWS FROM (pg_catalog.unnest(%L::pg_catalog.int8[]), pg_catalog.unnest(%L::pg_catalog.text[])) AS u (s, n) OFFSET 0) n OFFSET 0) q \
              CROSS JOIN LATERAL (SELECT coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_numscans(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS scans, \
                     coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_tuples_fetched(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS rows, \
                     coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_blocks_fetched(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS fetched, \
@@ -125,13 +137,14 @@ pub fn asked(error: Option<&str>) -> PgResult<()> {
 
 fn store_shards(citus_node: i32, said: &Value) -> PgResult<()> {
     let shards = said.get("s").cloned().unwrap_or_default();
+    let clock = |name: &str| said.get(name).and_then(Value::as_f64);
     spi::run(
-        "UPDATE foreshard.citus_shard t SET collected_at = pg_catalog.clock_timestamp(), bytes = q.n[2], scans = q.n[3], rows_read = q.n[4], \
+        "UPDATE foreshard.citus_shard t SET collected_at = pg_catalog.clock_timestamp(), counted_at = $3, counted_since = $4, bytes = coalesce(q.n[2], t.bytes), scans = q.n[3], rows_read = q.n[4], \
                 inserted = q.n[5], updated = q.n[6], deleted = q.n[7], blocks_read = q.n[8], blocks_hit = q.n[9] \
          FROM (SELECT ARRAY(SELECT v::int8 FROM pg_catalog.jsonb_array_elements_text(a.one) WITH ORDINALITY AS e (v, n) ORDER BY e.n) AS n \
                FROM pg_catalog.jsonb_array_elements($1) AS a (one)) q \
          WHERE t.citus_shard = q.n[1] AND t.node_name = (SELECT o.node_name FROM foreshard.node o WHERE o.citus_node = $2)",
-        &[JsonB(shards).into(), citus_node.into()],
+        &[JsonB(shards).into(), citus_node.into(), clock("at").into(), clock("since").into()],
     )?;
     Ok(())
 }
@@ -192,26 +205,39 @@ fn store_health(answer: &Answer) -> PgResult<()> {
 /// The counters of slots all of whose shards were read not longer ago than that; by slot.
 pub fn readings(fresh_s: f64) -> PgResult<Vec<Reading>> {
     spi::rows(
-        "SELECT q.slot_id, q.shard_id, q.table_oid, q.citus_shard, q.citus_node, q.at, q.scans, q.rows_read, q.inserted, q.updated, q.deleted, q.blocks_read, q.blocks_hit \
-         FROM (SELECT t.*, s.shard_id, o.citus_node, extract(epoch FROM t.collected_at)::float8 AS at, \
-                      bool_and(coalesce(t.collected_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1), false)) OVER (PARTITION BY t.slot_id) AS known \
+        "SELECT q.slot_id, q.shard_id, q.table_oid, q.citus_shard, q.citus_node, q.counted_at, q.scans, q.rows_read, q.inserted, q.updated, q.deleted, q.blocks_read, q.blocks_hit, \
+                q.counted_since \
+         FROM (SELECT t.*, s.shard_id, o.citus_node, \
+                      bool_and(coalesce(t.collected_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1), false) \
+                               AND t.counted_at IS NOT NULL AND t.counted_since IS NOT NULL) OVER (PARTITION BY t.slot_id) AS known \
                FROM foreshard.citus_shard t JOIN foreshard.slot s USING (slot_id) JOIN foreshard.node o USING (node_name)) q \
          WHERE q.known ORDER BY 1, 4",
         &[fresh_s.into()],
         |row| {
-            // One shard on one node: what another node counts is another count.
-            let (shard, node) = (row.need::<i64>(4)?, row.need::<i32>(5)?);
+            // One shard on one node, and one life of the server that is that node: what another one counts is another count.
+            let (shard, node, since_s) = (row.need::<i64>(4)?, row.need::<i32>(5)?, row.need::<f64>(14)?);
             Ok(Reading {
                 slot_id: row.need(1)?,
                 shard_id: row.need(2)?,
                 table: row.need::<Oid>(3)?.to_u32(),
                 relation: None,
-                count: (shard, node),
+                count: (shard, node, (since_s * 1e6) as i64),
                 read_at_s: Some(row.need::<f64>(6)?),
                 counters: counters(row, 7)?,
             })
         },
     )
+}
+
+/// Shards with slots that were not read since then: what they carry is not known.
+pub fn unknown_shards(fresh_s: f64) -> PgResult<BTreeSet<i32>> {
+    let found = spi::rows(
+        "SELECT DISTINCT s.shard_id FROM foreshard.citus_shard t JOIN foreshard.slot s USING (slot_id) \
+         WHERE coalesce(t.collected_at <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1), true)",
+        &[fresh_s.into()],
+        |row| row.need::<i32>(1),
+    )?;
+    Ok(found.into_iter().collect())
 }
 
 /// The shard of a slot that stands for all of them.

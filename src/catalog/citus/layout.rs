@@ -1,5 +1,6 @@
 //! What Citus' own catalogs say of nodes, colocation groups and shards, taken over as it is.
 
+use super::divided;
 use crate::catalog::record_event;
 use crate::pg::report::PgResult;
 use crate::pg::spi;
@@ -22,6 +23,7 @@ pub fn follow() -> PgResult<()> {
     spi::run("SELECT FROM foreshard.citus_cluster FOR UPDATE", &[])?;
     nodes()?;
     groups()?;
+    divided::follow(&ranges())?;
     slots()?;
     places()?;
     forget_gone()
@@ -75,15 +77,20 @@ fn groups() -> PgResult<()> {
     Ok(())
 }
 
-/// Slots of the groups, by the range of hashes; which of how many each is, follows.
-fn slots() -> PgResult<()> {
-    let ranges = format!(
+/// What Citus has of the groups: group, first and last hash, and the shard here that has them.
+fn ranges() -> String {
+    format!(
         "SELECT DISTINCT ON (g.group_id, q.hash_from, q.hash_to) g.group_id, q.hash_from, q.hash_to, h.shard_id \
          FROM ({SHARDS}) q JOIN foreshard.colocation_group g ON g.citus_colocation = q.colocationid \
          JOIN pg_catalog.pg_dist_node n ON n.groupid = q.groupid AND n.noderole = 'primary' \
          JOIN foreshard.node o ON o.citus_node = n.nodeid JOIN foreshard.shard h ON h.node_name = o.node_name \
          ORDER BY g.group_id, q.hash_from, q.hash_to, q.shardid"
-    );
+    )
+}
+
+/// Slots of the groups, by the range of hashes; which of how many each is, follows.
+fn slots() -> PgResult<()> {
+    let ranges = ranges();
     for statement in [
         format!(
             "INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, born_shard, hash_from, hash_to) \
@@ -119,7 +126,7 @@ fn places() -> PgResult<()> {
              JOIN pg_catalog.pg_dist_node n ON n.groupid = q.groupid AND n.noderole = 'primary' \
              JOIN foreshard.node o ON o.citus_node = n.nodeid \
              ON CONFLICT (citus_shard) DO UPDATE SET slot_id = excluded.slot_id, node_name = excluded.node_name, collected_at = NULL, \
-                 bytes = t.bytes, scans = NULL, rows_read = NULL, inserted = NULL, updated = NULL, deleted = NULL, blocks_read = NULL, blocks_hit = NULL \
+                 counted_at = NULL, counted_since = NULL, bytes = t.bytes, scans = NULL, rows_read = NULL, inserted = NULL, updated = NULL, deleted = NULL, blocks_read = NULL, blocks_hit = NULL \
              WHERE (t.slot_id, t.node_name) IS DISTINCT FROM (excluded.slot_id, excluded.node_name)"
         ),
         &[],

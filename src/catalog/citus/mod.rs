@@ -1,11 +1,18 @@
 //! A Citus cluster that this server coordinates: whether there is one that can be adopted, and which was.
 
 pub mod counters;
+mod divided;
+pub mod identity;
 pub mod layout;
 pub mod moving;
+pub mod splitting;
 pub mod strategy;
+pub mod switch;
+pub mod tenants;
 
-use crate::pg::report::{PgResult, PgSqlErrorCode, busy, error, unknown, unsupported, wrong_state};
+use crate::pg::report::{
+    PgResult, PgSqlErrorCode, bad_argument, busy, error, internal, unknown, unsupported, wrong_state,
+};
 use crate::pg::{names, spi};
 use foreshard_core::citus::{LEAST, Version};
 use pgrx::pg_sys;
@@ -28,12 +35,13 @@ pub fn cluster() -> PgResult<Option<Cluster>> {
     Ok(found.into_iter().next())
 }
 
-/// Whether the nodes of an adopted cluster are to be asked again.
-pub fn is_due(interval_s: i32) -> PgResult<bool> {
+/// Whether the nodes of an adopted cluster are to be asked again: where nobody watches loads, only how they are, while something is
+/// to be moved.
+pub fn is_due(interval_s: i32, watches: bool) -> PgResult<bool> {
     // A little early: what is read then belongs to the bucket that ends then.
     let due =
         |cluster: Cluster| cluster.asked_age_s.is_none_or(|age_s| age_s >= f64::from(interval_s) - 0.05);
-    Ok(is_here() && cluster()?.is_some_and(due))
+    Ok(is_here() && cluster()?.is_some_and(due) && (watches || moving::is_any()?))
 }
 
 /// The version of the extension in this database.
@@ -70,6 +78,43 @@ pub fn slot_of_shard(citus_shard: i64) -> PgResult<Option<(i64, String)>> {
         |row| Ok((row.need(1)?, row.need(2)?)),
     )?;
     Ok(found.into_iter().next())
+}
+
+/// A key as text. What makes a text of it may be code of whoever made its type, so the caller sees to it who acts.
+pub fn text_of_key(key: spi::Arg) -> PgResult<String> {
+    spi::one::<String>("SELECT $1::text", &[key])?.ok_or_else(|| bad_argument("key must not be NULL"))
+}
+
+/// The hash by which Citus finds the shard of a key, given as text, of a distributed table.
+///
+/// # Errors
+/// 0A000 the table has no distribution column, or one of a type that is not PostgreSQL's own: what reads a text of another may be
+/// somebody's code.
+pub fn hash_of_key(table: pg_sys::Oid, key: &str) -> PgResult<i32> {
+    let found = spi::rows(
+        "SELECT a.atttypid < 16384, pg_catalog.format_type(a.atttypid, -1) FROM foreshard.citus_table m \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = m.table_oid AND a.attname = m.key_column WHERE m.table_oid = $1",
+        &[table.into()],
+        |row| Ok((row.need::<bool>(1)?, row.need::<String>(2)?)),
+    )?;
+    let Some((is_own, key_type)) = found.into_iter().next() else {
+        return Err(unsupported("keys of a table without a distribution column cannot be isolated"));
+    };
+    if !is_own {
+        return Err(unsupported(format!("keys of type {key_type} cannot be isolated"))
+            .set_detail("Only keys of types of PostgreSQL itself are hashed here.")
+            .set_hint("SELECT isolate_tenant_to_new_shard(...) of Citus does it."));
+    }
+    spi::one::<i32>(&format!("SELECT pg_catalog.worker_hash(CAST($1 AS {key_type}))"), &[key.into()])?
+        .ok_or_else(|| internal("a key without a hash"))
+}
+
+/// Share of a key, given as text, of the questions that Citus has counted by tenants of a slot; None: it has not.
+pub fn share_of_tenant(slot_id: i64, key: &str) -> PgResult<Option<f64>> {
+    spi::one::<f64>(
+        "SELECT (sum(t.queries) FILTER (WHERE t.tenant = $2))::float8 / nullif(sum(t.queries), 0)::float8 FROM foreshard.citus_tenant t WHERE t.slot_id = $1",
+        &[slot_id.into(), key.into()],
+    )
 }
 
 /// Checks that this database coordinates a Citus cluster.

@@ -1,6 +1,6 @@
 //! Moves of slots of Citus: what speaks against one, and the single statement that makes it.
 
-use crate::pg::report::{PgResult, bad_argument, busy, internal, unsupported};
+use crate::pg::report::{PgResult, bad_argument, busy, internal, unsupported, wrong_state};
 use crate::pg::{lock, reading, spi};
 use pgrx::pg_sys;
 
@@ -30,11 +30,12 @@ pub fn others() -> PgResult<Option<String>> {
     )
 }
 
-/// Notes who else moves shards; the planner leaves the cluster alone meanwhile.
+/// Notes who else moves shards; the planner leaves the cluster alone meanwhile. The keeper does this, so it waits for nobody.
 pub fn note_others() -> PgResult<()> {
     let others = others()?;
     spi::run(
-        "UPDATE foreshard.citus_cluster SET others_move = $1 WHERE others_move IS DISTINCT FROM $1",
+        "UPDATE foreshard.citus_cluster SET others_move = $1 WHERE others_move IS DISTINCT FROM $1 \
+           AND cluster_name IN (SELECT k.cluster_name FROM foreshard.citus_cluster k FOR UPDATE SKIP LOCKED)",
         &[others.as_deref().into()],
     )?;
     Ok(())
@@ -66,6 +67,14 @@ pub fn check(slot_id: i64, to_shard: i32) -> PgResult<()> {
         return Err(bad_argument(format!("node \"{shard}\" takes no shards"))
             .set_hint("SELECT citus_set_node_property(nodename, nodeport, 'shouldhaveshards', true);"));
     }
+    require_alone()
+}
+
+/// Checks that nobody else moves shards.
+///
+/// # Errors
+/// 55006 somebody does.
+pub fn require_alone() -> PgResult<()> {
     refuse_others(others()?)
 }
 
@@ -106,13 +115,16 @@ pub fn take_turn() -> PgResult<bool> {
 
 /// Has Citus move all shards of a slot, in this transaction; writers wait only for its end.
 ///
+/// The transaction must have no id yet, so this is a statement that reads as far as SPI is concerned: where the coordinator holds
+/// the shards, Citus makes a replication slot here, which waits for all transactions that have an id.
+///
 /// # Errors
 /// Those of `citus_move_shard_placement`.
 pub fn carry(slot_id: i64, from_shard: i32, to_shard: i32) -> PgResult<()> {
     let shard = super::counters::first_shard(slot_id)?;
     let node = "SELECT n.nodename, n.nodeport FROM foreshard.shard h JOIN foreshard.node o USING (node_name) \
                 JOIN pg_catalog.pg_dist_node n ON n.nodeid = o.citus_node";
-    let moved = spi::rows_mut(
+    let moved = spi::rows(
         &format!(
             "SELECT pg_catalog.citus_move_shard_placement($1, f.nodename, f.nodeport, t.nodename, t.nodeport) IS NULL \
              FROM ({node} WHERE h.shard_id = $2) f, ({node} WHERE h.shard_id = $3) t"
@@ -143,18 +155,40 @@ pub fn clean_up() -> PgResult<Option<String>> {
 /// Notes that the slot has moved, which [`super::layout::follow`] has seen.
 pub fn set_swapped(move_id: i64) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.move m SET swapped_at = pg_catalog.clock_timestamp(), \
+        "UPDATE foreshard.move m SET swapped_at = pg_catalog.clock_timestamp(), gave_way = 0, not_before = NULL, \
              bytes_copied = (SELECT sum(t.bytes) FROM foreshard.citus_shard t WHERE t.slot_id = m.slot_id) WHERE move_id = $1",
         &[move_id.into()],
     )?;
     Ok(())
 }
 
-/// Whether somebody wants to end a move while a carrier waits for Citus.
-pub fn is_any_cancelled() -> PgResult<bool> {
-    let sql = "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
-               WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy')";
+/// Whether there are moves of ours that have not ended, or others whose end they would wait for.
+pub fn is_any() -> PgResult<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) WHERE s.hash_from IS NOT NULL AND NOT m.finished) \
+               OR EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL)";
     Ok(spi::one::<bool>(sql, &[])?.unwrap_or(false))
+}
+
+/// Checks that a move can be held up, which one that Citus is at cannot.
+///
+/// # Errors
+/// 55000 Citus is at it.
+pub fn require_pausable(move_id: i64) -> PgResult<()> {
+    let is_at_it = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) JOIN pg_catalog.pg_locks l ON l.objid = m.move_id::int8::oid \
+             WHERE m.move_id = $1 AND s.hash_from IS NOT NULL AND NOT m.finished AND m.phase = 'copy' \
+               AND l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.granted \
+               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()))",
+        &[move_id.into()],
+    )?;
+    if is_at_it != Some(true) {
+        return Ok(());
+    }
+    Err(wrong_state(format!("move {move_id} cannot be paused now"))
+        .set_detail(
+            "Citus copies its shards and switches them over in one statement, which cannot be held up.",
+        )
+        .set_hint("Let it end, or end it with foreshard.cancel_move()."))
 }
 
 /// Notes how far Citus is with the moves it makes for us, as far as it says so.
@@ -177,20 +211,44 @@ pub fn note_progress() -> PgResult<()> {
     Ok(())
 }
 
-/// Moves of slots of Citus that somebody wants to end while a carrier waits for Citus: the carriers' processes.
-pub fn to_stop() -> PgResult<Vec<i32>> {
+/// Moves that Citus may be at.
+pub fn under_way() -> PgResult<Vec<i64>> {
     spi::rows(
-        "SELECT l.pid FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) JOIN pg_catalog.pg_locks l ON l.objid = m.move_id::int8::oid \
-         WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy' \
-           AND l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.granted \
-           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())",
+        "SELECT m.move_id FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
+         WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.phase IN ('copy', 'watch')",
         &[],
         |row| row.need(1),
     )
 }
 
-/// Asks a process to end its statement.
-pub fn interrupt(pid: i32) -> PgResult<()> {
-    let _ = spi::one::<bool>("SELECT pg_catalog.pg_cancel_backend($1)", &[pid.into()])?;
+/// Lets a move rest for a while: no carrier comes for it.
+pub fn rest(move_id: i64, why: &str, rest_s: f64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move SET waiting_for = $2, not_before = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3) \
+         WHERE move_id = $1 AND NOT finished",
+        &[move_id.into(), why.into(), rest_s.into()],
+    )?;
     Ok(())
+}
+
+/// Moves that somebody wants to end while a carrier may wait for Citus.
+pub fn to_stop() -> PgResult<Vec<i64>> {
+    spi::rows(
+        "SELECT m.move_id FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
+         WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy'",
+        &[],
+        |row| row.need(1),
+    )
+}
+
+/// Ends the statement of the carrier of a move, if there is one: whoever has its lock at this moment.
+pub fn interrupt(move_id: i64) -> PgResult<()> {
+    spi::rows(
+        "SELECT pg_catalog.pg_cancel_backend(l.pid) FROM pg_catalog.pg_locks l \
+         WHERE l.locktype = 'object' AND l.classid = 'foreshard.move'::regclass AND l.objid = $1::int8::oid AND l.granted \
+           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())",
+        &[move_id.into()],
+        |row| row.need::<bool>(1),
+    )
+    .map(drop)
 }

@@ -1,7 +1,7 @@
 //! foreshard as a rebalance strategy of Citus.
 
 use crate::pg::report::{PgResult, PgSqlErrorCode, error, unknown};
-use crate::pg::spi;
+use crate::pg::{security, spi};
 use foreshard_core::citus::{Seat, is_allowed, shard_cost};
 
 /// Registers the three functions under a name.
@@ -37,6 +37,21 @@ pub fn unregister(name: &str) -> PgResult<()> {
     if done == 0 {
         return Err(unknown(format!("rebalance strategy \"{name}\" of foreshard does not exist")));
     }
+    Ok(())
+}
+
+/// Removes all strategies of ours, before their functions go with the extension. Called in a session of anybody who may drop it, so
+/// nothing is looked up by its `search_path`.
+pub fn forget_all() -> PgResult<()> {
+    if !super::is_here() {
+        return Ok(());
+    }
+    let _owner = security::as_extension_owner()?;
+    spi::run(
+        "DELETE FROM pg_catalog.pg_dist_rebalance_strategy s \
+         WHERE s.shard_cost_function::pg_catalog.oid OPERATOR(pg_catalog.=) 'foreshard.citus_shard_cost'::pg_catalog.regproc::pg_catalog.oid",
+        &[],
+    )?;
     Ok(())
 }
 

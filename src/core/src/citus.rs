@@ -59,6 +59,42 @@ pub const fn is_allowed(seat: Seat) -> bool {
     !seat.draining && (seat.is_there || !seat.is_down)
 }
 
+/// How a move stands that Citus switches over: it waits for the locks under which nobody writes, or has them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Switch {
+    /// It has all of them.
+    pub has_locks: bool,
+    /// For how long it has been seen to have them, s.
+    pub held_s: f64,
+    /// The longest that anybody has waited behind it, s; None: nobody waits.
+    pub queue_s: Option<f64>,
+}
+
+/// Longest that writers queue behind a switch that waits for another writer, beyond `foreshard.max_lock_time`, s.
+const QUEUE_S: f64 = 2.0;
+/// Longest that a switch holds the locks, beyond the same, s: Citus looks once a second whether the copy has caught up, and what
+/// waits on nodes is not seen from here.
+const SWITCH_S: f64 = 10.0;
+
+/// Whether a switch is to be broken off, because writers have waited for it long enough.
+pub fn gives_way(switch: Switch, max_lock_time_s: f64) -> bool {
+    if switch.has_locks {
+        return switch.held_s > SWITCH_S + max_lock_time_s;
+    }
+    switch.queue_s.is_some_and(|queue_s| queue_s > QUEUE_S + max_lock_time_s)
+}
+
+/// How often a switch gives way before its move is given up: every time the whole copy is made again.
+pub const MOST_GIVEN_WAY: i32 = 6;
+
+/// How long a move rests that this server must not make now, s.
+pub const REST_S: f64 = 10.0;
+
+/// How long a move rests that has given way so often, s.
+pub fn rest_s(gave_way: i32) -> f64 {
+    REST_S * 2_f64.powi(gave_way.clamp(1, 7) - 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +127,22 @@ mod tests {
         assert!(!seat(true, true, false));
         assert!(!seat(false, false, true));
         assert!(seat(true, false, true));
+    }
+    #[test]
+    fn a_switch_gives_way_to_who_waits_behind_it() {
+        let switch = |has_locks, held_s, queue_s| gives_way(Switch { has_locks, held_s, queue_s }, 0.04);
+        // Nobody is harmed by one that waits alone.
+        assert!(!switch(false, 0.0, None));
+        assert!(!switch(false, 0.0, Some(2.0)) && switch(false, 0.0, Some(2.1)));
+        // What Citus does under the locks takes a second or two.
+        assert!(!switch(true, 3.0, Some(3.0)));
+        assert!(switch(true, 10.1, None));
+    }
+
+    #[test]
+    fn rests_grow() {
+        assert_eq!([1, 2, 6].map(rest_s), [10.0, 20.0, 320.0]);
+        assert_eq!(rest_s(-5), 10.0);
+        assert_eq!(rest_s(i32::MAX), 640.0);
     }
 }

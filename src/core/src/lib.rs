@@ -21,6 +21,7 @@
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`canary`] | how many reads may the new copy serve now? |
 //! | [`citus`] | what is Citus told about shards and nodes? |
+//! | [`hash_range`] | which ranges of hashes does a shard of Citus become? |
 //! | [`digest`] | are two copies of a table equal? |
 //! | [`latency`] | is the new copy slower than the old one? |
 //! | [`watch`] | does the load that was forecast explain that? |
@@ -54,6 +55,7 @@ pub mod gaps;
 pub mod gather;
 pub mod graph;
 pub mod guests;
+pub mod hash_range;
 pub mod heat;
 pub mod late;
 pub mod latency;
