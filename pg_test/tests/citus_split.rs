@@ -75,9 +75,9 @@ fn slots_are_split_and_keys_isolated_on_request() -> Result<()> {
                 WHERE t.citus_shard = get_shard_id_for_distribution_column('tenant', 7)";
     assert_eq!(world.here.query(hash)?, "t|t");
     assert_eq!(world.here.query(&alone)?, "", "it is by itself already");
-    let refused = world.here.fails(&format!(
-        "SELECT foreshard.split_slot(slot_id) FROM foreshard.citus_shard WHERE citus_shard = get_shard_id_for_distribution_column('tenant', 7)"
-    ))?;
+    let refused = world.here.fails(
+        "SELECT foreshard.split_slot(slot_id) FROM foreshard.citus_shard WHERE citus_shard = get_shard_id_for_distribution_column('tenant', 7)",
+    )?;
     assert_eq!(refused.sqlstate, "0A000", "{refused}");
     assert_eq!(world.here.query(ELSEWHERE)?, "0");
     assert_eq!(world.rows()?, "1000|0");
