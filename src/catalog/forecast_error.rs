@@ -88,10 +88,13 @@ pub fn settle() -> PgResult<()> {
 /// How much of what came to each slot was covered, by forecasts of buckets of one length.
 pub fn coverage(resolution_s: i32) -> PgResult<HashMap<i64, Coverage>> {
     let rows = spi::rows(
-        "SELECT slot_id, sum(weight), sum(covered) FROM foreshard.forecast_error \
+        "SELECT slot_id, sum(weight), sum(covered), sum(scaled_error), sum(naive_error) FROM foreshard.forecast_error \
          WHERE resolution_s = $1 AND lead = ANY ($2) GROUP BY 1",
         &[resolution_s.into(), coverage::LEADS.map(|lead| lead as i32).to_vec().into()],
-        |row| Ok((row.need(1)?, Coverage { weight: row.need(2)?, covered: row.need(3)? })),
+        |row| {
+            let (weight, covered) = (row.need(2)?, row.need(3)?);
+            Ok((row.need(1)?, Coverage { weight, covered, error: row.need(4)?, naive_error: row.need(5)? }))
+        },
     )?;
     Ok(rows.into_iter().collect())
 }

@@ -3,7 +3,7 @@
 use super::{Curve, futures};
 use crate::catalog::forecast_error;
 use crate::pg::report::PgResult;
-use foreshard_core::coverage::{Coverage, as_it_was, to_be_replaced};
+use foreshard_core::coverage::{Coverage, as_it_was, mix_in_days_seen, to_be_replaced};
 use foreshard_core::forecast::{ForecastOptions, Series};
 use std::collections::{BTreeMap, HashMap};
 
@@ -24,7 +24,8 @@ impl Reliance {
         self.by_slot.get(&slot_id).copied().unwrap_or_default()
     }
 
-    /// Puts what was seen in the place of the curves that are not relied on; `end_s` is the end of the last bucket.
+    /// Puts what was seen in the place of the curves that are not relied on, and of some futures of the others; `end_s` is the end of the
+    /// last bucket.
     pub(super) fn correct(
         &self,
         curves: &mut BTreeMap<i64, Curve>,
@@ -35,7 +36,7 @@ impl Reliance {
         let mean = |curve: &Curve| curve.mean.iter().sum::<f64>() / curve.mean.len().max(1) as f64;
         let segments: Vec<_> = curves.iter().map(|(slot, curve)| (mean(curve), self.of(*slot))).collect();
         let replaced = to_be_replaced(&segments, options.interval_level);
-        for ((slot_id, curve), _) in curves.iter_mut().zip(replaced).filter(|(_, replaced)| *replaced) {
+        for ((slot_id, curve), replaced) in curves.iter_mut().zip(replaced) {
             let Some(series) = all.get(slot_id) else { continue };
             let step_s = series.step_s.max(1);
             // Buckets that are not known yet are gaps.
@@ -43,7 +44,9 @@ impl Reliance {
             let mut values = series.values.clone();
             values.resize(buckets.max(values.len()).min(2 * super::MAX_HISTORY), None);
             let day = (options.season_s / step_s) as usize;
-            if let Some((mean, futures)) =
+            if !replaced {
+                mix_in_days_seen(&mut curve.futures, &values, day);
+            } else if let Some((mean, futures)) =
                 as_it_was(&values, day, curve.mean.len(), futures(curve.mean.len()) as usize)
             {
                 *curve = Curve { mean, futures };

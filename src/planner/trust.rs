@@ -4,15 +4,13 @@ use super::pools::Pool;
 use crate::catalog::{decision, outcome, record_event};
 use crate::pg::guc;
 use crate::pg::report::PgResult;
-use foreshard_core::calibration::{Calibration, Trust};
+use foreshard_core::calibration::{Calibration, NOTED, Trust};
 use foreshard_core::placement::{
     Link, Plan, PlanOptions, Realised, Step, outcome as judge, shared_capacities,
 };
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
-/// Steps of a lower share of futures are not followed up.
-const NOTED: f64 = 0.5;
 /// Steps judged at once.
 const MAX_JUDGED: i64 = 200;
 /// Share of the buckets that must be known to judge by them.

@@ -146,6 +146,10 @@ fn keep(outcomes: &mut VecDeque<Judged>, judged: Judged) {
 const PROVEN: f64 = 0.05;
 /// Utilisation from which a shard is in distress.
 pub const DISTRESS: f64 = 0.9;
+/// Confidence from which a step is as likely to pay as not.
+const EVEN: f64 = 0.5;
+/// Steps of a lower share of futures are not followed up: nobody would take them.
+pub const NOTED: f64 = 0.3;
 
 /// What the two shards of a step are at now.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -158,6 +162,8 @@ pub struct Present {
     pub drains: bool,
     /// Forecasts of what is on the two are to be relied on ([`crate::coverage::is_foreseeable`]).
     pub foreseeable: bool,
+    /// All that is on the two has futures, so that the confidence of the step means something.
+    pub has_odds: bool,
 }
 
 impl Present {
@@ -175,17 +181,20 @@ pub fn relieves_distress(now: Present) -> bool {
 
 /// Whether a step may be taken without anybody being asked.
 ///
-/// A shard in distress is relieved whatever was forecast, if the present load says that it helps; where forecasts are not
+/// A shard in distress is relieved without much confidence, if the present load says that it helps and it is as likely to pay as not,
+/// or that cannot be said (where all that comes is noise, some shard is always in distress, and moves only add to it); where forecasts are not
 /// to be relied on only once it has been overloaded for a while, because nothing else says that it will last. Else the
 /// stated confidence must be `least` or more, and as long as trust is not earned, or forecasts of what is on the two
 /// shards are not to be relied on, the present load must say so, too: what is only foreseen waits.
 pub fn permission(calibration: &Calibration, step: &Step, now: Present, least: f64) -> bool {
-    if relieves_distress(now) && (now.foreseeable || !step.foreseen) {
+    let stated = calibration.stated(step.confidence);
+    let likely = stated >= EVEN || !now.has_odds;
+    if relieves_distress(now) && (now.foreseeable || !step.foreseen) && likely {
         return true;
     }
     let earned = calibration.trust() == Trust::Earned && now.foreseeable;
     let trusted = earned || now.says_it_helps() && !step.foreseen;
-    calibration.stated(step.confidence) >= least && trusted
+    stated >= least && trusted
 }
 
 #[cfg(test)]
@@ -232,13 +241,15 @@ mod tests {
     #[test]
     fn foresight_acts_once_it_is_trusted_and_distress_at_once() {
         let mut calibration = Calibration::default();
-        let quiet = Present { from: 0.3, to_after: 0.4, drains: false, foreseeable: true };
-        let busy = Present { from: 0.6, to_after: 0.4, drains: false, foreseeable: true };
-        let distress = Present { from: 1.1, to_after: 0.7, drains: false, foreseeable: true };
+        let quiet = Present { from: 0.3, to_after: 0.4, drains: false, foreseeable: true, has_odds: true };
+        let busy = Present { from: 0.6, to_after: 0.4, drains: false, foreseeable: true, has_odds: true };
+        let distress = Present { from: 1.1, to_after: 0.7, drains: false, foreseeable: true, has_odds: true };
         assert!(!permission(&calibration, &step(1.0, true), quiet, 0.7), "foresight is not known to be good");
         assert!(permission(&calibration, &step(1.0, false), busy, 0.7), "the present says so as well");
         assert!(!permission(&calibration, &step(0.5, false), busy, 0.7));
-        assert!(permission(&calibration, &step(0.1, false), distress, 0.7));
+        assert!(permission(&calibration, &step(0.5, false), distress, 0.7));
+        assert!(!permission(&calibration, &step(0.4, false), distress, 0.7), "it will hardly pay");
+        assert!(permission(&calibration, &step(0.0, false), Present { has_odds: false, ..distress }, 0.7));
         assert!(!permission(&calibration, &step(1.0, false), Present { to_after: 1.1, ..distress }, 0.7));
         (0..LEAST).for_each(|_| calibration.observe(judged(0.9, true)));
         assert!(permission(&calibration, &step(1.0, true), quiet, 0.7));
@@ -248,11 +259,12 @@ mod tests {
             "forecasts do not cover what comes"
         );
         assert!(permission(&calibration, &step(1.0, false), unreliable(busy), 0.7));
-        assert!(permission(&calibration, &step(0.1, false), unreliable(distress), 0.7));
+        assert!(permission(&calibration, &step(0.5, false), unreliable(distress), 0.7));
         assert!(!permission(&calibration, &step(1.0, true), unreliable(distress), 0.7), "it may be a flash");
         (0..WINDOW).for_each(|_| calibration.observe(judged(0.9, false)));
         assert!(!permission(&calibration, &step(1.0, true), quiet, 0.7));
-        assert!(permission(&calibration, &step(1.0, true), distress, 0.7));
+        assert!(!permission(&calibration, &step(1.0, true), distress, 0.7), "such steps have never paid");
+        assert!(permission(&calibration, &step(0.1, true), Present { has_odds: false, ..distress }, 0.7));
     }
 
     #[test]

@@ -3,7 +3,12 @@
 //! A plan believes its forecasts. The outcomes of its steps ([`crate::calibration`]) say late, and from few and
 //! correlated cases, that it should not have; what came within the intervals of the forecasts is known bucket by
 //! bucket. Nominal intervals cover their nominal share whatever the load is like: those of noise are wide. So where
-//! clearly less was covered, the forecasts are wrong, whoever made them, and what is known is only what was seen.
+//! clearly less was covered, the forecasts are wrong, whoever made them, and what is known is only what was seen. Intervals
+//! that are wide enough cover what has nothing to do with their forecasts, though: those that are further off than the load
+//! of the day before, by far, are no forecasts either.
+//!
+//! Even of forecasts that are relied on some futures are days that were seen: a step must have been right then, too, or be
+//! very sure.
 
 /// What is left of older cases when a new one is known: half after a day and a half of hours.
 pub const KEPT: f64 = 0.98;
@@ -15,6 +20,10 @@ const LEAST: f64 = 8.0;
 const IDLE: f64 = 1e-6;
 /// Days that futures are made of.
 const DAYS: usize = 7;
+/// Share of the futures that are days which were seen, of forecasts that are relied on.
+const SEEN: f64 = 0.3;
+/// Times the error of the naive forecast from which a forecast is none.
+const WORTHLESS: f64 = 2.5;
 /// The shortfall of the covered share at which forecasts are not relied on.
 const SHORTFALL: f64 = 0.15;
 
@@ -25,6 +34,10 @@ pub struct Coverage {
     pub weight: f64,
     /// Those of them that were covered.
     pub covered: f64,
+    /// Sum of the absolute errors of cases of which the naive forecast is known, decayed like them, cost units/s.
+    pub error: f64,
+    /// The same of the naive forecast: the load a day before.
+    pub naive_error: f64,
 }
 
 /// What coverage says of forecasts.
@@ -45,9 +58,16 @@ impl Coverage {
         self.covered = self.covered * KEPT + f64::from(u8::from(covered));
     }
 
-    /// The covered share; None: too few cases are known.
+    /// Adds the absolute errors of a case, cost units/s.
+    pub fn compare(&mut self, error: f64, naive_error: f64) {
+        self.error = self.error * KEPT + error;
+        self.naive_error = self.naive_error * KEPT + naive_error;
+    }
+
+    /// The covered share, 0 of forecasts that are worthless; None: too few cases are known.
     pub fn share(&self) -> Option<f64> {
-        (self.weight >= LEAST).then(|| (self.covered / self.weight).clamp(0.0, 1.0))
+        let covered = if self.error > WORTHLESS * self.naive_error { 0.0 } else { self.covered };
+        (self.weight >= LEAST).then(|| (covered / self.weight).clamp(0.0, 1.0))
     }
 
     /// What that says of intervals that should cover `nominal`.
@@ -92,6 +112,17 @@ pub fn as_it_was(
     futures: usize,
 ) -> Option<(Vec<f64>, Vec<Vec<f64>>)> {
     let present = values.iter().rev().take(leads).find_map(|value| *value)?;
+    let known = days_seen(values, day, leads, present);
+    if known.is_empty() || leads == 0 {
+        return Some((vec![present; leads], vec![vec![present; leads]; futures]));
+    }
+    let curve = known[0].clone();
+    Some((curve, known.into_iter().cycle().take(futures).collect()))
+}
+
+/// The last days of `day` buckets, at most [`DAYS`], the newest first: `leads` buckets of each, the first of which is as the `present`.
+/// While less than a day is known, days are as long as curves.
+fn days_seen(values: &[Option<f64>], day: usize, leads: usize, present: f64) -> Vec<Vec<f64>> {
     let day = if day >= leads && values.len() >= day { day } else { leads };
     let days = values.len() / day.max(1);
     let window = |back: usize| {
@@ -109,12 +140,21 @@ pub fn as_it_was(
         }
         curve
     };
-    if days == 0 || leads == 0 {
-        return Some((vec![present; leads], vec![vec![present; leads]; futures]));
+    (1..=days.min(DAYS)).map(window).collect()
+}
+
+/// Puts the last days in the place of about [`SEEN`] of the sampled futures of a segment, each as often; the same ones for all segments
+/// with as many futures. Where a day is not known, the sample stays.
+pub fn mix_in_days_seen(futures: &mut [Vec<f64>], values: &[Option<f64>], day: usize) {
+    let leads = futures.first().map_or(0, Vec::len);
+    let Some(present) = values.iter().rev().take(leads).find_map(|value| *value) else { return };
+    let days = days_seen(values, day, leads, present);
+    let times = (futures.len() as f64 * SEEN / DAYS as f64).round().max(1.0) as usize;
+    for (k, future) in futures.iter_mut().rev().take(times * DAYS).enumerate() {
+        if let Some(seen) = days.get(k % DAYS) {
+            future.clone_from(seen);
+        }
     }
-    let known: Vec<Vec<f64>> = (1..=days.min(DAYS)).map(window).collect();
-    let curve = known[0].clone();
-    Some((curve, known.into_iter().cycle().take(futures).collect()))
 }
 
 #[cfg(test)]
@@ -161,6 +201,34 @@ mod tests {
         assert_eq!(to_be_replaced(&[(90.0, covers), (10.0, misses)], 0.9), [false, true]);
         assert_eq!(to_be_replaced(&[(60.0, covers), (40.0, misses)], 0.9), [true, true]);
         assert!(to_be_replaced(&[], 0.9).is_empty());
+    }
+
+    #[test]
+    fn what_is_far_worse_than_yesterday_is_no_forecast() {
+        let mut coverage = after([true; 20]);
+        assert_eq!(coverage.standing(0.9), Standing::Covers, "nothing to compare with");
+        coverage.compare(2.0, 1.0);
+        assert_eq!(coverage.standing(0.9), Standing::Covers);
+        (0..20).for_each(|_| coverage.compare(3.0, 1.0));
+        assert_eq!(coverage.standing(0.9), Standing::Misses);
+        assert!(!is_foreseeable([(1.0, coverage)].into_iter(), 0.9));
+    }
+
+    #[test]
+    fn some_futures_are_days_that_were_seen() {
+        // Three days of four buckets.
+        let values: Vec<Option<f64>> = (0..12).map(|i| Some(f64::from(i))).collect();
+        let sampled = vec![vec![-1.0; 4]; 48];
+        let mut futures = sampled.clone();
+        mix_in_days_seen(&mut futures, &values, 4);
+        let count = |what: &[f64]| futures.iter().filter(|future| *future == what).count();
+        assert_eq!(count(&[11.0, 9.0, 10.0, 11.0]), 2, "yesterday, from what is there now on");
+        assert_eq!(count(&[11.0, 1.0, 2.0, 3.0]), 2);
+        assert_eq!(count(&sampled[0]), 48 - 6, "four days of the week are not known");
+        let mut unknown = sampled.clone();
+        mix_in_days_seen(&mut unknown, &[], 4);
+        assert_eq!(unknown, sampled);
+        mix_in_days_seen(&mut [], &values, 4);
     }
 
     #[test]

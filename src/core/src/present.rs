@@ -22,13 +22,16 @@ pub struct Loaded {
     pub planned: f64,
     /// How much of what came to it lately its forecasts covered.
     pub coverage: Coverage,
+    /// It has futures, so that steps with it have a confidence.
+    pub has_futures: bool,
 }
 
 impl Loaded {
     /// A segment of a plan that carries `load`.
     pub fn new(segment: &Segment, load: f64, coverage: Coverage) -> Self {
         let planned = segment.curve.iter().sum::<f64>() / segment.curve.len().max(1) as f64;
-        Self { segment: segment.id, shard: segment.shard, load, planned, coverage }
+        let has_futures = !segment.futures.is_empty();
+        Self { segment: segment.id, shard: segment.shard, load, planned, coverage, has_futures }
     }
 }
 
@@ -69,12 +72,13 @@ impl Presence {
 
     /// What the two shards of a step are at.
     pub fn of(&self, step: &Step) -> Present {
-        let ends = self.on(step.from).chain(self.on(step.to));
+        let ends = || self.on(step.from).chain(self.on(step.to));
         Present {
             from: self.used(step.from, 0.0),
             to_after: self.used(step.to, self.segments.get(&step.segment).map_or(0.0, |own| own.load)),
             drains: self.drains(step.from),
-            foreseeable: is_foreseeable(ends.map(|own| (own.planned, own.coverage)), self.nominal),
+            foreseeable: is_foreseeable(ends().map(|own| (own.planned, own.coverage)), self.nominal),
+            has_odds: ends().all(|own| own.has_futures),
         }
     }
 
@@ -115,7 +119,7 @@ mod tests {
     }
 
     fn loaded(segment: i64, shard: i32, covered: bool) -> Loaded {
-        Loaded { segment, shard, load: 50.0, planned: 40.0, coverage: coverage(covered) }
+        Loaded { segment, shard, load: 50.0, planned: 40.0, coverage: coverage(covered), has_futures: segment != 3 }
     }
 
     #[test]
@@ -131,6 +135,7 @@ mod tests {
         let third = presence.of(&step(3, 2, 3));
         assert_eq!((third.from, third.to_after, third.drains), (0.25, 1.0, true));
         assert!(!third.foreseeable, "half of the load there is not what was forecast");
+        assert!(!third.has_odds && second.has_odds);
         assert_eq!(presence.used(4, 0.0), 1.0);
     }
 }

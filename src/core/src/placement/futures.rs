@@ -1,6 +1,6 @@
 //! Sampled futures of whole shards: how sure a step is.
 
-use super::state::{add, peak};
+use super::state::{above, add, peak};
 use super::{MAX_FUTURES, Segment};
 
 /// The most numbers kept: 64 MB. Beyond it fewer futures are looked at.
@@ -104,8 +104,8 @@ impl Futures {
     }
 
     /// Share of the futures in which moving `segment` lowers what the peaks of the two shards exceed their
-    /// fair share by, by more than `least_gain` (cost units/s); see [`super::plan`]. 0 when a segment of
-    /// theirs has no futures.
+    /// fair share by, by more than `least_gain` (cost units/s), as [`super::outcome`] judges it afterwards; see [`super::plan`].
+    /// 0 when a segment of theirs has no futures.
     pub(super) fn confidence(&self, segment: &Segment, ends: Ends, least_gain: f64) -> f64 {
         if self.count == 0 || self.unknown[ends.from] + self.unknown[ends.to] > 0 {
             return 0.0;
@@ -116,7 +116,7 @@ impl Futures {
                 return after <= ends.to_capacity;
             }
             let gain = self.gain(*k, segment, ends);
-            gain > 0.0 && gain >= least_gain
+            gain > 0.0 && gain >= least_gain && (ends.joined > 0.0 || self.is_relief(*k, segment, ends))
         });
         pays.count() as f64 / self.count as f64
     }
@@ -125,6 +125,17 @@ impl Futures {
     pub(super) fn mean_gain(&self, segment: &Segment, ends: Ends) -> Option<f64> {
         let sum: f64 = (0..self.count).map(|k| self.gain(k, segment, ends)).sum();
         (self.count > 0).then(|| sum / self.count as f64)
+    }
+
+    /// Whether in future `k` the two shards are above their fair share for no more load in all than without the move.
+    fn is_relief(&self, k: usize, segment: &Segment, ends: Ends) -> bool {
+        let excess = |shard: usize, capacity: f64, share: f64| {
+            let loads = self.sum(k, shard).iter().zip(curve(segment, k));
+            above(loads.map(|(load, moved)| load + share * moved), capacity * self.fair[k])
+        };
+        let before = excess(ends.from, ends.from_capacity, 0.0) + excess(ends.to, ends.to_capacity, 0.0);
+        let after = excess(ends.from, ends.from_capacity, -1.0) + excess(ends.to, ends.to_capacity, 1.0);
+        after <= before
     }
 
     /// What the move lowers the excess of both peaks by in future `k`, cost units/s.

@@ -287,7 +287,7 @@ impl std::error::Error for PlacementError {}
 ///
 /// The confidence of a step is the share of the joint futures in which it, applied after the steps
 /// before it, lowers what the peaks of the two shards exceed their fair share (of that future) by,
-/// by enough to pay its cost; for a drain step, in which the target stays within its capacity. It
+/// by enough to pay its cost, and leaves no more load above it in all; for a drain step, in which the target stays within its capacity. It
 /// is 0 when a segment on either shard has no futures.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! What a step was worth, once the loads it was planned for have come.
 
-use super::state::peak;
+use super::state::{above, peak};
 
 /// The loads that really came over the time a step was planned for: one value per bucket, cost units/s, all of
 /// the same length.
@@ -33,7 +33,8 @@ pub struct Realised {
 pub struct Outcome {
     /// Reduction of what the peaks of the two shards exceed their fair share by, cost units/s.
     pub gain: f64,
-    /// Whether that paid for the move; for a drain, whether the target stayed within its capacity.
+    /// Whether that paid for the move, and the two were above it for no more load in all, because a lower peak at the cost of a
+    /// longer one relieves nobody; for a drain, whether the target stayed within its capacity.
     pub paid: bool,
 }
 
@@ -48,10 +49,15 @@ pub fn outcome(realised: &Realised) -> Outcome {
     let relief = excess(with(stay), realised.from_capacity) - excess(without(stay), realised.from_capacity);
     let growth = excess(with(there), realised.to_capacity) - excess(without(there), realised.to_capacity);
     let gain = relief - growth + realised.joined;
+    let sum = |base: &[f64], share: f64, capacity: f64| {
+        above(base.iter().zip(moved).map(|(base, moved)| base + share * moved), capacity * fair)
+    };
+    let before = sum(stay, 1.0, realised.from_capacity) + sum(there, 0.0, realised.to_capacity);
+    let after = sum(stay, 0.0, realised.from_capacity) + sum(there, 1.0, realised.to_capacity);
     let paid = if realised.drains {
         with(there) <= realised.to_capacity
     } else {
-        gain > 0.0 && gain >= realised.least_gain
+        gain > 0.0 && gain >= realised.least_gain && (after <= before || realised.joined > 0.0)
     };
     Outcome { gain, paid }
 }

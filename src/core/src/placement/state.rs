@@ -37,6 +37,11 @@ pub(super) fn peak(curve: impl Iterator<Item = f64>) -> f64 {
     curve.fold(0.0, f64::max)
 }
 
+/// What of a curve is above `level`, all leads together.
+pub(super) fn above(curve: impl Iterator<Item = f64>, level: f64) -> f64 {
+    curve.map(|load| (load - level).max(0.0)).sum()
+}
+
 /// Adds a curve to a sum.
 pub(super) fn add(sum: &mut [f64], curve: &[f64]) {
     for (sum, value) in sum.iter_mut().zip(curve) {

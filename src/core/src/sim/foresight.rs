@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::{Order, Policy, View};
-use crate::calibration::{Calibration, Judged, permission};
-use crate::coverage::{self, Coverage, as_it_was, to_be_replaced};
+use crate::calibration::{Calibration, Judged, NOTED, permission};
+use crate::coverage::{self, Coverage, as_it_was, mix_in_days_seen, to_be_replaced};
 use crate::forecast::{ForecastOptions, Forecaster, Series, fit};
 use crate::placement::{
     ANY, Hold, Pace, PlanOptions, Realised, Segment, Shard, Start, Step, outcome, plan_linked, schedule,
@@ -24,8 +24,6 @@ const REFIT_CHANGED_AFTER: usize = 12;
 const COOLDOWN: usize = 12;
 /// Steps of lower confidence are not taken.
 const MIN_CONFIDENCE: f64 = 0.7;
-/// Steps of a lower share of futures are not followed up.
-const NOTED: f64 = 0.5;
 /// Buckets before the end of the warm-up from which plans are made, so that outcomes are known.
 const ADVISE: usize = 72;
 
@@ -69,6 +67,7 @@ struct Foreseen {
 struct Due {
     bucket: usize,
     slot: usize,
+    mean: f64,
     bounds: (f64, f64),
 }
 
@@ -171,9 +170,11 @@ impl Foreshard {
         }
         let model = &self.models[slot].as_ref()?.model;
         let points = model.forecast(LEADS);
+        let mut futures: Vec<_> = (0..FUTURES).map(|seed| model.sample_path(LEADS, seed)).collect();
+        mix_in_days_seen(&mut futures, history, LEADS);
         Some(Foreseen {
             curve: points.iter().map(|point| point.mean).collect(),
-            futures: (0..FUTURES).map(|seed| model.sample_path(LEADS, seed)).collect(),
+            futures,
             bounds: points.iter().map(|point| (point.lower, point.upper)).collect(),
         })
     }
@@ -230,6 +231,10 @@ impl Foreshard {
         self.due.retain(|due| {
             let Some(Some(value)) = history[due.slot].get(due.bucket) else { return true };
             coverages[due.slot].observe((due.bounds.0..=due.bounds.1).contains(value));
+            let day_before = due.bucket.checked_sub(LEADS).and_then(|bucket| history[due.slot].get(bucket));
+            if let Some(Some(naive)) = day_before {
+                coverages[due.slot].compare((value - due.mean).abs(), (value - naive).abs());
+            }
             false
         });
         let mean = |foreseen: &Option<Foreseen>| {
@@ -240,7 +245,8 @@ impl Foreshard {
         for (slot, foreseen) in foreseen.iter_mut().enumerate() {
             let Some(foreseen) = foreseen else { continue };
             let due = coverage::LEADS.into_iter().filter_map(|lead| {
-                Some(Due { bucket: bucket + lead - 1, slot, bounds: *foreseen.bounds.get(lead - 1)? })
+                let (mean, bounds) = (*foreseen.curve.get(lead - 1)?, *foreseen.bounds.get(lead - 1)?);
+                Some(Due { bucket: bucket + lead - 1, slot, mean, bounds })
             });
             self.due.extend(due);
             if replaced[slot]
