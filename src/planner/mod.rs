@@ -457,7 +457,7 @@ impl Decision {
         let least = others.map(|shard| self.presence.used(shard.id, slot.heat / 2.0)).reduce(f64::min);
         let drains = self.presence.drains(slot.shard_id);
         let from = self.presence.used(slot.shard_id, 0.0);
-        let present = |to_after: f64| Present { from, to_after, drains, foreseeable: false };
+        let present = |to_after: f64| Present { from, to_after, drains, foreseeable: false, has_odds: false };
         let least = one.to_shard.map(|to| self.presence.used(to, slot.heat / 2.0)).or(least);
         let divides = matches!(one.action, Action::Split | Action::Isolate { over: 0, .. });
         divides

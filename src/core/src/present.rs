@@ -119,7 +119,14 @@ mod tests {
     }
 
     fn loaded(segment: i64, shard: i32, covered: bool) -> Loaded {
-        Loaded { segment, shard, load: 50.0, planned: 40.0, coverage: coverage(covered), has_futures: segment != 3 }
+        Loaded {
+            segment,
+            shard,
+            load: 50.0,
+            planned: 40.0,
+            coverage: coverage(covered),
+            has_futures: segment != 3,
+        }
     }
 
     #[test]
