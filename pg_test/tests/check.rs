@@ -79,7 +79,9 @@ fn toast_tables_without_their_own_names_are_told() -> Result<()> {
     )?;
     // What a move leaves that finds the toast table in use, as it is here.
     server.query(&format!(
-        "UPDATE pg_class SET relname = 'pg_toast_1' WHERE oid = (SELECT reltoastrelid FROM pg_class WHERE oid = '{partition}'::regclass)"
+        "UPDATE pg_class c SET relname = CASE c.relkind WHEN 'i' THEN 'pg_toast_1_index' ELSE 'pg_toast_1' END FROM pg_class p \
+         WHERE p.oid = '{partition}'::regclass AND \
+               (c.oid = p.reltoastrelid OR c.oid = (SELECT indexrelid FROM pg_index WHERE indrelid = p.reltoastrelid))"
     ))?;
     let named = "SELECT string_agg(object || ': ' || detail, ',') FROM foreshard.check() WHERE problem LIKE 'its toast table %'";
     let told = server.query(named)?;

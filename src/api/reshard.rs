@@ -1,7 +1,8 @@
 //! Moves: by map, by hand, and their end.
 
 use crate::catalog::citus::{moving, splitting};
-use crate::catalog::moves::{self, Standing};
+use crate::catalog::moves;
+use crate::catalog::standing::{self, Standing};
 use crate::catalog::{act, colocation, merge, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::types::JsonText;
@@ -164,7 +165,7 @@ fn merge_slots(
 /// A move whose tables belong to the current user.
 fn own_move(move_id: i64) -> PgResult<Standing> {
     let as_owner = security::as_extension_owner()?;
-    let found = moves::standing(move_id)?;
+    let found = standing::standing(move_id)?;
     drop(as_owner);
     let Some(standing) = found else {
         return Err(unknown(format!("move {move_id} does not exist")));

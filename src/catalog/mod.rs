@@ -54,6 +54,7 @@ pub mod setting;
 pub mod shadow;
 pub mod slot_key;
 pub mod split;
+pub mod standing;
 pub mod statistics;
 pub mod story;
 pub mod unit_cost;
