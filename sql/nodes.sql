@@ -115,8 +115,11 @@ SELECT r.table_oid, r.partition, r.node_name AS node,
            || CASE WHEN u.is_unbound THEN ARRAY['with row level security, which does not bind those with rights on it who go to the node directly'] END, '; ') AS difference
 FROM foreshard.remote_table r
 JOIN pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid
--- Of a table that somebody has locked nothing is known right now: whoever looks does not wait.
-CROSS JOIN LATERAL (SELECT CASE WHEN foreshard.is_open(r.table_oid) THEN foreshard.table_portrait(r.table_oid) ELSE r.portrait END) n (portrait)
+-- Of a table that somebody has locked nothing is known right now: whoever looks does not wait. Who has it locked himself, as ALTER does
+-- when it asks here, need not, and must be told: before 17 a lock that does not wait is refused when others are in the queue.
+CROSS JOIN LATERAL (SELECT CASE WHEN EXISTS (SELECT FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.granted AND l.locktype = 'relation'
+        AND l.relation = r.table_oid AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+    OR foreshard.is_open(r.table_oid) THEN foreshard.table_portrait(r.table_oid) ELSE r.portrait END) n (portrait)
 CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_foreign_table t WHERE t.ftrelid = r.partition
     AND t.ftoptions @> ARRAY['schema_name=' || r.remote_schema, 'table_name=' || r.remote_name])) f (is_same)
 CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = r.table_oid AND c.relrowsecurity AND EXISTS (

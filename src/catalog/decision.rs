@@ -78,7 +78,7 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
                 bool_or(p.others_move), \
                 (SELECT count(*) FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.phase = 'failed' \
                     AND m.finished_at > pg_catalog.clock_timestamp() - interval '1 day') \
-         FROM foreshard.slot s JOIN (SELECT l.slot_id, foreshard.total_bytes(l.partition) + coalesce(r.bytes, 0) AS bytes, false AS others_move \
+         FROM foreshard.slot s JOIN (SELECT l.slot_id, foreshard.total_bytes(l.partition) + CASE WHEN c.relkind = 'f' THEN r.bytes ELSE coalesce(r.bytes, 0) END AS bytes, false AS others_move \
                  FROM foreshard.slot_partition l JOIN pg_catalog.pg_class c ON c.oid = l.partition LEFT JOIN foreshard.remote_table r ON r.partition = c.oid \
              UNION ALL SELECT t.slot_id, t.bytes, EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL) FROM foreshard.citus_shard t) p USING (slot_id) \
          LEFT JOIN foreshard.slot_heat h USING (slot_id) \

@@ -104,9 +104,10 @@ unsafe extern "C-unwind" fn receive(
             }
             let datum = *(*slot).tts_values.add(column);
             let copy = pg_sys::text_to_cstring(datum.cast_mut_ptr::<pg_sys::text>());
-            let own = CStr::from_ptr(copy).to_string_lossy().into_owned();
+            let own = CStr::from_ptr(copy).to_str().map(str::to_owned);
             pg_sys::pfree(copy.cast());
-            Some(own)
+            // Another text than the one that is there would be another key.
+            Some(own.unwrap_or_else(|_| pgrx::error!("a data source gave a text that is not UTF-8")))
         };
         (receiver.row)(std::array::from_fn(text))
     }

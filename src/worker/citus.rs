@@ -39,14 +39,15 @@ fn who_coordinates() -> WorkResult<()> {
         Coordinator::Ours => None,
         Coordinator::Another(why) | Coordinator::Unknown(why) => Some(why.as_str()),
     };
-    transaction(|| identity::note(why))?;
+    // What is written down may have to wait for somebody; the moves of a server that coordinates nobody may not.
+    let mut noted = transaction(|| identity::note(why));
     if let Coordinator::Another(why) = &said {
         for move_id in under_way {
-            transaction(|| moving::rest(move_id, why, REST_S))?;
-            transaction(|| moving::interrupt(move_id))?;
+            noted = noted.and(transaction(|| moving::rest(move_id, why, REST_S)));
+            noted = noted.and(transaction(|| moving::interrupt(move_id)));
         }
     }
-    Ok(())
+    noted
 }
 
 /// What a keeper remembers of moves that Citus switches over.

@@ -11,6 +11,7 @@ use crate::pg::wire::{self, Bound};
 use crate::pg::{guc, lock};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::time::{Duration, Instant};
 
 /// The extra number of a worker that looks at the Citus cluster instead.
 pub const CITUS: i64 = 1;
@@ -23,6 +24,9 @@ const STEP_MS: u128 = 10_000;
 /// How long anybody may keep it from a row of ours, ms, such as that of a node which is dropped in a transaction that stays
 /// open: the other nodes have their turn.
 const LOCK_MS: u32 = 5_000;
+
+/// How long rights may be carried to one node in one look; what is left has its turn in the next.
+const RIGHTS_LIMIT: Duration = Duration::from_secs(30);
 
 /// Entry point; the argument is the database's oid.
 ///
@@ -37,6 +41,9 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
     if !super::enter(database) || transaction(session::prepare_worker).is_err() {
         return;
     }
+    if let Err(failure) = transaction(|| session::wait_for_locks(LOCK_MS)) {
+        return pgrx::log!("foreshard nodes: {}", failure.line);
+    }
     if bgworker::extra() == CITUS {
         return super::citus::look();
     }
@@ -44,9 +51,6 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
         Ok(nodes) => nodes,
         Err(failure) => return pgrx::log!("foreshard nodes: {}", failure.line),
     };
-    if let Err(failure) = transaction(|| session::wait_for_locks(LOCK_MS)) {
-        return pgrx::log!("foreshard nodes: {}", failure.line);
-    }
     // Nothing here runs an owner's code.
     link::keep_all();
     for node in nodes {
@@ -96,7 +100,16 @@ fn carry_rights(node: &NodeRow) -> WorkResult<()> {
         return Ok(());
     }
     let roles = bounded(|| transaction(|| rights::roles_there(&lease::open(node)?, &due)))?;
-    due.iter().try_for_each(|one| bounded(|| transaction(|| one.carry(node, &roles))))
+    let until = Instant::now() + RIGHTS_LIMIT;
+    let mut ended = Ok(());
+    // One owner who cannot log in there keeps nobody else from losing a right.
+    for one in due.iter().take_while(|_| Instant::now() < until) {
+        if let Err(failure) = bounded(|| transaction(|| one.carry(node, &roles))) {
+            link::distrust();
+            ended = Err(failure);
+        }
+    }
+    ended
 }
 
 /// One health check, and while the node answers what else there is to do on it.

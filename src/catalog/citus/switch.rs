@@ -58,7 +58,8 @@ pub fn seen() -> PgResult<Vec<Seen>> {
     )
 }
 
-/// Notes that a move gives way, and for how long it rests. To be committed before its carrier is interrupted, which looks for it.
+/// Notes that a move gives way, and for how long it rests. To be committed before its carrier is interrupted, which looks for it. A keeper
+/// waits for nobody who has the move's row: then the carrier finds an error like any other.
 pub fn note(seen: &Seen, rest_s: f64) -> PgResult<()> {
     let who = match (&seen.holders, seen.has_locks) {
         (Some(who), false) => format!("others waited behind it for {who}"),
@@ -67,7 +68,8 @@ pub fn note(seen: &Seen, rest_s: f64) -> PgResult<()> {
     let why = format!("Citus' switch gave way to writers: {who}");
     spi::run(
         "UPDATE foreshard.move SET gave_way = gave_way + 1, lock_attempts = lock_attempts + 1, waiting_for = $3, last_error = $3, \
-             not_before = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2) WHERE move_id = $1 AND NOT finished",
+             not_before = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2) \
+         WHERE move_id = (SELECT m.move_id FROM foreshard.move m WHERE m.move_id = $1 AND NOT m.finished FOR NO KEY UPDATE SKIP LOCKED)",
         &[seen.move_id.into(), rest_s.into(), why.as_str().into()],
     )?;
     record_event("gave_way", Some(seen.move_id), None, json!({"reason": who, "rest_s": rest_s}))

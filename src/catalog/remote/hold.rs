@@ -61,6 +61,18 @@ impl Pair {
         ))
     }
 
+    /// That the lock of [`hold_there`](Self::hold_there) is still held: its connection may have been lost since.
+    ///
+    /// # Errors
+    /// 55P03 it is not, or what the connection ended with.
+    pub fn is_still_held(&self) -> PgResult<()> {
+        let Some(remote) = &self.source.remote else { return Ok(()) };
+        match Link::that_holds(&remote.server, self.shape.owner)? {
+            Some(link) => link.one("SELECT 'held'").map(drop),
+            None => Err(error(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, "the lock on the node is gone")),
+        }
+    }
+
     /// Who is in the way of a lock on a source on a node, in words; None: nobody, or the source is here. Without `writers`
     /// only who holds it for long: autovacuum above all, which gives way to nobody for a second.
     pub fn in_the_way(&self, writers: bool) -> PgResult<Option<String>> {

@@ -47,19 +47,28 @@ fn set(row: &Row, column: usize) -> PgResult<Vec<Right>> {
 }
 
 /// Notes what the tables chosen by `which` are about to be given, and tells of those on which anything has to be done.
-fn note(which: &str, chosen: Arg) -> PgResult<Vec<Due>> {
+fn note(which: &str, chosen: &[Arg]) -> PgResult<Vec<Due>> {
     // What is given on a node is on disk there: so must be what is known of it here.
     spi::set_local("synchronous_commit", "on")?;
-    spi::rows_mut(
+    let all = format!(
+        "SELECT t.remote_id, coalesce(w.rights, '[]') AS wanted FROM foreshard.remote_table t \
+         LEFT JOIN foreshard.wanted_rights() w ON w.table_oid = t.table_oid::oid AND w.node_name = t.node_name WHERE {which}"
+    );
+    // A role that is missing there stays due, and its right is noted once.
+    spi::run(
         &format!(
             "UPDATE foreshard.remote_table r SET rights = (SELECT coalesce(pg_catalog.jsonb_agg(DISTINCT e), '[]') \
                  FROM pg_catalog.jsonb_array_elements(r.rights || q.wanted) e) \
-             FROM (SELECT t.remote_id, coalesce(w.rights, '[]') AS wanted FROM foreshard.remote_table t \
-                   LEFT JOIN foreshard.wanted_rights() w ON w.table_oid = t.table_oid::oid AND w.node_name = t.node_name WHERE {which}) q \
-             WHERE r.remote_id = q.remote_id AND (r.rights <> q.wanted OR r.given <> q.wanted) \
-             RETURNING r.remote_id, q.wanted, r.rights, r.given"
+             FROM ({all}) q WHERE r.remote_id = q.remote_id AND NOT r.rights @> q.wanted"
         ),
-        &[chosen],
+        chosen,
+    )?;
+    spi::rows_mut(
+        &format!(
+            "SELECT r.remote_id, q.wanted, r.rights, r.given FROM foreshard.remote_table r JOIN ({all}) q USING (remote_id) \
+             WHERE r.rights <> q.wanted OR r.given <> q.wanted"
+        ),
+        chosen,
         |row| {
             Ok(Due {
                 remote_id: row.need(1)?,
@@ -75,12 +84,12 @@ fn note(which: &str, chosen: Arg) -> PgResult<Vec<Due>> {
 pub fn note_due(node: &str) -> PgResult<Vec<Due>> {
     let attached = "t.node_name = $1::name \
         AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = t.partition AND i.inhparent = t.table_oid)";
-    note(attached, node.into())
+    note(attached, &[node.into()])
 }
 
 /// Notes what the copies that a move makes on a node are to be given.
 pub fn note_of_move(move_id: i64) -> PgResult<()> {
-    note("t.move_id = $1", move_id.into()).map(drop)
+    note("t.move_id = $1", &[move_id.into()]).map(drop)
 }
 
 /// Which of the roles that are in question there are on the node.

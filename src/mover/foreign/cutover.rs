@@ -207,6 +207,7 @@ fn locked(
     if copies_are_here(row)? && !snapshots_are_gone(row, left)? {
         return Ok(Some(Stop::Blocked));
     }
+    transaction(|| pairs(row)?.unwrap_or_default().iter().try_for_each(copy::Pair::is_still_held))?;
     if bound.end() {
         return Ok(Some(Stop::Blocked));
     }
