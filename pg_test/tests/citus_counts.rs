@@ -20,6 +20,7 @@ fn a_locked_shard_makes_no_node_sick() -> Result<()> {
     here.wait_query(&known, "t")?;
     // As VACUUM FULL has it.
     let mut full = world.workers[1].cluster.connect("postgres")?;
+    full.exec("SET citus.enable_manual_changes_to_shards = on")?;
     full.exec(&format!("BEGIN; LOCK TABLE tenant_{shard} IN ACCESS EXCLUSIVE MODE"))?;
     let since = here.query("SELECT clock_timestamp()")?;
     let heard = format!(
