@@ -110,13 +110,15 @@ impl Futures {
         if self.count == 0 || self.unknown[ends.from] + self.unknown[ends.to] > 0 {
             return 0.0;
         }
+        // What pays by the links alone need not be a relief as well.
+        let joins = ends.joined > 0.0 && ends.joined >= least_gain;
         let pays = (0..self.count).filter(|k| {
             if ends.drains {
                 let after = combined(self.sum(*k, ends.to), curve(segment, *k), |sum, value| sum + value);
                 return after <= ends.to_capacity;
             }
             let gain = self.gain(*k, segment, ends);
-            gain > 0.0 && gain >= least_gain && (ends.joined > 0.0 || self.is_relief(*k, segment, ends))
+            gain > 0.0 && gain >= least_gain && (joins || self.is_relief(*k, segment, ends))
         });
         pays.count() as f64 / self.count as f64
     }

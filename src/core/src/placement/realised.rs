@@ -34,7 +34,7 @@ pub struct Outcome {
     /// Reduction of what the peaks of the two shards exceed their fair share by, cost units/s.
     pub gain: f64,
     /// Whether that paid for the move, and the two were above it for no more load in all, because a lower peak at the cost of a
-    /// longer one relieves nobody; for a drain, whether the target stayed within its capacity.
+    /// longer one relieves nobody (unless what it saved of the links pays alone); for a drain, whether the target stayed within its capacity.
     pub paid: bool,
 }
 
@@ -57,7 +57,8 @@ pub fn outcome(realised: &Realised) -> Outcome {
     let paid = if realised.drains {
         with(there) <= realised.to_capacity
     } else {
-        gain > 0.0 && gain >= realised.least_gain && (after <= before || realised.joined > 0.0)
+        let joins = realised.joined > 0.0 && realised.joined >= realised.least_gain;
+        gain > 0.0 && gain >= realised.least_gain && (joins || after <= before)
     };
     Outcome { gain, paid }
 }
