@@ -24,6 +24,8 @@ const DAYS: usize = 7;
 const SEEN: f64 = 0.3;
 /// Times the error of the naive forecast from which a forecast is none.
 const WORTHLESS: f64 = 2.5;
+/// Mean error as a share of the load up to which it is one all the same: of what repeats itself exactly the day before knows all.
+const CLOSE: f64 = 0.1;
 /// The shortfall of the covered share at which forecasts are not relied on.
 const SHORTFALL: f64 = 0.15;
 
@@ -64,15 +66,17 @@ impl Coverage {
         self.naive_error = self.naive_error * KEPT + naive_error;
     }
 
-    /// The covered share, 0 of forecasts that are worthless; None: too few cases are known.
-    pub fn share(&self) -> Option<f64> {
-        let covered = if self.error > WORTHLESS * self.naive_error { 0.0 } else { self.covered };
+    /// The covered share, 0 of forecasts that are worthless; None: too few cases are known. `load` is the mean of what is forecast, cost
+    /// units/s.
+    pub fn share(&self, load: f64) -> Option<f64> {
+        let is_far = self.error > CLOSE * load * self.weight;
+        let covered = if is_far && self.error > WORTHLESS * self.naive_error { 0.0 } else { self.covered };
         (self.weight >= LEAST).then(|| (covered / self.weight).clamp(0.0, 1.0))
     }
 
     /// What that says of intervals that should cover `nominal`.
-    pub fn standing(&self, nominal: f64) -> Standing {
-        match self.share() {
+    pub fn standing(&self, nominal: f64, load: f64) -> Standing {
+        match self.share(load) {
             None => Standing::Unknown,
             Some(share) if share < nominal - SHORTFALL => Standing::Misses,
             Some(_) => Standing::Covers,
@@ -86,7 +90,7 @@ impl Coverage {
 pub fn is_foreseeable(segments: impl Iterator<Item = (f64, Coverage)>, nominal: f64) -> bool {
     let (mut covered, mut load) = (0.0, 0.0);
     for (own, coverage) in segments {
-        let Some(share) = coverage.share() else { continue };
+        let Some(share) = coverage.share(own) else { continue };
         let own = own.max(IDLE);
         covered += own * share.min(nominal);
         load += own;
@@ -99,7 +103,10 @@ pub fn is_foreseeable(segments: impl Iterator<Item = (f64, Coverage)>, nominal: 
 /// and intervals that are wide enough to cover anything hide it.
 pub fn to_be_replaced(segments: &[(f64, Coverage)], nominal: f64) -> Vec<bool> {
     let all = !is_foreseeable(segments.iter().copied(), nominal);
-    segments.iter().map(|(_, coverage)| all || coverage.standing(nominal) == Standing::Misses).collect()
+    segments
+        .iter()
+        .map(|(load, coverage)| all || coverage.standing(nominal, *load) == Standing::Misses)
+        .collect()
 }
 
 /// Curve and futures of a segment whose forecasts are not relied on, of `leads` buckets: what it carries now, then what it
@@ -169,18 +176,18 @@ mod tests {
 
     #[test]
     fn what_is_clearly_missed_is_not_relied_on_until_it_is_covered_again() {
-        assert_eq!(after([false; 7]).standing(0.9), Standing::Unknown);
-        assert_eq!(after((0..200).map(|i| i % 10 != 0)).standing(0.9), Standing::Covers);
-        assert_eq!(after((0..200).map(|i| i % 3 != 0)).standing(0.9), Standing::Misses);
+        assert_eq!(after([false; 7]).standing(0.9, 1.0), Standing::Unknown);
+        assert_eq!(after((0..200).map(|i| i % 10 != 0)).standing(0.9, 1.0), Standing::Covers);
+        assert_eq!(after((0..200).map(|i| i % 3 != 0)).standing(0.9, 1.0), Standing::Misses);
         // Half the nominal share is what is asked of intervals that promise no more.
-        assert_eq!(after((0..200).map(|i| i % 2 != 0)).standing(0.5), Standing::Covers);
+        assert_eq!(after((0..200).map(|i| i % 2 != 0)).standing(0.5, 1.0), Standing::Covers);
         let mut coverage = after([true; 200]);
         (0..12).for_each(|_| coverage.observe(false));
-        assert_eq!(coverage.standing(0.9), Standing::Covers, "half a day says little against a week");
+        assert_eq!(coverage.standing(0.9, 1.0), Standing::Covers, "half a day says little against a week");
         (0..12).for_each(|_| coverage.observe(false));
-        assert_eq!(coverage.standing(0.9), Standing::Misses);
+        assert_eq!(coverage.standing(0.9, 1.0), Standing::Misses);
         (0..72).for_each(|_| coverage.observe(true));
-        assert_eq!(coverage.standing(0.9), Standing::Covers);
+        assert_eq!(coverage.standing(0.9, 1.0), Standing::Covers);
         assert!(coverage.weight < 1.0 / (1.0 - KEPT));
     }
 
@@ -206,12 +213,17 @@ mod tests {
     #[test]
     fn what_is_far_worse_than_yesterday_is_no_forecast() {
         let mut coverage = after([true; 20]);
-        assert_eq!(coverage.standing(0.9), Standing::Covers, "nothing to compare with");
+        assert_eq!(coverage.standing(0.9, 1.0), Standing::Covers, "nothing to compare with");
         coverage.compare(2.0, 1.0);
-        assert_eq!(coverage.standing(0.9), Standing::Covers);
+        assert_eq!(coverage.standing(0.9, 1.0), Standing::Covers);
         (0..20).for_each(|_| coverage.compare(3.0, 1.0));
-        assert_eq!(coverage.standing(0.9), Standing::Misses);
+        assert_eq!(coverage.standing(0.9, 1.0), Standing::Misses);
         assert!(!is_foreseeable([(1.0, coverage)].into_iter(), 0.9));
+        assert_eq!(
+            coverage.standing(0.9, 100.0),
+            Standing::Covers,
+            "3 % off is a forecast, whatever yesterday says"
+        );
     }
 
     #[test]
