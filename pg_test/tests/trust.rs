@@ -30,6 +30,10 @@ fn foresight_acts_before_the_peak_once_it_is_trusted() -> Result<()> {
     let mut client = database(&cluster, "d")?;
     client.exec("CREATE TABLE t (id bigint PRIMARY KEY)")?;
     client.exec("SELECT foreshard.distribute('t', 'id', 16, shards => ARRAY['a', 'b'])")?;
+    // A trace of load, unevenly spread over three shards, is no overload.
+    wait_for(&mut client, "SELECT count(*) FROM foreshard.slot_heat", "16")?;
+    client.exec("SELECT count(*) FROM t")?;
+    wait_for(&mut client, "SELECT bool_and(heat > 0) FROM foreshard.slot_heat", "t")?;
     client.exec(HISTORY)?;
 
     // Seen, said, and not acted upon: nobody knows yet how good the forecasts are.

@@ -13,6 +13,7 @@ use crate::pg::report::PgResult;
 use crate::pg::route;
 use foreshard_core::heat::{Counters, Rates, decayed_heat, rates};
 use foreshard_core::late::late_heat;
+use foreshard_core::placement::PlanOptions;
 use foreshard_core::unit_cost::Load;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -301,9 +302,11 @@ fn overloaded(loads: &BTreeMap<i32, f64>, unknown: &BTreeSet<i32>) -> PgResult<H
     for shards in [own, citus] {
         let known: Vec<&ShardRow> = shards.iter().filter(|s| !unknown.contains(&s.shard_id)).collect();
         let capacity: f64 = known.iter().filter(|s| !s.draining && s.takes).map(|s| s.capacity).sum();
-        let mean = known.iter().map(|s| load(s)).sum::<f64>() / capacity.max(f64::MIN_POSITIVE);
-        let limit = mean * (1.0 + guc::IMBALANCE_HIGH.get());
-        found.extend(known.iter().map(|s| (s.shard_id, load(s) / s.capacity > limit)));
+        let all: f64 = known.iter().map(|s| load(s)).sum();
+        let limit = all / capacity.max(f64::MIN_POSITIVE) * (1.0 + guc::IMBALANCE_HIGH.get());
+        // Next to no load overloads nobody, however unevenly it is spread.
+        let matters = all >= PlanOptions::default().min_load;
+        found.extend(known.iter().map(|s| (s.shard_id, matters && load(s) / s.capacity > limit)));
         found.extend(shards.iter().filter(|s| s.draining).map(|s| (s.shard_id, true)));
     }
     Ok(found)

@@ -129,9 +129,12 @@ impl Foreshard {
         let mut sums = vec![0.0; view.shards.len()];
         view.place.iter().zip(&loads).for_each(|(shard, load)| sums[*shard] += load);
         let capacity: f64 = view.shards.iter().filter(|s| !s.draining && !s.lost).map(|s| s.capacity).sum();
-        let limit = sums.iter().sum::<f64>() / capacity.max(1e-9) * (1.0 + self.options.imbalance_high);
+        let all: f64 = sums.iter().sum();
+        let limit = all / capacity.max(1e-9) * (1.0 + self.options.imbalance_high);
+        let matters = all >= self.options.min_load;
         for (shard, hot) in self.hot_buckets.iter_mut().enumerate() {
-            let over = view.shards[shard].draining || sums[shard] / view.shards[shard].capacity > limit;
+            let over =
+                view.shards[shard].draining || matters && sums[shard] / view.shards[shard].capacity > limit;
             *hot = if over { *hot + 1 } else { 0 };
         }
     }
