@@ -150,7 +150,7 @@ fn days_seen(values: &[Option<f64>], day: usize, leads: usize, present: f64) -> 
     (1..=days.min(DAYS)).map(window).collect()
 }
 
-/// Puts the last days in the place of about [`SEEN`] of the sampled futures of a segment, each as often; the same ones for all segments
+/// Puts the last days in the place of about three of ten sampled futures of a segment, each as often; the same ones for all segments
 /// with as many futures. Where a day is not known, the sample stays.
 pub fn mix_in_days_seen(futures: &mut [Vec<f64>], values: &[Option<f64>], day: usize) {
     let leads = futures.first().map_or(0, Vec::len);
