@@ -10,14 +10,15 @@
 //! nothing more for a while (at most `--wait` s); and with the best assignment there is, found by trying all of them with the true
 //! counts. Bar: nine tenths of the best. Last, what the coordinator costs against asking the right node directly.
 //!
-//! Where there are no processors to spare, coordinator and clients share those of the nodes: what the coordinator costs
-//! is then part of every number. Exit code 1 when the bar is missed.
+//! Where there is not a processor for each of them, nodes get quotas of control groups, half of all processors together; that
+//! takes a user who may make such groups. Exit code 1 when the bar is missed.
 
 mod best;
 mod load;
 #[path = "../graph/read.rs"]
 #[allow(dead_code, reason = "that bench reads graphs as well")]
 mod read;
+mod share;
 mod world;
 
 use foreshard_test::bars::{bar_least, end};

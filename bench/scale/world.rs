@@ -2,6 +2,7 @@
 
 use crate::Options;
 use crate::best::Places;
+use crate::share::Share;
 use foreshard_test::process::{pin, processors};
 use foreshard_test::{Client, Cluster, ClusterOptions, Error, Result, wait_until};
 use std::collections::HashMap;
@@ -32,7 +33,8 @@ pub struct World {
     nodes: Vec<Cluster>,
     /// The slot of every key.
     slots: Vec<i64>,
-    shares: Vec<Vec<usize>>,
+    /// Behind the servers: those have to be gone when it is dropped.
+    shares: Shares,
 }
 
 fn server(name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
@@ -44,33 +46,82 @@ fn server(name: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
     Cluster::start(&options)
 }
 
-/// The processors of every node and, last, those of the coordinator and the clients: the rest, or all when there is none.
-fn shares(nodes: usize) -> Result<Vec<Vec<usize>>> {
+/// What share of all processors the nodes have where they have to have quotas; the rest is for coordinator and clients, so that
+/// those are not what is measured.
+const SHARE_OF_NODES: f64 = 0.5;
+
+/// The processors of every node and, last, those of the coordinator and the clients: each its own, as many as there are.
+/// None: there are too few.
+fn own_processors(nodes: usize) -> Option<Vec<Vec<usize>>> {
     let all = processors();
-    if all.len() < nodes {
-        return Err(Error::new("The bench needs a processor for every node.", "--nodes 2"));
+    if all.len() <= nodes {
+        return None;
     }
-    let each = (all.len() - 1).max(nodes) / nodes;
+    let each = (all.len() - 1) / nodes;
     let mut shares: Vec<Vec<usize>> = all.chunks(each).take(nodes).map(<[usize]>::to_vec).collect();
-    let rest: Vec<usize> = all.iter().copied().skip(each * nodes).collect();
-    shares.push(if rest.is_empty() { all } else { rest });
-    Ok(shares)
+    shares.push(all.iter().copied().skip(each * nodes).collect());
+    Some(shares)
+}
+
+/// Who runs where.
+enum Shares {
+    Pinned(Vec<Vec<usize>>),
+    /// Quotas, each of so much of a processor.
+    Quota(Vec<Share>, f64),
+}
+
+impl Shares {
+    fn new(nodes: usize) -> Result<Shares> {
+        if let Some(own) = own_processors(nodes) {
+            return Ok(Shares::Pinned(own));
+        }
+        let each = processors().len() as f64 * SHARE_OF_NODES / nodes as f64;
+        let quotas = (0..nodes).map(|node| Share::of(&format!("node{node}"), each)).collect::<Result<_>>()?;
+        Ok(Shares::Quota(quotas, each))
+    }
+
+    fn of_coordinator(&self, pid: i32) {
+        if let Shares::Pinned(own) = self {
+            pin(pid, own.last().map_or(&[], Vec::as_slice));
+        }
+    }
+
+    fn of_node(&self, node: usize, pid: i32) -> Result<()> {
+        match self {
+            Shares::Pinned(own) => pin(pid, &own[node]),
+            Shares::Quota(quotas, _) => quotas[node].take(pid)?,
+        }
+        Ok(())
+    }
+
+    fn told(&self) -> String {
+        match self {
+            Shares::Pinned(own) => {
+                let own: Vec<String> = own.iter().map(|share| format!("{share:?}")).collect();
+                format!("processors of nodes and, last, of coordinator and clients: {}", own.join(" "))
+            }
+            Shares::Quota(_, each) => format!(
+                "every node may use {each:.2} of a processor; there are {} for all, coordinator and clients included",
+                processors().len()
+            ),
+        }
+    }
 }
 
 impl World {
     /// Starts everything and distributes a table with a row for every key.
     pub fn start(options: &Options, keys: usize) -> Result<World> {
-        let shares = shares(options.nodes)?;
+        let shares = Shares::new(options.nodes)?;
         let coordinator = server("scale-coordinator", &SETTINGS)?;
-        pin(coordinator.postmaster_pid(), shares.last().map_or(&[], Vec::as_slice));
+        shares.of_coordinator(coordinator.postmaster_pid());
         let mut client = coordinator.connect("postgres")?;
         client.exec("CREATE EXTENSION foreshard; CREATE EXTENSION postgres_fdw; CREATE EXTENSION dblink")?;
         client.exec("SELECT foreshard.add_shard('home', 'pg_default')")?;
         let mut nodes = Vec::new();
         let mut names = Vec::new();
-        for (number, share) in shares.iter().take(options.nodes).enumerate() {
+        for number in 0..options.nodes {
             let node = server(&format!("scale-node{number}"), &[("shared_preload_libraries", "")])?;
-            pin(node.postmaster_pid(), share);
+            shares.of_node(number, node.postmaster_pid())?;
             client.exec(&format!(
                 "CREATE SERVER s{number} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{}', port '{}', dbname 'postgres', \
                      connect_timeout '5', tcp_user_timeout '5000', keepalives_idle '5'); \
@@ -111,12 +162,7 @@ impl World {
         if !plan.contains("md5(repeat(v, 2))") || plan.contains("\"Filter\"") {
             return Err(Error::new(format!("The nodes do not answer the questions: {plan}"), ""));
         }
-        let nodes: Vec<String> = self.shares.iter().map(|share| format!("{share:?}")).collect();
-        Ok(format!(
-            "{}; processors of nodes and, last, of coordinator and clients: {}",
-            client.query_one("SHOW server_version")?,
-            nodes.join(" ")
-        ))
+        Ok(format!("{}; {}", client.query_one("SHOW server_version")?, self.shares.told()))
     }
 
     /// How many nodes.

@@ -68,6 +68,19 @@ pub struct Busiest {
     pub accesses_per_s: f64,
 }
 
+impl Busiest {
+    /// Slot and key from a row with slot, table, key, share, accesses per second.
+    pub(super) fn of_slot(row: &spi::Row) -> PgResult<(i64, Busiest)> {
+        let busiest = Busiest {
+            table: row.need(2)?,
+            key: row.need(3)?,
+            share: row.get(4)?,
+            accesses_per_s: row.need(5)?,
+        };
+        Ok((row.need(1)?, busiest))
+    }
+}
+
 /// The busiest key of every slot that can be told.
 pub fn busiest() -> PgResult<HashMap<i64, Busiest>> {
     let rows = spi::rows(
@@ -75,15 +88,7 @@ pub fn busiest() -> PgResult<HashMap<i64, Busiest>> {
          FROM foreshard.hot_key k JOIN foreshard.managed_table m USING (table_oid) LEFT JOIN foreshard.slot_heat h USING (slot_id) \
          WHERE NOT k.truncated AND k.key IS NOT NULL ORDER BY k.slot_id, k.access_score DESC, k.key_hash",
         &[],
-        |row| {
-            let busiest = Busiest {
-                table: row.need(2)?,
-                key: row.need(3)?,
-                share: row.get(4)?,
-                accesses_per_s: row.need(5)?,
-            };
-            Ok((row.need::<i64>(1)?, busiest))
-        },
+        Busiest::of_slot,
     )?;
     Ok(rows.into_iter().collect())
 }

@@ -2,10 +2,10 @@
 //! tables (docs/decisions/0008).
 
 use super::split::{self, Part, parts, slot};
-use super::{colocation, moves, name_of, record_event, shadow};
-use crate::pg::report::{PgResult, internal};
+use super::{colocation, moves, name_of, request, shadow};
+use crate::pg::report::PgResult;
 use crate::pg::spi;
-use pgrx::{JsonB, pg_sys};
+use pgrx::pg_sys;
 use serde_json::json;
 
 /// Files that the only slot of a table is split into those of a group, which is held still: until that has ended, nothing
@@ -20,11 +20,7 @@ pub fn file(slot_id: i64, table: pg_sys::Oid, group_id: i32, user: &str) -> PgRe
     }
     split::refuse(slot_id, &split::reasons(slot_id)?)?;
     let asked = json!({"join": name_of(table)?, "group_id": group_id});
-    let request_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
-        &[user.into(), JsonB(asked.clone()).into()],
-    )?
-    .ok_or_else(|| internal("no request id"))?;
+    let request_id = request::file(user, group_id, &asked)?;
     let move_id = spi::one_mut::<i64>(
         "INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard) \
          SELECT $1, 'join', $2, $3, shard_id FROM foreshard.slot WHERE group_id = $4 AND home_slot_id IS NULL ORDER BY modulus, remainder LIMIT 1 \
@@ -42,12 +38,6 @@ pub fn file(slot_id: i64, table: pg_sys::Oid, group_id: i32, user: &str) -> PgRe
          SELECT $1, row_number() OVER (ORDER BY modulus, remainder) - 1, modulus, remainder, shard_id, slot_id \
          FROM foreshard.slot WHERE group_id = $2 AND home_slot_id IS NULL",
         &[move_id.into(), group_id.into()],
-    )?;
-    record_event(
-        "request",
-        None,
-        None,
-        json!({"request_id": request_id, "requested_by": user, "assignment": asked, "group_id": group_id}),
     )?;
     Ok(move_id)
 }

@@ -2,10 +2,9 @@
 
 use super::citus::splitting;
 use super::split::{Slot, slot, target};
-use super::{forecast_error, heat, moves, outcome, preflight, record_event, shadow, split, unit_cost, whole};
-use crate::pg::report::{self, PgResult, bad_argument, internal, unsupported};
+use super::{forecast_error, heat, moves, outcome, preflight, request, shadow, split, unit_cost, whole};
+use crate::pg::report::{self, PgResult, bad_argument, unsupported};
 use crate::pg::spi;
-use pgrx::JsonB;
 use serde_json::json;
 
 /// Files the merge of two slots.
@@ -32,11 +31,7 @@ pub fn file(slot_a: i64, slot_b: i64, to_shard: Option<&str>, user: &str) -> PgR
     }
     refuse(kept, &reasons(kept, gone)?)?;
     let asked = json!({"merge": [slot_a, slot_b], "shard": to_shard});
-    let request_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
-        &[user.into(), JsonB(asked.clone()).into()],
-    )?
-    .ok_or_else(|| internal("no request id"))?;
+    let request_id = request::file(user, first.group_id, &asked)?;
     let move_id = insert(request_id, [kept, gone], [first.shard_id, second.shard_id], shard_id)?;
     // Another session may have split or merged one between the look at it and its lock.
     if slot(kept)?.modulus != first.modulus || slot(gone)?.modulus != second.modulus {
@@ -45,12 +40,6 @@ pub fn file(slot_a: i64, slot_b: i64, to_shard: Option<&str>, user: &str) -> PgR
     spi::run(
         "INSERT INTO foreshard.move_part (move_id, part, modulus, remainder, shard_id, slot_id) VALUES ($1, 0, $2, $3, $4, $5)",
         &[move_id.into(), (first.modulus / 2).into(), first.remainder.into(), shard_id.into(), kept.into()],
-    )?;
-    record_event(
-        "request",
-        None,
-        None,
-        json!({"request_id": request_id, "requested_by": user, "assignment": asked, "group_id": first.group_id}),
     )?;
     Ok(move_id)
 }

@@ -49,6 +49,7 @@ pub mod release;
 pub mod remains;
 pub mod remote;
 pub mod report;
+mod request;
 pub mod session;
 pub mod setting;
 pub mod shadow;

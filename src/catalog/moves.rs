@@ -1,11 +1,11 @@
 //! Requests and moves.
 
-use super::record_event;
+use super::{record_event, request};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, busy, error, internal, unknown};
 use crate::pg::{lock, spi};
 use foreshard_core::phase::{Capabilities, Event, Phase, next};
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::{JsonB, pg_sys};
 use serde_json::json;
 use std::str::FromStr;
 
@@ -218,13 +218,9 @@ pub fn file_request(
     assignments: &[Assignment],
     confidence: Option<f64>,
     user: &str,
-    map: serde_json::Value,
+    map: &serde_json::Value,
 ) -> PgResult<(i64, Vec<i64>)> {
-    let request_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.resharding_request (requested_by, confidence, assignment) VALUES ($1::name, $2, $3) RETURNING request_id",
-        &[user.into(), confidence.into(), JsonB(map.clone()).into()],
-    )?
-    .ok_or_else(|| internal("no request id"))?;
+    let request_id = request::file_assignment(user, confidence, map)?;
     let mut moves = Vec::with_capacity(assignments.len());
     for a in assignments {
         // Another session may have filed a move of this slot since it was validated. What carries a confidence
@@ -246,12 +242,6 @@ pub fn file_request(
         .ok_or_else(|| already_moving(a.slot_id))?;
         moves.push(move_id);
     }
-    record_event(
-        "request",
-        None,
-        None,
-        json!({"request_id": request_id, "requested_by": user, "confidence": confidence, "assignment": map}),
-    )?;
     Ok((request_id, moves))
 }
 
@@ -265,7 +255,7 @@ pub fn file_map(
     user: &str,
 ) -> PgResult<(i64, Vec<i64>)> {
     let assignments = validate_map(map)?;
-    file_request(&assignments, confidence, user, serde_json::Value::Object(map.clone()))
+    file_request(&assignments, confidence, user, &serde_json::Value::Object(map.clone()))
 }
 
 /// The validated assignments of a map.

@@ -6,10 +6,9 @@ use super::child::{self, parent_of};
 use super::definition::{Definition, Remake, capture};
 use super::rebuild::{drop_aside, run_by, step_aside};
 use super::shadow::RelationRow;
-use super::{birth, colocation, name_of, place, preflight, split, whole};
+use super::{birth, colocation, name_of, place, preflight, request, split, whole};
 use crate::pg::report::{PgResult, internal, unknown, wrong_state};
 use crate::pg::{names, security, spi, storage};
-use pgrx::JsonB;
 use pgrx::pg_sys;
 use pgrx::spi::quote_identifier;
 use serde_json::json;
@@ -99,11 +98,7 @@ pub fn only_partition(table: pg_sys::Oid) -> PgResult<pg_sys::Oid> {
 /// the one that has most of the slots. No slot of the group is being moved, and none can be until the transaction ends.
 pub fn file(table: pg_sys::Oid, group_id: i32, user: &str) -> PgResult<i64> {
     let asked = json!({"undistribute": name_of(table)?});
-    let request_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
-        &[user.into(), JsonB(asked.clone()).into()],
-    )?
-    .ok_or_else(|| internal("no request id"))?;
+    let request_id = request::file(user, group_id, &asked)?;
     let shard = spi::one::<i32>(
         "SELECT h.shard_id FROM foreshard.shard h LEFT JOIN foreshard.slot s ON s.shard_id = h.shard_id AND s.group_id = $1 \
          WHERE h.node_name = 'local' GROUP BY h.shard_id \
@@ -128,12 +123,6 @@ pub fn file(table: pg_sys::Oid, group_id: i32, user: &str) -> PgResult<i64> {
     spi::run(
         "INSERT INTO foreshard.move_part (move_id, part, modulus, remainder, shard_id) VALUES ($1, 0, 1, 0, $2)",
         &[move_id.into(), shard.into()],
-    )?;
-    super::record_event(
-        "request",
-        None,
-        None,
-        json!({"request_id": request_id, "requested_by": user, "assignment": asked, "group_id": group_id}),
     )?;
     Ok(move_id)
 }

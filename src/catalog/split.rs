@@ -2,12 +2,12 @@
 //! of the slot.
 
 use super::citus::splitting;
-use super::{colocation, heat, moves, outcome, preflight, prepared, record_event};
+use super::{colocation, heat, moves, outcome, preflight, prepared, request};
 use crate::pg::report::{
     self, PgResult, PgSqlErrorCode, bad_argument, error, internal, unknown, wrong_state,
 };
 use crate::pg::spi;
-use pgrx::{JsonB, pg_sys};
+use pgrx::pg_sys;
 use serde_json::json;
 
 /// Most slots a group may have.
@@ -170,11 +170,7 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -
     if prepare {
         asked["prepare"] = true.into();
     }
-    let request_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
-        &[user.into(), JsonB(asked.clone()).into()],
-    )?
-    .ok_or_else(|| internal("no request id"))?;
+    let request_id = request::file(user, present.group_id, &asked)?;
     let first = shards.first().copied().unwrap_or(present.shard_id);
     // Another session may have filed a move of this slot meanwhile.
     let move_id = spi::one_mut::<i64>(
@@ -194,12 +190,6 @@ pub fn file(slot_id: i64, targets: &[Option<&str>], user: &str, prepare: bool) -
             &[move_id.into(), part.into(), modulus.into(), remainder.into(), shard_id.into()],
         )?;
     }
-    record_event(
-        "request",
-        None,
-        None,
-        json!({"request_id": request_id, "requested_by": user, "assignment": asked, "group_id": present.group_id}),
-    )?;
     Ok(move_id)
 }
 

@@ -2,7 +2,7 @@
 
 use super::list_size::Sizes;
 use super::place::{self, Home};
-use super::{colocation, gathering, guest, moves, record_event, split};
+use super::{colocation, gathering, guest, moves, request, split};
 use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, error, internal, wrong_state};
 use crate::pg::{guc, security, spi};
@@ -190,17 +190,8 @@ impl Placing {
         changes.sort_by_key(|change| change.home.slot_id);
         self.require_room(&changes)?;
         asked["moved_keys"] = json!(changes.iter().map(|change| change.relayout.moved).sum::<usize>());
-        let request_id = spi::one_mut::<i64>(
-            "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
-            &[user.into(), JsonB(asked.clone()).into()],
-        )?
-        .ok_or_else(|| internal("no request id"))?;
-        let filed = changes.iter().map(|change| file_one(request_id, change));
-        let filed = filed.collect::<PgResult<Vec<i64>>>()?;
-        let detail =
-            json!({"request_id": request_id, "requested_by": user, "assignment": asked, "moves": filed});
-        record_event("request", None, None, detail)?;
-        Ok(filed)
+        let request_id = request::file_assignment(user, None, &asked)?;
+        changes.iter().map(|change| file_one(request_id, change)).collect()
     }
 
     /// The slots whose layout changes, in lists that can be stored.

@@ -8,9 +8,9 @@
 //! changed when the log was last flushed, which is true enough and never in the future.
 
 use super::compat::{self, needs_wal};
-use super::lock;
 use super::report::{PgResult, PgSqlErrorCode, cstring, error, internal};
 use super::visibility;
+use super::{lock, receive as receiver};
 use pgrx::pg_sys;
 
 /// Pages that are logged and written at once: as many as a WAL record takes.
@@ -300,13 +300,7 @@ pub struct Filled {
 pub fn fill(target: &Target, query: &str) -> PgResult<Filled> {
     let Target { table, columns, from_block, frozen } = *target;
     let columns = columns.iter().map(|attnum| usize::from(attnum.unsigned_abs()).saturating_sub(1)).collect();
-    let public = pg_sys::DestReceiver {
-        receiveSlot: Some(receive),
-        rStartup: Some(begin),
-        rShutdown: Some(end),
-        rDestroy: Some(end),
-        mydest: pg_sys::CommandDest::DestTuplestore,
-    };
+    let public = receiver::public(receive);
     // A parallel query could not be given a command of ours in its middle.
     super::spi::set_local("max_parallel_workers_per_gather", "0")?;
     begin_at(table, from_block)?;
@@ -351,19 +345,6 @@ fn begin_at(table: pg_sys::Oid, block: u32) -> PgResult<()> {
     }
     Ok(())
 }
-
-#[pgrx::pg_guard]
-// SAFETY: called by PostgreSQL; touches nothing.
-unsafe extern "C-unwind" fn begin(
-    _self_: *mut pg_sys::DestReceiver,
-    _operation: i32,
-    _columns: pg_sys::TupleDesc,
-) {
-}
-
-#[pgrx::pg_guard]
-// SAFETY: as `begin`.
-unsafe extern "C-unwind" fn end(_self_: *mut pg_sys::DestReceiver) {}
 
 #[pgrx::pg_guard]
 // SAFETY: called by PostgreSQL with the receiver it was given, while the query runs.

@@ -28,13 +28,7 @@ struct Receiver<'a> {
 /// Whatever the query raises; XX000 when it is no query.
 pub fn each_row(sql: &str, args: &[Arg], row: &mut dyn FnMut(TextRow) -> bool) -> PgResult<()> {
     let (mut types, values, nulls) = parameters(args);
-    let public = pg_sys::DestReceiver {
-        receiveSlot: Some(receive),
-        rStartup: Some(begin),
-        rShutdown: Some(end),
-        rDestroy: Some(end),
-        mydest: pg_sys::CommandDest::DestTuplestore,
-    };
+    let public = public(receive);
     let mut receiver = Receiver { public, row };
     let count = types.len() as i32;
     // SAFETY: connected for the time of the call, an ERROR ends the connection with the (sub)transaction. The receiver outlives
@@ -70,6 +64,19 @@ pub fn each_row(sql: &str, args: &[Arg], row: &mut dyn FnMut(TextRow) -> bool) -
         code
     };
     if code == pg_sys::SPI_OK_SELECT as i32 { Ok(()) } else { Err(internal(format!("SPI code {code}"))) }
+}
+
+/// What the server sees of a receiver whose rows `receive` takes one by one, with nothing to do before and after them.
+pub(super) fn public(
+    receive: unsafe extern "C-unwind" fn(*mut pg_sys::TupleTableSlot, *mut pg_sys::DestReceiver) -> bool,
+) -> pg_sys::DestReceiver {
+    pg_sys::DestReceiver {
+        receiveSlot: Some(receive),
+        rStartup: Some(begin),
+        rShutdown: Some(end),
+        rDestroy: Some(end),
+        mydest: pg_sys::CommandDest::DestTuplestore,
+    }
 }
 
 #[pgrx::pg_guard]

@@ -2,11 +2,10 @@
 //! colocated shards at given hashes, each part to a node of its own, and never brings them together again.
 
 use super::{counters, layout, moving};
-use crate::catalog::{moves, node, record_event, split};
+use crate::catalog::{moves, node, request, split};
 use crate::pg::report::{self, PgResult, bad_argument, internal, unknown, unsupported, wrong_state};
 use crate::pg::spi;
 use foreshard_core::hash_range::{HashRange, shares};
-use pgrx::JsonB;
 use serde_json::{Value, json};
 
 /// One of the slots that a slot shall become.
@@ -145,11 +144,7 @@ fn file(
         }
         node::require_up(piece.shard_id)?;
     }
-    let request_id = spi::one_mut::<i64>(
-        "INSERT INTO foreshard.resharding_request (requested_by, assignment) VALUES ($1::name, $2) RETURNING request_id",
-        &[user.into(), JsonB(asked.clone()).into()],
-    )?
-    .ok_or_else(|| internal("no request id"))?;
+    let request_id = request::file(user, present.group_id, &asked)?;
     let first = pieces.first().map_or(present.shard_id, |piece| piece.shard_id);
     let move_id = spi::one_mut::<i64>(
         "INSERT INTO foreshard.move (request_id, kind, slot_id, from_shard, to_shard) VALUES ($1, 'split', $2, $3, $4) \
@@ -173,12 +168,6 @@ fn file(
             ],
         )?;
     }
-    record_event(
-        "request",
-        None,
-        None,
-        json!({"request_id": request_id, "requested_by": user, "assignment": asked, "group_id": present.group_id}),
-    )?;
     Ok(move_id)
 }
 

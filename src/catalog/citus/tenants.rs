@@ -82,15 +82,7 @@ pub fn busiest() -> PgResult<HashMap<i64, Busiest>> {
             counted()
         ),
         &[],
-        |row| {
-            let busiest = Busiest {
-                table: row.need(2)?,
-                key: row.need(3)?,
-                share: row.get(4)?,
-                accesses_per_s: row.need(5)?,
-            };
-            Ok((row.need::<i64>(1)?, busiest))
-        },
+        Busiest::of_slot,
     )?;
     Ok(rows.into_iter().collect())
 }
