@@ -140,6 +140,10 @@ SELECT 'error', 'node ' || n.node_name, 'another server holds the tables there',
        format('If this is the server that goes on, stop the other one; then SELECT foreshard.claim_node(%L);', n.node_name)
 FROM foreshard.node n WHERE NOT n.held
 UNION ALL
+SELECT 'error', 'Citus cluster ' || c.cluster_name, 'nothing of it is moved: this server is not known to be its coordinator', c.not_ours,
+       'If another server is the coordinator now, drop the node here with foreshard.drop_node(); else make its nodes reach this one (SELECT * FROM run_command_on_coordinator(''SELECT 1''), on a node).'
+FROM foreshard.citus_cluster c WHERE c.not_ours IS NOT NULL
+UNION ALL
 SELECT 'error', 'table ' || a.table_oid, format('was altered while slots of it are on node %s', a.node), string_agg(DISTINCT a.difference, '; '),
        'Undo it, or bring the slots home with foreshard.drain_shard().'
 FROM foreshard.altered_tables a GROUP BY a.table_oid, a.node
