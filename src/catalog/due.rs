@@ -1,5 +1,6 @@
 //! Which moves want a carrier.
 
+use super::remote::retained;
 use super::{moves, prepared};
 use crate::pg::report::PgResult;
 use crate::pg::spi;
@@ -28,14 +29,18 @@ const NODE_IS_DOWN: &str = "EXISTS (SELECT FROM foreshard.shard h JOIN foreshard
     WHERE h.shard_id IN (m.from_shard, m.to_shard) AND n.engine = 'postgres_fdw' AND n.state = 'down')";
 
 /// Moves that should have a carrier and have none, at most `limit`; short work first, then those under way. While an old copy
-/// is only kept, or a node that a move needs does not answer, nothing is to be done.
+/// is only kept, or a node that a move needs does not answer, nothing is to be done. One whose slot is on a node that does not
+/// answer is all that there is of the slot, so it is kept however long that takes.
 pub fn without_carrier(limit: i64) -> PgResult<Vec<Due>> {
+    let refresh_is_due = retained::refresh_is_due();
+    let holder_is_down = retained::HOLDER_IS_DOWN;
     spi::rows(
         &format!(
             "SELECT m.move_id, {SHORT} FROM foreshard.move m WHERE NOT m.finished AND m.partner_of IS NULL \
            AND (NOT m.paused OR m.cancel_requested OR m.phase = ANY ($2)) \
            AND (m.not_before IS NULL OR m.not_before <= pg_catalog.clock_timestamp() OR m.cancel_requested) \
-           AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
+           AND NOT {holder_is_down} \
+           AND NOT (m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested AND NOT ({refresh_is_due} AND NOT {NODE_IS_DOWN}) \
                     AND coalesce(m.watch_from, m.swapped_at) > pg_catalog.clock_timestamp() - pg_catalog.current_setting('foreshard.rollback_window')::interval) \
            AND NOT (m.phase = 'prepared' AND m.prepare AND NOT m.cancel_requested \
                     AND coalesce(m.checked_at > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => CASE WHEN m.way_back_of IS NULL THEN $3 ELSE $4 END), false)) \

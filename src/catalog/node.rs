@@ -177,11 +177,12 @@ pub fn look_at(link: &Link, server: &str, schema: &str) -> PgResult<Looks> {
     let said = link.rows(
         &format!(
             "SELECT current_setting('server_version_num'), current_setting('server_encoding'), pg_is_in_recovery()::text, \
-                    n.oid::text, has_schema_privilege(n.oid, 'CREATE')::text \
+                    n.oid::text, has_schema_privilege(n.oid, 'CREATE')::text, \
+                    EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql' AND has_language_privilege(oid, 'USAGE'))::text \
              FROM (VALUES (1)) one LEFT JOIN pg_namespace n ON n.nspname = {}",
             pgrx::spi::quote_literal(schema)
         ),
-        5,
+        6,
     )?;
     let said = said.into_iter().next().unwrap_or_default();
     let text = |at: usize| said.get(at).and_then(Option::as_deref);
@@ -214,7 +215,22 @@ pub fn look_at(link: &Link, server: &str, schema: &str) -> PgResult<Looks> {
             "GRANT CREATE, USAGE ON SCHEMA … TO the role that the user mapping names, on that server.",
         ));
     }
+    if text(5) != Some("true") {
+        return Err(unsupported(format!("server \"{server}\" has no language plpgsql that may be used"))
+            .set_detail("Tables there log their changes and take rows in by triggers in PL/pgSQL.")
+            .set_hint("CREATE EXTENSION plpgsql, or GRANT USAGE ON LANGUAGE plpgsql, in that database."));
+    }
     Ok(Looks { version, round_trip_ms: fastest, clock_offset_ms: offset_ms })
+}
+
+/// Whether a server of this name has several hosts, one of which may answer where another does not.
+pub fn has_several_hosts(server: &str) -> PgResult<bool> {
+    let found = spi::one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s, pg_catalog.pg_options_to_table(s.srvoptions) t \
+             WHERE s.srvname = $1::name AND t.option_name IN ('host', 'hostaddr') AND pg_catalog.strpos(t.option_value, ',') > 0)",
+        &[server.into()],
+    )?;
+    Ok(found.unwrap_or(false))
 }
 
 /// Which settings that end a wait for a node that is cut off the server lacks.

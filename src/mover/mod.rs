@@ -13,6 +13,8 @@ mod prepared;
 pub mod short_lock;
 mod verified;
 
+pub use foreign::is_away;
+
 use crate::catalog::moves::{self, MoveRow};
 use crate::engine::{self, Engine};
 use crate::pg::bgworker::Failure;

@@ -7,7 +7,7 @@ mod run;
 
 pub use pages::{extend, log_pages, needs_wal, toast, vacuum_info};
 pub use rights::{checked_as, columns_read, is_named, name_again, set_named, unname};
-pub use run::{RunArguments, asks_other_nodes, register_run_hook, run_next, walk_plan_state};
+pub use run::{RunArguments, asks_other_nodes, may_prune, register_run_hook, run_next, walk_plan_state};
 
 use pgrx::pg_sys;
 

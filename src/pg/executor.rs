@@ -12,7 +12,7 @@
 
 use super::glance::{GLANCE, NOTHING_RUNS};
 use super::plan;
-use super::{around, compat, guc, route, usage};
+use super::{around, away, compat, guc, route, usage};
 use pgrx::pg_sys;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -174,6 +174,10 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
     let address = &raw const frame as usize;
     // SAFETY: as above.
     unsafe {
+        // First of all: what is refused has begun nothing.
+        if away::any() {
+            away_begins(query, eflags);
+        }
         if route::any() {
             route_begins(query, eflags);
         }
@@ -191,6 +195,15 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
             part_ends(query, address, false);
         }
     }
+}
+
+/// # Safety
+/// As for [`away::begins`].
+#[cold]
+#[inline(never)]
+unsafe fn away_begins(query: *mut pg_sys::QueryDesc, eflags: i32) {
+    // SAFETY: as promised by the caller.
+    unsafe { away::begins(query, eflags) };
 }
 
 /// # Safety

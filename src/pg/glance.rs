@@ -1,9 +1,9 @@
 //! What every statement and trigger call looks at, in one cache line: after a round trip to the client all of it is
 //! cold. Variables of this backend, and the way to those of all backends.
 
+use super::gates::{CLOSED, Gates};
 use super::guc;
 use super::local::Local;
-use super::region::{CLOSED, Gates};
 use foreshard_core::gaps::longest;
 
 /// See the module.

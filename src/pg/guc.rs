@@ -290,7 +290,10 @@ settings! {
         c"Time between two health checks of a node, which also read its statistics; 0: none.";
     /// Failed checks in a row that make a node sick.
     int NODE_FAILURES = c"foreshard.node_failures", 3, 1, 1000; Ctx::Sighup, NONE;
-        c"Failed health checks in a row after which nothing is planned onto a node, until one succeeds.";
+        c"Failed health checks in a row after which nothing is planned onto a node, and no statement waits for it, until one succeeds.";
+    /// Statements that would ask a node in vain fail at once.
+    boolean FAIL_FAST = c"foreshard.fail_fast", true; Ctx::Userset, NONE;
+        c"Statements that would ask a node whose health checks wait in vain fail at once (08006) instead of waiting for it.";
     /// Free space kept, percent.
     int MIN_FREE_DISK = c"foreshard.min_free_disk", 10, 0, 99; Ctx::Sighup, NONE;
         c"Per cent of the target file system that must stay free after a copy.";

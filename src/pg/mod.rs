@@ -2,6 +2,7 @@
 //! and [`report::PgResult`].
 
 mod around;
+pub mod away;
 pub mod bgworker;
 pub mod builtin;
 pub mod capture;
@@ -10,6 +11,7 @@ pub mod compat;
 pub mod digest;
 pub mod disk;
 pub mod executor;
+mod gates;
 pub mod glance;
 pub mod graph;
 pub mod guc;

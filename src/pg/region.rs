@@ -7,10 +7,12 @@
 //! array has a fixed length; what does not fit is dropped and counted in [`Region::dropped`]. The region is
 //! lost on a restart; keepers fill it again.
 
+use super::gates::Gates;
 use super::glance::GLANCE;
 use super::guc;
 use foreshard_core::shared::{
-    Directory, Entry, Profile, Pushed, ROUTED_MOVES, ROUTES, Route, RouteStats, Routes, SampleRing, Segment,
+    AWAY, AwayServer, AwayServers, Directory, Entry, Profile, Pushed, ROUTED_MOVES, ROUTES, Route, RouteStats,
+    Routes, SampleRing, Segment,
 };
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -71,31 +73,6 @@ mod raw {
     }
 }
 
-/// What every statement of every backend reads and hardly anybody writes: together they have a cache line of their own.
-#[repr(C)]
-#[derive(Debug)]
-pub struct Gates {
-    hot: AtomicU64,
-    route_count: AtomicU64,
-}
-
-/// Nothing is hot, and there are no routes: what is seen without shared memory.
-pub static CLOSED: Gates = Gates { hot: AtomicU64::new(0), route_count: AtomicU64::new(0) };
-
-impl Gates {
-    /// Whether any slot of any database is hot: the first gate of key sampling.
-    #[inline]
-    pub fn any_hot(&self) -> bool {
-        self.hot.load(Ordering::Relaxed) > 0
-    }
-
-    /// Whether there are routes in any database.
-    #[inline]
-    pub fn any_route(&self) -> bool {
-        self.route_count.load(Ordering::Acquire) > 0
-    }
-}
-
 /// Numbers that stand alone.
 #[repr(C)]
 #[derive(Debug)]
@@ -130,6 +107,8 @@ unsafe impl Zeroed for Route {}
 // SAFETY: atomics only.
 unsafe impl Zeroed for RouteStats {}
 // SAFETY: atomics only.
+unsafe impl Zeroed for AwayServer {}
+// SAFETY: atomics only.
 unsafe impl<const W: usize> Zeroed for Entry<W> {}
 
 /// The arrays.
@@ -154,6 +133,7 @@ pub struct Region {
     gates: &'static Gates,
     routes: &'static [Route],
     route_stats: &'static [RouteStats],
+    away: &'static [AwayServer],
 }
 
 struct Carver {
@@ -205,6 +185,7 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
     let copied = carver.take(copies);
     let routes = carver.take(ROUTES);
     let route_stats = carver.take(ROUTED_MOVES);
+    let away = carver.take(AWAY);
     let region = header.first().zip(gates.first()).map(|(header, gates)| Region {
         header,
         gates,
@@ -222,6 +203,7 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
         copied,
         routes,
         route_stats,
+        away,
     });
     (carver.at + LINE, region)
 }
@@ -272,6 +254,12 @@ impl Region {
     #[inline]
     pub fn routes(&self) -> Routes<'static> {
         Routes::new(&self.gates.route_count, self.routes, self.route_stats)
+    }
+
+    /// Servers that do not answer.
+    #[inline]
+    pub fn away(&self) -> AwayServers<'static> {
+        AwayServers::new(&self.gates.away_count, self.away)
     }
 
     /// Samples of trigger calls.

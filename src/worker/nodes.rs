@@ -5,10 +5,14 @@ use crate::catalog::link;
 use crate::catalog::node::{self, NodeRow};
 use crate::catalog::remote::{self, lease, reap, rights, statistics};
 use crate::catalog::session;
+use crate::mover::is_away;
+use crate::pg::away;
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
+use crate::pg::remote::server_oid;
 use crate::pg::report::PgResult;
 use crate::pg::wire::{self, Bound};
 use crate::pg::{guc, lock};
+use foreshard_core::breaker::State;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::time::{Duration, Instant};
@@ -27,6 +31,12 @@ const LOCK_MS: u32 = 5_000;
 
 /// How long rights may be carried to one node in one look; what is left has its turn in the next.
 const RIGHTS_LIMIT: Duration = Duration::from_secs(30);
+
+/// From so long a wait on, statements are not let wait for a node as well: what is refused at once they hear as soon themselves.
+const LONG_WAIT: Duration = Duration::from_secs(1);
+/// For so long, and as long as three looks at every node are apart, it holds that statements would wait in vain, ms; at most
+/// twice as long, should nobody look any more.
+const HOLD_MS: u64 = 60_000;
 
 /// Entry point; the argument is the database's oid.
 ///
@@ -115,6 +125,7 @@ fn carry_rights(node: &NodeRow) -> WorkResult<()> {
 /// One health check, and while the node answers what else there is to do on it.
 fn look_after(node: &NodeRow) -> WorkResult<()> {
     let limit = guc::NODE_FAILURES.get().max(1) as u32;
+    let begun = Instant::now();
     let bound = Bound::set(PATIENCE_MS);
     let looked = transaction(|| {
         let link = lease::open(node)?;
@@ -128,11 +139,45 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
         Err(Failure { line, .. }) => (None, Some(line.as_str())),
     };
     let now = node.breaker.after(looks.is_some(), limit);
-    transaction(|| node::store(node, now, looks, why))?;
+    let took = begun.elapsed();
+    transaction(|| {
+        node::store(node, now, looks, why)?;
+        let silent = match &looked {
+            Err(failure) if now.state == State::Open => is_silent(node, failure, was_cut, took)?,
+            _ => false,
+        };
+        tell_statements(node, silent);
+        Ok(())
+    })?;
     if looks.is_none() {
         link::distrust();
         return Ok(());
     }
+    look_further(node)
+}
+
+/// Whether whoever asks the node waits in vain. Where another of several hosts may answer readers only what ended by itself counts:
+/// then all of them were tried.
+fn is_silent(node: &NodeRow, failure: &Failure, was_cut: bool, took: Duration) -> PgResult<bool> {
+    if was_cut {
+        return Ok(!node::has_several_hosts(&node.server)?);
+    }
+    Ok(is_away(failure) && took >= LONG_WAIT)
+}
+
+/// Lets statements of this database know whether they would wait for the node in vain.
+fn tell_statements(node: &NodeRow, silent: bool) {
+    let Some(server) = server_oid(&node.server).map(pg_sys::Oid::from) else { return };
+    if silent {
+        let between_ms = guc::NODE_CHECK_INTERVAL.get().max(0) as u64 * 1000;
+        away::note(server, HOLD_MS + (3 * between_ms).min(HOLD_MS));
+    } else {
+        away::forget(server);
+    }
+}
+
+/// What else there is to do on a node that answers.
+fn look_further(node: &NodeRow) -> WorkResult<()> {
     let is_ours = bounded(|| renew(node))?;
     bounded(|| transaction(|| statistics::collect(&lease::open(node)?, node)))?;
     if !is_ours {

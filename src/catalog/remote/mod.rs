@@ -12,6 +12,7 @@ pub mod index;
 pub mod lease;
 pub mod make;
 pub mod reap;
+pub mod retained;
 pub mod rights;
 pub mod statistics;
 pub mod swap;

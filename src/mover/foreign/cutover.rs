@@ -3,9 +3,9 @@
 //! exchange, which is a transaction of this server alone.
 
 use super::verify::{Compared, compare};
-use super::{Round, STALL_MS, advance, connect, pairs, patience_ms, replay, replay_once, waits};
+use super::{Round, STALL_MS, connect, pairs, patience_ms, replay, replay_once, waits};
 use crate::catalog::moves::{self, MoveRow};
-use crate::catalog::remote::{self, copy, hold};
+use crate::catalog::remote::{self, copy, hold, retained};
 use crate::catalog::shadow::{self, RelationRow};
 use crate::catalog::{link, record_event, waiting};
 use crate::engine::{Engine, Foreign};
@@ -14,7 +14,7 @@ use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::report::PgResult;
 use crate::pg::wire::Bound;
 use crate::pg::{guc, invalidation, lock, spi};
-use foreshard_core::phase::Event;
+use foreshard_core::phase::{Capabilities, Event};
 use pgrx::pg_sys;
 use serde_json::json;
 use std::time::Instant;
@@ -23,6 +23,8 @@ use std::time::Instant;
 const FRESH_S: f64 = 60.0;
 /// Longest wait for older snapshots before the log is looked at again, ms.
 const SNAPSHOT_WAIT_MS: u128 = 500;
+/// Parts of a log on a node that are brought into an old copy at a time.
+const MOST_ROUNDS: usize = 100;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -53,9 +55,45 @@ pub fn watch(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
             None => switch(row, attempt, Direction::Back),
         };
     }
+    if is_over(row) {
+        // What is kept here may be all that is left of the slot.
+        let is_lost = transaction(|| retained::holder_is_down(row.move_id))?;
+        return Ok(if is_lost { Outcome::Rest } else { Outcome::Leave(Event::Completed) });
+    }
+    if transaction(|| retained::is_due(row.move_id))? { refresh(row) } else { Ok(Outcome::Rest) }
+}
+
+/// Whether the time for which an old copy is kept has passed.
+pub fn is_over(row: &MoveRow) -> bool {
     let window_s = f64::from(guc::ROLLBACK_WINDOW.get());
-    if row.swapped_age_s.is_none_or(|age| age >= window_s) {
-        return Ok(Outcome::Leave(Event::Completed));
+    row.swapped_age_s.is_none_or(|age| age >= window_s)
+}
+
+/// Whether watching a move has to ask its nodes now: on the way back, and when the old copy is to have what came since.
+pub fn asks_nodes(row: &MoveRow) -> WorkResult<bool> {
+    if row.rollback_requested || row.cancel_requested {
+        return Ok(true);
+    }
+    Ok(!is_over(row) && transaction(|| retained::is_due(row.move_id))?)
+}
+
+/// Brings into the old copy what was logged since the swap: as the way back would begin, with the slot as it is now untouched.
+fn refresh(row: &MoveRow) -> WorkResult<Outcome> {
+    // Committed first: what fails is not tried again at once.
+    transaction(|| retained::begin(row.move_id))?;
+    for _ in 0..MOST_ROUNDS {
+        match replay(row, false)? {
+            Round::Changed => {
+                let lost = "there is no way back: the table was altered, or emptied";
+                transaction(|| moves::note(row.move_id, None, Some(lost), None))?;
+                return Ok(Outcome::Leave(Event::SourceChanged));
+            }
+            Round::Keys(_, true) => {
+                transaction(|| retained::end(row.move_id))?;
+                break;
+            }
+            Round::Keys(..) => {}
+        }
     }
     Ok(Outcome::Rest)
 }
@@ -260,6 +298,9 @@ fn exchange(
     if !fit(row, &relations)? {
         return Ok(Some(Stop::Leave(Event::SourceChanged)));
     }
+    let able = Foreign.capabilities();
+    // Read once for what follows: whether there is to be a way back, and whether one was prepared.
+    let keeps = able.watch && retained::can_return(&relations)?;
     if !short_lock::try_lock(held, lock::ACCESS_EXCLUSIVE, attempt)? {
         return Ok(Some(Stop::Blocked));
     }
@@ -271,7 +312,7 @@ fn exchange(
         return Ok(Some(Stop::Leave(Event::SourceChanged)));
     }
     let (what, shard, keep, event) = match direction {
-        Direction::There => ("cutover", row.to_shard, Foreign.capabilities().watch, Event::Completed),
+        Direction::There => ("cutover", row.to_shard, keeps, Event::Completed),
         Direction::Back => ("rollback", row.from_shard, false, Event::RollbackRequested),
     };
     Foreign.swap(row, &relations, keep)?;
@@ -282,7 +323,7 @@ fn exchange(
         "attempts": attempt + 1,
     });
     record_event(what, Some(row.move_id), Some(row.slot_id), detail)?;
-    advance(row, event)?;
+    moves::advance(row, event, Capabilities { watch: keeps, ..able })?;
     bgworker::show_activity(None);
     Ok(None)
 }

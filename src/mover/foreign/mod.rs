@@ -14,7 +14,7 @@ use super::{Outcome, health, mirror, short_lock};
 use crate::catalog::copy as progress;
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::remote::lease::{self, Held};
-use crate::catalog::remote::{self, copy, hold, make, reap, rights, swap};
+use crate::catalog::remote::{self, copy, hold, make, reap, retained, rights, swap};
 use crate::catalog::{link, name_of, shadow};
 use crate::engine::{Engine, Foreign};
 use crate::pg::bgworker::{Failure, WorkResult, transaction, transaction_repeatable_read};
@@ -61,8 +61,10 @@ pub fn perform(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
 /// A node does not answer, and nothing is locked: the move waits for it, after a while without keeping its place from
 /// others. A way back that was asked for and did not come about while the old copy is kept is given up.
 fn away(row: &MoveRow, attempt: u32, failure: Failure) -> WorkResult<Outcome> {
-    let is_over = row.swapped_age_s.is_none_or(|age| age >= f64::from(guc::ROLLBACK_WINDOW.get()));
-    if row.phase == Phase::Watch && is_over {
+    if row.phase == Phase::Watch && cutover::is_over(row) {
+        if transaction(|| retained::holder_is_down(row.move_id))? {
+            return Ok(Outcome::Rest);
+        }
         let lost = format!("there is no way back: a node did not answer ({})", failure.line);
         transaction(|| moves::note(row.move_id, None, Some(&lost), None))?;
         return Ok(Outcome::Leave(Event::FatalError));
@@ -80,7 +82,7 @@ fn step(row: &MoveRow, attempt: u32) -> WorkResult<Outcome> {
     // What is cleared away here does not ask the nodes; what is there does (`reap`). Nor is a node needed to keep a copy.
     let asks = match row.phase {
         Phase::Retire | Phase::Revert | Phase::RevertFailed => false,
-        Phase::Watch => row.rollback_requested || row.cancel_requested,
+        Phase::Watch => cutover::asks_nodes(row)?,
         _ => true,
     };
     if asks && !is_held(row)? {

@@ -149,6 +149,36 @@ pub unsafe fn walk_plan_state(
     }
 }
 
+/// Where versions keep what an Append leaves out.
+#[cfg(not(feature = "pg18"))]
+macro_rules! prunes {
+    ($node:expr) => {
+        !$node.part_prune_info.is_null()
+    };
+}
+/// Where versions keep what an Append leaves out.
+#[cfg(feature = "pg18")]
+macro_rules! prunes {
+    ($node:expr) => {
+        $node.part_prune_index >= 0
+    };
+}
+
+/// Whether a node may leave out some of its children when it begins or while it runs.
+///
+/// # Safety
+/// `plan` must be a plan node.
+pub unsafe fn may_prune(plan: *mut pg_sys::Plan) -> bool {
+    // SAFETY: each node is read as the struct its tag names.
+    unsafe {
+        match (*plan).type_ {
+            pg_sys::NodeTag::T_Append => prunes!((*plan.cast::<pg_sys::Append>())),
+            pg_sys::NodeTag::T_MergeAppend => prunes!((*plan.cast::<pg_sys::MergeAppend>())),
+            _ => false,
+        }
+    }
+}
+
 /// Whether an expression asks for a value that another plan node gives.
 ///
 /// # Safety

@@ -3,11 +3,13 @@
 //! They own nothing: the caller lends slices (in production they lie in PostgreSQL's shared memory, in
 //! tests on the heap). All-zero memory is the valid empty state of every structure here.
 
+mod away;
 mod directory;
 mod layout;
 mod ring;
 mod route;
 
+pub use away::{AWAY, AwayServer, AwayServers};
 pub use directory::{Claim, Directory};
 pub use layout::{
     Activity, Counter, KEY_BYTES, NAME_WORDS, Profile, ProfileIdentity, SEGMENT_COUNTERS, Segment,
