@@ -141,7 +141,7 @@ GRANT EXECUTE ON FUNCTION foreshard.citus_shard_cost(bigint), foreshard.citus_no
 GRANT EXECUTE ON FUNCTION foreshard.data_source_states(), foreshard.explain_resolve(text, text, anyarray, text) TO pg_monitor;
 GRANT SELECT ON foreshard.slots, foreshard.shards, foreshard.heat_map, foreshard.slot_costs, foreshard.forecasts, foreshard.forecast_errors,
     foreshard.layout_problems, foreshard.catalog_problems, foreshard.load_history, foreshard.last_reading, foreshard.recommendations, foreshard.calibration, foreshard.progress_moves, foreshard.history, foreshard.stat_triggers,
-    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.altered_tables, foreshard.pending_rights, foreshard.unfit_graphs, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
+    foreshard.stat_foreshard, foreshard.stat_sampling, foreshard.nodes, foreshard.remote_tables, foreshard.retained_copies, foreshard.altered_tables, foreshard.pending_rights, foreshard.unfit_graphs, foreshard.citus_clusters, foreshard.citus_tenants, foreshard.hot_keys, foreshard.co_access,
     foreshard.dependency_graph, foreshard.graphs,
     foreshard.stat_data_sources, foreshard.graph_influencers, foreshard.graph_traffic_stats, foreshard.node_moves TO pg_monitor;
 

@@ -91,6 +91,21 @@ SELECT r.node_name AS node, format('%I.%I', r.remote_schema, r.remote_name) AS r
        c.oid IS NULL AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished) AS orphan
 FROM foreshard.remote_table r LEFT JOIN pg_catalog.pg_class c ON c.oid = r.partition;
 
+-- Old copies that are kept after moves to, from or between nodes, while there is a way back. What was committed by complete_to is
+-- in them; what came later may be. They can be read under their names.
+CREATE VIEW foreshard.retained_copies AS
+SELECT m.move_id, m.slot_id, p.table_oid AS "table", p.partition, t.node_name AS held_by, coalesce(n.state, 'up') AS node_state,
+       f.node_name AS retained_on, r.shadow::regclass AS retained_copy,
+       greatest(CASE WHEN isfinite(m.caught_up_at) THEN m.caught_up_at END, m.swapped_at) AS complete_to,
+       m.swapped_at + current_setting('foreshard.rollback_window', true)::interval AS kept_until
+FROM foreshard.move m
+JOIN foreshard.move_relation r USING (move_id)
+JOIN foreshard.slot_partition p ON p.partition::oid = r.source
+JOIN foreshard.shard t ON t.shard_id = m.to_shard
+JOIN foreshard.shard f ON f.shard_id = m.from_shard
+LEFT JOIN foreshard.node n ON n.node_name = t.node_name
+WHERE m.kind = 'move' AND m.phase = 'watch' AND NOT m.finished AND 'local' <> ANY (ARRAY[t.node_name, f.node_name]);
+
 -- What of a table its slots on nodes have in common with it. PostgreSQL changes the foreign tables with the table, and
 -- nothing on the nodes.
 CREATE FUNCTION foreshard.table_portrait(relation oid) RETURNS text[] STABLE LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
@@ -235,6 +250,7 @@ COMMENT ON VIEW foreshard.altered_tables IS 'Slots on nodes whose table is not w
 COMMENT ON TABLE foreshard.node IS 'Other servers that shards may be on, and how they are.';
 COMMENT ON TABLE foreshard.remote_table IS 'Tables that foreshard made on other servers.';
 COMMENT ON VIEW foreshard.nodes IS 'Other servers that shards may be on: version, round trip, clock, whether they answer.';
+COMMENT ON VIEW foreshard.retained_copies IS 'Old copies of slots that have moved to, from or between nodes: by what name they can be read, up to when they have everything; kept longer than kept_until while the node that holds the slot does not answer.';
 COMMENT ON VIEW foreshard.remote_tables IS 'Tables that hold slots on other servers; an orphan is dropped there as soon as the node answers.';
 
 SELECT pg_catalog.pg_extension_config_dump('foreshard.node', '');

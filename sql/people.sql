@@ -113,6 +113,11 @@ SELECT 'error', 'node ' || n.node_name, 'does not answer', coalesce(n.last_error
        'Nothing is planned onto it until it answers; see foreshard.nodes.'
 FROM foreshard.node n WHERE n.state = 'down'
 UNION ALL
+SELECT 'warning', 'slot ' || c.slot_id, format('of table %s is on node %s, which does not answer', c."table", c.held_by),
+       format('a copy that is complete to %s is kept on %s: %s', c.complete_to::timestamptz(0), c.retained_on, c.retained_copy),
+       'It can be read under that name, and is kept until the node answers, however long that takes.'
+FROM foreshard.retained_copies c WHERE c.node_state = 'down'
+UNION ALL
 SELECT 'error', 'node ' || n.node_name, 'its server does not exist', format('server %I', n.server_name), 'Create the server again.'
 FROM foreshard.node n WHERE n.server_name NOT IN (SELECT srvname FROM pg_catalog.pg_foreign_server)
 UNION ALL

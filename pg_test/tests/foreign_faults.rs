@@ -74,7 +74,7 @@ fn others_go_on_while_a_node_is_away() -> Result<()> {
     world.here.wait_end(&goes, "done")?;
     world.there.start_again()?;
     world.here.wait_end(&waits, "done")?;
-    // A watch ends when its time is over, whether the node answers or not.
+    // An old copy is all that there is of a slot whose node does not answer: it outlives its time, and can be read.
     world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
     world.here.set(&[("foreshard.rollback_window", "600")])?;
     let watched = world.move_to(&slots[1], "on_n1")?;
@@ -83,12 +83,75 @@ fn others_go_on_while_a_node_is_away() -> Result<()> {
     world.there.kill9_postmaster()?;
     world.here.wait_query("SELECT bool_and(state = 'down') FROM foreshard.nodes", "t")?;
     world.here.set(&[("foreshard.rollback_window", "1")])?;
-    world.here.wait_end(&watched, "done")?;
+    std::thread::sleep(Duration::from_millis(3_000));
+    assert_eq!(world.here.query(&phase)?, "watch");
+    let kept = world.here.query(
+        "SELECT retained_copy FROM foreshard.retained_copies WHERE \"table\" = 'acc'::regclass AND held_by = 'n1' \
+           AND node_state = 'down' AND retained_on = 'local' AND complete_to <= clock_timestamp()",
+    )?;
+    assert_ne!(world.here.query(&format!("SELECT count(*) FROM {kept}"))?, "0");
+    let told = "SELECT count(*) FROM foreshard.check() WHERE problem LIKE 'of table % is on node n1, which does not answer'";
+    assert_eq!(world.here.query(told)?, "2");
     world.there.start_again()?;
     world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
+    world.here.wait_end(&watched, "done")?;
     world.here.set(&[("foreshard.rollback_window", "0")])?;
     world.assert_nothing_left()?;
     assert_eq!(world.here.query("SELECT count(*) FROM acc")?, ROWS.to_string());
+    Ok(())
+}
+
+/// What is written after a swap comes into the old copy without anybody asking for it, and leaves the log.
+#[test]
+fn an_old_copy_follows_the_slot() -> Result<()> {
+    let mut world = World::with_nodes("fault-follows")?;
+    world.tables(1)?;
+    let slot = world.here.slots("acc")?[0].clone();
+    // A way back that was not prepared is not begun.
+    world.here.hold(Some("cutover"))?;
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_phase(&move_id, "cutover")?;
+    world.here.set(&[("foreshard.rollback_window", "600")])?;
+    world.here.hold(None)?;
+    world.here.wait_end(&move_id, "done")?;
+    for (to, log_is_there) in [("sb", false), ("on_n2", true)] {
+        let move_id = world.move_to(&slot, to)?;
+        let phase = format!("SELECT phase FROM foreshard.move WHERE move_id = {move_id}");
+        world.here.wait_query(&phase, "watch")?;
+        let kept = "SELECT retained_copy FROM foreshard.retained_copies WHERE \"table\" = 'acc'::regclass";
+        let kept = world.here.query(kept)?;
+        world.here.query("UPDATE acc SET v = v || '!' WHERE id <= 300; DELETE FROM acc WHERE id BETWEEN 400 AND 450")?;
+        let sum = "SELECT md5(string_agg(id || v, ',' ORDER BY id)) FROM";
+        let now = world.here.query(&format!("{sum} acc"))?;
+        assert_ne!(world.here.query(&format!("{sum} {kept}"))?, now, "nothing has followed yet");
+        // As if half a minute had passed.
+        world.here.query(&format!(
+            "UPDATE foreshard.move SET swapped_at = swapped_at - interval '1 min', checked_at = NULL WHERE move_id = {move_id}"
+        ))?;
+        world.here.wait_query(&format!("{sum} {kept}"), &now)?;
+        let log = if log_is_there {
+            let remote = "SELECT 'foreshard_log_' || max(remote_id) FROM foreshard.remote_table WHERE table_oid = 'acc'::regclass";
+            let log = world.here.query(remote)?;
+            let count = format!("SELECT count(*) FROM {log}");
+            let mut there = world.there.connect("second")?;
+            foreshard_test::wait_until("the log on the node is empty", Duration::from_secs(20), || {
+                Ok(there.query_one(&count)? == "0")
+            })?;
+            "0".to_string()
+        } else {
+            let log = "SELECT capture_log::regclass FROM foreshard.move_relation r JOIN pg_inherits i ON i.inhrelid = r.source \
+                WHERE i.inhparent = 'acc'::regclass AND r.move_id = ";
+            let log = world.here.query(&format!("{log}{move_id}"))?;
+            world.here.query(&format!("SELECT count(*) FROM {log}"))?
+        };
+        assert_eq!(log, "0");
+        world.here.query(&format!("SELECT foreshard.rollback_move({move_id})"))?;
+        world.here.wait_end(&move_id, "cancelled")?;
+        assert_eq!(world.here.query(&format!("{sum} acc"))?, now);
+        world.assert_nothing_left()?;
+        world.here.query("INSERT INTO acc SELECT g, 'again' FROM generate_series(400, 450) g")?;
+    }
+    world.here.set(&[("foreshard.rollback_window", "0")])?;
     Ok(())
 }
 

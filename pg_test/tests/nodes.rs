@@ -157,6 +157,54 @@ fn nobody_waits_for_a_node_that_is_down() -> Result<()> {
     world.assert_nothing_left()
 }
 
+/// Statements on slots of a node that accepts connections and says nothing fail at once, and all others go on.
+#[test]
+fn no_statement_waits_for_a_node_that_is_silent() -> Result<()> {
+    let mut world = World::with_proxy("node-fast")?;
+    world.tables(2)?;
+    let slots = world.here.slots("acc")?;
+    let move_id = world.move_to(&slots[0], "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    let of_slot = |there: &str| {
+        format!("SELECT min(id) FROM acc WHERE tableoid {there} (SELECT partition FROM foreshard.remote_tables WHERE partition::text LIKE 'acc%')")
+    };
+    let there = world.here.query(&of_slot("="))?;
+    let here = world.here.query(&of_slot("<>"))?;
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Stalled);
+    world.here.wait_query("SELECT state FROM foreshard.nodes WHERE node = 'n1'", "down")?;
+    for statement in [
+        "SELECT count(*) FROM acc".to_string(),
+        format!("UPDATE acc SET v = 'there' WHERE id = {there}"),
+        format!("WITH found AS MATERIALIZED (SELECT v FROM acc WHERE id = {there}) SELECT (SELECT v FROM found)"),
+    ] {
+        let begun = Instant::now();
+        let error = world.here.fails(&statement)?;
+        assert_eq!(error.sqlstate, "08006", "{statement}: {error}");
+        assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("foreshard.fail_fast")), "{error}");
+        assert!(begun.elapsed() < Duration::from_millis(900), "{statement}: {:?}", begun.elapsed());
+    }
+    let mut client = world.here.cluster.connect("postgres")?;
+    client.exec(&format!(
+        "UPDATE acc SET v = 'here' WHERE id = {here}; SET plan_cache_mode = force_generic_plan; SET foreshard.direct_lookups = off; \
+         PREPARE look (bigint) AS SELECT v FROM acc WHERE id = $1"
+    ))?;
+    assert_eq!(client.query_one(&format!("EXECUTE look ({here})"))?, "here");
+    client.exec("EXPLAIN SELECT count(*) FROM acc")?;
+    // Whoever wants to wait may.
+    let begun = Instant::now();
+    client.exec("SET foreshard.fail_fast = off")?;
+    match client.exec("SELECT count(*) FROM acc") {
+        Err(error) => assert!(error.sqlstate.starts_with("08"), "{error}"),
+        Ok(rows) => panic!("{}", rows.to_text()),
+    }
+    assert!(begun.elapsed() > Duration::from_millis(1_000), "{:?}", begun.elapsed());
+    // It is over as soon as the node answers.
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Up);
+    world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
+    assert_eq!(world.here.query("SELECT count(*) FROM acc")?, ROWS.to_string());
+    world.assert_nothing_left()
+}
+
 #[test]
 fn a_node_that_somebody_has_locked_keeps_no_other_from_being_looked_at() -> Result<()> {
     let mut world = World::with_nodes("node-locked")?;
