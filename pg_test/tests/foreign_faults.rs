@@ -120,7 +120,9 @@ fn an_old_copy_follows_the_slot() -> Result<()> {
         world.here.wait_query(&phase, "watch")?;
         let kept = "SELECT retained_copy FROM foreshard.retained_copies WHERE \"table\" = 'acc'::regclass";
         let kept = world.here.query(kept)?;
-        world.here.query("UPDATE acc SET v = v || '!' WHERE id <= 300; DELETE FROM acc WHERE id BETWEEN 400 AND 450")?;
+        world.here.query(
+            "UPDATE acc SET v = v || '!' WHERE id <= 300; DELETE FROM acc WHERE id BETWEEN 400 AND 450",
+        )?;
         let sum = "SELECT md5(string_agg(id || v, ',' ORDER BY id)) FROM";
         let now = world.here.query(&format!("{sum} acc"))?;
         assert_ne!(world.here.query(&format!("{sum} {kept}"))?, now, "nothing has followed yet");

@@ -166,7 +166,9 @@ fn no_statement_waits_for_a_node_that_is_silent() -> Result<()> {
     let move_id = world.move_to(&slots[0], "on_n1")?;
     world.here.wait_end(&move_id, "done")?;
     let of_slot = |there: &str| {
-        format!("SELECT min(id) FROM acc WHERE tableoid {there} (SELECT partition FROM foreshard.remote_tables WHERE partition::text LIKE 'acc%')")
+        format!(
+            "SELECT min(id) FROM acc WHERE tableoid {there} (SELECT partition FROM foreshard.remote_tables WHERE partition::text LIKE 'acc%')"
+        )
     };
     let there = world.here.query(&of_slot("="))?;
     let here = world.here.query(&of_slot("<>"))?;
@@ -175,7 +177,9 @@ fn no_statement_waits_for_a_node_that_is_silent() -> Result<()> {
     for statement in [
         "SELECT count(*) FROM acc".to_string(),
         format!("UPDATE acc SET v = 'there' WHERE id = {there}"),
-        format!("WITH found AS MATERIALIZED (SELECT v FROM acc WHERE id = {there}) SELECT (SELECT v FROM found)"),
+        format!(
+            "WITH found AS MATERIALIZED (SELECT v FROM acc WHERE id = {there}) SELECT (SELECT v FROM found)"
+        ),
     ] {
         let begun = Instant::now();
         let error = world.here.fails(&statement)?;

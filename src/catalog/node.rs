@@ -156,12 +156,8 @@ pub fn check_server(server: &str, user: pg_sys::Oid) -> PgResult<()> {
     }
 }
 
-/// Connects and looks whether the other server can take tables.
-///
-/// # Errors
-/// 0A000 a server too old or of another encoding, 55000 a standby, 42704 no such schema, 42501 no right to make
-/// tables in it, and what the connection failed with.
-pub fn look_at(link: &Link, server: &str, schema: &str) -> PgResult<Looks> {
+/// The fastest of some round trips, and how far the clock there is ahead by that one, ms.
+fn clock(link: &Link) -> PgResult<(f64, f64)> {
     let mut fastest = f64::MAX;
     let mut offset_ms = 0.0;
     for _ in 0..ROUND_TRIPS {
@@ -174,6 +170,16 @@ pub fn look_at(link: &Link, server: &str, schema: &str) -> PgResult<Looks> {
             (fastest, offset_ms) = (took_ms, (there_s - begun_s) * 1e3 - took_ms / 2.0);
         }
     }
+    Ok((fastest, offset_ms))
+}
+
+/// Connects and looks whether the other server can take tables.
+///
+/// # Errors
+/// 0A000 a server too old or of another encoding, 55000 a standby, 42704 no such schema, 42501 no right to make
+/// tables in it, and what the connection failed with.
+pub fn look_at(link: &Link, server: &str, schema: &str) -> PgResult<Looks> {
+    let (fastest, offset_ms) = clock(link)?;
     let said = link.rows(
         &format!(
             "SELECT current_setting('server_version_num'), current_setting('server_encoding'), pg_is_in_recovery()::text, \

@@ -107,9 +107,9 @@ unsafe fn asked_in_vain(statement: &pg_sys::PlannedStmt, away: AwayServers<'_>) 
     let mut search = Search { away, now_us: now_us(), nodes: 0 };
     // SAFETY: as promised by the caller; the executor begins all sub-plans, and those that were optimised away are null.
     unsafe {
-        search.below(statement.planTree).or_else(|| {
-            pointers::<pg_sys::Plan>(statement.subplans).find_map(|plan| search.below(plan))
-        })
+        search
+            .below(statement.planTree)
+            .or_else(|| pointers::<pg_sys::Plan>(statement.subplans).find_map(|plan| search.below(plan)))
     }
 }
 

@@ -11,8 +11,8 @@ use super::gates::Gates;
 use super::glance::GLANCE;
 use super::guc;
 use foreshard_core::shared::{
-    AWAY, AwayServer, AwayServers, Directory, Entry, Profile, Pushed, ROUTED_MOVES, ROUTES, Route, RouteStats,
-    Routes, SampleRing, Segment,
+    AWAY, AwayServer, AwayServers, Directory, Entry, Profile, Pushed, ROUTED_MOVES, ROUTES, Route,
+    RouteStats, Routes, SampleRing, Segment,
 };
 use pgrx::pg_sys;
 use pgrx::prelude::*;
