@@ -69,7 +69,7 @@ bench-place: ## keys that are used together, gathered, and a hot table balanced;
 bench-split: ## a split, cold and prepared, its way back and a merge, against doing it by hand; ARGS="--rows 200000 --tables 4 --window 0"
 	@scripts/bench-split.sh $(ARGS)
 
-bench-citus: ## foreshard as a rebalance strategy of Citus against its own ones; needs an installed Citus; ARGS="--seconds 10"
+bench-citus: ## foreshard against the rebalance strategies of Citus, on a skew and through a day; needs an installed Citus; ARGS="--days 0"
 	@scripts/bench-citus.sh $(ARGS)
 
 bench-scale: ## a coordinator and nodes: what balancing by itself is worth against the best there is; ARGS="--nodes 3"

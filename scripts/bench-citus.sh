@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# foreshard as a rebalance strategy of Citus on PostgreSQL 15, where Citus is installed:
-# bench-citus.sh [ARGUMENT...] (for example --seconds 10; see bench/citus/main.rs).
+# foreshard against the rebalance strategies of Citus, on a skew and through a day, on PostgreSQL 15, where Citus is installed:
+# bench-citus.sh [ARGUMENT...] (for example --days 0; see bench/citus/main.rs).
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 cd "$ROOT"
