@@ -163,7 +163,7 @@ impl World {
         (0..rows.len()).map(|row| place(row).ok_or_else(|| "A shard on no node.".into())).collect()
     }
 
-    /// Moves every shard to where it was at first. While nobody writes and foreshard is off.
+    /// Moves every shard to where it was at first, while nobody writes and foreshard moves nothing.
     pub fn back(&self) -> Result<()> {
         let mut client = self.connect()?;
         let mut said = String::new();
