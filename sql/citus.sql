@@ -47,9 +47,74 @@ CREATE TABLE foreshard.citus_shard (
     updated     bigint,
     deleted     bigint,
     blocks_read bigint,
-    blocks_hit  bigint
+    blocks_hit  bigint,
+    -- what the foreshard of the node has measured since measured_in, by its clock in us; NULL: it has none, or was not asked
+    measured_in bigint,
+    measured    bigint[]
 ) WITH (fillfactor = 50);
 CREATE INDEX citus_shard_slot_idx ON foreshard.citus_shard (slot_id);
+
+-- Which foreshard a node has, and whether it is asked for what it has measured.
+CREATE TABLE foreshard.citus_node (
+    node_name   name PRIMARY KEY REFERENCES foreshard.node ON DELETE CASCADE,
+    -- NULL: none
+    version     text,
+    -- it has the function that is asked
+    measures    boolean NOT NULL,
+    -- why what it measures is not used; NULL: it is, or there is nothing to use
+    why         text,
+    -- when asking it failed; for a while it is not asked again then
+    failed_at   timestamptz
+) WITH (fillfactor = 50);
+
+-- The same as slot_cost and trigger_profile, of shards as their nodes have measured them.
+CREATE TABLE foreshard.citus_slot_cost (
+    LIKE foreshard.slot_cost,
+    PRIMARY KEY (slot_id, table_oid),
+    FOREIGN KEY (slot_id) REFERENCES foreshard.slot ON DELETE CASCADE,
+    FOREIGN KEY (table_oid) REFERENCES foreshard.citus_table ON DELETE CASCADE
+) WITH (fillfactor = 50);
+CREATE INDEX citus_slot_cost_table_idx ON foreshard.citus_slot_cost (table_oid);
+
+CREATE TABLE foreshard.citus_trigger (
+    table_oid   regclass NOT NULL REFERENCES foreshard.citus_table ON DELETE CASCADE,
+    trigger_name name NOT NULL,
+    function_oid oid NOT NULL,
+    event       text NOT NULL,
+    level       text NOT NULL,
+    timing      text NOT NULL,
+    calls       bigint NOT NULL,
+    failed_calls bigint NOT NULL,
+    sampled_calls bigint NOT NULL,
+    sampled_weight bigint NOT NULL,
+    cpu_ns      bigint NOT NULL,
+    cpu_inclusive_ns bigint NOT NULL,
+    elapsed_ns  bigint NOT NULL,
+    elapsed_inclusive_ns bigint NOT NULL,
+    memory_bytes bigint NOT NULL,
+    memory_weight bigint NOT NULL,
+    blocks_hit  bigint NOT NULL,
+    blocks_read bigint NOT NULL,
+    blocks_dirtied bigint NOT NULL,
+    wal_bytes   bigint NOT NULL,
+    temp_blocks bigint NOT NULL,
+    first_seen_at timestamptz NOT NULL,
+    last_seen_at timestamptz NOT NULL,
+    PRIMARY KEY (table_oid, trigger_name, function_oid, event, level, timing)
+) WITH (fillfactor = 50);
+
+-- What of that is in the sums: the totals of the trigger of every shard, and since when the node counts them.
+CREATE TABLE foreshard.citus_trigger_seen (
+    citus_shard bigint NOT NULL REFERENCES foreshard.citus_shard ON DELETE CASCADE,
+    trigger_name name NOT NULL,
+    function_oid oid NOT NULL,
+    event       text NOT NULL,
+    level       text NOT NULL,
+    timing      text NOT NULL,
+    counted_in  bigint NOT NULL,
+    counted     bigint[] NOT NULL,
+    PRIMARY KEY (citus_shard, trigger_name, function_oid, event, level, timing)
+) WITH (fillfactor = 50);
 
 -- The busiest tenants, where Citus counts them (citus.stat_tenants_track), replaced at every reading.
 CREATE TABLE foreshard.citus_tenant (
@@ -80,6 +145,10 @@ FROM foreshard.citus_cluster c;
 COMMENT ON TABLE foreshard.citus_cluster IS 'The Citus cluster that was adopted with add_node().';
 COMMENT ON TABLE foreshard.citus_table IS 'Distributed tables of the adopted Citus cluster.';
 COMMENT ON TABLE foreshard.citus_shard IS 'Shards of the adopted Citus cluster: slot, node, and what the node said of it last.';
+COMMENT ON TABLE foreshard.citus_node IS 'Which foreshard the nodes of the adopted Citus cluster have, and why what one measures is not used.';
+COMMENT ON TABLE foreshard.citus_slot_cost IS 'What the accesses to every slot of Citus were measured to cost, on nodes that have a foreshard.';
+COMMENT ON TABLE foreshard.citus_trigger IS 'What every trigger of a distributed table cost so far, on nodes that have a foreshard: sums since first_seen_at.';
+COMMENT ON TABLE foreshard.citus_trigger_seen IS 'What of the triggers of shards is in those sums.';
 COMMENT ON TABLE foreshard.citus_tenant IS 'The busiest tenants of the adopted Citus cluster, as of the last reading.';
 COMMENT ON VIEW foreshard.citus_tenants IS 'The busiest tenants where citus.stat_tenants_track is on: queries and CPU of the last period; the tenant is NULL for those who may not read all data.';
 COMMENT ON VIEW foreshard.citus_clusters IS 'The adopted Citus cluster: what is known of it, what its nodes last failed with, what others are moving, and why this server does not count as the coordinator.';

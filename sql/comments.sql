@@ -47,7 +47,7 @@ COMMENT ON VIEW foreshard.recommendations IS 'Moves, splits, merges and placemen
 COMMENT ON VIEW foreshard.calibration IS 'Of steps recommended with about one confidence, how many paid; and whether the auto mode may act on what is only foreseen.';
 COMMENT ON VIEW foreshard.progress_moves IS 'Moves, splits and placements of keys with phase, progress and what they wait for.';
 COMMENT ON VIEW foreshard.history IS 'What happened, in order.';
-COMMENT ON VIEW foreshard.stat_triggers IS 'What triggers on managed tables cost, per trigger and operation: means of measured calls, and how well their cost is predicted. Calls are exact, except of built-in triggers (sees is not all), which only sampled statements show: each stands for others.';
+COMMENT ON VIEW foreshard.stat_triggers IS 'What triggers on managed tables, and on tables of Citus whose nodes have a foreshard, cost, per trigger and operation: means of measured calls, and how well their cost is predicted. Calls are exact, except of built-in triggers (sees is not all), which only sampled statements show: each stands for others.';
 COMMENT ON VIEW foreshard.hot_keys IS 'The busiest keys of hot slots; the key is NULL for those who may not read it.';
 COMMENT ON VIEW foreshard.co_access IS 'Pairs of slots that transactions touch together: decayed count, share and lift over chance.';
 COMMENT ON VIEW foreshard.last_reading IS 'When the loads of slots on this server were last read, and whether that is overdue: not for five buckets, nor for a minute.';

@@ -148,7 +148,7 @@ SELECT c.slot_id, c.table_oid AS "table", h.shard_name AS shard, c.statements AS
        c.blocks_dirtied / nullif(c.statements, 0) AS blocks_dirtied, c.temp_blocks / nullif(c.statements, 0) AS temp_blocks,
        c.wal_bytes / nullif(c.statements, 0) AS wal_bytes, c.trigger_cost_units / nullif(c.trigger_calls, 0) AS trigger_call_cost_units,
        c.measured_at
-FROM foreshard.slot_cost c
+FROM (SELECT * FROM foreshard.slot_cost UNION ALL SELECT * FROM foreshard.citus_slot_cost) c
 JOIN foreshard.slot s USING (slot_id)
 JOIN foreshard.shard h USING (shard_id);
 
@@ -288,7 +288,16 @@ SELECT p.table_oid AS "table", p.trigger_name AS trigger, p.function_oid::regpro
        p.wal_bytes / b.n AS wal_bytes, p.temp_blocks / b.n AS temp_blocks,
        CASE WHEN b.built_in THEN 'elapsed, blocks, wal' ELSE 'all' END AS sees,
        m.model, m.reason AS model_reason, m.samples, m.relative_error, m.bias, m.r2, m.coverage
-FROM foreshard.trigger_profile p
+FROM (
+    SELECT profile_id, table_oid, trigger_name, function_oid, event, level, timing, calls, failed_calls, sampled_calls, sampled_weight, cpu_ns, cpu_inclusive_ns,
+           elapsed_ns, elapsed_inclusive_ns, memory_bytes, memory_weight, blocks_hit, blocks_read, blocks_dirtied, wal_bytes, temp_blocks
+    FROM foreshard.trigger_profile
+    -- Of distributed tables no models are learnt.
+    UNION ALL
+    SELECT NULL, table_oid, trigger_name, function_oid, event, level, timing, calls, failed_calls, sampled_calls, sampled_weight, cpu_ns, cpu_inclusive_ns,
+           elapsed_ns, elapsed_inclusive_ns, memory_bytes, memory_weight, blocks_hit, blocks_read, blocks_dirtied, wal_bytes, temp_blocks
+    FROM foreshard.citus_trigger
+) p
 CROSS JOIN LATERAL (SELECT p.function_oid::bigint < 10000 AS built_in, nullif(p.sampled_weight, 0)::float8 AS n) b
 LEFT JOIN foreshard.trigger_model m
     ON m.profile_id = p.profile_id AND m.resource = CASE WHEN b.built_in THEN 'elapsed_us' ELSE 'cpu_us' END;

@@ -1,13 +1,15 @@
 //! What Citus asks foreshard when it rebalances, and keys of its tables.
 
 use super::reshard::{require_read_committed, require_slot_owner, wake_keeper};
-use crate::catalog::citus::{self, require_coordinator, splitting, strategy};
+use crate::catalog::citus::{self, measured, require_coordinator, splitting, strategy, triggers};
 use crate::catalog::{colocation, name_of, node, record_event, session};
+use crate::observe::{asked, drain};
 use crate::pg::report::{PgResult, bad_argument, wrong_state};
-use crate::pg::{security, shmem, spi};
-use pgrx::AnyElement;
+use crate::pg::{bgworker, guc, security, shmem, spi};
 use pgrx::prelude::*;
-use serde_json::json;
+use pgrx::{AnyElement, JsonB};
+use serde_json::{Value, json};
+use std::collections::HashMap;
 
 /// The slot of a key of a table of the adopted cluster, and the name of its shard; None: the table is not one of those.
 pub(super) fn slot_of_key(table: pg_sys::Oid, key: &AnyElement) -> PgResult<Option<(i64, String)>> {
@@ -121,4 +123,115 @@ fn unregister_citus_strategy(strategy_name: default!(&str, "'foreshard'")) -> Pg
     require_coordinator()?;
     strategy::unregister(strategy_name)?;
     record_event("unregister_citus_strategy", None, None, json!({"strategy": strategy_name}))
+}
+
+/// Most shards that one call may ask for.
+const MAX_OBSERVED: usize = 65_536;
+/// Longest that they are watched without being asked for again, s.
+const MAX_KEEP_S: f64 = 86_400.0;
+
+/// Internal, on a node of Citus: its coordinator asks what was measured of these shards, and so has them watched for so many
+/// seconds more. Never raises for what is only not so on this server (`why`): then there is nothing to tell.
+#[pg_extern(volatile, parallel_unsafe)]
+#[search_path(pg_catalog, pg_temp)]
+fn observe_shards(
+    shards: Option<Vec<Option<i64>>>,
+    relations: Option<Vec<Option<pg_sys::Oid>>>,
+    keep_s: Option<f64>,
+) -> PgResult<JsonB> {
+    let (shards, relations) = (shards.unwrap_or_default(), relations.unwrap_or_default());
+    let keep_s = keep_s.filter(|keep_s| (0.0..=MAX_KEEP_S).contains(keep_s));
+    let keep_s = keep_s.ok_or_else(|| {
+        bad_argument("keep_s must be a number of seconds").set_detail("At most a day's worth.")
+    })?;
+    if shards.len() != relations.len() || shards.len() > MAX_OBSERVED {
+        return Err(bad_argument("there must be as many shards as relations, and not too many")
+            .set_detail(format!("At most {MAX_OBSERVED} are watched.")));
+    }
+    let of: HashMap<u32, i64> = shards
+        .into_iter()
+        .zip(relations)
+        .filter_map(|(shard, relation)| Some((relation?.to_u32(), shard?)))
+        .collect();
+    let missing = if shmem::is_preloaded() && guc::OBSERVE.get() {
+        let wanted: Vec<u32> = of.keys().copied().filter(|relation| *relation != 0).collect();
+        let until_us = bgworker::now_us().saturating_add((keep_s * 1e6) as i64);
+        asked::watch(&wanted, until_us)
+    } else {
+        0
+    };
+    let (counters, totals) = measured::names();
+    Ok(JsonB(json!({
+        "why": why_not(missing),
+        "counters": counters,
+        "totals": totals,
+        "shards": measured_shards(&of),
+        "triggers": measured_triggers(&of)?,
+    })))
+}
+
+/// Why nothing, or not all, is measured here; null: all is.
+fn why_not(missing: usize) -> Value {
+    if !shmem::is_preloaded() {
+        return json!("it is not preloaded there");
+    }
+    if !guc::OBSERVE.get() {
+        return json!("foreshard.observe is off there");
+    }
+    match missing {
+        0 => Value::Null,
+        _ => json!(format!("{missing} shards found no room there: raise foreshard.max_relations")),
+    }
+}
+
+/// A time as PostgreSQL's bigint has it.
+fn since_of(us: u64) -> i64 {
+    i64::try_from(us).unwrap_or(i64::MAX)
+}
+
+/// What was measured of shards: [shard, since when it is watched, counters] of each.
+fn measured_shards(of: &HashMap<u32, i64>) -> Value {
+    let told = asked::relations().into_iter().filter_map(|one| {
+        let shard = of.get(&one.relation)?;
+        Some(json!([shard, since_of(one.since_us), triggers::whole_of(&one.counters)]))
+    });
+    told.collect()
+}
+
+/// What was measured of triggers on them: [shard, name, constraint, function, event, level, timing, since when, totals] of each.
+/// The entries of those that are gone are free for others.
+fn measured_triggers(of: &HashMap<u32, i64>) -> PgResult<Value> {
+    let since: HashMap<u32, u64> =
+        asked::relations().into_iter().map(|one| (one.relation, one.since_us)).collect();
+    let profiles: Vec<_> =
+        asked::profiles().into_iter().filter(|one| of.contains_key(&one.identity.table)).collect();
+    if profiles.is_empty() {
+        return Ok(json!([]));
+    }
+    let identities: Vec<_> = profiles.iter().map(|one| &one.identity).collect();
+    let names: HashMap<usize, triggers::Told> = triggers::told(&identities)?.into_iter().collect();
+    let mut gone = Vec::new();
+    let mut told = Vec::new();
+    for (at, one) in profiles.iter().enumerate() {
+        let table = one.identity.table;
+        let (Some(shard), Some(since_us)) = (of.get(&table), since.get(&table)) else { continue };
+        let Some(name) = names.get(&at) else {
+            gone.push(one.key);
+            continue;
+        };
+        let (event, level, timing) = name.words;
+        told.push(json!([
+            shard,
+            name.name,
+            name.constraint,
+            name.function,
+            event,
+            level,
+            timing,
+            since_of(*since_us),
+            triggers::whole_of(&one.totals)
+        ]));
+    }
+    drain::forget_profiles(&gone);
+    Ok(Value::Array(told))
 }

@@ -26,7 +26,7 @@ const TIMINGS: [(u32, &str); 3] = [
 ];
 
 /// Event bits as (event, level, timing).
-fn words_of(event: u32) -> (&'static str, &'static str, &'static str) {
+pub(super) fn words_of(event: u32) -> (&'static str, &'static str, &'static str) {
     let word = |of: &[(u32, &'static str)], bits: u32| {
         of.iter().find(|(value, _)| *value == bits).map_or("", |(_, word)| *word)
     };
@@ -44,7 +44,7 @@ fn bits_of(event: &str, level: &str, timing: &str) -> u32 {
 }
 
 /// The identity columns of many profiles, as six parameters of a statement.
-fn identity_args(of: &[&ProfileIdentity]) -> [Arg<'static>; 6] {
+pub(super) fn identity_args(of: &[&ProfileIdentity]) -> [Arg<'static>; 6] {
     let column = |word: fn(&ProfileIdentity) -> String| of.iter().map(|i| word(i)).collect::<Vec<_>>();
     [
         of.iter().map(|i| Oid::from(i.table)).collect::<Vec<_>>().into(),
@@ -116,7 +116,7 @@ pub fn add(counted: &[Counted], counted_in_s: Option<f64>) -> PgResult<()> {
 }
 
 /// A sum as PostgreSQL's bigint; what exceeds it stays at its end.
-fn whole(value: u64) -> i64 {
+pub(super) fn whole(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

@@ -83,40 +83,42 @@ const OF: [fn(&Sampled) -> f64; SUMS.len()] = [
     |s| s.temp_blocks,
 ];
 
+/// Where they are stored: of partitions of managed tables, and of shards of Citus; each with the table that says where there are any.
+const STORES: [(&str, &str); 2] = [("slot_cost", "slot_partition"), ("citus_slot_cost", "citus_shard")];
+
 /// Everything that is stored.
 pub fn measured() -> PgResult<Vec<Measured>> {
     let sums = SUMS.join(", ");
-    spi::rows(
-        &format!(
-            "SELECT table_oid::oid, slot_id, extract(epoch FROM measured_at)::float8, {sums} FROM foreshard.slot_cost"
-        ),
-        &[],
-        |row| {
-            Ok(Measured {
-                table: row.need::<Oid>(1)?.to_u32(),
-                slot_id: row.need(2)?,
-                at_s: row.need(3)?,
-                sums: Sampled {
-                    statements: row.need(4)?,
-                    scans: row.need(5)?,
-                    rows_read: row.need(6)?,
-                    blocks_hit: row.need(7)?,
-                    blocks_read: row.need(8)?,
-                    read_cpu_ms: row.need(9)?,
-                    rows_written: row.need(10)?,
-                    write_cpu_ms: row.need(11)?,
-                    wal_bytes: row.need(12)?,
-                    trigger_calls: row.need(13)?,
-                    trigger_cost_units: row.need(14)?,
-                    result_bytes: row.need(15)?,
-                    elapsed_ms: row.need(16)?,
-                    blocks_dirtied: row.need(17)?,
-                    temp_blocks: row.need(18)?,
-                    ..Sampled::default()
-                },
-            })
-        },
-    )
+    let all = STORES.map(|(store, _)| {
+        format!(
+            "SELECT table_oid::oid, slot_id, extract(epoch FROM measured_at)::float8, {sums} FROM foreshard.{store}"
+        )
+    });
+    spi::rows(&all.join(" UNION ALL "), &[], |row| {
+        Ok(Measured {
+            table: row.need::<Oid>(1)?.to_u32(),
+            slot_id: row.need(2)?,
+            at_s: row.need(3)?,
+            sums: Sampled {
+                statements: row.need(4)?,
+                scans: row.need(5)?,
+                rows_read: row.need(6)?,
+                blocks_hit: row.need(7)?,
+                blocks_read: row.need(8)?,
+                read_cpu_ms: row.need(9)?,
+                rows_written: row.need(10)?,
+                write_cpu_ms: row.need(11)?,
+                wal_bytes: row.need(12)?,
+                trigger_calls: row.need(13)?,
+                trigger_cost_units: row.need(14)?,
+                result_bytes: row.need(15)?,
+                elapsed_ms: row.need(16)?,
+                blocks_dirtied: row.need(17)?,
+                temp_blocks: row.need(18)?,
+                ..Sampled::default()
+            },
+        })
+    })
 }
 
 /// Stores these sums; those of slots and tables that are gone are passed over.
@@ -124,36 +126,47 @@ pub fn store(measured: &[Measured]) -> PgResult<()> {
     if measured.is_empty() {
         return Ok(());
     }
-    let all = |each: fn(usize) -> String, count: usize| (1..=count).map(each).collect::<Vec<_>>().join(", ");
-    let names = all(|n| format!("c{n}"), SUMS.len());
-    let sql = format!(
-        "INSERT INTO foreshard.slot_cost (table_oid, slot_id, measured_at, {}) \
-         SELECT q.t::regclass, q.s, pg_catalog.to_timestamp(q.at), {names} FROM ROWS FROM ({}) AS q (t, s, at, {names}) \
-         JOIN foreshard.slot_partition p ON p.slot_id = q.s AND p.table_oid = q.t \
-         ON CONFLICT (slot_id, table_oid) DO UPDATE SET measured_at = excluded.measured_at, {}",
-        SUMS.join(", "),
-        all(|n| format!("pg_catalog.unnest(${n})"), SUMS.len() + 3),
-        SUMS.map(|sum| format!("{sum} = excluded.{sum}")).join(", ")
-    );
     let mut args: Vec<Arg> = vec![
         measured.iter().map(|m| Oid::from(m.table)).collect::<Vec<_>>().into(),
         measured.iter().map(|m| m.slot_id).collect::<Vec<_>>().into(),
         measured.iter().map(|m| m.at_s).collect::<Vec<_>>().into(),
     ];
     args.extend(OF.map(|of| measured.iter().map(|m| of(&m.sums)).collect::<Vec<_>>().into()));
-    spi::run(&sql, &args).map(drop)
+    for (store, places) in STORES {
+        spi::run(&insertion(store, places), &args)?;
+    }
+    Ok(())
+}
+
+/// The statement that stores what belongs there.
+fn insertion(store: &str, places: &str) -> String {
+    let all = |each: fn(usize) -> String, count: usize| (1..=count).map(each).collect::<Vec<_>>().join(", ");
+    let names = all(|n| format!("c{n}"), SUMS.len());
+    format!(
+        "INSERT INTO foreshard.{store} (table_oid, slot_id, measured_at, {}) \
+         SELECT q.t::regclass, q.s, pg_catalog.to_timestamp(q.at), {names} FROM ROWS FROM ({}) AS q (t, s, at, {names}) \
+         WHERE EXISTS (SELECT FROM foreshard.{places} p WHERE p.slot_id = q.s AND p.table_oid = q.t) \
+         ON CONFLICT (slot_id, table_oid) DO UPDATE SET measured_at = excluded.measured_at, {}",
+        SUMS.join(", "),
+        all(|n| format!("pg_catalog.unnest(${n})"), SUMS.len() + 3),
+        SUMS.map(|sum| format!("{sum} = excluded.{sum}")).join(", ")
+    )
 }
 
 /// A slot has become others, given with their shares of its load: what was measured is theirs as well.
 pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
+    STORES.iter().try_for_each(|(store, _)| divide_in(store, slot_id, parts))
+}
+
+fn divide_in(store: &str, slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
     let others: Vec<(i64, f64)> = parts.iter().copied().filter(|(slot, _)| *slot != slot_id).collect();
     let kept: f64 = parts.iter().filter(|(slot, _)| *slot == slot_id).map(|(_, share)| share).sum();
     let products = |share: &str| SUMS.map(|sum| format!("o.{sum} * {share}")).join(", ");
     spi::run(
         &format!(
-            "INSERT INTO foreshard.slot_cost (slot_id, table_oid, measured_at, {}) SELECT n.slot_id, o.table_oid, o.measured_at, {} \
+            "INSERT INTO foreshard.{store} (slot_id, table_oid, measured_at, {}) SELECT n.slot_id, o.table_oid, o.measured_at, {} \
              FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS n (slot_id, share) \
-             JOIN foreshard.slot_cost o ON o.slot_id = $1 ON CONFLICT DO NOTHING",
+             JOIN foreshard.{store} o ON o.slot_id = $1 ON CONFLICT DO NOTHING",
             SUMS.join(", "),
             products("n.share")
         ),
@@ -165,7 +178,7 @@ pub fn divide(slot_id: i64, parts: &[(i64, f64)]) -> PgResult<()> {
     )?;
     spi::run(
         &format!(
-            "UPDATE foreshard.slot_cost o SET ({}) = ROW ({}) WHERE o.slot_id = $1",
+            "UPDATE foreshard.{store} o SET ({}) = ROW ({}) WHERE o.slot_id = $1",
             SUMS.join(", "),
             products("$2")
         ),

@@ -53,7 +53,7 @@ pub fn placed() -> Placed {
 }
 
 /// (Place, relation) of every entry of the current database.
-fn own_entries(region: &'static region::Region) -> impl Iterator<Item = (usize, u32)> {
+pub(super) fn own_entries(region: &'static region::Region) -> impl Iterator<Item = (usize, u32)> {
     let database = bgworker::database();
     let entries = region.segment_keys().entries();
     entries.filter(move |(_, key)| (key >> 32) as u32 == database).map(|(place, key)| (place, key as u32))
@@ -62,7 +62,8 @@ fn own_entries(region: &'static region::Region) -> impl Iterator<Item = (usize, 
 /// Makes exactly `relations` the watched ones of this database. Returns how many did not fit. `read`: what had been
 /// placed in relations before the reading that their loads come from, which now is part of these.
 ///
-/// Only the database's keeper calls it. Counters of relations that stay are kept.
+/// Only the database's keeper calls it. Counters of relations that stay are kept; what another server asks for
+/// ([`super::asked`]) stays.
 pub fn publish(relations: &[Watched], read: &Placed) -> usize {
     let Some(region) = region::get() else { return relations.len() };
     let database = bgworker::database();
@@ -70,7 +71,7 @@ pub fn publish(relations: &[Watched], read: &Placed) -> usize {
         let keys = region.segment_keys();
         let wanted: HashSet<u32> = relations.iter().map(|w| w.relation).collect();
         for (place, relation) in own_entries(region) {
-            if !wanted.contains(&relation) {
+            if !wanted.contains(&relation) && !region.segments[place].is_asked() {
                 retire(region, place);
             }
         }
@@ -167,17 +168,20 @@ fn withdraw_if(is_gone: impl Fn(u32) -> bool) {
     });
 }
 
-fn retire(region: &region::Region, place: usize) {
+/// Takes a relation out; under the lock.
+pub(super) fn retire(region: &region::Region, place: usize) {
     let segment = &region.segments[place];
     if segment.activity().hot {
         region.change_hot(-1);
     }
     segment.set_activity(Activity::default());
+    segment.set_asked(None);
     region.segment_keys().remove(place);
 }
 
 fn fill(region: &region::Region, segment: &Segment, watched: &Watched) {
     let leaf = watched.slot_id.is_some();
+    segment.set_asked(None);
     segment.slot_id.store(watched.slot_id.unwrap_or(0) as u64, Ordering::Relaxed);
     segment.table.store(u64::from(watched.table), Ordering::Relaxed);
     segment.group_id.store(watched.group_id as u64, Ordering::Relaxed);
@@ -235,7 +239,7 @@ pub struct LeafLoad {
 pub fn loads() -> Vec<LeafLoad> {
     let Some(region) = region::get() else { return Vec::new() };
     own_entries(region)
-        .filter(|(place, _)| region.segments[*place].activity().leaf)
+        .filter(|(place, _)| region.segments[*place].activity().leaf && !region.segments[*place].is_asked())
         .map(|(place, leaf)| {
             let segment = &region.segments[place];
             LeafLoad {

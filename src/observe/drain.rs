@@ -29,6 +29,10 @@ pub fn segments() -> Vec<SegmentActivity> {
             continue;
         }
         let segment = &region.segments[place];
+        // Whoever asks for it keeps what it saw last by itself.
+        if segment.is_asked() {
+            continue;
+        }
         let counters = segment.take();
         if segment.activity().leaf && counters.iter().any(|c| *c > 0) {
             found.push(SegmentActivity {
@@ -54,7 +58,7 @@ pub struct ProfileActivity {
     pub totals: [u64; TOTALS],
 }
 
-/// The totals of every trigger of this database.
+/// The totals of every trigger of this database, but those on tables that another server asks for (see [`super::asked`]).
 pub fn profiles() -> Vec<ProfileActivity> {
     let Some(region) = region::get() else { return Vec::new() };
     let database = bgworker::database();
@@ -62,7 +66,8 @@ pub fn profiles() -> Vec<ProfileActivity> {
     let read = entries.filter_map(|(place, key)| {
         let profile = &region.profiles[place];
         let identity = profile.identity().filter(|i| i.database == database)?;
-        Some(ProfileActivity { key, identity, totals: profile.totals() })
+        let is_asked = region.segment(identity.table).is_some_and(|segment| segment.is_asked());
+        (!is_asked).then(|| ProfileActivity { key, identity, totals: profile.totals() })
     });
     read.collect()
 }

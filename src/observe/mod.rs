@@ -3,6 +3,7 @@
 //! Nothing here touches a table or raises an error; everything has a fixed size, and what does not fit
 //! is dropped and counted.
 
+pub mod asked;
 mod budget;
 pub mod directory;
 pub mod drain;

@@ -84,7 +84,8 @@ pub(super) fn attribute(
     }
     if let Some(slots) = slots {
         for touch in &report.touches {
-            let slot = region.segment(touch.relation).map(|s| s.slot_id.load(Ordering::Relaxed) as i64);
+            let own = region.segment(touch.relation).filter(|segment| !segment.is_asked());
+            let slot = own.map(|segment| segment.slot_id.load(Ordering::Relaxed) as i64);
             let Some(slot) = slot.filter(|slot| !slots.contains(slot)) else { continue };
             if slots.len() < MAX_SEGMENTS {
                 slots.push(slot);
@@ -224,6 +225,10 @@ fn record_built_in(
     segment.add(SegmentCounter::TriggerCalls, all);
     segment.add(SegmentCounter::SampledTriggerCalls, all);
     segment.add(SegmentCounter::TriggerCostNs, cost_ns(&amounts).saturating_mul(u64::from(stands_for)));
+    if segment.is_asked() {
+        // Nobody here learns from it.
+        return;
+    }
     let mean = |sum: f64| Some(sum / calls.calls.max(1.0));
     let sample = TriggerSample {
         profile: key,

@@ -58,6 +58,10 @@ pub(super) fn record(region: &Region, call: &Measured, spent: &Spent, memory: bo
         segment.add(SegmentCounter::SampledTriggerCalls, weight);
         segment.add(SegmentCounter::TriggerCostNs, weight.saturating_mul(own_cost_ns(spent)));
     }
+    if call.segment.is_some_and(|segment| segment.is_asked()) {
+        // Nobody here learns from it.
+        return;
+    }
     let of = |amount: Amount| Some(inclusive[amount as usize] as f64);
     let rows = call.features.transition_rows.or(call.statement_rows).unwrap_or(1);
     let sample = TriggerSample {

@@ -331,7 +331,8 @@ impl Walk<'_> {
 
     /// A leaf whose keys are wanted, and whether it is hot.
     fn giving_keys(&self, leaf: u32) -> Option<(&'static Segment, bool)> {
-        let segment = self.region.segment(leaf)?;
+        // Of what another server asks for nobody knows here which column has the keys.
+        let segment = self.region.segment(leaf).filter(|segment| !segment.is_asked())?;
         let activity = segment.activity();
         (activity.hot || (self.counts && activity.leaf && activity.observed))
             .then_some((segment, activity.hot))

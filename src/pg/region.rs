@@ -1,7 +1,8 @@
 //! The observation region: shared memory sized by POSTMASTER settings, carved into arrays of atomics.
 //!
 //! Lock protocol: none for counting, sampling and reading routes (see `foreshard_core::shared`). Entering and
-//! removing relations ([`Region::segment_keys`]) is done by keepers only, making and removing routes
+//! removing relations ([`Region::segment_keys`]) is done by keepers, and by sessions in which a coordinator of Citus asks for
+//! shards (`observe::asked`), making and removing routes
 //! ([`Region::routes`]) by carriers and keepers, both under the LWLock of `pg::shmem`. The launcher takes out what
 //! belongs to databases that are gone, under the same lock. Every
 //! array has a fixed length; what does not fit is dropped and counted in [`Region::dropped`]. The region is

@@ -3,7 +3,7 @@
 
 use crate::catalog::citus::counters::{self, Answer};
 use crate::catalog::citus::identity::{self, Coordinator};
-use crate::catalog::citus::{layout, moving, switch, tenants};
+use crate::catalog::citus::{layout, moving, switch, tenants, triggers};
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::guc;
 use foreshard_core::citus::{REST_S, Switch, gives_way, rest_s};
@@ -88,24 +88,38 @@ impl Switches {
 
 /// Asks all nodes at once; when that fails one by one, so that the sick one is found and the others are heard.
 fn ask() -> WorkResult<()> {
-    let answers = match transaction(|| counters::ask(None)) {
+    let mut answers = match transaction(|| counters::ask(None, true)) {
         Ok(answers) => answers,
         Err(_) => one_by_one(transaction(counters::nodes)?),
     };
+    answers.iter_mut().filter(|answer| answer.measured).for_each(ask_without);
     transaction(|| {
         counters::store(&answers)?;
         counters::asked(None)
     })?;
-    transaction(|| {
+    let triggers = transaction(|| triggers::store(&answers));
+    let tenants = transaction(|| {
         counters::store_tenants(&answers)?;
         tenants::note_hashes()
-    })
+    });
+    triggers.and(tenants)
 }
 
-fn one_by_one(nodes: Vec<i32>) -> Vec<Answer> {
-    let asked = nodes.into_iter().flat_map(|citus_node| {
-        transaction(|| counters::ask(Some(citus_node)))
-            .unwrap_or_else(|failure| vec![Answer { citus_node, said: Err(failure.line) }])
+fn one_by_one(nodes: Vec<(i32, bool)>) -> Vec<Answer> {
+    let asked = nodes.into_iter().flat_map(|(citus_node, measured)| {
+        transaction(|| counters::ask(Some(citus_node), true)).unwrap_or_else(|failure| {
+            vec![Answer { citus_node, said: Err(failure.line), measured, failed: None }]
+        })
     });
     asked.collect()
+}
+
+/// A node that did not answer when it was asked for what its foreshard has measured is asked again without that: what is wrong may
+/// be that foreshard, by which no node is judged.
+fn ask_without(answer: &mut Answer) {
+    let Err(error) = &answer.said else { return };
+    let again = transaction(|| counters::ask(Some(answer.citus_node), false)).unwrap_or_default();
+    if let Some(plain) = again.into_iter().find(|plain| plain.said.is_ok()) {
+        *answer = Answer { failed: Some(error.clone()), ..plain };
+    }
 }

@@ -17,7 +17,7 @@ const HALF_LIFE_S: f64 = 3600.0;
 const STORE_EVERY_S: f64 = 10.0;
 
 /// A table and a slot.
-type Segment = (u32, i64);
+pub type Segment = (u32, i64);
 
 /// Decayed sums of what was measured of one segment.
 #[derive(Clone, Copy, Default)]
@@ -106,6 +106,8 @@ pub struct Book {
     sums: HashMap<Segment, Sums>,
     /// Trigger calls since the last reading.
     calls: HashMap<Segment, u64>,
+    /// Segments that other servers measure, which no keeper here publishes; None: not known yet.
+    elsewhere: Option<HashSet<Segment>>,
     stored_at_s: f64,
     now_s: f64,
 }
@@ -118,6 +120,7 @@ impl Default for Book {
             costs: Costs::new(HALF_LIFE_S),
             sums: HashMap::new(),
             calls: HashMap::new(),
+            elsewhere: None,
             stored_at_s: 0.0,
             now_s: 0.0,
         }
@@ -208,16 +211,22 @@ impl Book {
         self.sums.values_mut().for_each(|sums| sums.unsaved = false);
     }
 
+    /// Says which segments other servers measure.
+    pub fn set_elsewhere(&mut self, segments: HashSet<Segment>) {
+        self.elsewhere = Some(segments);
+    }
+
     /// Forgets segments that are gone.
     pub fn retain(&mut self, publisher: &Publisher) {
-        let there: HashSet<Segment> =
-            publisher.relations().iter().filter_map(|r| Some((r.table, r.slot_id?))).collect();
+        let Some(elsewhere) = &self.elsewhere else { return };
+        let own = publisher.relations().iter().filter_map(|r| Some((r.table, r.slot_id?)));
+        let there: HashSet<Segment> = own.chain(elsewhere.iter().copied()).collect();
         self.sums.retain(|segment, _| there.contains(segment));
         self.calls.retain(|segment, _| there.contains(segment));
         self.costs.prune(self.now_s);
     }
 
-    /// The load of a slot in one of its tables; `elapsed_s`: since the last reading.
+    /// The load of a slot in one of its tables; `elapsed_s`: over which time its trigger calls were counted.
     pub fn load(&self, segment: Segment, rates: &Rates, elapsed_s: f64) -> Load {
         let calls = self.calls.get(&segment).copied().unwrap_or(0) as f64;
         self.load_with(segment, rates, (elapsed_s > 0.0).then(|| calls / elapsed_s))

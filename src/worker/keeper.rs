@@ -10,7 +10,7 @@ use crate::catalog::{
     act as acts, citus, data_source, due, heat, moves, node, record_event, relation, session, shadow,
     slot_key, upgraded,
 };
-use crate::observe::{directory, drain};
+use crate::observe::{asked, directory, drain};
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::report::PgResult;
 use crate::pg::route;
@@ -164,6 +164,7 @@ impl Keeper {
             report("data sources", save_sources());
         }
         self.collect();
+        asked::end_overdue();
         report("watching", self.watch(now_s));
         self.learner.read(&self.publisher, now_s);
         if !guc::OBSERVE.get() {
@@ -172,7 +173,7 @@ impl Keeper {
         let bucket_s = f64::from(guc::BUCKET.get());
         if is_due(self.last_bucket_s, now_s, bucket_s - 0.05) {
             self.last_bucket_s = now_s;
-            let (reader, publisher, costs) = (&mut self.reader, &mut self.publisher, &self.learner.costs);
+            let (reader, publisher, costs) = (&mut self.reader, &mut self.publisher, &mut self.learner.costs);
             let observed = bgworker::transaction(|| reader.observe(publisher, costs, now_s));
             // What a reading that failed did not see belongs to the next one.
             let succeeded = observed.is_ok();

@@ -3,17 +3,19 @@
 use super::costs::Book;
 use super::late::Latecomers;
 use super::publish::Publisher;
-use crate::catalog::citus;
+use crate::catalog::citus::{self, measured};
 use crate::catalog::colocation::{self, ShardRow};
 use crate::catalog::heat::{self, Previous, Reading};
 use crate::catalog::late::{self, Late};
 use crate::catalog::layout;
+use crate::observe::drain::SegmentActivity;
 use crate::pg::guc;
 use crate::pg::report::PgResult;
 use crate::pg::route;
 use foreshard_core::heat::{Counters, Rates, decayed_heat, rates};
 use foreshard_core::late::late_heat;
 use foreshard_core::placement::PlanOptions;
+use foreshard_core::shared::SEGMENT_COUNTERS;
 use foreshard_core::unit_cost::Load;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -29,6 +31,8 @@ fn accesses_per_s(rates: &Rates) -> f64 {
 #[derive(Default)]
 pub struct Reader {
     partitions: HashMap<heat::Count, Counters>,
+    /// What nodes of Citus had measured of their shards then, and since when they had counted that.
+    measured: HashMap<heat::Count, (i64, [u64; SEGMENT_COUNTERS])>,
     /// When the nodes were read that a slot's last reading came from, by their clocks.
     seen_s: HashMap<i64, f64>,
     routed: HashMap<u32, Routed>,
@@ -73,10 +77,12 @@ struct News {
 
 impl Reader {
     /// Reads all counters, stores what they say and tells it to `publisher`.
-    pub fn observe(&mut self, publisher: &mut Publisher, costs: &Book, now_s: f64) -> PgResult<()> {
+    pub fn observe(&mut self, publisher: &mut Publisher, costs: &mut Book, now_s: f64) -> PgResult<()> {
         colocation::reconcile()?;
         layout::follow()?;
         publisher.begin_reading();
+        self.learn_elsewhere(costs, now_s)?;
+        let costs: &Book = costs;
         let previous = heat::previous()?;
         let bucket_s = f64::from(guc::BUCKET.get());
         let mut late: Vec<Late> = Vec::new();
@@ -125,6 +131,31 @@ impl Reader {
         // A bucket is called by when it was read: the last one by the second that it ended in.
         late::add(&late, ((last_s / bucket_s).floor() + 1.0) * bucket_s)?;
         heat::roll_up(now_s, guc::BUCKET.get())
+    }
+
+    /// Learns from what nodes of Citus have measured since they were last read, as from samples of this server. What they had
+    /// measured before this keeper read them for the first time has been learnt from.
+    fn learn_elsewhere(&mut self, costs: &mut Book, now_s: f64) -> PgResult<()> {
+        let shards = measured::shards()?;
+        costs.set_elsewhere(shards.iter().map(|shard| (shard.table, shard.slot_id)).collect());
+        let mut now = HashMap::new();
+        let mut news = Vec::new();
+        for shard in shards {
+            let Some(measured) = shard.measured else { continue };
+            if let Some((since, before)) = self.measured.get(&measured.count) {
+                let more = grown(&measured.counters, (*since == measured.since).then_some(before));
+                news.push(SegmentActivity {
+                    relation: 0,
+                    slot_id: shard.slot_id,
+                    table: shard.table,
+                    counters: more,
+                });
+            }
+            now.insert(measured.count, (measured.since, measured.counters));
+        }
+        self.measured = now;
+        costs.add(&news, now_s);
+        Ok(())
     }
 
     /// Leaves out slots on nodes that were not read since the last time: nothing is known of them, least of all that they are idle.
@@ -183,8 +214,9 @@ impl Reader {
             Some(counted_s) => self.rates_elsewhere(slot, counted_s?),
         });
         let rates = parts.as_ref().map(|parts| rates_together(parts));
+        let counted_s = slot.counted_s.flatten().unwrap_or(elapsed_s);
         let load = parts.as_ref().map(|parts| {
-            let loads = parts.iter().map(|p| costs.load((p.table, slot.slot_id), &p.rates, elapsed_s));
+            let loads = parts.iter().map(|p| costs.load((p.table, slot.slot_id), &p.rates, counted_s));
             loads_together(&loads.collect::<Vec<_>>())
         });
         let (mut late_units, mut late_accesses) = (0.0, 0.0);
@@ -252,6 +284,16 @@ impl Reader {
             })
         };
         slot.partitions.iter().map(of_table).collect()
+    }
+}
+
+/// How much counters have grown; those that begin anew, or have fallen, count from zero.
+fn grown(now: &[u64; SEGMENT_COUNTERS], before: Option<&[u64; SEGMENT_COUNTERS]>) -> [u64; SEGMENT_COUNTERS] {
+    match before {
+        Some(before) if now.iter().zip(before).all(|(now, before)| now >= before) => {
+            std::array::from_fn(|i| now[i].saturating_sub(before[i]))
+        }
+        _ => *now,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the nodes of a Citus cluster say of their shards: one question per node, all nodes at once, for a bounded time.
 
+use super::measured::{self, IS_ASKED, Said};
 use crate::catalog::heat::{Reading, counters};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{guc, reading, spi};
@@ -24,17 +25,29 @@ pub struct Answer {
     pub citus_node: i32,
     /// What it said, else why it did not.
     pub said: Result<Value, String>,
+    /// It was asked for what its foreshard has measured, too.
+    pub measured: bool,
+    /// Why it did not answer that; then it was asked again without.
+    pub failed: Option<String>,
 }
 
 /// The one question: when it is there, since when the server runs that counts, for every shard of ours that is there [id, bytes, scans,
-/// rows read, inserted, updated, deleted, blocks read, blocks hit], and what tenants did. Shards that are elsewhere are no relations
+/// rows read, inserted, updated, deleted, blocks read, blocks hit], what tenants did, and of which version its foreshard is; with `measured`
+/// also what that has measured (see [`measured`](super::measured)). Shards that are elsewhere are no relations
 /// there. To measure a table takes a lock on it, its toast table and their indexes; what somebody locks against that is not measured now.
 ///
 /// Nodes run it as a superuser, under a `search_path` of their own: every name and operator in it says where it is, and types meet
 /// exactly, because an operator that somebody made for what would need a cast is preferred.
-fn question() -> PgResult<Option<String>> {
-    spi::one::<String>(
-        "SELECT pg_catalog.format($f$SELECT pg_catalog.json_build_object('at', pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()), \
+fn question(measured: bool) -> PgResult<Option<String>> {
+    let more = if measured { measured::probe() + &measured::asks() } else { measured::probe() };
+    let question = QUESTION.replacen(MORE, &more, 1);
+    spi::one::<String>(&question, &[MAX_SHARDS.into()])
+}
+
+/// Where more questions go in [`QUESTION`].
+const MORE: &str = "/* more */";
+/// Makes the question, a template of `format()`: see [`question`].
+const QUESTION: &str = "SELECT pg_catalog.format($f$SELECT pg_catalog.json_build_object('at', pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()), \
              'since', pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()), \
              's', (WITH l AS MATERIALIZED (SELECT k.relation FROM pg_catalog.pg_locks k WHERE k.mode OPERATOR(pg_catalog.=) 'AccessExclusiveLock'::pg_catalog.text \
                  AND k.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) \
@@ -57,7 +70,7 @@ fn question() -> PgResult<Option<String>> {
                     coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_tuples_fetched(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS rows, \
                     coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_blocks_fetched(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS fetched, \
                     coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_blocks_hit(indexrelid)), 0::pg_catalog.numeric)::pg_catalog.int8 AS hit \
-                 FROM pg_catalog.pg_index WHERE indrelid OPERATOR(pg_catalog.=) q.o) i WHERE q.c IS NOT NULL), 't', %s)$f$, \
+                 FROM pg_catalog.pg_index WHERE indrelid OPERATOR(pg_catalog.=) q.o) i WHERE q.c IS NOT NULL), 't', %s/* more */)$f$, \
              pg_catalog.array_agg(t.citus_shard), pg_catalog.array_agg(CASE WHEN t.in_public THEN 'public.' ELSE '' END || t.name), \
              CASE WHEN pg_catalog.to_regprocedure('pg_catalog.citus_stat_tenants_local(boolean)') IS NOT NULL \
                    AND pg_catalog.current_setting('citus.stat_tenants_track', true) = 'all' \
@@ -66,50 +79,58 @@ fn question() -> PgResult<Option<String>> {
          FROM (SELECT k.citus_shard, k.name, (c.relnamespace = pg_catalog.to_regnamespace('public')) IS TRUE AND k.name NOT LIKE 'public.%' AS in_public \
                FROM (SELECT x.citus_shard, x.table_oid, pg_catalog.shard_name(x.table_oid, x.citus_shard) AS name FROM foreshard.citus_shard x) k \
                JOIN pg_catalog.pg_class c ON c.oid = k.table_oid JOIN pg_catalog.pg_dist_shard d ON d.shardid = k.citus_shard ORDER BY 1 LIMIT $1) t \
-         HAVING count(*) > 0",
-        &[MAX_SHARDS.into()],
-    )
-}
+         HAVING count(*) > 0";
 
-/// Asks all nodes at once, or one of them.
-pub fn ask(only: Option<i32>) -> PgResult<Vec<Answer>> {
-    let Some(question) = question()? else { return Ok(Vec::new()) };
+/// Asks all nodes at once, or one of them; with `measured` those that can tell what they have measured for that, too.
+pub fn ask(only: Option<i32>, measured: bool) -> PgResult<Vec<Answer>> {
+    let Some(plain) = question(false)? else { return Ok(Vec::new()) };
+    let is_any_measured = measured && nodes()?.iter().any(|(_, is_asked)| *is_asked);
+    let full = if is_any_measured { question(true)?.unwrap_or_default() } else { String::new() };
     spi::set_local("citus.node_connection_timeout", &CONNECT_MS.to_string())?;
     reading::within(PATIENCE_MS, || {
         spi::rows_mut(
-            "SELECT o.citus_node, r.success, r.result FROM (SELECT n.nodeid, n.nodename, n.nodeport FROM pg_catalog.pg_dist_node n \
-                 JOIN foreshard.node f ON f.citus_node = n.nodeid WHERE $2 IS NULL OR n.nodeid = $2) a \
-             JOIN foreshard.node o ON o.citus_node = a.nodeid \
-             LEFT JOIN (SELECT m.node_name, m.node_port, m.success, m.result FROM (SELECT pg_catalog.array_agg(n.nodename ORDER BY n.nodeid) AS names, \
-                     pg_catalog.array_agg(n.nodeport ORDER BY n.nodeid) AS ports, pg_catalog.array_agg($1) AS questions \
-                 FROM pg_catalog.pg_dist_node n JOIN foreshard.node f ON f.citus_node = n.nodeid WHERE $2 IS NULL OR n.nodeid = $2) w \
-                 CROSS JOIN LATERAL pg_catalog.master_run_on_worker(w.names, w.ports, w.questions, true) m) r \
-               ON (r.node_name, r.node_port) = (a.nodename, a.nodeport)",
-            &[question.as_str().into(), only.into()],
+            &format!(
+                "SELECT a.nodeid, r.success, r.result, a.measured FROM (SELECT n.nodeid, n.nodename, n.nodeport, $4 AND {IS_ASKED} AS measured FROM pg_catalog.pg_dist_node n \
+                     JOIN foreshard.node o ON o.citus_node = n.nodeid WHERE $2 IS NULL OR n.nodeid = $2) a \
+                 LEFT JOIN (SELECT m.node_name, m.node_port, m.success, m.result FROM (SELECT pg_catalog.array_agg(n.nodename ORDER BY n.nodeid) AS names, \
+                         pg_catalog.array_agg(n.nodeport ORDER BY n.nodeid) AS ports, \
+                         pg_catalog.array_agg(CASE WHEN $4 AND {IS_ASKED} THEN $3 ELSE $1 END ORDER BY n.nodeid) AS questions \
+                     FROM pg_catalog.pg_dist_node n JOIN foreshard.node o ON o.citus_node = n.nodeid WHERE $2 IS NULL OR n.nodeid = $2) w \
+                     CROSS JOIN LATERAL pg_catalog.master_run_on_worker(w.names, w.ports, w.questions, true) m) r \
+                   ON (r.node_name, r.node_port) = (a.nodename, a.nodeport)"
+            ),
+            &[plain.as_str().into(), only.into(), full.as_str().into(), is_any_measured.into()],
             |row| {
                 let text = row.get::<String>(3)?.unwrap_or_default();
                 let said = match row.get::<bool>(2)? {
                     Some(true) => serde_json::from_str(&text).map_err(|error| error.to_string()),
                     _ => Err(text),
                 };
-                Ok(Answer { citus_node: row.need(1)?, said })
+                Ok(Answer { citus_node: row.need(1)?, said, measured: row.need(4)?, failed: None })
             },
         )
     })
 }
 
-/// The nodes to ask one by one when asking all at once has failed.
-pub fn nodes() -> PgResult<Vec<i32>> {
-    spi::rows("SELECT citus_node FROM foreshard.node WHERE engine = 'citus' ORDER BY 1", &[], |row| {
-        row.need(1)
-    })
+/// The nodes to ask one by one when asking all at once has failed, and which are asked for what they have measured.
+pub fn nodes() -> PgResult<Vec<(i32, bool)>> {
+    spi::rows(
+        &format!("SELECT o.citus_node, {IS_ASKED} FROM foreshard.node o WHERE o.engine = 'citus' ORDER BY 1"),
+        &[],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )
 }
 
 /// Stores what nodes answered, and how they are.
 pub fn store(answers: &[Answer]) -> PgResult<()> {
     for answer in answers {
-        if let Ok(said) = &answer.said {
-            store_shards(answer.citus_node, said)?;
+        match &answer.said {
+            Ok(answered) => {
+                let said = Said::read(answered);
+                store_shards(answer.citus_node, answered, &said)?;
+                measured::note(answer.citus_node, &said, answer.failed.as_deref())?;
+            }
+            Err(_) => measured::forget(answer.citus_node)?,
         }
         store_health(answer)?;
     }
@@ -135,16 +156,25 @@ pub fn asked(error: Option<&str>) -> PgResult<()> {
     Ok(())
 }
 
-fn store_shards(citus_node: i32, said: &Value) -> PgResult<()> {
-    let shards = said.get("s").cloned().unwrap_or_default();
-    let clock = |name: &str| said.get(name).and_then(Value::as_f64);
+fn store_shards(citus_node: i32, answered: &Value, said: &Said) -> PgResult<()> {
+    let shards = answered.get("s").cloned().unwrap_or_default();
+    let clock = |name: &str| answered.get(name).and_then(Value::as_f64);
     spi::run(
         "UPDATE foreshard.citus_shard t SET collected_at = pg_catalog.clock_timestamp(), counted_at = $3, counted_since = $4, bytes = coalesce(q.n[2], t.bytes), scans = q.n[3], rows_read = q.n[4], \
-                inserted = q.n[5], updated = q.n[6], deleted = q.n[7], blocks_read = q.n[8], blocks_hit = q.n[9] \
-         FROM (SELECT ARRAY(SELECT v::int8 FROM pg_catalog.jsonb_array_elements_text(a.one) WITH ORDINALITY AS e (v, n) ORDER BY e.n) AS n \
-               FROM pg_catalog.jsonb_array_elements($1) AS a (one)) q \
+                inserted = q.n[5], updated = q.n[6], deleted = q.n[7], blocks_read = q.n[8], blocks_hit = q.n[9], measured_in = q.since, measured = q.counted \
+         FROM (SELECT c.n, w.since, w.counted FROM (SELECT ARRAY(SELECT v::int8 FROM pg_catalog.jsonb_array_elements_text(a.one) WITH ORDINALITY AS e (v, n) ORDER BY e.n) AS n \
+                   FROM pg_catalog.jsonb_array_elements($1) AS a (one)) c \
+               LEFT JOIN (SELECT (a.one->>0)::int8 AS shard, (a.one->>1)::int8 AS since, \
+                       ARRAY(SELECT v::int8 FROM pg_catalog.jsonb_array_elements_text(a.one->2) WITH ORDINALITY AS e (v, n) ORDER BY e.n) AS counted \
+                   FROM pg_catalog.jsonb_array_elements($5) AS a (one)) w ON w.shard = c.n[1]) q \
          WHERE t.citus_shard = q.n[1] AND t.node_name = (SELECT o.node_name FROM foreshard.node o WHERE o.citus_node = $2)",
-        &[JsonB(shards).into(), citus_node.into(), clock("at").into(), clock("since").into()],
+        &[
+            JsonB(shards).into(),
+            citus_node.into(),
+            clock("at").into(),
+            clock("since").into(),
+            JsonB(said.shards_as_json()).into(),
+        ],
     )?;
     Ok(())
 }

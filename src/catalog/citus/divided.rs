@@ -1,7 +1,7 @@
 //! Slots that Citus has divided into several, whoever asked for it: what is known of the slot is divided with it, so that no part
 //! begins without a past.
 
-use crate::catalog::{heat, outcome, record_event};
+use crate::catalog::{heat, outcome, record_event, unit_cost};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{bgworker, spi};
 use foreshard_core::hash_range::{HashRange, shares};
@@ -65,6 +65,7 @@ fn divide(parts: &[Found]) -> PgResult<()> {
     }
     let made: Vec<(i64, f64)> = slots.iter().copied().zip(known).collect();
     heat::divide(slot_id, &made)?;
+    unit_cost::divide(slot_id, &made)?;
     heat::divide_history(slot_id, &made, bgworker::now_s())?;
     outcome::slots_changed(slot_id, &slots, &[])?;
     let move_id = asked.map(|(move_id, _)| move_id);

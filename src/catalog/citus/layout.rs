@@ -126,7 +126,8 @@ fn places() -> PgResult<()> {
              JOIN pg_catalog.pg_dist_node n ON n.groupid = q.groupid AND n.noderole = 'primary' \
              JOIN foreshard.node o ON o.citus_node = n.nodeid \
              ON CONFLICT (citus_shard) DO UPDATE SET slot_id = excluded.slot_id, node_name = excluded.node_name, collected_at = NULL, \
-                 counted_at = NULL, counted_since = NULL, bytes = t.bytes, scans = NULL, rows_read = NULL, inserted = NULL, updated = NULL, deleted = NULL, blocks_read = NULL, blocks_hit = NULL \
+                 counted_at = NULL, counted_since = NULL, bytes = t.bytes, scans = NULL, rows_read = NULL, inserted = NULL, updated = NULL, deleted = NULL, blocks_read = NULL, blocks_hit = NULL, \
+                 measured_in = NULL, measured = NULL \
              WHERE (t.slot_id, t.node_name) IS DISTINCT FROM (excluded.slot_id, excluded.node_name)"
         ),
         &[],

@@ -4,11 +4,13 @@ pub mod counters;
 mod divided;
 pub mod identity;
 pub mod layout;
+pub mod measured;
 pub mod moving;
 pub mod splitting;
 pub mod strategy;
 pub mod switch;
 pub mod tenants;
+pub mod triggers;
 
 use crate::pg::report::{
     PgResult, PgSqlErrorCode, bad_argument, busy, error, internal, unknown, unsupported, wrong_state,

@@ -235,6 +235,22 @@ fn counters_are_taken_once() {
 }
 
 #[test]
+fn what_another_server_asks_for_is_read_and_not_taken() {
+    let segment = Segment::default();
+    assert!(!segment.is_asked());
+    assert_eq!(segment.asked(), None);
+    segment.set_asked(Some((0, 7)));
+    assert_eq!(segment.asked(), Some((1, 7)), "asked, however early the clock says it is");
+    segment.set_asked(Some((5, 9)));
+    assert!(segment.is_asked());
+    segment.add(SegmentCounter::Statements, 3);
+    assert_eq!(segment.counters()[SegmentCounter::Statements as usize], 3);
+    assert_eq!(segment.counters()[SegmentCounter::Statements as usize], 3);
+    segment.set_asked(None);
+    assert_eq!(segment.asked(), None);
+}
+
+#[test]
 fn a_profile_knows_whose_it_is() {
     let identity = ProfileIdentity {
         database: 5,

@@ -125,7 +125,9 @@ unsafe extern "C-unwind" fn choose(parse: *mut pg_sys::Query, params: pg_sys::Pa
     unsafe {
         let Some(entry) = only_relation(parse) else { return };
         let named = (*entry).relid;
-        let managed = region::get().is_some_and(|region| region.segment(named.to_u32()).is_some());
+        let managed = region::get()
+            .and_then(|region| region.segment(named.to_u32()))
+            .is_some_and(|segment| !segment.is_asked());
         let columns = compat::columns_read(parse, entry);
         if !managed || pg_sys::bms_is_member(WHOLE_ROW, columns) {
             return;

@@ -153,6 +153,8 @@ pub struct Segment {
     capacity: AtomicU64,
     /// Cost predicted for keys placed here that is not part of the load yet, nano cost units.
     pub placed_ns: AtomicU64,
+    /// Since when (0: nobody does) and until when another server asks for it, µs of one clock.
+    asked: [AtomicU64; 2],
     counters: [Counter; SEGMENT_COUNTERS],
 }
 
@@ -168,6 +170,7 @@ impl Default for Segment {
             load: AtomicU64::new(0),
             capacity: AtomicU64::new(0),
             placed_ns: AtomicU64::new(0),
+            asked: zeros(),
             counters: zeros(),
         }
     }
@@ -185,6 +188,31 @@ impl Segment {
     /// Takes every counter and leaves zeros.
     pub fn take(&self) -> [u64; SEGMENT_COUNTERS] {
         std::array::from_fn(|i| self.counters[i].swap(0, Ordering::Relaxed))
+    }
+
+    /// Reads every counter and leaves it as it is.
+    pub fn counters(&self) -> [u64; SEGMENT_COUNTERS] {
+        std::array::from_fn(|i| self.counters[i].load(Ordering::Relaxed))
+    }
+
+    /// Whether another server asks for it: then its counters only grow, and no keeper of this server has a say in it.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        self.asked[0].load(Ordering::Relaxed) != 0
+    }
+
+    /// (Since when, until when) another server asks for it, µs of one clock; None: nobody does.
+    pub fn asked(&self) -> Option<(u64, u64)> {
+        let [since, until] = &self.asked;
+        let since = since.load(Ordering::Relaxed);
+        (since != 0).then(|| (since, until.load(Ordering::Relaxed)))
+    }
+
+    /// Says what [`Segment::asked`] answers; a beginning of 0 counts as 1.
+    pub fn set_asked(&self, asked: Option<(u64, u64)>) {
+        let (since, until) = asked.map_or((0, 0), |(since, until)| (since.max(1), until));
+        self.asked[1].store(until, Ordering::Relaxed);
+        self.asked[0].store(since, Ordering::Relaxed);
     }
 
     /// So much of what was placed is part of the load now; what was placed since stays.
