@@ -52,6 +52,23 @@ fn citus_options(name: &str, preload: &str) -> ClusterOptions {
 impl World {
     /// Starts them, with distributed tables.
     pub fn start(name: &str) -> Result<World> {
+        World::start_with(name, ["citus", "citus"])
+    }
+
+    /// The same, adopted, with a foreshard on the first worker that measures every statement.
+    pub fn measuring(name: &str) -> Result<World> {
+        let mut world = World::start_with(name, ["citus,foreshard", "citus"])?;
+        world.workers[0].query(
+            "SET citus.enable_ddl_propagation = off; CREATE EXTENSION foreshard; RESET citus.enable_ddl_propagation",
+        )?;
+        world.workers[0]
+            .set(&[("foreshard.statement_sample_interval", "1"), ("foreshard.observe_budget", "100")])?;
+        world.here.query("SELECT foreshard.add_node('shop', engine => 'citus')")?;
+        Ok(world)
+    }
+
+    /// Starts them; what the workers preload.
+    fn start_with(name: &str, preload: [&str; 2]) -> Result<World> {
         let mut here = Server::bare(&citus_options(name, "citus,foreshard"))?;
         let mut workers = Vec::new();
         // How Citus reaches its own server.
@@ -62,8 +79,8 @@ impl World {
             format!("'{}', {}", server.cluster.socket_dir().display(), server.cluster.port())
         };
         here.query(&format!("SELECT citus_set_coordinator_host({})", host(&here)))?;
-        for number in 1..=2 {
-            let mut worker = Server::bare(&citus_options(&format!("{name}-w{number}"), "citus"))?;
+        for (number, preload) in (1..).zip(preload) {
+            let mut worker = Server::bare(&citus_options(&format!("{name}-w{number}"), preload))?;
             let own = worker.cluster.socket_dir().display().to_string();
             worker.set(&[("citus.local_hostname", &own)])?;
             worker.query("CREATE EXTENSION citus")?;
