@@ -44,7 +44,7 @@ COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that
 COMMENT ON FUNCTION foreshard.citus_shard_cost(bigint) IS 'Forecast peak of a shard of Citus with its colocated ones: the cost of the rebalance strategy foreshard.';
 COMMENT ON FUNCTION foreshard.citus_node_capacity(integer) IS 'What a node of Citus can carry: the capacity of the rebalance strategy foreshard.';
 COMMENT ON FUNCTION foreshard.citus_shard_allowed(bigint, integer) IS 'Whether a shard of Citus may be on a node that may be drained or down, for the rebalance strategy foreshard.';
-COMMENT ON FUNCTION foreshard.observe_shards(bigint[], oid[], double precision) IS 'Internal, on a node of Citus: watches shards for its coordinator, and says what was measured of them.';
+COMMENT ON FUNCTION foreshard.observe_shards(bigint[], oid[], double precision) IS 'Internal: on a node of Citus, watches shards for its coordinator and says what was measured of them.';
 COMMENT ON FUNCTION foreshard.register_citus_strategy(text, real, real, real) IS 'Registers foreshard as a rebalance strategy of Citus, which balances forecast peaks.';
 COMMENT ON FUNCTION foreshard.unregister_citus_strategy(text) IS 'Removes the rebalance strategy from Citus.';
 COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of every resharding request.';

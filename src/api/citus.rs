@@ -130,7 +130,7 @@ const MAX_OBSERVED: usize = 65_536;
 /// Longest that they are watched without being asked for again, s.
 const MAX_KEEP_S: f64 = 86_400.0;
 
-/// Internal, on a node of Citus: its coordinator asks what was measured of these shards, and so has them watched for so many
+/// Internal: on a node of Citus its coordinator asks what was measured of these shards, and so has them watched for so many
 /// seconds more. Never raises for what is only not so on this server (`why`): then there is nothing to tell.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]

@@ -322,6 +322,12 @@ pub fn now_us() -> i64 {
     unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
+/// When the statement began that a client of this session has sent, by that clock, microseconds.
+pub fn statement_us() -> i64 {
+    // SAFETY: no preconditions.
+    unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
+}
+
 /// This process's id.
 pub fn pid() -> i32 {
     // SAFETY: set at process start.

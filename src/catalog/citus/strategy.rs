@@ -1,8 +1,10 @@
 //! foreshard as a rebalance strategy of Citus.
 
+use crate::pg::local::LocalBox;
 use crate::pg::report::{PgResult, PgSqlErrorCode, error, unknown};
-use crate::pg::{security, spi};
+use crate::pg::{bgworker, security, spi};
 use foreshard_core::citus::{Seat, is_allowed, shard_cost};
+use std::collections::HashMap;
 
 /// Registers the three functions under a name.
 ///
@@ -60,18 +62,67 @@ fn exists(name: &str) -> PgResult<bool> {
     Ok(spi::one::<bool>(sql, &[name.into()])?.unwrap_or(false))
 }
 
+/// What the slots of a group will cost at their peaks, as one statement of this session has read it.
+struct Peaks {
+    /// When the statement began, and when it read them, us.
+    began_us: i64,
+    read_us: i64,
+    by_slot: HashMap<i64, f64>,
+    mean: Option<f64>,
+}
+
+/// By group. Citus asks for the shards one by one, in one statement: the forecasts of the group are read for the first of them.
+static PEAKS: LocalBox<HashMap<i32, Peaks>> = LocalBox::new();
+/// A process that does not say when its statements begin reads them again after that, us.
+const PEAKS_HOLD_US: i64 = 5_000_000;
+
+impl Peaks {
+    /// The forecast peaks of the slots of a group, the load of now where there is no forecast.
+    fn read(group_id: i32, began_us: i64) -> PgResult<Self> {
+        let found = spi::rows(
+            "SELECT s.slot_id, coalesce(f.peak, t.heat) FROM foreshard.slot s LEFT JOIN foreshard.slot_heat t ON t.slot_id = s.slot_id \
+             LEFT JOIN LATERAL (SELECT max(c.cost_units_per_s) AS peak FROM foreshard.forecast c WHERE c.slot_id = s.slot_id AND c.at > pg_catalog.now()) f ON true \
+             WHERE s.group_id = $1",
+            &[group_id.into()],
+            |row| Ok((row.need::<i64>(1)?, row.get::<f64>(2)?)),
+        )?;
+        let known = found.into_iter().filter_map(|(slot_id, peak)| Some((slot_id, peak?)));
+        let by_slot: HashMap<i64, f64> = known.collect();
+        let mean = (!by_slot.is_empty()).then(|| by_slot.values().sum::<f64>() / by_slot.len() as f64);
+        Ok(Self { began_us, read_us: bgworker::now_us(), by_slot, mean })
+    }
+
+    /// Whether they still are what this statement reads.
+    fn is_of(&self, began_us: i64) -> bool {
+        self.began_us == began_us && bgworker::now_us().saturating_sub(self.read_us) < PEAKS_HOLD_US
+    }
+
+    fn of(&self, slot_id: i64) -> (Option<f64>, Option<f64>) {
+        (self.by_slot.get(&slot_id).copied(), self.mean)
+    }
+}
+
 /// The forecast peak of the slot of a shard, the load of now where there is no forecast, against the mean of its group.
 pub fn cost(citus_shard: i64) -> PgResult<f32> {
-    let found = spi::rows(
-        "WITH own AS (SELECT s.slot_id, s.group_id FROM foreshard.citus_shard t JOIN foreshard.slot s USING (slot_id) WHERE t.citus_shard = $1), \
-              peak AS (SELECT s.slot_id, coalesce(f.peak, t.heat) AS peak FROM own o JOIN foreshard.slot s USING (group_id) \
-                   LEFT JOIN foreshard.slot_heat t ON t.slot_id = s.slot_id \
-                   LEFT JOIN LATERAL (SELECT max(c.cost_units_per_s) AS peak FROM foreshard.forecast c WHERE c.slot_id = s.slot_id AND c.at > pg_catalog.now()) f ON true) \
-         SELECT (SELECT p.peak FROM peak p JOIN own USING (slot_id)), (SELECT avg(p.peak) FROM peak p)",
+    let own = spi::rows(
+        "SELECT s.slot_id, s.group_id FROM foreshard.citus_shard t JOIN foreshard.slot s USING (slot_id) WHERE t.citus_shard = $1",
         &[citus_shard.into()],
-        |row| Ok((row.get::<f64>(1)?, row.get::<f64>(2)?)),
+        |row| Ok((row.need::<i64>(1)?, row.need::<i32>(2)?)),
     )?;
-    let (peak, mean) = found.into_iter().next().unwrap_or_default();
+    let Some((slot_id, group_id)) = own.into_iter().next() else { return Ok(shard_cost(None, None)) };
+    let began_us = bgworker::statement_us();
+    let known = PEAKS.with(HashMap::new, |all| {
+        all.get(&group_id).filter(|peaks| peaks.is_of(began_us)).map(|peaks| peaks.of(slot_id))
+    });
+    if let Some((peak, mean)) = known.flatten() {
+        return Ok(shard_cost(peak, mean));
+    }
+    let peaks = Peaks::read(group_id, began_us)?;
+    let (peak, mean) = peaks.of(slot_id);
+    PEAKS.with(HashMap::new, |all| {
+        all.retain(|_, other| other.is_of(began_us));
+        all.insert(group_id, peaks);
+    });
     Ok(shard_cost(peak, mean))
 }
 
