@@ -35,6 +35,16 @@ CREATE TABLE foreshard.graph_partition (
     PRIMARY KEY (graph_id, shard_id)
 );
 
+-- what was last noted of a component with nodes on a node, here and, beside the part of the closure, there. Whoever holds
+-- the component replaces both; where they differ, this server or the node has lost a change, and everything is compared.
+CREATE TABLE foreshard.graph_mark (
+    graph_id    int NOT NULL REFERENCES foreshard.graph ON DELETE CASCADE,
+    component   bigint NOT NULL,
+    shard_id    int NOT NULL,
+    token       bigint NOT NULL,
+    PRIMARY KEY (graph_id, component, shard_id)
+) WITH (fillfactor = 70);
+
 -- when the influence of a graph's nodes was computed, and how good it is
 CREATE TABLE foreshard.graph_influence (
     graph_id    int PRIMARY KEY REFERENCES foreshard.graph ON DELETE CASCADE,
@@ -230,9 +240,10 @@ SELECT g.graph_name AS graph, g.edge_table AS edges, g.node_table AS nodes, g.de
        g.metagraph, g.closure, s.shards, s.closure_rows, s.closure_bytes, g.created_at
 FROM foreshard.graph g,
 LATERAL (SELECT count(*) AS shards,
-                sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples END)::bigint AS closure_rows,
-                sum(foreshard.total_bytes(c.oid))::bigint AS closure_bytes
+                sum(coalesce(r.rows, CASE WHEN c.reltuples >= 0 THEN c.reltuples END))::bigint AS closure_rows,
+                sum(coalesce(r.bytes, foreshard.total_bytes(c.oid)))::bigint AS closure_bytes
          FROM foreshard.graph_partition p JOIN pg_catalog.pg_class c ON c.oid = p.partition
+         LEFT JOIN foreshard.remote_table r ON r.partition = p.partition
          WHERE p.graph_id = g.graph_id) s;
 
 COMMENT ON FUNCTION foreshard.graph_functions(name, regtype) IS 'Internal: the functions that belong to a graph.';
@@ -244,6 +255,7 @@ COMMENT ON EVENT TRIGGER foreshard_graph_tables_altered IS 'Refuses to alter a t
 COMMENT ON VIEW foreshard.unfit_graphs IS 'Graphs whose closure cannot be kept, because of what became of a table of theirs.';
 COMMENT ON TABLE foreshard.graph IS 'Graphs: edge tables whose transitive closure is kept.';
 COMMENT ON TABLE foreshard.graph_partition IS 'Which part of a graph''s closure holds the rows of which shard.';
+COMMENT ON TABLE foreshard.graph_mark IS 'Which components of a graph have nodes on other servers, and what was last noted of them on both sides.';
 COMMENT ON TABLE foreshard.graph_influence IS 'When the influence of every graph''s nodes was computed, and how exactly.';
 COMMENT ON TABLE foreshard.graph_influencer IS 'The most influential nodes of every graph.';
 COMMENT ON TABLE foreshard.graph_type_shard IS 'On which shards nodes of a type may live.';
@@ -260,5 +272,6 @@ SELECT pg_catalog.pg_extension_config_dump('foreshard.graph', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.graph_graph_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.graph_partition', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.graph_type_shard', '');
+SELECT pg_catalog.pg_extension_config_dump('foreshard.graph_mark', '');
 
 SET LOCAL search_path TO foreshard, pg_temp;

@@ -48,8 +48,10 @@ CREATE TABLE foreshard.remote_table (
     owner_name  name NOT NULL,
     -- the foreign table over it; 0: not made yet
     partition   regclass NOT NULL DEFAULT 0,
-    -- the move it was made for
+    -- the move it was made for; 0: a part of a closure
     move_id     bigint NOT NULL,
+    -- the shard whose part of a graph's closure it is; NULL: it holds a slot
+    graph_shard int,
     key_columns name[] NOT NULL,
     -- storage parameters and indexes that the parent does not have
     options     text,
@@ -88,7 +90,9 @@ FROM foreshard.node n;
 CREATE VIEW foreshard.remote_tables AS
 SELECT r.node_name AS node, format('%I.%I', r.remote_schema, r.remote_name) AS remote_table, c.oid::regclass AS partition,
        r.rows, r.bytes, r.collected_at, r.move_id,
-       c.oid IS NULL AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished) AS orphan
+       c.oid IS NULL AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished)
+           -- Such a one is being made.
+           AND NOT (r.partition = 0 AND r.graph_shard IS NOT NULL) AS orphan
 FROM foreshard.remote_table r LEFT JOIN pg_catalog.pg_class c ON c.oid = r.partition;
 
 -- Old copies that are kept after moves to, from or between nodes, while there is a way back. What was committed by complete_to is
@@ -251,7 +255,7 @@ COMMENT ON TABLE foreshard.node IS 'Other servers that shards may be on, and how
 COMMENT ON TABLE foreshard.remote_table IS 'Tables that foreshard made on other servers.';
 COMMENT ON VIEW foreshard.nodes IS 'Other servers that shards may be on: version, round trip, clock, whether they answer.';
 COMMENT ON VIEW foreshard.retained_copies IS 'Old copies of slots that have moved to, from or between nodes: by what name they can be read, up to when they have everything; kept longer than kept_until while the node that holds the slot does not answer.';
-COMMENT ON VIEW foreshard.remote_tables IS 'Tables that hold slots on other servers; an orphan is dropped there as soon as the node answers.';
+COMMENT ON VIEW foreshard.remote_tables IS 'Tables that hold slots or parts of closures on other servers; an orphan is dropped there as soon as the node answers.';
 
 SELECT pg_catalog.pg_extension_config_dump('foreshard.node', '');
 SELECT pg_catalog.pg_extension_config_dump('foreshard.remote_table', '');

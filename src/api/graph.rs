@@ -6,7 +6,7 @@ use crate::catalog::relation::column;
 use crate::catalog::{colocation, data_source, name_of, record_event};
 use crate::graph::component::hold_all;
 use crate::graph::input::Statements;
-use crate::graph::{build, diff};
+use crate::graph::{build, diff, far};
 use crate::mover::short_lock;
 use crate::pg::graph::fresh_snapshot;
 use crate::pg::graph::keys::KeyKind;
@@ -272,10 +272,11 @@ fn rebuild_graph(graph_name: &str) -> PgResult<i64> {
     let rows = {
         let _owner = security::as_restricted_owner(graph.owner);
         spi::set_local("row_security", "off")?;
-        hold_all(&graph)?;
-        let _fresh = fresh_snapshot();
+        let held = hold_all(&graph)?;
         // Its parts may have changed while we waited.
         let graph = catalog::again(id)?;
+        far::join(&graph, &held, None)?;
+        let _fresh = fresh_snapshot();
         diff::rebuild(&graph, guc::GRAPH_MAX_ROWS.get().max(1) as u64)?
     };
     let _owner = security::as_extension_owner()?;

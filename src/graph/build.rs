@@ -91,7 +91,7 @@ pub fn create(
     };
     let _owner = security::as_extension_owner()?;
     create::triggers(plan, made.graph_id)?;
-    functions::make(&graph, owner)?;
+    functions::make(&graph, owner, false)?;
     Ok(Created { rows, caught_up, held_ms: held.elapsed().as_secs_f64() * 1000.0 })
 }
 

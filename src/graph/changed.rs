@@ -2,7 +2,7 @@
 
 use super::component::{Touched, hold};
 use super::reader::Reader;
-use super::{diff, write};
+use super::{diff, far, write};
 use crate::catalog::graph::{self, EDGE_DEPTH, Graph, NODE_DEPTH, node};
 use crate::pg::graph::call::{Call, Event};
 use crate::pg::graph::fresh_snapshot;
@@ -144,9 +144,13 @@ pub(super) fn repair(graph: &Graph, id: i32, touched: Touched, most: u64) -> PgR
     let held = hold(graph, &touched)?;
     // Whom we waited for may have given the closure another part.
     let graph = &*graph::again(id)?;
+    let far = far::join(graph, &held.components, None)?;
     let _fresh = fresh_snapshot();
+    if far.is_suspect {
+        return diff::repair(graph, &held.components, &far.shards, most.max(max_rows()));
+    }
     let count = touched.keys.len();
-    let mut reader = Reader::new(graph, touched.keys, &held.shards)?;
+    let mut reader = Reader::new(graph, touched.keys, &held.shards, &far.shards)?;
     let options = MaintainOptions { max_depth: graph.max_depth, max_work: patience(graph, most) };
     match maintain(&mut reader, &touched.pairs, &options) {
         Ok(mut changes) => {
@@ -156,9 +160,14 @@ pub(super) fn repair(graph: &Graph, id: i32, touched: Touched, most: u64) -> PgR
         Err(MaintainError::Reader(report)) => Err(report),
         Err(MaintainError::TooMuchWork { .. }) => {
             drop(reader);
-            diff::repair(graph, &held.components, most)
+            diff::repair(graph, &held.components, &far.shards, most)
         }
     }
+}
+
+/// The rows that a closure may have at most.
+pub(super) fn max_rows() -> u64 {
+    guc::GRAPH_MAX_ROWS.get().max(1) as u64
 }
 
 /// So many steps are always tried.
@@ -187,9 +196,11 @@ fn own_rows(reader: &mut Reader<'_>, touched: u32, changes: &mut Vec<RowChange>)
 /// others may write the other one, so all components are held.
 fn truncated(graph: &Graph) -> PgResult<()> {
     let held = super::component::hold_all(graph)?;
-    let _fresh = fresh_snapshot();
     // Its parts may have changed while we waited.
-    diff::repair(&*graph::again(graph.id)?, &held, u64::MAX)?;
+    let graph = &*graph::again(graph.id)?;
+    let far = far::join(graph, &held, None)?;
+    let _fresh = fresh_snapshot();
+    diff::repair(graph, &held, &far.shards, u64::MAX)?;
     node::refresh_all_types(graph)
 }
 

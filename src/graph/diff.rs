@@ -1,20 +1,22 @@
 //! The closure compared with what it should be, computed from all edges: to repair it, or to tell what is wrong.
 
+use super::far::everywhere;
 use super::input::{Input, Reading, Statements};
-use super::write::Writer;
+use super::write::{Spot, Writer};
 use super::{Homes, changed, new_component};
 use crate::catalog::graph::Graph;
+use crate::catalog::graph::far::{self, FarPart};
 use crate::catalog::graph::node::{self, NewNode};
 use crate::pg::graph::keys::{KeyKind, NodeKey};
 use crate::pg::graph::leaf::ClosureRow;
-use crate::pg::graph::lookup::{Lookup, Place, Reads};
+use crate::pg::graph::lookup::{Lookup, Reads};
 use crate::pg::graph::read;
 use crate::pg::lock::ROW_EXCLUSIVE;
 use crate::pg::report::{PgResult, internal};
 use crate::pg::spi;
 use foreshard_core::graph::closure::{ClosureOptions, ClosureWalk};
 use foreshard_core::graph::components::weak_components;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// A row that is not what it should be.
 pub struct Difference {
@@ -36,7 +38,19 @@ struct Stored {
     depth: u32,
     part: i32,
     descendant_shard: i32,
-    place: Place,
+    spot: Spot,
+}
+
+/// Nodes whose rows are read from a node of ours at once.
+const AT_ONCE: u32 = 256;
+
+/// Parts on nodes, of which the rows of many ancestors are read at once.
+struct Far {
+    parts: Vec<FarPart>,
+    /// Which of the ancestors were read, by their numbers divided.
+    read: HashSet<u32>,
+    /// What nobody has asked for yet, by ancestor.
+    rows: HashMap<u32, Vec<Stored>>,
 }
 
 /// A row, as it is and as it should be.
@@ -54,11 +68,12 @@ struct Picture<'g> {
     shards: Vec<Option<i32>>,
     homes: Homes,
     down: Vec<(i32, Lookup)>,
+    far: Far,
 }
 
 impl<'g> Picture<'g> {
-    /// Reads it under the active snapshot.
-    fn read(graph: &'g Graph, scope: Option<&BTreeSet<i64>>) -> PgResult<Self> {
+    /// Reads it under the active snapshot; of parts on nodes, those of `far` will be looked at.
+    fn read(graph: &'g Graph, scope: Option<&BTreeSet<i64>>, far: &BTreeSet<i32>) -> PgResult<Self> {
         let mut parents: HashMap<i64, i64> = HashMap::new();
         read::each(&node::merged_query(graph), KeyKind::Int8, |row| {
             if let (Some(component), Some(parent)) = (row.bigint(1), row.bigint(2)) {
@@ -89,11 +104,17 @@ impl<'g> Picture<'g> {
         let input = reading.finish(false)?;
         shards.resize(input.keys.len() as usize, None);
         let mut down = Vec::with_capacity(graph.parts.len());
+        let mut parts = Vec::new();
         for part in &graph.parts {
+            if part.remote.is_some() {
+                parts.extend(FarPart::of(part)?.filter(|part| far.contains(&part.shard_id)));
+                continue;
+            }
             let rows = Lookup::open(part.table, part.pairs, 1, graph.kind, ROW_EXCLUSIVE, Reads::Row)?;
             down.push((part.shard_id, rows));
         }
-        Ok(Self { graph, input, shards, homes: Homes::of(graph)?, down })
+        let far = Far { parts, read: HashSet::new(), rows: HashMap::new() };
+        Ok(Self { graph, input, shards, homes: Homes::of(graph)?, down, far })
     }
 
     fn shard(&self, node: u32) -> i32 {
@@ -170,11 +191,42 @@ impl<'g> Picture<'g> {
                     depth: depth.max(0) as u32,
                     part: *part,
                     descendant_shard: shard,
-                    place: lookup.place(),
+                    spot: Spot::Here(lookup.place()),
                 });
             }
         }
+        if !self.far.parts.is_empty() {
+            self.read_far(ancestor)?;
+            found.extend(self.far.rows.remove(&ancestor).unwrap_or_default());
+        }
         Ok(found)
+    }
+
+    /// Reads the rows of an ancestor and those after it from the parts on nodes, unless that was done.
+    fn read_far(&mut self, ancestor: u32) -> PgResult<()> {
+        if !self.far.read.insert(ancestor / AT_ONCE) {
+            return Ok(());
+        }
+        let first = ancestor / AT_ONCE * AT_ONCE;
+        let numbers = first..first.saturating_add(AT_ONCE).min(self.input.keys.len());
+        let keys: Vec<NodeKey> = numbers.filter_map(|number| self.input.keys.key(number).cloned()).collect();
+        for part in self.far.parts.clone() {
+            for row in part.rows(self.graph, false, &keys, None)? {
+                let number = |input: &mut Input, key: &NodeKey| {
+                    input.keys.number(key).map_err(|problem| super::input::too_large(&problem))
+                };
+                let ancestor = number(&mut self.input, &row.ancestor)?;
+                let stored = Stored {
+                    descendant: number(&mut self.input, &row.descendant)?,
+                    depth: row.depth,
+                    part: part.shard_id,
+                    descendant_shard: row.descendant_shard,
+                    spot: Spot::There,
+                };
+                self.far.rows.entry(ancestor).or_default().push(stored);
+            }
+        }
+        Ok(())
     }
 
     fn write(&self, writer: &mut Writer<'_>, node: u32, changes: Vec<Change>) -> PgResult<()> {
@@ -183,18 +235,20 @@ impl<'g> Picture<'g> {
         let ancestor = key(node)?;
         for change in changes {
             match change {
-                Change::Surplus(stored) => writer.leaf(stored.part)?.delete(stored.place),
+                Change::Surplus(stored) => {
+                    writer.delete(stored.part, stored.spot, ancestor, key(stored.descendant)?)?;
+                }
                 Change::Missing { descendant, depth } => {
                     let descendant_shard = self.shard(descendant);
                     let descendant = key(descendant)?;
                     let row = ClosureRow { ancestor, descendant, depth, ancestor_shard, descendant_shard };
-                    writer.leaf(ancestor_shard)?.insert(&row);
+                    writer.insert(&row)?;
                 }
                 Change::Wrong(stored, depth) => {
                     let descendant_shard = self.shard(stored.descendant);
                     let descendant = key(stored.descendant)?;
                     let row = ClosureRow { ancestor, descendant, depth, ancestor_shard, descendant_shard };
-                    writer.leaf(ancestor_shard)?.update(stored.place, &row);
+                    writer.update(stored.spot, &row)?;
                 }
             }
         }
@@ -218,26 +272,26 @@ impl<'g> Picture<'g> {
     }
 }
 
-/// Makes the closure of some components, which are held, what it should be, under the active snapshot.
+/// Makes the closure of some components, which are held, what it should be, under the active snapshot; of parts on nodes,
+/// those of `far` may have rows of theirs.
 ///
 /// # Errors
 /// 53400 when it has more than `max_rows` rows; then nothing may be kept of this statement.
-pub fn repair(graph: &Graph, components: &BTreeSet<i64>, max_rows: u64) -> PgResult<()> {
+pub fn repair(graph: &Graph, components: &BTreeSet<i64>, far: &BTreeSet<i32>, max_rows: u64) -> PgResult<()> {
     // An edge that a policy hides would be taken for one that is gone; better an error.
     spi::set_local("row_security", "off")?;
-    let mut picture = Picture::read(graph, Some(components))?;
+    let mut picture = Picture::read(graph, Some(components), far)?;
     let mut writer = Writer::new(graph);
     let too_many = || changed::too_much_work(graph, max_rows);
     picture.compare(max_rows, too_many, |picture, ancestor, changes| {
         picture.write(&mut writer, ancestor, changes)
     })?;
-    writer.flush();
-    Ok(())
+    writer.flush()
 }
 
 /// Everything that is wrong with a graph's closure and directory, under the active snapshot, up to `limit`.
 pub fn check(graph: &Graph, limit: usize) -> PgResult<Vec<Difference>> {
-    let mut picture = Picture::read(graph, None)?;
+    let mut picture = Picture::read(graph, None, &everywhere(graph))?;
     let mut found = Vec::new();
     let all = || internal("the closure has too many rows");
     picture.compare(u64::MAX, all, |picture, ancestor, changes| {
@@ -285,7 +339,7 @@ pub fn check(graph: &Graph, limit: usize) -> PgResult<Vec<Difference>> {
 /// 54000 when the closure is larger than `max_rows`.
 pub fn rebuild(graph: &Graph, max_rows: u64) -> PgResult<u64> {
     let mut rows = 0;
-    let mut picture = Picture::read(graph, None)?;
+    let mut picture = Picture::read(graph, None, &everywhere(graph))?;
     let mut writer = Writer::new(graph);
     let problem = foreshard_core::graph::closure::ClosureError::TooManyRows { limit: max_rows };
     let too_many = || super::build::too_many_rows(&problem);
@@ -293,7 +347,7 @@ pub fn rebuild(graph: &Graph, max_rows: u64) -> PgResult<u64> {
         rows += changes.len() as u64;
         picture.write(&mut writer, ancestor, changes)
     })?;
-    writer.flush();
+    writer.flush()?;
     drop(writer);
     let labels = weak_components(&picture.input.graph);
     let mut nodes = Vec::new();
@@ -312,5 +366,6 @@ pub fn rebuild(graph: &Graph, max_rows: u64) -> PgResult<u64> {
     node::replace(graph, &nodes)?;
     node::refresh_all_types(graph)?;
     rows += node::delete_orphans(graph)?;
+    far::replace_marks(graph)?;
     Ok(rows)
 }

@@ -11,6 +11,8 @@ mod catch_up;
 pub mod changed;
 pub mod component;
 pub mod diff;
+pub mod far;
+mod far_reader;
 pub mod influence;
 pub mod input;
 pub mod moving;
@@ -51,9 +53,11 @@ impl Homes {
         Ok(Self { shards, ids: usable.iter().map(|(id, _)| *id).collect() })
     }
 
-    /// Of a graph's parts.
+    /// Of a graph's parts on this server: nodes come to others by moves, so that a change among new nodes never needs
+    /// another server, and none of their rows is there.
     fn of(graph: &Graph) -> PgResult<Self> {
-        let parts: Vec<(i32, f64)> = graph.parts.iter().map(|part| (part.shard_id, part.capacity)).collect();
+        let here = graph.parts.iter().filter(|part| part.remote.is_none());
+        let parts: Vec<(i32, f64)> = here.map(|part| (part.shard_id, part.capacity)).collect();
         if parts.is_empty() {
             return Err(wrong_state(format!("the closure of graph \"{}\" has no partition", graph.name)));
         }

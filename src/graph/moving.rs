@@ -5,10 +5,10 @@
 //! and a crash leaves nothing half done: what was not committed is still in the queue.
 
 use super::component::{self, Touched};
-use super::rewrite;
 use super::write::Writer;
+use super::{changed, diff, far, rewrite};
 use crate::catalog::colocation;
-use crate::catalog::graph::{self, Graph, create, influence, moving};
+use crate::catalog::graph::{self, Graph, create, far_part, influence, moving};
 use crate::pg::graph::keys::NodeKey;
 use crate::pg::graph::{announce_change, fresh_snapshot};
 use crate::pg::report::{PgResult, bad_argument, error, internal, unknown};
@@ -100,7 +100,7 @@ pub fn move_one(
     }
     let mut touched = Touched::default();
     touched.keys.number(&key).map_err(|problem| super::input::too_large(&problem))?;
-    component::hold(graph, &touched)?;
+    let held = component::hold(graph, &touched)?;
     let _fresh = fresh_snapshot();
     require_same_parts(graph)?;
     // Again: it may have moved while we waited.
@@ -127,7 +127,14 @@ pub fn move_one(
     if row.shard_id == to {
         return Ok(Outcome::There(row.version));
     }
-    let rows = moving::place(graph, &key, to)? + rewrite::closure(graph, writer, &key, row.shard_id, to)?;
+    let joined = far::join(graph, &held.components, Some(to))?;
+    if joined.is_suspect {
+        let _fresh = fresh_snapshot();
+        diff::repair(graph, &held.components, &joined.shards, changed::max_rows())?;
+    }
+    let _fresh = fresh_snapshot();
+    let ends = (row.shard_id, to);
+    let rows = moving::place(graph, &key, to)? + rewrite::closure(graph, writer, &key, ends, &joined.shards)?;
     Ok(Outcome::Moved(row.version + 1, rows))
 }
 
@@ -158,7 +165,7 @@ pub fn file(graph_id: i32, moves: &[(String, String)], user: &str) -> PgResult<u
     for (_, name) in moves {
         let shard = shards.iter().find(|shard| &shard.name == name);
         let shard = shard.ok_or_else(|| unknown(format!("shard \"{name}\" does not exist")))?;
-        if !shard.is_local() {
+        if shard.is_citus {
             return Err(create::elsewhere(name));
         }
         to.push(shard.shard_id);
@@ -189,9 +196,11 @@ pub fn file(graph_id: i32, moves: &[(String, String)], user: &str) -> PgResult<u
 pub enum MadePart {
     /// No move waits for any.
     None,
+    /// It is not there yet, but nearer.
+    Nearer,
     /// There may be more.
     Made,
-    /// Somebody reads the closure.
+    /// Somebody reads the closure, or nobody has looked at the node yet.
     Busy,
 }
 
@@ -202,12 +211,44 @@ pub enum MadePart {
 /// 55P03 where the closure is read; what the server says, such as that the shard's disk is gone.
 pub fn make_part(lock: impl Fn(&[pg_sys::Oid]) -> PgResult<bool>) -> PgResult<MadePart> {
     let Some((graph_id, shard)) = moving::lacks_part()? else { return Ok(MadePart::None) };
+    if far_part::is_on_node(shard)? {
+        return make_far_part(graph_id, shard, lock);
+    }
     let closure: Vec<pg_sys::Oid> = graph::closure_of(graph_id)?.into_iter().collect();
     if !lock(&closure)? {
         return Ok(MadePart::Busy);
     }
     with_parts(graph_id, &[shard])?;
     Ok(MadePart::Made)
+}
+
+/// The same of a part on a node, in three transactions: its table is noted here, then made there while nobody waits for
+/// anything of ours, and then attached, which needs no node.
+fn make_far_part(
+    graph_id: i32,
+    shard: i32,
+    lock: impl Fn(&[pg_sys::Oid]) -> PgResult<bool>,
+) -> PgResult<MadePart> {
+    let graph = graph::by_id(graph_id)?;
+    let closure = graph::closure_of(graph_id)?.ok_or_else(|| internal("a graph without a closure"))?;
+    match far_part::noted(closure, shard)? {
+        None => far_part::note(&graph, closure, shard)?,
+        Some((remote_id, false)) => {
+            if !far_part::make(&graph, closure, shard, remote_id)? {
+                return Ok(MadePart::Busy);
+            }
+        }
+        Some((remote_id, true)) => {
+            if !lock(&[closure])? {
+                return Ok(MadePart::Busy);
+            }
+            if far_part::attach(&graph, closure, shard, remote_id)? {
+                announce_change(graph.metagraph);
+                return Ok(MadePart::Made);
+            }
+        }
+    }
+    Ok(MadePart::Nearer)
 }
 
 /// Gives up the moves that wait for the part that [`make_part`] would make.

@@ -48,10 +48,13 @@ struct Picture {
     names: Vec<String>,
 }
 
-/// Shards that nodes may be placed on, those first, then the others.
-fn places() -> PgResult<(Vec<ShardRow>, usize)> {
-    let (mut usable, other): (Vec<ShardRow>, Vec<ShardRow>) =
-        colocation::shards()?.into_iter().partition(|shard| !shard.draining && shard.is_local());
+/// Shards that nodes may be placed on, those first, then the others. Those on nodes are among the first once somebody
+/// has moved a node of the graph there.
+fn places(graph: &Graph) -> PgResult<(Vec<ShardRow>, usize)> {
+    let has_part = |shard: &ShardRow| graph.parts.iter().any(|part| part.shard_id == shard.shard_id);
+    let (mut usable, other): (Vec<ShardRow>, Vec<ShardRow>) = colocation::shards()?
+        .into_iter()
+        .partition(|shard| !shard.draining && (shard.is_local() || has_part(shard)));
     if usable.is_empty() {
         return Err(wrong_state("every shard is being emptied"));
     }
@@ -65,7 +68,7 @@ impl Picture {
     fn read(graph_id: i32, graph: &Graph) -> PgResult<Self> {
         let as_owner = security::as_extension_owner()?;
         let half_life = guc::GRAPH_HALF_LIFE.get();
-        let (all, count) = places()?;
+        let (all, count) = places(graph)?;
         let allowed = moving::allowed(graph_id)?;
         let pairs = influence::pairs(graph_id, half_life)?;
         drop(as_owner);

@@ -1,9 +1,12 @@
 //! The closure before and the edges after a statement, read by index for the core's repair.
 
 use super::Homes;
+use super::far_reader::Far;
+use super::write::Spot;
+use crate::catalog::graph::far::FarPart;
 use crate::catalog::graph::{Graph, KeyIndex, Part};
 use crate::pg::graph::keys::NodeKey;
-use crate::pg::graph::lookup::{Lookup, Place, Reads};
+use crate::pg::graph::lookup::{Lookup, Reads};
 use crate::pg::lock::{ACCESS_SHARE, ROW_EXCLUSIVE};
 use crate::pg::report::{PgResult, internal, wrong_state};
 use foreshard_core::graph::Reached;
@@ -11,6 +14,7 @@ use foreshard_core::graph::keys::KeyTable;
 use foreshard_core::graph::maintain::{Ahead, ClosureReader};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
+use std::collections::BTreeSet;
 
 /// After so many questions about one node's rows they are read, four times as many at once each time.
 const FIRST_READ: u32 = 8;
@@ -70,12 +74,14 @@ impl Rows {
 
 /// Reads a graph; nodes are numbered as they are met. Lives as long as one snapshot.
 pub struct Reader<'g> {
-    graph: &'g Graph,
+    pub(super) graph: &'g Graph,
     /// Keys by number.
     pub keys: KeyTable<NodeKey>,
     /// Shards by number, as far as they are known.
     shards: Vec<Option<i32>>,
     doors: Vec<Doors>,
+    /// The parts on nodes that may have rows of what is read.
+    pub(super) far: Vec<Far>,
     out: Option<Lookup>,
     into: Option<Lookup>,
     out_pairs: Option<Lookup>,
@@ -121,14 +127,24 @@ fn no_part(graph: &Graph) -> ErrorReport {
 }
 
 impl<'g> Reader<'g> {
-    /// A reader that knows the numbers and shards of some nodes already.
-    pub fn new(graph: &'g Graph, keys: KeyTable<NodeKey>, shards: &[i32]) -> PgResult<Self> {
+    /// A reader that knows the numbers and shards of some nodes already; of parts on nodes it asks those of `far`.
+    pub fn new(
+        graph: &'g Graph,
+        keys: KeyTable<NodeKey>,
+        shards: &[i32],
+        far: &BTreeSet<i32>,
+    ) -> PgResult<Self> {
         let door = |part: &Part| Doors { part: *part, rows: None, pairs: None, down: None, up: None };
+        let mut asked = Vec::new();
+        for part in graph.parts.iter().filter(|part| far.contains(&part.shard_id)) {
+            asked.extend(FarPart::of(part)?.map(Far::new));
+        }
         Ok(Self {
             graph,
             shards: shards.iter().map(|shard| Some(*shard)).collect(),
             keys,
-            doors: graph.parts.iter().map(door).collect(),
+            doors: graph.parts.iter().filter(|part| part.remote.is_none()).map(door).collect(),
+            far: asked,
             out: None,
             into: None,
             out_pairs: None,
@@ -141,15 +157,15 @@ impl<'g> Reader<'g> {
         })
     }
 
-    fn key(&self, node: u32) -> PgResult<NodeKey> {
+    pub(super) fn key(&self, node: u32) -> PgResult<NodeKey> {
         self.keys.key(node).cloned().ok_or_else(|| internal("an unknown node was asked for"))
     }
 
-    fn number(&mut self, key: &NodeKey) -> PgResult<u32> {
+    pub(super) fn number(&mut self, key: &NodeKey) -> PgResult<u32> {
         self.keys.number(key).map_err(|problem| super::input::too_large(&problem))
     }
 
-    fn remember(&mut self, node: u32, shard: Option<i32>) {
+    pub(super) fn remember(&mut self, node: u32, shard: Option<i32>) {
         let place = node as usize;
         if self.shards.len() <= place {
             self.shards.resize(self.keys.len() as usize, None);
@@ -188,8 +204,11 @@ impl<'g> Reader<'g> {
     }
 
     /// Depth and place of a pair's row, which tells as well where the descendant lives.
-    pub fn row(&mut self, ancestor: u32, descendant: u32) -> PgResult<Option<(u32, Place)>> {
+    pub fn row(&mut self, ancestor: u32, descendant: u32) -> PgResult<Option<(u32, Spot)>> {
         self.look();
+        if let Some(at) = self.far_home(ancestor)? {
+            return Ok(self.far_depth(at, ancestor, descendant)?.map(|depth| (depth, Spot::There)));
+        }
         let (from, to, graph) = (self.key(ancestor)?, self.key(descendant)?, self.graph);
         let doors = self.doors(ancestor)?;
         let Part { table, pairs, .. } = doors.part;
@@ -199,7 +218,7 @@ impl<'g> Reader<'g> {
             return Ok(None);
         }
         let (found, shard) =
-            (lookup.int(3).map(|depth| (depth.max(0) as u32, lookup.place())), lookup.int(5));
+            (lookup.int(3).map(|depth| (depth.max(0) as u32, Spot::Here(lookup.place()))), lookup.int(5));
         self.remember(descendant, shard);
         Ok(found)
     }
@@ -207,6 +226,9 @@ impl<'g> Reader<'g> {
     /// Depth of a pair's row, also that of a node with itself.
     pub fn stored(&mut self, ancestor: u32, descendant: u32) -> PgResult<Option<u32>> {
         self.look();
+        if let Some(at) = self.far_home(ancestor)? {
+            return self.far_depth(at, ancestor, descendant);
+        }
         let (from, to, graph) = (self.key(ancestor)?, self.key(descendant)?, self.graph);
         let doors = self.doors(ancestor)?;
         let Part { table, pairs, .. } = doors.part;
@@ -218,6 +240,9 @@ impl<'g> Reader<'g> {
     /// Up to `limit` rows of one node in one direction, whole if they are fewer.
     fn rows(&mut self, node: u32, up: bool, limit: usize, rows: &mut Vec<Reached>) -> PgResult<()> {
         self.look();
+        if !up && let Some(at) = self.far_home(node)? {
+            return self.far_rows(at, false, node, limit, rows);
+        }
         let (graph, key) = (self.graph, self.key(node)?);
         let home = if up { None } else { Some(self.shard(node)?) };
         if home.is_some_and(|home| self.doors.iter().all(|doors| doors.part.shard_id != home)) {
@@ -242,10 +267,20 @@ impl<'g> Reader<'g> {
                 }
             }
         }
+        let mut room = limit.saturating_sub(found.len());
         for (other, depth, shard) in found {
             let number = self.number(&other)?;
             self.remember(number, shard);
             rows.push(Reached { node: number, depth });
+        }
+        // What is below a node on this server is here as well.
+        let far = if up { self.far.len() } else { 0 };
+        for at in 0..far {
+            let before = rows.len();
+            if room > 0 {
+                self.far_rows(at, true, node, room, rows)?;
+            }
+            room = room.saturating_sub(rows.len() - before);
         }
         Ok(())
     }
@@ -332,6 +367,10 @@ impl ClosureReader for Reader<'_> {
     }
 
     fn depth(&mut self, ancestor: u32, descendant: u32) -> PgResult<Option<u32>> {
+        if let Some(at) = self.far_home(ancestor)? {
+            self.look();
+            return self.far_depth(at, ancestor, descendant);
+        }
         if let Some(known) = self.remembered(ancestor, descendant, false)? {
             return Ok(known);
         }
@@ -367,7 +406,7 @@ impl ClosureReader for Reader<'_> {
         self.edges(node, false, sources)
     }
 
-    fn look_ahead(&mut self, _ahead: &Ahead<'_>) -> PgResult<()> {
-        Ok(())
+    fn look_ahead(&mut self, ahead: &Ahead<'_>) -> PgResult<()> {
+        if self.far.is_empty() { Ok(()) } else { self.far_ahead(ahead) }
     }
 }

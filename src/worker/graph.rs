@@ -2,11 +2,12 @@
 //! computes influence.
 
 use crate::catalog::graph::{self as catalog, influence as stored, moving as queue};
-use crate::catalog::session;
+use crate::catalog::{link, session};
 use crate::graph::moving::{self, MadePart, Progress};
 use crate::graph::{influence, place};
 use crate::mover::short_lock;
 use crate::pg::bgworker::{self, WorkResult};
+use crate::pg::wire::Bound;
 use crate::pg::{guc, lock};
 use crate::planner;
 use pgrx::pg_sys;
@@ -16,6 +17,8 @@ use pgrx::prelude::*;
 const ONE_BY_ONE: u32 = 500;
 /// Attempts to lock a closure for a new part, some 20 s.
 const PART_ATTEMPTS: u32 = 144;
+/// How long making a part on a node may take, ms.
+const NODE_MS: u128 = 10_000;
 /// Components of a graph that others hold, of which the nodes are not moved now.
 const MOST_BUSY: usize = 1_000;
 
@@ -96,12 +99,20 @@ fn move_to_new_parts() -> WorkResult<()> {
     let (mut attempt, mut made) = (0, false);
     while attempt < PART_ATTEMPTS {
         let lock = |closure: &[pg_sys::Oid]| short_lock::try_lock(closure, lock::ACCESS_EXCLUSIVE, attempt);
-        match bgworker::transaction(|| moving::make_part(lock)) {
+        // A node that has gone silent would keep the rows of ours that are locked meanwhile.
+        let bound = Bound::set(NODE_MS);
+        let part = bgworker::transaction(|| moving::make_part(lock));
+        drop(bound);
+        match part {
             Ok(MadePart::None) => break,
             Ok(MadePart::Made) => (attempt, made) = (0, true),
+            Ok(MadePart::Nearer) => {}
             Ok(MadePart::Busy) => attempt += 1,
             Err(failure) if is_passing(failure.code) => attempt += 1,
-            Err(failure) => bgworker::transaction(|| moving::give_up_part(&failure.line))?,
+            Err(failure) => {
+                link::distrust();
+                bgworker::transaction(|| moving::give_up_part(&failure.line))?;
+            }
         }
         bgworker::wait(short_lock::backoff_ms(attempt));
     }

@@ -199,9 +199,16 @@ fn look_further(node: &NodeRow) -> WorkResult<()> {
     }
     for orphan in transaction(|| reap::left_on(node))? {
         // Who made it may have lost its user mapping, or its right to connect.
-        if bounded(|| transaction(|| reap::drop_orphan(node, &orphan, true))).is_err() {
+        let drop_as = |as_maker: bool| {
+            // A part of a closure may have been attached meanwhile.
+            if !remote::is_orphan(orphan.remote_id)? {
+                return Ok(());
+            }
+            reap::drop_orphan(node, &orphan, as_maker)
+        };
+        if bounded(|| transaction(|| drop_as(true))).is_err() {
             link::distrust();
-            bounded(|| transaction(|| reap::drop_orphan(node, &orphan, false)))?;
+            bounded(|| transaction(|| drop_as(false)))?;
         }
     }
     Ok(())

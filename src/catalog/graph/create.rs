@@ -6,7 +6,7 @@ use crate::catalog::name_of;
 use crate::catalog::relation::without_grants;
 use crate::pg::graph::keys::KeyKind;
 use crate::pg::graph::{announce_change, drop_with};
-use crate::pg::report::{PgResult, error, internal, unsupported};
+use crate::pg::report::{PgResult, error, internal, unsupported, wrong_state};
 use crate::pg::spi;
 use pgrx::pg_sys;
 use pgrx::prelude::PgSqlErrorCode;
@@ -70,7 +70,7 @@ pub(super) fn own_name(graph: &str, suffix: &str) -> String {
     format!("foreshard.{}", quote_identifier(format!("{graph}{suffix}")))
 }
 
-fn oid_of(name: &str) -> PgResult<pg_sys::Oid> {
+pub(super) fn oid_of(name: &str) -> PgResult<pg_sys::Oid> {
     spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[name.into()])?
         .ok_or_else(|| internal(format!("{name} was not made")))
 }
@@ -275,7 +275,7 @@ pub fn add_part(graph: &Graph, graph_id: i32, shard_id: i32) -> PgResult<()> {
 }
 
 /// Gives a table to its owner, and nobody else a right to it: default privileges are those of the extension's owner.
-fn hand_over(table: pg_sys::Oid, owner: &str) -> PgResult<()> {
+pub(super) fn hand_over(table: pg_sys::Oid, owner: &str) -> PgResult<()> {
     spi::run(&format!("ALTER TABLE {} OWNER TO {owner}", name_of(table)?), &[])?;
     without_grants(table)
 }
@@ -285,13 +285,17 @@ fn tablespace(shard_id: i32) -> PgResult<String> {
         "SELECT pg_catalog.quote_ident(tablespace_name) FROM foreshard.shard WHERE shard_id = $1 AND node_name = 'local'",
         &[shard_id.into()],
     )?;
-    space.ok_or_else(|| elsewhere(&shard_id.to_string()))
+    space.ok_or_else(|| {
+        wrong_state("the graph's closure has no part on that shard yet")
+            .set_detail("The shard is on another server, where only a worker makes tables.")
+            .set_hint("Move nodes there by a worker first: SELECT foreshard.move_nodes(...).")
+    })
 }
 
 /// Says that no part of a closure can be on a shard.
 pub fn elsewhere(shard: &str) -> pg_sys::panic::ErrorReport {
-    unsupported(format!("shard {shard} is not on this server"))
-        .set_detail("Parts of a graph's closure are on shards of this server.")
+    unsupported(format!("shard \"{shard}\" is a node of a Citus cluster"))
+        .set_detail("Parts of a graph's closure are on shards of this server and of nodes of postgres_fdw.")
 }
 
 /// Both indexes of a part. With the depth in them, each answers by itself what a node reaches or what reaches it, and
@@ -405,6 +409,8 @@ pub fn drop_all(graph_id: i32) -> PgResult<()> {
                AND t.tgargs LIKE pg_catalog.convert_to(g.graph_id::text, 'SQL_ASCII') || '\\000%'::bytea \
              UNION ALL SELECT 2, pg_catalog.format('DROP FUNCTION %s', p.oid::regprocedure) FROM pg_catalog.pg_proc p \
              WHERE p.oid IN (SELECT pg_catalog.to_regprocedure(f) FROM foreshard.graph_functions(g.graph_name, g.key_type) f) \
+             UNION ALL SELECT 2, pg_catalog.format('DROP FOREIGN TABLE IF EXISTS foreshard.remote_inbox_%1$s, foreshard.remote_marks_%1$s', r.remote_id) \
+             FROM foreshard.graph_partition q JOIN foreshard.remote_table r ON r.partition = q.partition WHERE q.graph_id = g.graph_id \
              UNION ALL SELECT 3, pg_catalog.format('DROP TABLE %s', c.oid::regclass) FROM pg_catalog.pg_class c \
              WHERE c.oid IN (g.closure, g.metagraph, g.components) \
              UNION ALL SELECT 4, pg_catalog.format('DROP INDEX %s', c.oid::regclass) FROM pg_catalog.pg_class c \

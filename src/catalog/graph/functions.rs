@@ -8,8 +8,9 @@ use crate::pg::spi;
 use pgrx::pg_sys;
 use pgrx::spi::{quote_identifier, quote_literal};
 
-/// The functions of a graph: one statement each, so that the planner puts it into the caller's query.
-pub fn make(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
+/// The functions of a graph: one statement each, so that the planner puts it into the caller's query. `far`: parts are
+/// on nodes, and PostgreSQL joins none of their rows with the directory there, so where a node lives is asked for first.
+pub fn make(graph: &Graph, owner: pg_sys::Oid, far: bool) -> PgResult<()> {
     let owner = role_name(owner)?;
     let key = graph.kind.type_name();
     let edges = name_of(graph.edges)?;
@@ -24,16 +25,21 @@ pub fn make(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
     let (closure, metagraph) = (&graph.closure_name, &graph.metagraph_name);
     let is_edge =
         graph.depth.as_ref().map(|depth| format!(" AND e.{} = {EDGE_DEPTH}", depth.name)).unwrap_or_default();
+    let of_node = match far {
+        false => format!(
+            "{metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id WHERE m.node = $1"
+        ),
+        true => format!(
+            "{closure} c WHERE c.ancestor = $1 AND c.ancestor_shard = (SELECT m.shard_id FROM {metagraph} m WHERE m.node = $1)"
+        ),
+    };
     let range = "($2 IS NULL OR c.depth >= $2) AND ($3 IS NULL OR c.depth <= $3)";
     let made = [
         (
             "_descendants",
             format!("node {key}, min_depth int DEFAULT 1, max_depth int DEFAULT NULL"),
             format!("TABLE (descendant {key}, depth int)"),
-            format!(
-                "SELECT c.descendant, c.depth FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
-                 WHERE m.node = $1 AND {range}"
-            ),
+            format!("SELECT c.descendant, c.depth FROM {of_node} AND {range}"),
             "What a node reaches, itself at depth 0.",
         ),
         (
@@ -57,10 +63,7 @@ pub fn make(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
             "_is_ancestor",
             format!("ancestor {key}, descendant {key}"),
             "boolean".to_owned(),
-            format!(
-                "SELECT EXISTS (SELECT FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
-                 WHERE m.node = $1 AND c.descendant = $2 AND c.depth > 0)"
-            ),
+            format!("SELECT EXISTS (SELECT FROM {of_node} AND c.descendant = $2 AND c.depth > 0)"),
             "Whether a node reaches another one.",
         ),
         (
@@ -69,8 +72,7 @@ pub fn make(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
             format!("TABLE (step int, node {key})"),
             format!(
                 "WITH RECURSIVE p (step, node, rest) AS ( \
-                     SELECT 0, c.ancestor, c.depth FROM {metagraph} m JOIN {closure} c ON c.ancestor = m.node AND c.ancestor_shard = m.shard_id \
-                     WHERE m.node = $1 AND c.descendant = $2 \
+                     SELECT 0, c.ancestor, c.depth FROM {of_node} AND c.descendant = $2 \
                      UNION ALL \
                      SELECT p.step + 1, n.node, p.rest - 1 FROM p, LATERAL ( \
                          SELECT e.{target} AS node FROM {edges} e JOIN {metagraph} m ON m.node = e.{target} \
@@ -82,11 +84,12 @@ pub fn make(graph: &Graph, owner: pg_sys::Oid) -> PgResult<()> {
             "A shortest path, node by node; no row when there is none.",
         ),
     ];
+    let replace = if far { "OR REPLACE " } else { "" };
     for (suffix, parameters, result, body, comment) in made {
         let name = own_name(&graph.name, suffix);
         spi::run(
             &format!(
-                "CREATE FUNCTION {name}({parameters}) RETURNS {result} LANGUAGE sql STABLE PARALLEL SAFE AS {}",
+                "CREATE {replace}FUNCTION {name}({parameters}) RETURNS {result} LANGUAGE sql STABLE PARALLEL SAFE AS {}",
                 quote_literal(body)
             ),
             &[],

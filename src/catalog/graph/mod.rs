@@ -1,6 +1,8 @@
 //! Graphs as the catalog knows them: which tables, columns and indexes.
 
 pub mod create;
+pub mod far;
+pub mod far_part;
 pub mod functions;
 mod index;
 pub mod influence;
@@ -76,6 +78,8 @@ pub struct Part {
     pub nodes: f64,
     /// How many rows it is thought to have, likewise.
     pub rows: f64,
+    /// Number of its table on a node, which has the indexes; None: it is on this server.
+    pub remote: Option<i64>,
 }
 
 /// A graph.
@@ -361,8 +365,10 @@ fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
                     JOIN pg_catalog.pg_stats t ON t.schemaname = n.nspname AND t.tablename = c.relname AND t.attname = 'shard_id', \
                     LATERAL ROWS FROM (unnest(t.most_common_vals::text::int[]), unnest(t.most_common_freqs)) AS u (shard, share) \
                     WHERE c.oid = {metagraph} AND u.shard = p.shard_id), 0)::float8, \
-                coalesce((SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class c WHERE c.oid = p.partition), 0)::float8 \
-         FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id), \
+                coalesce(r.rows, (SELECT greatest(c.reltuples, 0) FROM pg_catalog.pg_class c WHERE c.oid = p.partition), 0)::float8, \
+                coalesce(r.remote_id, (SELECT 0 FROM pg_catalog.pg_class c WHERE c.oid = p.partition AND c.relkind = 'f'))::int8 \
+         FROM foreshard.graph_partition p JOIN foreshard.shard s USING (shard_id) \
+              LEFT JOIN foreshard.remote_table r ON r.partition = p.partition, \
          LATERAL (SELECT min(i.indexrelid) FILTER (WHERE i.indisunique AND i.indnkeyatts = 2 AND i.indkey[0] = 1 AND i.indkey[1] = 2) AS pairs, \
                          min(i.indexrelid) FILTER (WHERE i.indkey[0] = 2 AND 1 = ANY (i.indkey)) AS reverse \
                   FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid AND x.relam = 403 \
@@ -379,7 +385,8 @@ fn parts(graph_id: i32, metagraph: pg_sys::Oid) -> PgResult<Vec<Part>> {
         {
             let (capacity, nodes) = (row.float(5).unwrap_or(0.0), row.float(6).unwrap_or(0.0));
             let rows = row.float(7).unwrap_or(0.0);
-            found.push(Part { shard_id, table, pairs, reverse, capacity, nodes, rows });
+            let remote = row.bigint(8);
+            found.push(Part { shard_id, table, pairs, reverse, capacity, nodes, rows, remote });
         }
         Ok(())
     })?;

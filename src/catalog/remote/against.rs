@@ -121,7 +121,12 @@ pub fn other_order(partition: pg_sys::Oid, node: &NodeRow) -> PgResult<Option<St
     )?;
     let Some(columns) = columns else { return Ok(None) };
     let owner = super::shape(partition)?.owner;
-    let there = Link::of_owner(&node.server, owner)?.one(ORDER)?.unwrap_or_default();
+    order_of(&Link::of_owner(&node.server, owner)?, node, &columns)
+}
+
+/// The same of columns that are named, over a link to the node.
+pub fn order_of(link: &Link, node: &NodeRow, columns: &str) -> PgResult<Option<String>> {
+    let there = link.one(ORDER)?.unwrap_or_default();
     let here = spi::one::<String>(ORDER, &[])?.unwrap_or_default();
     Ok((here != there).then(|| {
         format!(
@@ -129,6 +134,14 @@ pub fn other_order(partition: pg_sys::Oid, node: &NodeRow) -> PgResult<Option<St
             node.name
         )
     }))
+}
+
+/// A node whose texts have another encoding.
+pub fn other_encoding(link: &Link, node: &NodeRow) -> PgResult<Option<String>> {
+    const ENCODING: &str = "SELECT pg_catalog.current_setting('server_encoding')";
+    let there = link.one(ENCODING)?.unwrap_or_default();
+    let here = spi::one::<String>(ENCODING, &[])?.unwrap_or_default();
+    Ok((here != there).then(|| format!("encoding: {there} on node \"{}\", {here} here", node.name)))
 }
 
 /// Tables of several owners in one group: a worker that acts for one of them has connections of the others open, which

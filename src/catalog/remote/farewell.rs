@@ -37,8 +37,33 @@ pub fn leave_all() -> PgResult<()> {
                 names.join(", ")
             ));
         }
+        let parts = parts_on(&node)?;
+        if !parts.is_empty() {
+            warning(&format!(
+                "node \"{}\" keeps parts of closures of graphs: {}",
+                node.name,
+                parts.join(", ")
+            ));
+        }
     }
     Ok(())
+}
+
+/// Tables on a node that are parts of closures, with what belongs to them.
+fn parts_on(node: &NodeRow) -> PgResult<Vec<String>> {
+    let found = spi::rows(
+        "SELECT remote_id FROM foreshard.remote_table r WHERE r.node_name = $1::name AND r.graph_shard IS NOT NULL \
+           AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) ORDER BY 1",
+        &[node.name.as_str().into()],
+        |row| row.need::<i64>(1),
+    )?;
+    let mut names = Vec::new();
+    for remote_id in found {
+        if let Some(row) = super::by_id(remote_id)? {
+            names.extend([row.aid_there("of"), row.aid_there("inbox"), row.aid_there("marks")]);
+        }
+    }
+    Ok(names)
 }
 
 /// Leaves a node. What a worker had begun there may take a moment to end, so a failure is not the last word, but for a cancel.

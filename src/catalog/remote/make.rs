@@ -94,11 +94,12 @@ pub fn remove(link: &Link, row: &RemoteRow) -> PgResult<()> {
     }
     let (inbox, log) = (row.aid_there("inbox"), row.aid_there("log"));
     link.exec(&format!(
-        "BEGIN; DROP VIEW IF EXISTS {}, {}; DROP TABLE IF EXISTS {parent}, {inbox}, {}, {log}; \
+        "BEGIN; DROP VIEW IF EXISTS {}, {}; DROP TABLE IF EXISTS {parent}, {inbox}, {}, {}, {log}; \
          DROP FUNCTION IF EXISTS {inbox}(); DROP FUNCTION IF EXISTS {log}(); COMMIT",
         row.aid_there("changes"),
         row.aid_there("rest"),
         row.aid_there("state"),
+        row.aid_there("marks"),
     ))
 }
 

@@ -157,14 +157,22 @@ pub fn unmade(move_id: i64) -> PgResult<Vec<RemoteRow>> {
 
 /// Those of nodes that nobody needs: no foreign table is over them and no move makes one.
 pub fn orphans(node: &str) -> PgResult<Vec<RemoteRow>> {
-    spi::rows(
-        &format!(
-            "{ROW} WHERE r.node_name = $1::name AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) \
-               AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished) ORDER BY 1"
-        ),
-        &[node.into()],
-        row_of,
-    )
+    spi::rows(&format!("{ROW} WHERE r.node_name = $1::name AND {ORPHAN} ORDER BY 1"), &[node.into()], row_of)
+}
+
+/// No foreign table is over it, no move makes one, and no move of a graph's node waits for it.
+const ORPHAN: &str = "NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) \
+    AND NOT EXISTS (SELECT FROM foreshard.move m WHERE m.move_id = r.move_id AND NOT m.finished) \
+    AND NOT (r.partition = 0 AND EXISTS (SELECT FROM foreshard.graph g JOIN foreshard.node_move m USING (graph_id) \
+        WHERE g.closure = r.table_oid AND m.to_shard = r.graph_shard AND m.state = 'waiting'))";
+
+/// Whether one that was an orphan still is; until the end of the transaction nobody makes a table over it then.
+pub fn is_orphan(remote_id: i64) -> PgResult<bool> {
+    let locked = "SELECT true FROM foreshard.remote_table WHERE remote_id = $1 FOR UPDATE";
+    spi::one_mut::<bool>(locked, &[remote_id.into()])?;
+    // With a snapshot of its own, as above.
+    let query = format!("{ROW} WHERE r.remote_id = $1 AND {ORPHAN}");
+    Ok(!spi::rows_mut(&query, &[remote_id.into()], row_of)?.is_empty())
 }
 
 /// What may still have what a move needed of it, and takes part in none; not in one either that has only been filed for its slot.
@@ -297,7 +305,8 @@ impl Shape {
     }
 }
 
-fn columns(table: pg_sys::Oid, strict: bool) -> PgResult<String> {
+/// Columns of a table as CREATE TABLE has them; `strict`: with NOT NULL.
+pub fn columns(table: pg_sys::Oid, strict: bool) -> PgResult<String> {
     spi::one::<String>(
         "SELECT pg_catalog.string_agg(format('%I %s%s%s', a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), \
                 CASE WHEN a.attcollation <> 0 THEN (SELECT format(' COLLATE %I.%I', n.nspname, c.collname) FROM pg_catalog.pg_collation c \
@@ -381,7 +390,7 @@ pub fn role_name(role: pg_sys::Oid) -> PgResult<String> {
 }
 
 /// As a literal.
-pub(super) fn literal(text: &str) -> String {
+pub fn literal(text: &str) -> String {
     quote_literal(text)
 }
 

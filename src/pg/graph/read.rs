@@ -2,6 +2,7 @@
 
 use super::keys::{KeyKind, NodeKey};
 use crate::pg::report::{PgResult, cstring, internal};
+use crate::pg::spi::{Arg, parameters};
 use pgrx::{FromDatum, pg_sys};
 
 /// Rows fetched at once.
@@ -58,10 +59,25 @@ impl ReadRow {
 ///
 /// # Errors
 /// Those of `row`, and XX000 when the statement cannot be run.
-pub fn each(sql: &str, kind: KeyKind, mut row: impl FnMut(&ReadRow) -> PgResult<()>) -> PgResult<()> {
+pub fn each(sql: &str, kind: KeyKind, row: impl FnMut(&ReadRow) -> PgResult<()>) -> PgResult<()> {
+    each_of(sql, &[], kind, row)
+}
+
+/// As [`each`], of a statement with parameters.
+///
+/// # Errors
+/// Those of `row`, and XX000 when the statement cannot be run.
+pub fn each_of(
+    sql: &str,
+    args: &[Arg],
+    kind: KeyKind,
+    mut row: impl FnMut(&ReadRow) -> PgResult<()>,
+) -> PgResult<()> {
     let sql = cstring(sql);
-    // SAFETY: connected for the time of the call; rows are handed out while their table lives. An ERROR ends the
-    // connection with the (sub)transaction.
+    let (mut types, mut values, nulls) = parameters(args);
+    // SAFETY: connected for the time of the call; rows are handed out while their table lives; one type, value and null
+    // flag belong to each parameter, and the portal has copies of them. An ERROR ends the connection with the
+    // (sub)transaction.
     unsafe {
         if pg_sys::SPI_connect() < 0 {
             return Err(internal("no connection to SPI"));
@@ -69,10 +85,10 @@ pub fn each(sql: &str, kind: KeyKind, mut row: impl FnMut(&ReadRow) -> PgResult<
         let portal = pg_sys::SPI_cursor_open_with_args(
             std::ptr::null(),
             sql.as_ptr(),
-            0,
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            std::ptr::null(),
+            args.len() as i32,
+            types.as_mut_ptr(),
+            values.as_mut_ptr(),
+            nulls.as_ptr(),
             true,
             0,
         );
