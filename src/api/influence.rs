@@ -170,6 +170,9 @@ fn move_node(
     let known = colocation::shards()?.into_iter().find(|known| known.name == shard);
     let to = known.ok_or_else(|| unknown(format!("shard \"{shard}\" does not exist")))?.shard_id;
     if !catalog::has_part(id, to)? {
+        if catalog::far_part::is_on_node(to)? {
+            return Err(catalog::create::not_yet(graph_name));
+        }
         // Whoever has planned already would not look there, but see that the node has left.
         let closure: Vec<pg_sys::Oid> = catalog::closure_of(id)?.into_iter().collect();
         let lock_timeout = short_lock::lock_in_session(&closure, lock::ACCESS_EXCLUSIVE, &[])?;

@@ -48,6 +48,9 @@ pub fn allowed(graph_id: i32) -> PgResult<BTreeMap<String, Vec<i32>>> {
 
 /// A graph with a part of its closure on each of these shards; those that are missing are made. As the extension's
 /// owner.
+///
+/// # Errors
+/// 55000 when one is missing on a node.
 pub fn with_parts(graph_id: i32, shards: &[i32]) -> PgResult<Rc<Graph>> {
     let graph = graph::by_id(graph_id)?;
     let missing: Vec<i32> = shards
@@ -58,6 +61,9 @@ pub fn with_parts(graph_id: i32, shards: &[i32]) -> PgResult<Rc<Graph>> {
     for shard in &missing {
         if graph::has_part(graph_id, *shard)? {
             continue;
+        }
+        if far_part::is_on_node(*shard)? {
+            return Err(create::not_yet(&graph.name));
         }
         create::add_part(&graph, graph_id, *shard)?;
     }

@@ -285,11 +285,14 @@ fn tablespace(shard_id: i32) -> PgResult<String> {
         "SELECT pg_catalog.quote_ident(tablespace_name) FROM foreshard.shard WHERE shard_id = $1 AND node_name = 'local'",
         &[shard_id.into()],
     )?;
-    space.ok_or_else(|| {
-        wrong_state("the graph's closure has no part on that shard yet")
-            .set_detail("The shard is on another server, where only a worker makes tables.")
-            .set_hint("Move nodes there by a worker first: SELECT foreshard.move_nodes(...).")
-    })
+    space.ok_or_else(|| elsewhere(&shard_id.to_string()))
+}
+
+/// Says that a closure has no part on a shard of another server, where only a worker makes tables.
+pub fn not_yet(graph: &str) -> pg_sys::panic::ErrorReport {
+    wrong_state(format!("the closure of graph \"{graph}\" has no part on that shard yet"))
+        .set_detail("The shard is on another server, where only a worker makes tables.")
+        .set_hint("Move nodes there by a worker first: SELECT foreshard.move_nodes(...).")
 }
 
 /// Says that no part of a closure can be on a shard.

@@ -74,8 +74,7 @@ fn kept(remote_id: i64) -> PgResult<Option<RemoteRow>> {
 /// there, as the graph's owner. False: no health check has looked at the node yet.
 ///
 /// # Errors
-/// 55000 when another server holds the tables there.
-/// 0A000 when the node has another encoding or orders texts otherwise; what the connection failed with.
+/// 55000 when another server holds the tables there, 0A000 when the node has another encoding or orders texts otherwise; what the connection failed with.
 pub fn make(graph: &Graph, closure: pg_sys::Oid, shard_id: i32, remote_id: i64) -> PgResult<bool> {
     let Some(row) = kept(remote_id)? else { return Ok(true) };
     let (node, tablespace) = node_of(shard_id)?;
