@@ -123,7 +123,7 @@ SELECT 'warning', 'node ' || c.node_name, 'what its foreshard measures is not us
 FROM foreshard.citus_node c WHERE c.why IS NOT NULL
 UNION ALL
 SELECT 'error', 'node ' || n.node_name, 'its server does not exist', format('server %I', n.server_name), 'Create the server again.'
-FROM foreshard.node n WHERE n.server_name NOT IN (SELECT srvname FROM pg_catalog.pg_foreign_server)
+FROM foreshard.node n WHERE n.engine = 'postgres_fdw' AND n.server_name NOT IN (SELECT srvname FROM pg_catalog.pg_foreign_server)
 UNION ALL
 SELECT 'notice', format('table %s on node %s', remote_table, node), 'left over from a move', '', 'It is dropped there as soon as the node answers.'
 FROM foreshard.remote_tables WHERE orphan

@@ -12,11 +12,13 @@ use std::collections::HashMap;
 /// Looks, and logs what failed; one failure does not keep the rest from being looked at.
 pub fn look() {
     bgworker::show_activity(Some("looking at the Citus cluster"));
-    let looks = [transaction(moving::note_others), transaction(layout::follow), ask()];
+    // The next look is a bucket after this one began, however long the nodes take.
+    let begun_s = bgworker::now_s();
+    let looks = [transaction(moving::note_others), transaction(layout::follow), ask(begun_s)];
     for failure in looks.into_iter().filter_map(Result::err) {
         pgrx::log!("foreshard citus: {}", failure.line);
         // Only the next bucket tries again.
-        let _ = transaction(|| counters::asked(Some(&failure.line)));
+        let _ = transaction(|| counters::asked(begun_s, Some(&failure.line)));
     }
     if let Err(failure) = who_coordinates() {
         pgrx::log!("foreshard citus: who coordinates: {}", failure.line);
@@ -87,7 +89,7 @@ impl Switches {
 }
 
 /// Asks all nodes at once; when that fails one by one, so that the sick one is found and the others are heard.
-fn ask() -> WorkResult<()> {
+fn ask(begun_s: f64) -> WorkResult<()> {
     let mut answers = match transaction(|| counters::ask(None, true)) {
         Ok(answers) => answers,
         Err(_) => one_by_one(transaction(counters::nodes)?),
@@ -95,7 +97,7 @@ fn ask() -> WorkResult<()> {
     answers.iter_mut().filter(|answer| answer.measured).for_each(ask_without);
     transaction(|| {
         counters::store(&answers)?;
-        counters::asked(None)
+        counters::asked(begun_s, None)
     })?;
     let triggers = transaction(|| triggers::store(&answers));
     let tenants = transaction(|| {

@@ -147,11 +147,11 @@ pub fn store_tenants(answers: &[Answer]) -> PgResult<()> {
     Ok(())
 }
 
-/// Notes that the nodes were asked, and what went wrong with all of them.
-pub fn asked(error: Option<&str>) -> PgResult<()> {
+/// Notes when the nodes were asked, s since 1970, and what went wrong with all of them.
+pub fn asked(begun_s: f64, error: Option<&str>) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.citus_cluster SET asked_at = pg_catalog.clock_timestamp(), last_error = $1",
-        &[error.into()],
+        "UPDATE foreshard.citus_cluster SET asked_at = pg_catalog.to_timestamp($1), last_error = $2",
+        &[begun_s.into(), error.into()],
     )?;
     Ok(())
 }

@@ -88,14 +88,17 @@ fn ranges() -> String {
     )
 }
 
-/// Slots of the groups, by the range of hashes; which of how many each is, follows.
+/// Slots of the groups, by the range of hashes; which of how many each is, follows. Where Citus has divided a shard since
+/// [`divided::follow`] looked, the parts wait for its next look: as slots of their own they would have no past.
 fn slots() -> PgResult<()> {
     let ranges = ranges();
     for statement in [
         format!(
             "INSERT INTO foreshard.slot (group_id, modulus, remainder, shard_id, born_shard, hash_from, hash_to) \
              SELECT r.group_id, count(*) OVER w, row_number() OVER (w ORDER BY r.hash_from) - 1, r.shard_id, r.shard_id, r.hash_from, r.hash_to \
-             FROM ({ranges}) r WINDOW w AS (PARTITION BY r.group_id) ON CONFLICT (group_id, hash_from, hash_to) DO NOTHING"
+             FROM ({ranges}) r WHERE NOT EXISTS (SELECT FROM foreshard.slot o WHERE o.group_id = r.group_id AND o.hash_from <= r.hash_from \
+                 AND o.hash_to >= r.hash_to AND (o.hash_from, o.hash_to) <> (r.hash_from, r.hash_to)) \
+             WINDOW w AS (PARTITION BY r.group_id) ON CONFLICT (group_id, hash_from, hash_to) DO NOTHING"
         ),
         format!(
             "UPDATE foreshard.slot s SET modulus = q.modulus, remainder = q.remainder \
@@ -153,8 +156,16 @@ fn places() -> PgResult<()> {
 }
 
 fn forget_gone() -> PgResult<()> {
+    let ranges = ranges();
+    // What was divided meanwhile is not gone.
+    spi::run(
+        &format!(
+            "DELETE FROM foreshard.slot s WHERE s.hash_from IS NOT NULL AND NOT EXISTS (SELECT FROM foreshard.citus_shard t WHERE t.slot_id = s.slot_id) \
+               AND NOT EXISTS (SELECT FROM ({ranges}) r WHERE r.group_id = s.group_id AND r.hash_from >= s.hash_from AND r.hash_to <= s.hash_to)"
+        ),
+        &[],
+    )?;
     for statement in [
-        "DELETE FROM foreshard.slot s WHERE s.hash_from IS NOT NULL AND NOT EXISTS (SELECT FROM foreshard.citus_shard t WHERE t.slot_id = s.slot_id)",
         "DELETE FROM foreshard.colocation_group g WHERE g.citus_colocation IS NOT NULL \
            AND NOT EXISTS (SELECT FROM foreshard.citus_table t WHERE t.group_id = g.group_id)",
         "DELETE FROM foreshard.citus_tenant t WHERE NOT EXISTS (SELECT FROM foreshard.node n WHERE n.node_name = t.node_name)",
