@@ -87,6 +87,13 @@ impl Soak {
             "SELECT foreshard.distribute('acc', 'id', 4); SELECT foreshard.distribute('note', 'id', colocate_with => 'acc'); \
              SELECT foreshard.create_graph('g', 'e', 's', 't', 'n', 'k', 'type', 'w')",
         )?;
+        // What a keeper remembers of the history grows until it has as much as it ever looks at (`MAX_HISTORY`): half an hour here,
+        // and no leak. It shall have that before its memory is measured.
+        server.query(
+            "INSERT INTO foreshard.heat_history (resolution_s, slot_id, bucket_at, reads_per_s, writes_per_s, blocks_per_s, cost_units_per_s) \
+             SELECT 1, slot_id, date_trunc('second', now()) - make_interval(secs => g), 10, 1, 10, 5 + 2 * sin(g) + random() \
+             FROM foreshard.slot, generate_series(1, 2100) g ON CONFLICT DO NOTHING",
+        )?;
         let ledger = Ledger::start(&server, ROWS, 3);
         Ok(Soak {
             server,
