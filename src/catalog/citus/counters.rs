@@ -33,7 +33,7 @@ pub struct Answer {
 
 /// The one question: when it is there, since when the server runs that counts, for every shard of ours that is there [id, bytes, scans,
 /// rows read, inserted, updated, deleted, blocks read, blocks hit], what tenants did, and of which version its foreshard is; with `measured`
-/// also what that has measured (see [`measured`](super::measured)). Shards that are elsewhere are no relations
+/// also what that has measured (see [`measured`]). Shards that are elsewhere are no relations
 /// there. To measure a table takes a lock on it, its toast table and their indexes; what somebody locks against that is not measured now.
 ///
 /// Nodes run it as a superuser, under a `search_path` of their own: every name and operator in it says where it is, and types meet
