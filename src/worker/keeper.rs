@@ -158,6 +158,7 @@ impl Keeper {
             report("history", in_background(expire));
             self.collect();
             report("history", self.learner.forget_gone(&self.publisher));
+            usage::give_back_memory();
         }
         if is_due(self.last_sources_s, now_s, f64::from(guc::BUCKET.get())) {
             self.last_sources_s = now_s;
