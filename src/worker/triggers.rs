@@ -208,7 +208,10 @@ impl Triggers {
             self.identities.insert(told.key(), told);
         }
         for sample in std::mem::take(&mut self.waiting) {
-            self.learn(&sample);
+            // Those of a trigger that is gone meanwhile would be kept for nobody.
+            if self.entries.contains_key(&sample.profile) {
+                self.learn(&sample);
+            }
         }
         Ok(())
     }
