@@ -140,6 +140,9 @@ fn search(options: &Options, world: &mut World, accesses: &[u32]) -> Result<()> 
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+    for line in world.said()? {
+        println!("    {line}");
+    }
     world.set_mode("off")?;
     world.wait_moves()?;
     let served = background.stop()?;

@@ -246,6 +246,19 @@ impl World {
         )?)
     }
 
+    /// What foreshard knows of the shards and says last, a line each.
+    pub fn said(&self) -> Result<Vec<String>> {
+        let rows = self.connect()?.exec(
+            "SELECT format('%s: %s slots, %s cost units/s, forecast peak %s', shard, slots, round(cost_units_per_s::numeric, 1), \
+                    round(forecast_peak::numeric, 1)) AS said FROM foreshard.shards WHERE shard LIKE 'on%' \
+             UNION ALL SELECT * FROM (SELECT format('%s of slot %s from %s to %s, confidence %s%s: %s', action, slot_id, from_shard, \
+                    coalesce(to_shard, '-'), round(confidence::numeric, 2), CASE WHEN foreseen THEN ', foreseen' END, coalesce(refusal, reason)) \
+             FROM foreshard.recommendations WHERE made_at >= (SELECT max(made_at) FROM foreshard.recommendations) - interval '2 s' \
+             ORDER BY recommendation_id DESC LIMIT 12) last",
+        )?;
+        Ok((0..rows.len()).filter_map(|row| rows.field(row, "said").map(str::to_string)).collect())
+    }
+
     /// Changes what foreshard does with what it finds.
     pub fn set_mode(&mut self, mode: &str) -> Result<()> {
         self.coordinator.set_and_reload(&[("foreshard.mode", mode)])
