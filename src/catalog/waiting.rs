@@ -29,6 +29,17 @@ pub fn serializable_readers(relations: &[pg_sys::Oid]) -> PgResult<Option<String
     )
 }
 
+/// The virtual transactions, as pg_locks calls them, that wait at this moment to write to one of these relations.
+pub fn writers(relations: &[pg_sys::Oid]) -> PgResult<Vec<String>> {
+    spi::rows(
+        "SELECT DISTINCT l.virtualtransaction FROM pg_catalog.pg_locks l WHERE l.locktype = 'relation' AND NOT l.granted \
+           AND l.mode = 'RowExclusiveLock' AND l.relation = ANY ($1) \
+           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())",
+        &[relations.to_vec().into()],
+        |row| row.need(1),
+    )
+}
+
 /// The backends that hold the oldest snapshots of this database, in words.
 pub fn oldest_snapshots() -> PgResult<Option<String>> {
     spi::one::<String>(

@@ -191,7 +191,7 @@ fn replica_snapshots(row: &MoveRow) -> WorkResult<Option<String>> {
 /// Who holds a snapshot that may not see the last replay.
 fn older_snapshots(row: &MoveRow) -> WorkResult<Vec<pg_sys::VirtualTransactionId>> {
     let xid = transaction(|| moves::last_replay(row.move_id))?;
-    Ok(xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default())
+    Ok(xid.map(|xid| lock::older_snapshots(xid as u32, false)).unwrap_or_default())
 }
 
 /// What has to go before a lock is of any use, in words. A way back waits for what would make any other change begin anew: it would

@@ -10,6 +10,8 @@ use pgrx::{PgLogLevel, pg_sys};
 
 /// Attempts without queueing before one that queues.
 const POLITE_ATTEMPTS: u32 = 4;
+/// An attempt that queues: where others wait for us already, and would be asked to wait for nothing.
+pub const QUEUEING: u32 = POLITE_ATTEMPTS - 1;
 
 /// Takes `mode` on all relations in the current transaction; false: not now, end the transaction.
 /// A queued attempt may also raise 55P03.

@@ -12,7 +12,7 @@
 
 use super::glance::{GLANCE, NOTHING_RUNS};
 use super::plan;
-use super::{around, away, compat, guc, route, usage};
+use super::{around, away, barrier, compat, guc, route, usage};
 use pgrx::pg_sys;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -178,6 +178,9 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
         if away::any() {
             away_begins(query, eflags);
         }
+        if barrier::any() {
+            barrier_begins(query, eflags);
+        }
         if route::any() {
             route_begins(query, eflags);
         }
@@ -204,6 +207,15 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, eflags: i32) {
 unsafe fn away_begins(query: *mut pg_sys::QueryDesc, eflags: i32) {
     // SAFETY: as promised by the caller.
     unsafe { away::begins(query, eflags) };
+}
+
+/// # Safety
+/// As for [`barrier::begins`].
+#[cold]
+#[inline(never)]
+unsafe fn barrier_begins(query: *mut pg_sys::QueryDesc, eflags: i32) {
+    // SAFETY: as promised by the caller.
+    unsafe { barrier::begins(query, eflags) };
 }
 
 /// # Safety

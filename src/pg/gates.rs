@@ -12,11 +12,17 @@ pub struct Gates {
     pub(super) route_count: AtomicU64,
     /// Servers that do not answer.
     pub(super) away_count: AtomicU64,
+    /// Partitions that are kept from older snapshots.
+    pub(super) barrier_count: AtomicU64,
 }
 
-/// Nothing is hot, there are no routes, and every node answers: what is seen without shared memory.
-pub static CLOSED: Gates =
-    Gates { hot: AtomicU64::new(0), route_count: AtomicU64::new(0), away_count: AtomicU64::new(0) };
+/// Nothing is hot, there are no routes, every node answers, and every snapshot sees all: what is seen without shared memory.
+pub static CLOSED: Gates = Gates {
+    hot: AtomicU64::new(0),
+    route_count: AtomicU64::new(0),
+    away_count: AtomicU64::new(0),
+    barrier_count: AtomicU64::new(0),
+};
 
 impl Gates {
     /// Whether any slot of any database is hot: the first gate of key sampling.
@@ -35,5 +41,11 @@ impl Gates {
     #[inline]
     pub fn any_away(&self) -> bool {
         self.away_count.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether a partition of any database is kept from older snapshots.
+    #[inline]
+    pub fn any_barrier(&self) -> bool {
+        self.barrier_count.load(Ordering::Relaxed) > 0
     }
 }

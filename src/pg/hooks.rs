@@ -1,9 +1,10 @@
 //! The utility hook: a database that is dropped, renamed, moved or copied must not find our workers
 //! in its way, nor must DROP EXTENSION. It sends our own workers home and, before the extension goes,
-//! locks the partitions under way in the order in which writers lock them; it never changes a result.
+//! locks the partitions under way in the order in which writers lock them. COPY is refused what its snapshot would miss
+//! (`barrier`). It never changes a result.
 
 use super::report::PgResult;
-use super::{bgworker, compat, lock, shmem};
+use super::{barrier, bgworker, compat, lock, shmem};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -93,6 +94,9 @@ unsafe extern "C-unwind" fn utility(
     unsafe {
         if concerns_us((*pstmt).utilityStmt) {
             release_databases_of((*pstmt).utilityStmt);
+        }
+        if barrier::any() {
+            barrier::copies((*pstmt).utilityStmt);
         }
         match PREVIOUS {
             Some(previous) => {

@@ -93,14 +93,14 @@ pub fn lock_all_in_any_order(relations: &[pg_sys::Oid], mode: i32) {
     }
 }
 
-/// Virtual transactions of this database whose snapshot may not see what transaction `xid` did.
-pub fn older_snapshots(xid: u32) -> Vec<pg_sys::VirtualTransactionId> {
+/// Virtual transactions of this database, or of all, whose snapshot may not see what transaction `xid` did; without this process's.
+pub fn older_snapshots(xid: u32, everywhere: bool) -> Vec<pg_sys::VirtualTransactionId> {
     let mut count: i32 = 0;
     let vacuum = (pg_sys::PROC_IS_AUTOVACUUM | pg_sys::PROC_IN_VACUUM) as i32;
     // SAFETY: returns a palloc'd array of `count` entries, copied here.
     unsafe {
         let xid = pg_sys::TransactionId::from_inner(xid);
-        let list = pg_sys::GetCurrentVirtualXIDs(xid, true, false, vacuum, &mut count);
+        let list = pg_sys::GetCurrentVirtualXIDs(xid, true, everywhere, vacuum, &mut count);
         let mut out = Vec::with_capacity(count.max(0) as usize);
         for i in 0..count.max(0) as usize {
             out.push(*list.add(i));

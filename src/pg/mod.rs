@@ -3,6 +3,7 @@
 
 mod around;
 pub mod away;
+pub mod barrier;
 pub mod bgworker;
 pub mod builtin;
 pub mod capture;

@@ -3,7 +3,7 @@
 //! Lock protocol: none for counting, sampling and reading routes (see `foreshard_core::shared`). Entering and
 //! removing relations ([`Region::segment_keys`]) is done by keepers, and by sessions in which a coordinator of Citus asks for
 //! shards (`observe::asked`), making and removing routes
-//! ([`Region::routes`]) by carriers and keepers, both under the LWLock of `pg::shmem`. The launcher takes out what
+//! ([`Region::routes`]) by carriers and keepers, raising and lowering barriers ([`Region::barriers`]) by carriers, keepers and the launcher, all under the LWLock of `pg::shmem`. The launcher takes out what
 //! belongs to databases that are gone, under the same lock. Every
 //! array has a fixed length; what does not fit is dropped and counted in [`Region::dropped`]. The region is
 //! lost on a restart; keepers fill it again.
@@ -12,8 +12,8 @@ use super::gates::Gates;
 use super::glance::GLANCE;
 use super::guc;
 use foreshard_core::shared::{
-    AWAY, AwayServer, AwayServers, Directory, Entry, Profile, Pushed, ROUTED_MOVES, ROUTES, Route,
-    RouteStats, Routes, SampleRing, Segment,
+    AWAY, AwayServer, AwayServers, BARRIERS, Barrier, Barriers, Directory, Entry, Profile, Pushed,
+    ROUTED_MOVES, ROUTES, Route, RouteStats, Routes, SampleRing, Segment,
 };
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -110,6 +110,8 @@ unsafe impl Zeroed for RouteStats {}
 // SAFETY: atomics only.
 unsafe impl Zeroed for AwayServer {}
 // SAFETY: atomics only.
+unsafe impl Zeroed for Barrier {}
+// SAFETY: atomics only.
 unsafe impl<const W: usize> Zeroed for Entry<W> {}
 
 /// The arrays.
@@ -135,6 +137,7 @@ pub struct Region {
     routes: &'static [Route],
     route_stats: &'static [RouteStats],
     away: &'static [AwayServer],
+    barriers: &'static [Barrier],
 }
 
 struct Carver {
@@ -187,6 +190,7 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
     let routes = carver.take(ROUTES);
     let route_stats = carver.take(ROUTED_MOVES);
     let away = carver.take(AWAY);
+    let barriers = carver.take(BARRIERS);
     let region = header.first().zip(gates.first()).map(|(header, gates)| Region {
         header,
         gates,
@@ -205,6 +209,7 @@ fn carve(base: *mut u8) -> (usize, Option<Region>) {
         routes,
         route_stats,
         away,
+        barriers,
     });
     (carver.at + LINE, region)
 }
@@ -261,6 +266,12 @@ impl Region {
     #[inline]
     pub fn away(&self) -> AwayServers<'static> {
         AwayServers::new(&self.gates.away_count, self.away)
+    }
+
+    /// Partitions that are kept from older snapshots.
+    #[inline]
+    pub fn barriers(&self) -> Barriers<'static> {
+        Barriers::new(&self.gates.barrier_count, self.barriers)
     }
 
     /// Samples of trigger calls.

@@ -13,9 +13,8 @@ use crate::catalog::{
 use crate::observe::{asked, directory, drain};
 use crate::pg::bgworker::{self, Handle, Spec, WorkResult};
 use crate::pg::report::PgResult;
-use crate::pg::route;
 use crate::pg::shmem::{self, State};
-use crate::pg::{guc, usage};
+use crate::pg::{barrier, guc, route, usage};
 use crate::planner::{self, Busy, Decision, divisions};
 use crate::resolve::memory;
 use foreshard_core::calibration::DISTRESS;
@@ -66,6 +65,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
             }
             Err(report) => pgrx::log!("foreshard keeper: {}", report.line),
         }
+        barrier::tidy();
         bgworker::show_activity(None);
         let spent_us = (usage::elapsed_ns().saturating_sub(begun_ns) / 1_000) as u32;
         shmem::with_entry(database, |entry| entry.look_us = spent_us.max(entry.look_us - entry.look_us / 10));

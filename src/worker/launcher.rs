@@ -4,7 +4,7 @@
 use crate::observe::directory;
 use crate::pg::bgworker::{self, Handle, Spec};
 use crate::pg::shmem::{self, State};
-use crate::pg::sources;
+use crate::pg::{barrier, sources};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
@@ -51,6 +51,8 @@ pub extern "C-unwind" fn foreshard_launcher_main(_argument: pg_sys::Datum) {
             }
             Err(report) => pgrx::log!("foreshard launcher: {}", report.line),
         }
+        // Of databases without a keeper, too.
+        barrier::tidy();
         bgworker::show_activity(None);
         bgworker::wait(SCAN_MS);
     }

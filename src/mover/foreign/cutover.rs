@@ -13,7 +13,7 @@ use crate::mover::{Outcome, short_lock};
 use crate::pg::bgworker::{self, WorkResult, transaction};
 use crate::pg::report::PgResult;
 use crate::pg::wire::Bound;
-use crate::pg::{guc, invalidation, lock, spi};
+use crate::pg::{barrier, compat, guc, invalidation, lock, spi};
 use foreshard_core::phase::{Capabilities, Event};
 use pgrx::pg_sys;
 use serde_json::json;
@@ -119,7 +119,7 @@ fn ready(row: &MoveRow) -> WorkResult<Option<Outcome>> {
             Compared::Leave(event) => Outcome::Leave(event),
         }));
     }
-    if copies_are_here(row)? && !snapshots_are_gone(row, SNAPSHOT_WAIT_MS)? {
+    if copies_are_here(row)? && older_snapshots(row, &[], SNAPSHOT_WAIT_MS)?.is_none() {
         return Ok(Some(Outcome::Again(20)));
     }
     Ok(None)
@@ -138,24 +138,62 @@ fn copies_are_here(row: &MoveRow) -> WorkResult<bool> {
     })
 }
 
-/// Waits until no snapshot is left that may not see the last replay; names the holders when that takes too long.
-fn snapshots_are_gone(row: &MoveRow, patience_ms: u128) -> WorkResult<bool> {
+/// The virtual transactions whose snapshots may not see what transaction `xid` did, as pg_locks calls them.
+fn older_than(xid: i64) -> Vec<String> {
+    lock::older_snapshots(xid as u32, false).iter().map(compat::vxid_text).collect()
+}
+
+/// Waits until no snapshot is left that may not see the last replay; names the holders (None) when that takes too long. A snapshot that
+/// sees it sees the carrier's earlier ones, which were committed before it began; one that is taken from now on sees it.
+///
+/// Whoever waits at this moment to write to one of `locked` has the snapshot of his statement's analysis, and would keep it as long as we
+/// the lock. He is not waited for, but told of: what he does with an old snapshot afterwards meets the barrier.
+fn older_snapshots(
+    row: &MoveRow,
+    locked: &[pg_sys::Oid],
+    patience_ms: u128,
+) -> WorkResult<Option<Vec<String>>> {
     let begun = Instant::now();
+    let Some(xid) = transaction(|| moves::last_replay(row.move_id))? else { return Ok(Some(Vec::new())) };
+    let mut older = older_than(xid);
     loop {
-        let xid = transaction(|| moves::last_replay(row.move_id))?;
-        let older = xid.map(|xid| lock::older_snapshots(xid as u32)).unwrap_or_default();
-        if older.is_empty() {
-            return Ok(true);
+        let queued = if older.is_empty() || locked.is_empty() {
+            Vec::new()
+        } else {
+            transaction(|| waiting::writers(locked))?
+        };
+        if older.iter().all(|holder| queued.contains(holder)) {
+            return Ok(Some(older));
         }
         if begun.elapsed().as_millis() > patience_ms {
             transaction(|| {
                 let who = waiting::oldest_snapshots()?;
                 moves::note(row.move_id, who.as_deref(), None, None)
             })?;
-            return Ok(false);
+            return Ok(None);
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
+        let still = older_than(xid);
+        older.retain(|holder| still.contains(holder));
     }
+}
+
+/// Keeps the copies, which are here, from snapshots that do not see the last replay; false: there is no room for that.
+fn raise_barriers(row: &MoveRow) -> WorkResult<bool> {
+    transaction(|| {
+        let Some(xid) = moves::last_replay(row.move_id)? else { return Ok(true) };
+        let relations = shadow::relations(row.move_id)?;
+        Ok(relations.iter().all(|relation| barrier::raise(relation.shadow, xid as u32)))
+    })
+}
+
+/// Whether everybody who was not waited for still waits, or is gone: now that nobody else can begin anything, whatever they begin
+/// meets the barriers.
+fn still_queue(row: &MoveRow, held: &[pg_sys::Oid], queued: &[String]) -> PgResult<bool> {
+    let Some(xid) = moves::last_replay(row.move_id)?.filter(|_| !queued.is_empty()) else { return Ok(true) };
+    let writers = waiting::writers(held)?;
+    let older = older_than(xid);
+    Ok(queued.iter().all(|holder| writers.contains(holder) || !older.contains(holder)))
 }
 
 /// Why the copies have not changed places.
@@ -241,15 +279,19 @@ fn locked(
         }
     }
     transaction(|| pairs(row)?.unwrap_or_default().iter().try_for_each(copy::Pair::flush_there))?;
-    let left = patience_ms.saturating_sub(begun.elapsed().as_millis());
-    if copies_are_here(row)? && !snapshots_are_gone(row, left)? {
-        return Ok(Some(Stop::Blocked));
+    let mut queued = Vec::new();
+    if copies_are_here(row)? {
+        // First of all: whoever is not waited for has to meet them.
+        let locked = if raise_barriers(row)? { held } else { &[] };
+        let left = patience_ms.saturating_sub(begun.elapsed().as_millis());
+        let Some(writers) = older_snapshots(row, locked, left)? else { return Ok(Some(Stop::Blocked)) };
+        queued = writers;
     }
     transaction(|| pairs(row)?.unwrap_or_default().iter().try_for_each(copy::Pair::is_still_held))?;
     if bound.end() {
         return Ok(Some(Stop::Blocked));
     }
-    transaction(|| exchange(row, attempt, direction, held, begun))
+    transaction(|| exchange(row, attempt, direction, held, &queued, begun))
 }
 
 /// False: a copy has to be verified again.
@@ -286,6 +328,7 @@ fn exchange(
     attempt: u32,
     direction: Direction,
     held: &[pg_sys::Oid],
+    queued: &[String],
     begun: Instant,
 ) -> PgResult<Option<Stop>> {
     let _ = lock::current_xid();
@@ -301,11 +344,13 @@ fn exchange(
     let able = Foreign.capabilities();
     // Read once for what follows: whether there is to be a way back, and whether one was prepared.
     let keeps = able.watch && retained::can_return(&relations)?;
-    if !short_lock::try_lock(held, lock::ACCESS_EXCLUSIVE, attempt)? {
+    // Before 17 a lock that somebody waits for is not had without queueing, though we go first there.
+    let pressing = if queued.is_empty() { attempt } else { short_lock::QUEUEING };
+    if !short_lock::try_lock(held, lock::ACCESS_EXCLUSIVE, pressing)? {
         return Ok(Some(Stop::Blocked));
     }
     let exclusive = Instant::now();
-    if !Foreign.hold_rest(row, &relations)? {
+    if !Foreign.hold_rest(row, &relations)? || !still_queue(row, held, queued)? {
         return Ok(Some(Stop::Blocked));
     }
     if invalidation::generation() != generation && !fit(row, &relations)? {

@@ -11,9 +11,11 @@ use pgrx::pg_sys;
 /// Least pause before looking again who holds a table there, ms.
 const LOOK_AGAIN_MS: i64 = 50;
 
-/// Whether an error only says that somebody holds a lock, here or on a node, for longer than we wait.
+/// Whether an error only says that somebody holds a lock, here or on a node, for longer than we wait, or (who has read the table and now
+/// waits for us to write to it) for as long as we do.
 pub fn is_blocked(failure: &Failure) -> bool {
-    failure.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+    use PgSqlErrorCode::{ERRCODE_LOCK_NOT_AVAILABLE, ERRCODE_T_R_DEADLOCK_DETECTED};
+    matches!(failure.code, ERRCODE_LOCK_NOT_AVAILABLE | ERRCODE_T_R_DEADLOCK_DETECTED)
 }
 
 fn in_the_way(row: &MoveRow, writers: bool) -> PgResult<Option<String>> {

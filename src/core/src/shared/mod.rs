@@ -4,12 +4,14 @@
 //! tests on the heap). All-zero memory is the valid empty state of every structure here.
 
 mod away;
+mod barrier;
 mod directory;
 mod layout;
 mod ring;
 mod route;
 
 pub use away::{AWAY, AwayServer, AwayServers};
+pub use barrier::{BARRIERS, Barrier, Barriers};
 pub use directory::{Claim, Directory};
 pub use layout::{
     Activity, Counter, KEY_BYTES, NAME_WORDS, Profile, ProfileIdentity, SEGMENT_COUNTERS, Segment,
