@@ -91,9 +91,8 @@ fn slots_travel_under_writers() -> Result<()> {
         (&slots[1], "sa"),
         (&slots[0], "sb"),
     ] {
-        let comes_home = world.shard_of(slot)?.starts_with("on_") && !shard.starts_with("on_");
         let move_id = world.move_to(slot, shard)?;
-        world.wait_end(&ledger, &move_id, comes_home)?;
+        world.here.wait_end(&move_id, "done")?;
         assert_eq!(world.shard_of(slot)?, shard);
         ledger.work(60)?;
         ledger.assert_equal(&mut world.here)?;
@@ -194,16 +193,12 @@ fn crashes_of_every_side_in_every_phase() -> Result<()> {
             let slot = &slots[0];
             let to = ["on_n1", "sb", "on_n2", "on_n1", "sa"][round % 5];
             let to = if world.shard_of(slot)? == to { "on_n2" } else { to };
-            let comes_home = world.shard_of(slot)?.starts_with("on_") && !to.starts_with("on_");
             println!("{victim:?} killed in {phase} of a move to {to}");
             // Until a health check says that it is back, a node gets nothing.
             world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
             world.here.hold(Some(phase))?;
             let move_id = world.move_to(slot, to)?;
-            let pid = {
-                let _pause = (comes_home && *phase == "retire").then(|| ledger.pause());
-                world.here.wait_phase(&move_id, phase)?
-            };
+            let pid = world.here.wait_phase(&move_id, phase)?;
             ledger.work(20)?;
             match victim {
                 Victim::Carrier => world.here.cluster.kill9(pid)?,
@@ -218,7 +213,7 @@ fn crashes_of_every_side_in_every_phase() -> Result<()> {
                 std::thread::sleep(std::time::Duration::from_millis(150));
                 world.there.start_again()?;
             }
-            world.wait_end(&ledger, &move_id, comes_home)?;
+            world.here.wait_end(&move_id, "done")?;
             ledger.work(20)?;
             ledger.assert_equal(&mut world.here)?;
             world.assert_nothing_left()?;

@@ -33,15 +33,11 @@ fn links_that_stall_or_are_cut_in_every_phase() -> Result<()> {
     let slots = world.here.slots("acc")?;
     for (round, (number, phase)) in in_turn(&PHASES).enumerate() {
         let (slot, to) = (&slots[0], ["on_n1", "on_n2", "sb"][round % 3]);
-        let comes_home = to == "sb";
         println!("round {number}: {phase} of a move to {to}");
         world.here.wait_query("SELECT bool_and(state = 'up' AND held) FROM foreshard.nodes", "t")?;
         world.here.hold(Some(phase))?;
         let move_id = world.move_to(slot, to)?;
-        {
-            let _pause = (comes_home && *phase == "retire").then(|| ledger.pause());
-            world.here.wait_phase(&move_id, phase)?;
-        }
+        world.here.wait_phase(&move_id, phase)?;
         ledger.work(20)?;
         // Stopped in the middle of the work, cut there, or stopped and then let go on.
         let link = if number % 4 < 2 { Link::Stalled } else { Link::Cut };
@@ -61,7 +57,7 @@ fn links_that_stall_or_are_cut_in_every_phase() -> Result<()> {
             std::thread::sleep(Duration::from_millis(50));
         }
         proxy.set(Link::Up);
-        world.wait_end(&ledger, &move_id, comes_home)?;
+        world.here.wait_end(&move_id, "done")?;
         ledger.work(20)?;
         ledger.assert_equal(&mut world.here)?;
         world.assert_nothing_left()?;

@@ -122,11 +122,6 @@ impl Ledger {
         self.stop();
     }
 
-    /// Holds the clients up between two transactions until the result goes.
-    pub fn pause(&self) -> impl Sized + '_ {
-        self.shares.iter().filter_map(|share| share.lock().ok()).collect::<Vec<_>>()
-    }
-
     fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {

@@ -1,6 +1,6 @@
 //! A coordinator and two nodes, which are two databases of another server, with the tables of the ledger.
 
-use super::ledger::{self, Ledger};
+use super::ledger;
 use super::{Server, options};
 use foreshard_test::{Cluster, ClusterOptions, Proxy, Result};
 
@@ -87,20 +87,6 @@ impl World {
     /// Begins to move a slot to a shard; the move's id.
     pub fn move_to(&mut self, slot: &str, shard: &str) -> Result<String> {
         self.here.query(&format!("SELECT foreshard.move_slot({slot}, '{shard}')"))
-    }
-
-    /// Waits for the end of a move. The cutover of one that comes home does not come about under writers that never
-    /// pause (docs/decisions/0019), so they pause for it.
-    pub fn wait_end(&mut self, ledger: &Ledger, move_id: &str, comes_home: bool) -> Result<()> {
-        if !comes_home {
-            return self.here.wait_end(move_id, "done");
-        }
-        let there = format!(
-            "SELECT finished OR phase IN ('cutover', 'retire') FROM foreshard.move WHERE move_id = {move_id}"
-        );
-        self.here.wait_query(&there, "t")?;
-        let _pause = ledger.pause();
-        self.here.wait_end(move_id, "done")
     }
 
     /// The shard of a slot.
