@@ -62,7 +62,7 @@ const STATES: [(&str, &str, &str, &str); 24] = [
     (
         "40001",
         "T_R_SERIALIZATION_FAILURE",
-        "A node of a graph moved, or its component changed, since the transaction's snapshot.",
+        "A node of a graph moved, its component changed, or a slot came home from a node, since the snapshot.",
         "Run the transaction again.",
     ),
     (
