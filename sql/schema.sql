@@ -461,6 +461,8 @@ CREATE TABLE foreshard.move (
     -- of a move by Citus: how often its switch gave way to writers, and until when it rests after that
     gave_way    int NOT NULL DEFAULT 0,
     not_before  timestamptz,
+    -- of a move by Citus: errors in its phase, whichever carrier met them
+    errors      int NOT NULL DEFAULT 0,
     pending_keys bigint,
     waiting_for text,
     last_error  text,

@@ -8,6 +8,11 @@ use foreshard_core::watch::{Period, Point};
 use pgrx::JsonB;
 use serde_json::{Value, json};
 
+/// The slots whose statements are measured for a slot, its parameter $1: itself; of a slot of Citus all of its group, because which of
+/// them a statement is sent to is not seen here.
+const MEASURED: &str = "(SELECT o.slot_id FROM foreshard.slot s JOIN foreshard.slot o \
+    ON o.slot_id = s.slot_id OR s.hash_from IS NOT NULL AND o.group_id = s.group_id WHERE s.slot_id = $1)";
+
 /// Points of a forecast that are kept.
 const MOST_POINTS: usize = 400;
 
@@ -28,6 +33,8 @@ pub struct Baseline {
     pub watch_from_s: Option<f64>,
     /// It began anew: what an earlier server had counted since the swap is lost.
     pub is_resumed: bool,
+    /// Of a move by Citus: it is not judged any more.
+    pub is_over: bool,
 }
 
 fn counts_to_json(counts: &Counts) -> Value {
@@ -78,6 +85,7 @@ pub fn load(move_id: i64) -> PgResult<Baseline> {
                 is_final: kept["final"].as_bool().unwrap_or(false),
                 watch_from_s: row.get(2)?,
                 is_resumed: row.need(3)?,
+                is_over: kept["over"].as_bool().unwrap_or(false),
             })
         },
     )?;
@@ -105,23 +113,30 @@ pub fn store(move_id: i64, slot_id: i64, slot: &Counts, others: &Counts, swapped
     Ok(())
 }
 
-/// The forecast of a slot's load, from the bucket of now on.
+/// The forecast of the load of what is measured for a slot, from the bucket of now on. Of several slots together: what is not known of
+/// one is not known.
 fn forecast(slot_id: i64) -> PgResult<Vec<Point>> {
     spi::rows(
-        "SELECT extract(epoch FROM at)::float8, cost_units_per_s, lower, upper FROM foreshard.forecast \
-         WHERE slot_id = $1 AND at > pg_catalog.clock_timestamp() - interval '1 day' \
-           AND cost_units_per_s IS NOT NULL AND lower IS NOT NULL AND upper IS NOT NULL ORDER BY at LIMIT $2",
+        &format!(
+            "SELECT extract(epoch FROM f.at)::float8, sum(f.cost_units_per_s), sum(f.lower), sum(f.upper) FROM foreshard.forecast f \
+             WHERE f.slot_id IN {MEASURED} AND f.at > pg_catalog.clock_timestamp() - interval '1 day' \
+               AND f.cost_units_per_s IS NOT NULL AND f.lower IS NOT NULL AND f.upper IS NOT NULL \
+             GROUP BY f.at HAVING count(*) = (SELECT count(*) FROM {MEASURED} k) ORDER BY f.at LIMIT $2"
+        ),
         &[slot_id.into(), (MOST_POINTS as i64).into()],
         |row| Ok(Point { at_s: row.need(1)?, mean: row.need(2)?, lower: row.need(3)?, upper: row.need(4)? }),
     )
 }
 
-/// The measured load of a slot since a time (s since 1970) or since the measuring of a move began, cost units/s; None: unknown.
+/// The measured load of what is measured for a slot since a time (s since 1970) or since the measuring of a move began, cost units/s;
+/// None: unknown.
 pub fn load_since(slot_id: i64, since_s: Option<f64>, move_id: Option<i64>) -> PgResult<Option<f64>> {
     spi::one::<f64>(
-        "SELECT avg(h.cost_units_per_s) FROM foreshard.heat_history h WHERE h.resolution_s = $4 AND h.slot_id = $1 \
-           AND h.bucket_at > coalesce(pg_catalog.to_timestamp($2), (SELECT measured_from FROM foreshard.move WHERE move_id = $3)) \
-               - pg_catalog.make_interval(secs => $4)",
+        &format!(
+            "SELECT sum(q.load) FROM (SELECT avg(h.cost_units_per_s) AS load FROM foreshard.heat_history h WHERE h.resolution_s = $4 AND h.slot_id IN {MEASURED} \
+               AND h.bucket_at > coalesce(pg_catalog.to_timestamp($2), (SELECT measured_from FROM foreshard.move WHERE move_id = $3)) \
+                   - pg_catalog.make_interval(secs => $4) GROUP BY h.slot_id) q"
+        ),
         &[slot_id.into(), since_s.into(), move_id.into(), guc::BUCKET.get().into()],
     )
 }
@@ -131,6 +146,24 @@ pub fn begin_anew(move_id: i64) -> PgResult<()> {
     spi::run(
         "UPDATE foreshard.move SET watch_from = pg_catalog.clock_timestamp(), baseline = coalesce(baseline, '{}') || '{\"final\": true}' WHERE move_id = $1",
         &[move_id.into()],
+    )?;
+    Ok(())
+}
+
+/// What is kept is final: what comes from now on is not of the time before.
+pub fn close(move_id: i64) -> PgResult<()> {
+    set(move_id, "final")
+}
+
+/// The move is not judged any more.
+pub fn end_watch(move_id: i64) -> PgResult<()> {
+    set(move_id, "over")
+}
+
+fn set(move_id: i64, what: &str) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.move SET baseline = coalesce(baseline, '{}') || pg_catalog.jsonb_build_object($2, true) WHERE move_id = $1",
+        &[move_id.into(), what.into()],
     )?;
     Ok(())
 }

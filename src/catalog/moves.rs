@@ -66,6 +66,10 @@ pub struct MoveRow {
     pub gave_way: i32,
     /// It rests since the last time.
     pub rests: bool,
+    /// Its slot is one of Citus.
+    pub is_citus: bool,
+    /// Seconds since it began to be measured how statements fare before the swap; None: not yet.
+    pub measured_age_s: Option<f64>,
 }
 
 impl MoveRow {
@@ -99,7 +103,9 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 extract(epoch FROM pg_catalog.clock_timestamp() - m.prepared_at)::float8, m.other_slot, m.way_back_of, m.kind = 'place', \
                 m.kind = 'move' AND 'local' <> ANY (ARRAY[h.node_name, f.node_name]), m.kind = 'undistribute', m.kind = 'join', \
                 extract(epoch FROM pg_catalog.clock_timestamp() - coalesce(m.watch_from, m.swapped_at))::float8, \
-                m.gave_way, coalesce(m.not_before > pg_catalog.clock_timestamp(), false) \
+                m.gave_way, coalesce(m.not_before > pg_catalog.clock_timestamp(), false), \
+                EXISTS (SELECT FROM foreshard.slot s WHERE s.slot_id = m.slot_id AND s.hash_from IS NOT NULL), \
+                extract(epoch FROM pg_catalog.clock_timestamp() - m.measured_from)::float8 \
          FROM foreshard.move m JOIN foreshard.shard h ON h.shard_id = m.to_shard JOIN foreshard.shard f ON f.shard_id = m.from_shard WHERE m.move_id = $1",
         &[move_id.into()],
         |row| {
@@ -130,6 +136,8 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
                 watched_age_s: row.get(24)?,
                 gave_way: row.need(25)?,
                 rests: row.need(26)?,
+                is_citus: row.need(27)?,
+                measured_age_s: row.get(28)?,
             })
         },
     )?;
@@ -293,7 +301,7 @@ pub fn advance(row: &MoveRow, event: Event, capabilities: Capabilities) -> PgRes
         "UPDATE foreshard.move SET phase = $2, finished = $3, waiting_for = NULL, not_before = NULL, \
                 started_at = coalesce(started_at, pg_catalog.clock_timestamp()), \
                 finished_at = CASE WHEN $3 THEN pg_catalog.clock_timestamp() END, \
-                restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END, \
+                restarts = restarts + CASE WHEN $4 THEN 1 ELSE 0 END, errors = 0, \
                 prepared_at = CASE WHEN $2 = 'prepared' THEN coalesce(prepared_at, pg_catalog.clock_timestamp()) ELSE prepared_at END, \
                 route_weight = CASE WHEN $2 IN ('canary', 'cutover') THEN route_weight END, ready_at = NULL, \
                 pending_keys = CASE WHEN $2 = 'catch_up' THEN pending_keys WHEN phase = 'mirror' THEN 0 END, \

@@ -251,8 +251,9 @@ pub(super) unsafe extern "C-unwind" fn ends(query: *mut pg_sys::QueryDesc) {
     let (Some(Some(active)), Some(region)) = (found, region::get()) else { return };
     // SAFETY: as promised by the caller.
     let scans = unsafe { compare::scans(query, &active.seen, &active.eligible) };
-    let touched: Vec<&Seen> =
-        active.seen.iter().filter(|s| scans.iter().any(|scan| scan.route == s.place)).collect();
+    // Nothing here scans a table whose rows are on other servers.
+    let touches = |s: &&Seen| s.shadow == 0 || scans.iter().any(|scan| scan.route == s.place);
+    let touched: Vec<&Seen> = active.seen.iter().filter(touches).collect();
     if active.seen.is_empty() || touched.is_empty() {
         return count_other(region, |arm| arm.add(active.spent_ns));
     }
@@ -355,7 +356,7 @@ pub struct MoveRoutes {
 pub struct Spec {
     /// Partition.
     pub source: pg_sys::Oid,
-    /// Its shadow.
+    /// Its shadow; invalid: what is timed is a whole table, which has none here, and is touched by whoever names it.
     pub shadow: pg_sys::Oid,
     /// The table of the partition, when the copy has other rows; else invalid.
     pub parent: pg_sys::Oid,

@@ -328,9 +328,9 @@ struct Times {
 
 impl Decision {
     fn times(&self) -> PgResult<Times> {
-        let pace = pace(self.lead_s)?;
+        let paces = [pace(self.lead_s, true)?, pace(self.lead_s, false)?];
         let open = &self.opening.leads;
-        let within = |open: &[bool]| pools::times(&self.pools, &self.plan, &self.options, &pace, open);
+        let within = |open: &[bool]| pools::times(&self.pools, &self.plan, &self.options, &paces, open);
         let free = within(&[])?;
         let bound = if open.is_empty() { free.clone() } else { within(open)? };
         Ok(Times { free, bound })

@@ -3,7 +3,7 @@
 use crate::catalog::decision;
 use crate::pg::guc;
 use crate::pg::report::PgResult;
-use foreshard_core::placement::{Pace, PlanOptions};
+use foreshard_core::placement::{Carried, Pace, PlanOptions, fixed_s};
 
 /// Bytes per second of a move before any was measured.
 const USUAL_RATE: f64 = 20e6;
@@ -28,14 +28,20 @@ pub fn plan_options(horizon_s: i32) -> PlanOptions {
     }
 }
 
-/// How fast moves are.
-pub fn pace(lead_s: i32) -> PgResult<Pace> {
+/// How fast moves are, of slots of Citus or of others.
+pub fn pace(lead_s: i32, is_citus: bool) -> PgResult<Pace> {
     let steps = guc::CANARY_STEPS.get().map_or(0, |steps| steps.to_string_lossy().matches(',').count() + 1);
+    let carried = if is_citus {
+        Carried::ByCitus { is_watched: guc::ROLLBACK_WINDOW.get() > 0 && guc::MAX_SLOWDOWN.get() > 0.0 }
+    } else {
+        Carried::Here { canary_steps: steps }
+    };
     Ok(Pace {
         lead_s: lead_s.max(1) as u32,
         bytes_per_s: decision::move_rate()?.unwrap_or(USUAL_RATE),
-        fixed_s: OVERHEAD_S + steps as f64 * f64::from(guc::CANARY_DWELL.get()) / 1e3,
-        concurrent: guc::MAX_CONCURRENT_MOVES.get().max(1) as usize,
+        fixed_s: fixed_s(carried, OVERHEAD_S, f64::from(guc::CANARY_DWELL.get()) / 1e3),
+        // Citus makes one after the other.
+        concurrent: if is_citus { 1 } else { guc::MAX_CONCURRENT_MOVES.get().max(1) as usize },
         margin: MARGIN,
     })
 }

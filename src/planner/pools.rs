@@ -59,17 +59,18 @@ pub fn plan(pools: &[Pool], links: &[Link], options: &PlanOptions) -> PgResult<P
     Ok(whole)
 }
 
-/// When every step of a plan begins.
+/// When every step of a plan begins; `paces`: of slots of Citus, and of others.
 pub fn times(
     pools: &[Pool],
     plan: &Plan,
     options: &PlanOptions,
-    pace: &Pace,
+    [citus, own_pace]: &[Pace; 2],
     open: &[bool],
 ) -> PgResult<Vec<Timing>> {
     let mut all: Vec<(usize, Timing)> = Vec::with_capacity(plan.steps.len());
     for pool in pools {
         let (at, own) = pool.steps(plan);
+        let pace = if pool.is_citus { citus } else { own_pace };
         let times = schedule(&pool.places, &pool.segments, &own, options, pace, open).map_err(internal)?;
         all.extend(at.into_iter().zip(times));
     }

@@ -155,18 +155,24 @@ pub enum Reason {
     Slower(Slowdown, Load),
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Reason {
+    /// In words, of statements on `what`.
+    pub fn of(&self, what: &str) -> String {
         match self {
-            Self::Fails => write!(f, "statements on the slot fail more often than before the move"),
-            Self::Slower(s, load) => write!(
-                f,
-                "statements on the slot are slower than before the move: {} of {:.3} ms against {:.3} ms; {load}",
+            Self::Fails => format!("statements on {what} fail more often than before the move"),
+            Self::Slower(s, load) => format!(
+                "statements on {what} are slower than before the move: {} of {:.3} ms against {:.3} ms; {load}",
                 if s.quantile > 0.5 { "99th percentile" } else { "median" },
                 s.test_ms,
                 s.base_ms
             ),
         }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.of("the slot"))
     }
 }
 

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use foreshard_core::placement::{
-    ANY, Hold, Link, Pace, PlanOptions, Realised, RefusalReason, Segment, Shard, Start, Timing, outcome,
-    plan, plan_linked, schedule, shared_capacities,
+    ANY, Carried, Hold, Link, Pace, PlanOptions, Realised, RefusalReason, Segment, Shard, Start, Timing,
+    fixed_s, outcome, plan, plan_linked, schedule, shared_capacities,
 };
 use proptest::prelude::*;
 
@@ -31,6 +31,16 @@ fn rising(height: f64, quiet: usize) -> Vec<f64> {
 fn before_the_peak() -> Vec<Segment> {
     let hot = (0..4).map(|id| segment(id, 0, rising(100.0, 10)));
     hot.chain((4..8).map(|id| segment(id, 1, vec![20.0; 24]))).collect()
+}
+
+/// A move by Citus has no canary, so it need not begin as early as one that has.
+#[test]
+fn a_move_takes_the_dwells_that_it_has() {
+    let takes = |carried| fixed_s(carried, 5.0, 5.0);
+    assert_eq!(takes(Carried::Here { canary_steps: 6 }), 35.0);
+    assert_eq!(takes(Carried::Here { canary_steps: 0 }), 5.0);
+    assert_eq!(takes(Carried::ByCitus { is_watched: true }), 10.0);
+    assert_eq!(takes(Carried::ByCitus { is_watched: false }), 5.0);
 }
 
 fn pace() -> Pace {

@@ -111,6 +111,19 @@ fn a_failure_is_not_undone_by_a_weight() {
     assert!(routes.is_open(&routes.find(5, 10).unwrap()));
 }
 
+/// A table of Citus has no copy here: every move of one of its slots times it by a route of its own.
+#[test]
+fn a_table_without_a_copy_is_timed_by_several_moves() {
+    let memory = Memory::new();
+    let routes = memory.routes();
+    let spec = |stats: u32| RouteSpec { database: 5, source: 10, stats, ..RouteSpec::default() };
+    assert!(routes.make(&spec(0)) && routes.make(&spec(1)) && routes.make(&spec(1)));
+    let timing = || routes.of_database(5).map(|seen| (seen.source, seen.stats)).collect::<Vec<_>>();
+    assert_eq!(timing(), [(10, 0), (10, 1)]);
+    routes.remove(0, true);
+    assert_eq!(timing(), [(10, 1)]);
+}
+
 /// Readers never see half of one route and half of another.
 #[test]
 fn a_route_is_read_whole() {

@@ -27,7 +27,7 @@ pub use consider::{Candidate, Consideration, Unfit, consider};
 pub use realised::{Outcome, Realised, outcome};
 pub use refusal::{Refusal, RefusalReason};
 pub use state::shared_capacities;
-pub use timing::{Pace, Start, Timing, schedule};
+pub use timing::{Carried, Pace, Start, Timing, fixed_s, schedule};
 pub use yardstick::{Yardstick, best_assignment};
 
 /// The most shards of a problem.

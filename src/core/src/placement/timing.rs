@@ -20,7 +20,7 @@ pub struct Pace {
     pub lead_s: u32,
     /// Bytes per second of a move, as measured, above 0.
     pub bytes_per_s: f64,
-    /// What a move takes whatever its size: waits, verification, canary; s.
+    /// What a move takes whatever its size: waits, verification, canary ([`fixed_s`]); s.
     pub fixed_s: f64,
     /// Moves at the same time, at least 1.
     pub concurrent: usize,
@@ -33,6 +33,31 @@ impl Pace {
     pub fn duration_s(&self, bytes: u64) -> f64 {
         (self.fixed_s + bytes as f64 / self.bytes_per_s.max(1.0)) * self.margin.max(1.0)
     }
+}
+
+/// Who copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// foreshard: so many steps of a canary come before the cutover.
+    Here {
+        /// Steps of the canary.
+        canary_steps: usize,
+    },
+    /// Citus: there is no canary.
+    ByCitus {
+        /// How statements fare is measured before it begins, so that the move can be judged afterwards.
+        is_watched: bool,
+    },
+}
+
+/// What a move takes whatever its size, s: so much beside the canary, of which every step takes a dwell, as what is measured before
+/// a move by Citus does.
+pub fn fixed_s(carried: Carried, overhead_s: f64, dwell_s: f64) -> f64 {
+    let dwells = match carried {
+        Carried::Here { canary_steps } => canary_steps,
+        Carried::ByCitus { is_watched } => usize::from(is_watched),
+    };
+    overhead_s + dwells as f64 * dwell_s
 }
 
 /// Why a step begins when it does.

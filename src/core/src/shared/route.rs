@@ -121,7 +121,7 @@ pub struct RouteSpec {
     pub database: u32,
     /// Partition.
     pub source: u32,
-    /// Its shadow.
+    /// Its shadow; 0: there is none here, and whoever names the table is timed.
     pub shadow: u32,
     /// relfilenode of the partition.
     pub storage: u32,
@@ -305,8 +305,12 @@ impl<'a> Routes<'a> {
     /// Makes (or makes anew) the route of a partition to a copy, with weight 0. False: there is no room.
     pub fn make(&self, spec: &RouteSpec) -> bool {
         let wanted = key(spec.database, spec.source);
-        // A copy that has other rows is one of several.
-        let same = |e: &Route| spec.parent == 0 || e.shadow.load(Ordering::Relaxed) == spec.shadow;
+        // A copy that has other rows is one of several; a table without a copy has a route for every move that times it.
+        let same = |e: &Route| match (spec.shadow, spec.parent) {
+            (0, _) => e.stats.load(Ordering::Relaxed) == spec.stats,
+            (_, 0) => true,
+            (shadow, _) => e.shadow.load(Ordering::Relaxed) == shadow,
+        };
         let at = |key| {
             let fits = |e: &Route| e.key.load(Ordering::Relaxed) == key && (key == 0 || same(e));
             self.entries.iter().position(fits)
