@@ -3,13 +3,13 @@
 use crate::catalog::citus::{moving, splitting};
 use crate::catalog::moves;
 use crate::catalog::standing::{self, Standing};
-use crate::catalog::{act, colocation, merge, split, wayback};
+use crate::catalog::{act, colocation, merge, record_event, split, wayback};
 use crate::pg::report::{PgResult, bad_argument, unknown, unsupported, wrong_state};
 use crate::pg::types::JsonText;
 use crate::pg::{guc, security, shmem, transaction};
 use crate::planner;
 use pgrx::prelude::*;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Every slot's tables must belong to the current user.
 pub(super) fn require_slot_owner(slot_id: i64) -> PgResult<()> {
@@ -175,12 +175,26 @@ fn own_move(move_id: i64) -> PgResult<Standing> {
 }
 
 /// Stops a move and removes its copy; the slot stays where it is. False when it has already ended or
-/// passed the cutover.
+/// passed the cutover. After the cutover it stops the way back of a move by Citus, which is a copy, too.
 #[pg_extern(volatile, parallel_unsafe)]
 #[search_path(pg_catalog, pg_temp)]
 fn cancel_move(move_id: i64) -> PgResult<bool> {
-    let Standing { phase, finished, .. } = own_move(move_id)?;
-    if finished || phase == "retire" || phase == "watch" {
+    let standing = own_move(move_id)?;
+    if standing.finished || standing.phase != "watch" {
+        return cancel(move_id, &standing);
+    }
+    let user = security::current_user()?;
+    let _owner = security::as_extension_owner()?;
+    let called_off = moving::call_off(move_id)?;
+    if called_off {
+        record_event("called_off", Some(move_id), Some(standing.slot_id), json!({"requested_by": user}))?;
+    }
+    wake_keeper();
+    Ok(called_off)
+}
+
+fn cancel(move_id: i64, standing: &Standing) -> PgResult<bool> {
+    if standing.finished || standing.phase == "retire" || standing.phase == "watch" {
         return Ok(false);
     }
     let _owner = security::as_extension_owner()?;
@@ -219,7 +233,7 @@ fn rollback_move(move_id: i64) -> PgResult<bool> {
     }
     wake_keeper();
     // The swap of a split may have come first.
-    if asked || cancel_move(move_id)? { Ok(true) } else { request_way_back(move_id) }
+    if asked || cancel(move_id, &own_move(move_id)?)? { Ok(true) } else { request_way_back(move_id) }
 }
 
 /// Asks for the way back of a split that is over; false when there is none.

@@ -128,13 +128,14 @@ fn forecast(slot_id: i64) -> PgResult<Vec<Point>> {
     )
 }
 
-/// The measured load of what is measured for a slot since a time (s since 1970) or since the measuring of a move began, cost units/s;
-/// None: unknown.
+/// The measured load of what is measured for a slot since a time (s since 1970) or since the measuring of a move began, the last two
+/// buckets at least, cost units/s; None: unknown.
 pub fn load_since(slot_id: i64, since_s: Option<f64>, move_id: Option<i64>) -> PgResult<Option<f64>> {
     spi::one::<f64>(
         &format!(
             "SELECT sum(q.load) FROM (SELECT avg(h.cost_units_per_s) AS load FROM foreshard.heat_history h WHERE h.resolution_s = $4 AND h.slot_id IN {MEASURED} \
-               AND h.bucket_at > coalesce(pg_catalog.to_timestamp($2), (SELECT measured_from FROM foreshard.move WHERE move_id = $3)) \
+               AND h.bucket_at > coalesce(pg_catalog.to_timestamp($2), (SELECT least(measured_from, pg_catalog.clock_timestamp() - 2 * pg_catalog.make_interval(secs => $4)) \
+                       FROM foreshard.move WHERE move_id = $3)) \
                    - pg_catalog.make_interval(secs => $4) GROUP BY h.slot_id) q"
         ),
         &[slot_id.into(), since_s.into(), move_id.into(), guc::BUCKET.get().into()],

@@ -5,18 +5,21 @@
 //! to the end of its transaction, so nothing else is done in that one: what it did is read off Citus' catalog afterwards, also by a
 //! carrier that comes after one that was killed in between.
 
-use super::{MAX_BACKOFF_MS, MAX_ERRORS, claim_and_load, is_held, is_transient};
+use super::{MAX_BACKOFF_MS, MAX_ERRORS, claim_and_load, is_held, is_transient, measure};
 use crate::catalog::citus::identity::{self, Coordinator};
 use crate::catalog::citus::{layout, moving, splitting};
 use crate::catalog::moves::{self, MoveRow};
 use crate::catalog::{node, record_event};
 use crate::pg::bgworker::{self, Failure, WorkResult, transaction};
-use crate::pg::guc;
 use crate::pg::report::{PgResult, wrong_state};
+use crate::pg::{guc, reading};
 use foreshard_core::citus::{MOST_GIVEN_WAY, REST_S};
 use foreshard_core::phase::{Capabilities, Event, Phase};
 use pgrx::prelude::*;
 use serde_json::json;
+
+/// Longest pause before it is looked at again whether somebody wants to end a move that measures, ms.
+const LOOK_MS: i64 = 250;
 
 /// What a move waits for that is not the first.
 const ANOTHER: &str = "another move of the cluster";
@@ -25,6 +28,8 @@ const ANOTHER: &str = "another move of the cluster";
 enum Step {
     /// The phase has changed.
     On,
+    /// Come again after so many ms.
+    Again(i64),
     /// Nothing could be done yet: another carrier comes again, and others come first.
     Later(String),
     /// This server must not do it now; the move rests for a while.
@@ -35,7 +40,6 @@ enum Step {
 
 /// Drives one move until it has ended or is gone.
 pub fn drive(move_id: i64) {
-    let mut errors = 0;
     loop {
         bgworker::wait(0);
         let row = match transaction(|| claim_and_load(move_id)) {
@@ -53,7 +57,8 @@ pub fn drive(move_id: i64) {
         let phase = row.phase.as_str();
         bgworker::show_activity(Some(&format!("move {move_id} of slot {} by Citus: {phase}", row.slot_id)));
         match step(row) {
-            Ok(Step::On) => errors = 0,
+            Ok(Step::On) => {}
+            Ok(Step::Again(pause_ms)) => bgworker::wait(pause_ms.min(LOOK_MS)),
             Ok(Step::Rest) => return,
             Ok(Step::Later(why)) => {
                 let _ = transaction(|| moves::note(move_id, Some(&why), None, None));
@@ -63,10 +68,8 @@ pub fn drive(move_id: i64) {
                 let _ = transaction(|| moving::rest(move_id, &why, REST_S));
                 return;
             }
-            Err(failure) => match after_error(move_id, &failure, errors) {
-                Some(count) => errors = count,
-                None => return,
-            },
+            Err(failure) if after_error(move_id, &failure) => {}
+            Err(_) => return,
         }
     }
 }
@@ -154,7 +157,12 @@ fn hindrance(row: &MoveRow) -> WorkResult<Option<Step>> {
 }
 
 fn preflight(row: MoveRow) -> WorkResult<Step> {
+    let watches = capabilities(&row).watch;
+    if let Some(left_ms) = measure::left_ms(&row).filter(|_| watches) {
+        return Ok(Step::Again(left_ms));
+    }
     if let Some(step) = hindrance(&row)? {
+        measure::forget(&row);
         return Ok(step);
     }
     transaction(|| {
@@ -167,6 +175,9 @@ fn preflight(row: MoveRow) -> WorkResult<Step> {
         if !moving::is_on(row.slot_id, row.from_shard)? {
             return Err(wrong_state(format!("slot {} is no longer where it was", row.slot_id))
                 .set_detail("Somebody else has moved it since."));
+        }
+        if watches && let Some(wait_ms) = measure::before_copy(&row)? {
+            return Ok(Step::Again(wait_ms));
         }
         pass(row, &[Phase::Copy])?;
         Ok(Step::On)
@@ -215,11 +226,19 @@ fn arrive(row: MoveRow) -> WorkResult<Step> {
     })
 }
 
+/// Whether somebody wants a move back that was made; a cancel that the switch overtook counts as well.
+fn goes_back(row: &MoveRow) -> bool {
+    row.rollback_requested || row.cancel_requested
+}
+
 /// The way back stands open for `foreshard.rollback_window`: the same move, the other way round.
 fn watch(row: MoveRow) -> WorkResult<Step> {
-    if !row.rollback_requested && !row.cancel_requested {
-        let is_over = row.swapped_age_s.is_none_or(|age_s| age_s >= f64::from(guc::ROLLBACK_WINDOW.get()));
-        return if is_over { end(&row) } else { Ok(Step::Rest) };
+    if !goes_back(&row) {
+        if row.watched_age_s.is_some_and(|age_s| age_s < f64::from(guc::ROLLBACK_WINDOW.get())) {
+            return Ok(Step::Rest);
+        }
+        measure::record(&row)?;
+        return end(&row);
     }
     if let Some(step) = hindrance(&row)? {
         return Ok(step);
@@ -258,9 +277,9 @@ fn load(move_id: i64) -> Option<MoveRow> {
     transaction(|| claim_and_load(move_id)).ok().flatten()
 }
 
-/// Notes the error, cleans up, pauses, and gives up where nothing has changed yet. Returns the errors in a row so far; None: another
-/// carrier comes when the move has rested.
-fn after_error(move_id: i64, failure: &Failure, errors: u32) -> Option<u32> {
+/// Notes the error, cleans up, pauses, and gives up what has failed too often: before the move it fails, and a way back leaves the slot
+/// where it is. False: another carrier comes.
+fn after_error(move_id: i64, failure: &Failure) -> bool {
     let line = failure.line.as_str();
     // Who interrupted it because writers waited has said so.
     if load(move_id).is_none_or(|row| !row.rests) {
@@ -268,14 +287,19 @@ fn after_error(move_id: i64, failure: &Failure, errors: u32) -> Option<u32> {
     }
     pgrx::log!("foreshard: move {move_id}: {line}");
     clean_up();
-    let Some(row) = load(move_id) else { return Some(errors) };
-    if row.cancel_requested && row.phase.is_reversible() {
-        return Some(0);
+    let Some(row) = load(move_id) else { return true };
+    let is_called_off = row.phase == Phase::Watch && !goes_back(&row);
+    if is_called_off || row.cancel_requested && row.phase.is_reversible() {
+        return true;
     }
     if row.rests && row.gave_way < MOST_GIVEN_WAY {
-        return None;
+        return false;
     }
-    let errors = errors + 1;
+    // Kept with the move: one that also has to wait for others goes from carrier to carrier.
+    let Ok(errors) = transaction(|| moving::count_error(move_id)) else {
+        bgworker::wait(MAX_BACKOFF_MS);
+        return false;
+    };
     let limit = if is_transient(failure) || failure.code == PgSqlErrorCode::ERRCODE_INTERNAL_ERROR {
         MAX_ERRORS * 2
     } else {
@@ -288,14 +312,22 @@ fn after_error(move_id: i64, failure: &Failure, errors: u32) -> Option<u32> {
                 | PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
                 | PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE
         );
-    if hopeless || errors >= limit {
-        // After the move only the way back can fail: then the slot stays where it is.
-        let event = Event::FatalError;
-        if let Err(report) = transaction(|| moves::advance(&row, event, capabilities(&row))) {
-            pgrx::log!("foreshard: move {move_id}: {}", report.line);
-        }
-        return Some(0);
+    if !hopeless && errors < limit {
+        bgworker::wait((200_i64 << errors.min(5)).min(MAX_BACKOFF_MS));
+        return true;
     }
-    bgworker::wait((200_i64 << errors.min(5)).min(MAX_BACKOFF_MS));
-    Some(errors)
+    let detail = json!({
+        "sqlstate": reading::sqlstate(failure.code), "reason": line, "errors": errors, "way_back": row.phase == Phase::Watch,
+    });
+    let given_up = transaction(|| {
+        record_event("gave_up", Some(move_id), Some(row.slot_id), detail)?;
+        moves::advance(&row, Event::FatalError, capabilities(&row))
+    });
+    if let Err(report) = given_up {
+        // Nothing leads on from what only clears away; it is tried again, but not all the time.
+        pgrx::log!("foreshard: move {move_id}: {}", report.line);
+        bgworker::wait(MAX_BACKOFF_MS);
+        return false;
+    }
+    true
 }

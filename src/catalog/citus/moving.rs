@@ -152,6 +152,41 @@ pub fn clean_up() -> PgResult<Option<String>> {
     })
 }
 
+/// Who has copied or switched over shards since a move has, or is about to, in words; None: nobody.
+pub fn company(move_id: i64) -> PgResult<Option<String>> {
+    spi::one::<String>(
+        "SELECT coalesce((SELECT min(k.others_move) FROM foreshard.citus_cluster k), (SELECT format('move %s', o.move_id) \
+             FROM foreshard.move m JOIN foreshard.move o ON o.move_id <> m.move_id JOIN foreshard.slot s ON s.slot_id = o.slot_id \
+             WHERE m.move_id = $1 AND s.hash_from IS NOT NULL \
+               AND (NOT o.finished AND (o.phase = 'copy' OR o.phase = 'watch' AND (o.rollback_requested OR o.cancel_requested)) \
+                    OR o.swapped_at > m.swapped_at OR o.phase NOT IN ('done', 'retire', 'watch') AND o.started_at IS NOT NULL AND o.finished_at > m.swapped_at) \
+             ORDER BY o.move_id LIMIT 1))",
+        &[move_id.into()],
+    )
+}
+
+/// Calls off the way back of a move that Citus has made: the slot stays where it is, and nobody but a person brings it back. False: there is
+/// none under way.
+pub fn call_off(move_id: i64) -> PgResult<bool> {
+    Ok(spi::run(
+        "UPDATE foreshard.move m SET rollback_requested = false, cancel_requested = false, errors = 0, gave_way = 0, not_before = NULL, waiting_for = NULL, \
+             undone_at = CASE WHEN m.undone_by = m.move_id THEN NULL ELSE m.undone_at END, undone_by = nullif(m.undone_by, m.move_id), \
+             baseline = coalesce(m.baseline, '{}') || '{\"over\": true}' FROM foreshard.slot s \
+         WHERE m.move_id = $1 AND s.slot_id = m.slot_id AND s.hash_from IS NOT NULL AND m.phase = 'watch' AND NOT m.finished \
+           AND (m.rollback_requested OR m.cancel_requested)",
+        &[move_id.into()],
+    )? > 0)
+}
+
+/// Counts an error of a move's; how many there were in its phase.
+pub fn count_error(move_id: i64) -> PgResult<u32> {
+    let errors = spi::one_mut::<i32>(
+        "UPDATE foreshard.move SET errors = errors + 1 WHERE move_id = $1 RETURNING errors",
+        &[move_id.into()],
+    )?;
+    Ok(errors.unwrap_or(0).max(0) as u32)
+}
+
 /// Notes that the slot has moved, which [`super::layout::follow`] has seen.
 pub fn set_swapped(move_id: i64) -> PgResult<()> {
     spi::run(
@@ -231,12 +266,16 @@ pub fn rest(move_id: i64, why: &str, rest_s: f64) -> PgResult<()> {
     Ok(())
 }
 
-/// Moves that somebody wants to end while a carrier may wait for Citus.
+/// Moves that somebody wants to end while a carrier may wait for Citus, and those whose way back Citus is at though it was called off.
 pub fn to_stop() -> PgResult<Vec<i64>> {
     spi::rows(
         "SELECT m.move_id FROM foreshard.move m JOIN foreshard.slot s USING (slot_id) \
-         WHERE s.hash_from IS NOT NULL AND NOT m.finished AND m.cancel_requested AND m.phase = 'copy'",
-        &[],
+         WHERE s.hash_from IS NOT NULL AND NOT m.finished \
+           AND (m.cancel_requested AND m.phase = 'copy' OR m.phase = 'watch' AND NOT m.rollback_requested AND NOT m.cancel_requested \
+                AND EXISTS (SELECT FROM pg_catalog.pg_locks c JOIN pg_catalog.pg_locks x ON x.pid = c.pid AND x.locktype = 'advisory' AND x.objsubid = ANY ($1) \
+                    WHERE c.locktype = 'object' AND c.classid = 'foreshard.move'::regclass AND c.objid = m.move_id::int8::oid AND c.granted \
+                      AND c.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())))",
+        &[MOVE_LOCKS.to_vec().into()],
         |row| row.need(1),
     )
 }
