@@ -87,7 +87,7 @@ COMMENT ON FUNCTION foreshard.isolate_keys(regclass, text[], text) IS 'Gives eac
 COMMENT ON FUNCTION foreshard.unisolate_key(regclass, "any") IS 'Brings an isolated key back to its slot, online.';
 COMMENT ON FUNCTION foreshard.place_keys(regclass, jsonb, boolean) IS 'Places keys one by one by a map {"key": "shard"}, online; keys that are not in a whole map, and those with null, go home. Returns one move per slot that changes.';
 COMMENT ON FUNCTION foreshard.placed_keys(regclass) IS 'The keys of a table that have partitions of their own, with their slots and shards.';
-COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cutover; the slot stays where it is.';
+COMMENT ON FUNCTION foreshard.cancel_move(bigint) IS 'Stops a move before its cutover; the slot stays where it is. By Citus also the way back of one.';
 COMMENT ON FUNCTION foreshard.pause_move(bigint) IS 'Holds a move up where it stands, before its cutover. What Citus is at cannot be held up.';
 COMMENT ON FUNCTION foreshard.resume_move(bigint) IS 'Lets a paused move go on.';
 COMMENT ON FUNCTION foreshard.set_route_weight(bigint, double precision) IS 'Sends this share (0 to 1) of the reads of a moving slot to its copy and stays there; NULL lets the canary take its own steps.';

@@ -263,7 +263,7 @@ settings! {
         c"Per cent of the reads of a moving slot that its copy serves before the cutover, step by step; empty: no canary.";
     /// How long each weight of the canary stands, milliseconds.
     int CANARY_DWELL = c"foreshard.canary_dwell", 5000, 0, 3600000; Ctx::Sighup, MS;
-        c"Time for which every step of the canary stands before it is judged.";
+        c"Time for which every step of the canary stands before it is judged, and for which statements are measured before a move by Citus.";
     /// How much slower is too slow.
     real MAX_SLOWDOWN = c"foreshard.max_slowdown", 2.0, 0.0, 1000.0; Ctx::Sighup, NONE;
         c"How many times slower statements may be on a new copy (median, 99th percentile) before the canary steps back or a swap is undone; 0: any.";

@@ -51,6 +51,8 @@ fn a_forecast_load_explains_what_it_brought() {
     assert!(why.contains("less than forecast: 10.000 cost units/s"), "{why}");
     let why = reason(verdict(&before, &busy, None));
     assert!(why.ends_with("no load was forecast"), "{why}");
+    assert!(why.starts_with("statements on the slot are slower"), "{why}");
+    assert_eq!(Reason::Fails.of("the group"), "statements on the group fail more often than before the move");
     // What fails is not explained by load.
     let mut failing = busy;
     failing.slot = Counts::from_pairs(failing.slot.pairs(), 500);
