@@ -54,19 +54,6 @@ CREATE TABLE foreshard.citus_shard (
 ) WITH (fillfactor = 50);
 CREATE INDEX citus_shard_slot_idx ON foreshard.citus_shard (slot_id);
 
--- Which foreshard a node has, and whether it is asked for what it has measured.
-CREATE TABLE foreshard.citus_node (
-    node_name   name PRIMARY KEY REFERENCES foreshard.node ON DELETE CASCADE,
-    -- NULL: none
-    version     text,
-    -- it has the function that is asked
-    measures    boolean NOT NULL,
-    -- why what it measures is not used; NULL: it is, or there is nothing to use
-    why         text,
-    -- when asking it failed; for a while it is not asked again then
-    failed_at   timestamptz
-) WITH (fillfactor = 50);
-
 -- The same as slot_cost and trigger_profile, of shards as their nodes have measured them.
 CREATE TABLE foreshard.citus_slot_cost (
     LIKE foreshard.slot_cost,
@@ -145,7 +132,6 @@ FROM foreshard.citus_cluster c;
 COMMENT ON TABLE foreshard.citus_cluster IS 'The Citus cluster that was adopted with add_node().';
 COMMENT ON TABLE foreshard.citus_table IS 'Distributed tables of the adopted Citus cluster.';
 COMMENT ON TABLE foreshard.citus_shard IS 'Shards of the adopted Citus cluster: slot, node, and what the node said of it last.';
-COMMENT ON TABLE foreshard.citus_node IS 'Which foreshard the nodes of the adopted Citus cluster have, and why what one measures is not used.';
 COMMENT ON TABLE foreshard.citus_slot_cost IS 'What the accesses to every slot of Citus were measured to cost, on nodes that have a foreshard.';
 COMMENT ON TABLE foreshard.citus_trigger IS 'What every trigger of a distributed table cost so far, on nodes that have a foreshard: sums since first_seen_at.';
 COMMENT ON TABLE foreshard.citus_trigger_seen IS 'What of the triggers of shards is in those sums.';

@@ -44,7 +44,7 @@ COMMENT ON FUNCTION foreshard.capture() IS 'Internal: logs the keys of rows that
 COMMENT ON FUNCTION foreshard.citus_shard_cost(bigint) IS 'Forecast peak of a shard of Citus with its colocated ones: the cost of the rebalance strategy foreshard.';
 COMMENT ON FUNCTION foreshard.citus_node_capacity(integer) IS 'What a node of Citus can carry: the capacity of the rebalance strategy foreshard.';
 COMMENT ON FUNCTION foreshard.citus_shard_allowed(bigint, integer) IS 'Whether a shard of Citus may be on a node that may be drained or down, for the rebalance strategy foreshard.';
-COMMENT ON FUNCTION foreshard.observe_shards(bigint[], oid[], double precision) IS 'Internal: on a node of Citus, watches shards for its coordinator and says what was measured of them.';
+COMMENT ON FUNCTION foreshard.observe_shards(bigint[], oid[], double precision) IS 'Internal: on a node, watches tables that hold slots or shards for its coordinator and says what was measured of them.';
 COMMENT ON FUNCTION foreshard.register_citus_strategy(text, real, real, real) IS 'Registers foreshard as a rebalance strategy of Citus, which balances forecast peaks.';
 COMMENT ON FUNCTION foreshard.unregister_citus_strategy(text) IS 'Removes the rebalance strategy from Citus.';
 COMMENT ON FUNCTION foreshard.monitor_resharding_progress() IS 'Progress of every resharding request.';
@@ -127,6 +127,8 @@ GRANT EXECUTE ON FUNCTION foreshard.monitor_resharding_progress(), foreshard.tab
     foreshard.unmapped_roles(oid, name) TO pg_monitor;
 GRANT EXECUTE ON FUNCTION foreshard.observation_areas(), foreshard.observation_sampling(), foreshard.verification_progress(),
     foreshard.is_open(regclass) TO pg_monitor;
+-- observe_shards() is nobody's: it takes places of the shared memory. On a node whoever administers it grants it to the role that the coordinator
+-- connects as.
 -- It tells the role that resolved, in its own session, what that asked: resolve() names it in its errors.
 GRANT EXECUTE ON FUNCTION foreshard.last_resolve() TO PUBLIC;
 -- They are in heat_map, and in slots and shards, which a DBA may grant to anybody; pg_total_relation_size() is everybody's, too.

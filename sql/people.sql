@@ -119,8 +119,13 @@ SELECT 'warning', 'slot ' || c.slot_id, format('of table %s is on node %s, which
 FROM foreshard.retained_copies c WHERE c.node_state = 'down'
 UNION ALL
 SELECT 'warning', 'node ' || c.node_name, 'what its foreshard measures is not used, or not all', format('foreshard %s: %s', c.version, c.why),
-       'Its counters and the usual unit costs count meanwhile. Preload there the version of this server with foreshard.observe = on, and ALTER EXTENSION foreshard UPDATE; or DROP EXTENSION foreshard there.'
-FROM foreshard.citus_node c WHERE c.why IS NOT NULL
+       'Its counters and the usual unit costs count meanwhile. '
+       || CASE WHEN c.why LIKE 'its role %' THEN
+                    (SELECT format('There: GRANT USAGE ON SCHEMA foreshard TO %1$I; GRANT EXECUTE ON FUNCTION foreshard.observe_shards TO %1$I', r.name)
+                     FROM (SELECT replace(replace(c.why, 'its role ', ''), ' may not execute observe_shards()', '') AS name) r)
+               ELSE 'Preload there the version of this server with foreshard.observe = on, and ALTER EXTENSION foreshard UPDATE' END
+       || '; or DROP EXTENSION foreshard there.'
+FROM foreshard.measuring_node c WHERE c.why IS NOT NULL
 UNION ALL
 SELECT 'error', 'node ' || n.node_name, 'its server does not exist', format('server %I', n.server_name), 'Create the server again.'
 FROM foreshard.node n WHERE n.engine = 'postgres_fdw' AND n.server_name NOT IN (SELECT srvname FROM pg_catalog.pg_foreign_server)

@@ -7,7 +7,7 @@ use foreshard_test::Result;
 use std::time::Duration;
 
 /// The nodes that are asked for what they have measured.
-const MEASURING: &str = "SELECT count(*) FROM foreshard.citus_node WHERE measures";
+const MEASURING: &str = "SELECT count(*) FROM foreshard.measuring_node WHERE measures";
 
 /// Updates every tenant.
 fn write(world: &mut World) -> Result<()> {
@@ -115,7 +115,7 @@ fn a_foreshard_that_is_another_one_makes_no_node_sick() -> Result<()> {
     world.here.wait_query(fresh, "t")?;
     // None at all any more.
     world.workers[0].query("DROP EXTENSION foreshard")?;
-    world.here.wait_query("SELECT count(*) FROM foreshard.citus_node WHERE version IS NOT NULL", "0")?;
+    world.here.wait_query("SELECT count(*) FROM foreshard.measuring_node WHERE version IS NOT NULL", "0")?;
     world.here.wait_query(
         "SELECT count(*) FROM foreshard.check() WHERE problem LIKE 'what its foreshard measures%'",
         "0",

@@ -1,8 +1,8 @@
 //! What Citus asks foreshard when it rebalances, and keys of its tables.
 
 use super::reshard::{require_read_committed, require_slot_owner, wake_keeper};
-use crate::catalog::citus::{self, measured, require_coordinator, splitting, strategy, triggers};
-use crate::catalog::{colocation, name_of, node, record_event, session};
+use crate::catalog::citus::{self, require_coordinator, splitting, strategy, triggers};
+use crate::catalog::{colocation, measured, name_of, node, record_event, session};
 use crate::observe::{asked, drain};
 use crate::pg::report::{PgResult, bad_argument, wrong_state};
 use crate::pg::{bgworker, guc, security, shmem, spi};

@@ -21,7 +21,7 @@ pub struct Reading {
     pub shard_id: i32,
     /// The partitioned table.
     pub table: u32,
-    /// The partition; None: it is a shard of Citus.
+    /// The partition, also one on a node; None: it is a shard of Citus.
     pub relation: Option<u32>,
     /// What tells its counters from all others.
     pub count: Count,
@@ -73,7 +73,7 @@ const PRESENT: [&str; 9] = [
 const COUNTERS: &str = "SELECT s.slot_id, s.shard_id, p.table_oid::oid, p.partition::oid, (q.scans + coalesce(r.scans, 0))::int8 AS scans, (q.rows + coalesce(r.rows_read, 0))::int8 AS rows, \
                 q.ins + coalesce(r.inserted, 0) AS ins, q.upd + coalesce(r.updated, 0) AS upd, q.del + coalesce(r.deleted, 0) AS del, \
                 (greatest(q.fetched - q.hit, 0) + coalesce(r.blocks_read, 0))::int8 AS read, (q.hit + coalesce(r.blocks_hit, 0))::int8 AS hit, \
-                CASE WHEN r.partition IS NOT NULL THEN coalesce(extract(epoch FROM r.collected_at), 0) END::float8 AS said_at \
+                CASE WHEN r.partition IS NOT NULL THEN coalesce(r.counted_at, 0) END AS said_at, (coalesce(r.counted_since, 0) * 1e6)::int8 AS life \
          FROM foreshard.slot s JOIN foreshard.slot_partition p USING (slot_id) LEFT JOIN foreshard.remote_table r ON r.partition = p.partition::oid CROSS JOIN LATERAL ( \
              SELECT pg_catalog.pg_stat_get_numscans(p.partition) + coalesce(sum(pg_catalog.pg_stat_get_numscans(i.indexrelid)), 0) AS scans, \
                     pg_catalog.pg_stat_get_tuples_returned(p.partition) + pg_catalog.pg_stat_get_tuples_fetched(p.partition) \
@@ -94,7 +94,8 @@ pub fn read_counters() -> PgResult<Vec<Reading>> {
             shard_id: row.need(2)?,
             table: row.need::<Oid>(3)?.to_u32(),
             relation: Some(relation),
-            count: (i64::from(relation), 0, 0),
+            // On a node the life of the server that is that node: what another one counts is another count.
+            count: (i64::from(relation), 0, row.need(13)?),
             read_at_s: row.get(12)?,
             counters: counters(row, 5)?,
         })

@@ -31,6 +31,7 @@ pub mod late;
 pub mod layout;
 pub mod link;
 pub mod list_size;
+pub mod measured;
 pub mod merge;
 pub mod mold;
 pub mod moves;

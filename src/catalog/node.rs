@@ -8,7 +8,7 @@ use crate::pg::spi;
 use foreshard_core::breaker::{Breaker, State};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The oldest server that may be a node.
 const LEAST_VERSION: i32 = 150_000;
@@ -299,11 +299,18 @@ pub fn delete(name: &str) -> PgResult<()> {
     Ok(())
 }
 
-/// Stores what a health check came to; None: it answered.
-pub fn store(node: &NodeRow, now: Breaker, looks: Option<&Looks>, why: Option<&str>) -> PgResult<()> {
+/// Stores what a health check came to that took so long; `why` None: the node answered. The next one is due an interval after this one began,
+/// however long the nodes take.
+pub fn store(
+    node: &NodeRow,
+    now: Breaker,
+    looks: Option<&Looks>,
+    why: Option<&str>,
+    took: Duration,
+) -> PgResult<()> {
     let state = if now.state == State::Open { "down" } else { "up" };
     spi::run(
-        "UPDATE foreshard.node SET state = $2, failures = $3, last_error = $4, checked_at = pg_catalog.clock_timestamp(), \
+        "UPDATE foreshard.node SET state = $2, failures = $3, last_error = $4, checked_at = pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $8), \
                 state_since = CASE WHEN state = $2 THEN state_since ELSE pg_catalog.clock_timestamp() END, \
                 round_trip_ms = coalesce($5, round_trip_ms), clock_offset_ms = coalesce($6, clock_offset_ms), \
                 remote_version = coalesce($7, remote_version) WHERE node_name = $1::name",
@@ -315,6 +322,7 @@ pub fn store(node: &NodeRow, now: Breaker, looks: Option<&Looks>, why: Option<&s
             looks.map(|l| l.round_trip_ms).into(),
             looks.map(|l| l.clock_offset_ms).into(),
             looks.map(|l| l.version).into(),
+            took.as_secs_f64().into(),
         ],
     )?;
     if now.state != node.breaker.state {
@@ -324,11 +332,11 @@ pub fn store(node: &NodeRow, now: Breaker, looks: Option<&Looks>, why: Option<&s
     Ok(())
 }
 
-/// Whether a health check of any node is due.
+/// Whether a health check of any node is due: a little early, so that those of every second are not every other second.
 pub fn is_check_due(interval_s: i32) -> PgResult<bool> {
     Ok(spi::one::<bool>(
         "SELECT EXISTS (SELECT FROM foreshard.node WHERE engine = 'postgres_fdw' AND checked_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1))",
-        &[interval_s.into()],
+        &[(f64::from(interval_s) - 0.05).into()],
     )?
     .unwrap_or(false))
 }

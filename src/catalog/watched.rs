@@ -25,6 +25,8 @@ pub struct Relation {
     pub key_attribute: i16,
     /// False: `configure(table, 'observe', 'off')`.
     pub observed: bool,
+    /// It is a table on a node.
+    pub is_foreign: bool,
 }
 
 /// A text that changes whenever [`relations`] would answer differently, and is cheaper to ask for.
@@ -76,11 +78,11 @@ pub fn relations() -> PgResult<Vec<Relation>> {
              JOIN pg_catalog.pg_partitioned_table r ON r.partrelid = m.table_oid \
              JOIN pg_catalog.pg_attribute k ON k.attrelid = m.table_oid AND k.attnum = r.partattrs[0] \
              LEFT JOIN foreshard.table_setting t ON t.table_oid = m.table_oid AND t.setting = 'observe') \
-         SELECT m.table_oid, m.table_oid, NULL::int8, m.group_id, m.key_type, 0, 0::float8, m.attnum, m.observed FROM managed m \
+         SELECT m.table_oid, m.table_oid, NULL::int8, m.group_id, m.key_type, 0, 0::float8, m.attnum, m.observed, false FROM managed m \
          UNION ALL \
-         SELECT p.partition::oid, m.table_oid, p.slot_id, m.group_id, m.key_type, s.shard_id, h.capacity, a.attnum, m.observed \
+         SELECT p.partition::oid, m.table_oid, p.slot_id, m.group_id, m.key_type, s.shard_id, h.capacity, a.attnum, m.observed, c.relkind = 'f' \
          FROM managed m JOIN foreshard.slot_partition p ON p.table_oid = m.table_oid JOIN foreshard.slot s USING (slot_id) \
-         JOIN foreshard.shard h USING (shard_id) \
+         JOIN foreshard.shard h USING (shard_id) JOIN pg_catalog.pg_class c ON c.oid = p.partition \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = p.partition AND a.attname = m.attname AND NOT a.attisdropped",
         &[],
         |row| {
@@ -94,6 +96,7 @@ pub fn relations() -> PgResult<Vec<Relation>> {
                 capacity: row.need(7)?,
                 key_attribute: row.need(8)?,
                 observed: row.need(9)?,
+                is_foreign: row.need(10)?,
             })
         },
     )

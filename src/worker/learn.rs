@@ -15,6 +15,7 @@ use crate::pg::partition::{Lifetime, Router};
 use crate::pg::report::PgResult;
 use crate::pg::{guc, keytext, spi, usage};
 use foreshard_core::affinity::CoAccess;
+use foreshard_core::shared::{SEGMENT_COUNTERS, SegmentCounter};
 use foreshard_core::sketch::{HotKey, HotKeys};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -144,7 +145,13 @@ impl Learner {
                 self.edges_lost += 1;
             }
         }
-        self.costs.add(&drain::segments(), now_s);
+        let mut segments = drain::segments();
+        for segment in &mut segments {
+            if publisher.relation(segment.relation).is_some_and(|relation| relation.is_foreign) {
+                segment.counters = of_node(&segment.counters);
+            }
+        }
+        self.costs.add(&segments, now_s);
     }
 
     fn learn_key(&mut self, publisher: &Publisher, sample: KeySample, now_s: f64) {
@@ -285,6 +292,16 @@ impl Learner {
             (statistics::UNIT_COSTS.0, self.costs.overflowed()),
         ]
     }
+}
+
+/// What samples of this server say of a table on a node: what a call of its triggers costs, which fire here. That these are called, and what
+/// else its statements take here, is no load of its shard, which is what the node spends: the node tells that, or nobody does.
+fn of_node(counters: &[u64; SEGMENT_COUNTERS]) -> [u64; SEGMENT_COUNTERS] {
+    let mut kept = [0; SEGMENT_COUNTERS];
+    for counter in [SegmentCounter::SampledTriggerCalls, SegmentCounter::TriggerCostNs] {
+        kept[counter as usize] = counters[counter as usize];
+    }
+    kept
 }
 
 /// A transaction whose loss in a crash costs some seconds of learning: it waits for no disk.

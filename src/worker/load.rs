@@ -3,11 +3,12 @@
 use super::costs::Book;
 use super::late::Latecomers;
 use super::publish::Publisher;
-use crate::catalog::citus::{self, measured};
+use crate::catalog::citus;
 use crate::catalog::colocation::{self, ShardRow};
 use crate::catalog::heat::{self, Previous, Reading};
 use crate::catalog::late::{self, Late};
 use crate::catalog::layout;
+use crate::catalog::remote::statistics;
 use crate::observe::drain::SegmentActivity;
 use crate::pg::guc;
 use crate::pg::report::PgResult;
@@ -31,7 +32,7 @@ fn accesses_per_s(rates: &Rates) -> f64 {
 #[derive(Default)]
 pub struct Reader {
     partitions: HashMap<heat::Count, Counters>,
-    /// What nodes of Citus had measured of their shards then, and since when they had counted that.
+    /// What nodes had measured of their tables and shards then, and since when they had counted that.
     measured: HashMap<heat::Count, (i64, [u64; SEGMENT_COUNTERS])>,
     /// When the nodes were read that a slot's last reading came from, by their clocks.
     seen_s: HashMap<i64, f64>,
@@ -133,10 +134,11 @@ impl Reader {
         heat::roll_up(now_s, guc::BUCKET.get())
     }
 
-    /// Learns from what nodes of Citus have measured since they were last read, as from samples of this server. What they had
+    /// Learns from what nodes have measured since they were last read, as from samples of this server. What they had
     /// measured before this keeper read them for the first time has been learnt from.
     fn learn_elsewhere(&mut self, costs: &mut Book, now_s: f64) -> PgResult<()> {
-        let shards = measured::shards()?;
+        let mut shards = citus::measured::shards()?;
+        shards.extend(statistics::measured_tables()?);
         costs.set_elsewhere(shards.iter().map(|shard| (shard.table, shard.slot_id)).collect());
         let mut now = HashMap::new();
         let mut news = Vec::new();
@@ -248,13 +250,9 @@ impl Reader {
     /// The same of a slot whose tables others read, at their times; None when what counted them before was not seen.
     fn rates_elsewhere(&self, slot: &Slot, counted_s: f64) -> Option<Vec<Part>> {
         let of_table = |p: &Reading| {
-            let rates = match self.partitions.get(&p.count) {
-                Some(before) => rates(before, &p.counters, counted_s)?,
-                // It has just come to this node: what it counted elsewhere is not known here.
-                None if p.relation.is_none() => return None,
-                None => Rates::default(),
-            };
-            Some(Part { table: p.table, rates, late: None })
+            // One that has just come to this node, or another life of its server: what it counted before is not known here.
+            let before = self.partitions.get(&p.count)?;
+            Some(Part { table: p.table, rates: rates(before, &p.counters, counted_s)?, late: None })
         };
         slot.partitions.iter().map(of_table).collect()
     }

@@ -2,6 +2,7 @@
 //! drops there what nobody needs. It ends when that is done; a node that is cut off holds up nobody else.
 
 use crate::catalog::link;
+use crate::catalog::measured;
 use crate::catalog::node::{self, NodeRow};
 use crate::catalog::remote::{self, lease, reap, rights, statistics};
 use crate::catalog::session;
@@ -141,7 +142,10 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
     let now = node.breaker.after(looks.is_some(), limit);
     let took = begun.elapsed();
     transaction(|| {
-        node::store(node, now, looks, why)?;
+        node::store(node, now, looks, why, took)?;
+        if looks.is_none() {
+            measured::forget(&node.name)?;
+        }
         let silent = match &looked {
             Err(failure) if now.state == State::Open => is_silent(node, failure, was_cut, took)?,
             _ => false,
@@ -176,10 +180,25 @@ fn tell_statements(node: &NodeRow, silent: bool) {
     }
 }
 
+/// Reads what the node knows of our tables there, and what a foreshard there has measured. What fails is asked again without that: what is
+/// wrong may be that foreshard, which keeps nothing else from being done.
+fn read_statistics(node: &NodeRow) -> WorkResult<()> {
+    let collect = |measured, failed: Option<&str>| {
+        bounded(|| transaction(|| statistics::collect(&lease::open(node)?, node, measured, failed)))
+    };
+    let mut failed = None;
+    if transaction(|| measured::is_asked(&node.name))? {
+        let Err(failure) = collect(true, None) else { return Ok(()) };
+        link::distrust();
+        failed = Some(failure.line);
+    }
+    collect(false, failed.as_deref())
+}
+
 /// What else there is to do on a node that answers.
 fn look_further(node: &NodeRow) -> WorkResult<()> {
     let is_ours = bounded(|| renew(node))?;
-    bounded(|| transaction(|| statistics::collect(&lease::open(node)?, node)))?;
+    read_statistics(node)?;
     if !is_ours {
         return Ok(());
     }

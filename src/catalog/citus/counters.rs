@@ -1,7 +1,8 @@
 //! What the nodes of a Citus cluster say of their shards: one question per node, all nodes at once, for a bounded time.
 
-use super::measured::{self, IS_ASKED, Said};
+use super::measured;
 use crate::catalog::heat::{Reading, counters};
+use crate::catalog::measured::{IS_ASKED, Said};
 use crate::pg::report::{PgResult, internal};
 use crate::pg::{guc, reading, spi};
 use foreshard_core::breaker::{Breaker, State};

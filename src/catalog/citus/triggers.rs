@@ -2,7 +2,7 @@
 //! told under the names that they have here.
 
 use super::counters::Answer;
-use super::measured::{OfTrigger, Said};
+use crate::catalog::measured::{OfTrigger, Said};
 use crate::catalog::profile::{identity_args, whole, words_of};
 use crate::pg::report::PgResult;
 use crate::pg::spi::{self, Arg};
