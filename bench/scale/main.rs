@@ -1,7 +1,7 @@
 //! What several machines are worth once their load is spread: a coordinator and nodes of contrib postgres_fdw, each node
 //! on its share of the processors.
 //!
-//! `foreshard-bench-scale [--nodes 2] [--slots 16] [--first 12] [--seconds 10] [--clients 8] [--work 40000] [--wait 90]`
+//! `foreshard-bench-scale [--nodes 2] [--slots 16] [--first 12] [--seconds 10] [--clients 8] [--work 40000] [--wait 90] [--measured 0]`
 //!
 //! Keys are those of orm-busy, drawn at random as often as the trace has them; every question has its node hash a text for
 //! about a millisecond (`--work` repetitions of a word). The `--first` hottest slots begin on the first node (as many as on
@@ -9,6 +9,8 @@
 //! per second and the 99th percentile: as it begins; once foreshard, in auto mode with a clock that runs faster, has done
 //! nothing more for a while (at most `--wait` s); and with the best assignment there is, found by trying all of them with the true
 //! counts. Bar: nine tenths of the best. Last, what the coordinator costs against asking the right node directly.
+//!
+//! Nodes have no foreshard, unless `--measured 1`: then they tell what questions cost them.
 //!
 //! Where there is not a processor for each of them, nodes get quotas of control groups, half of all processors together; that
 //! takes a user who may make such groups. Exit code 1 when the bar is missed.
@@ -48,6 +50,8 @@ pub struct Options {
     pub clients: usize,
     /// Repetitions of the word that a question hashes.
     pub work: usize,
+    /// Nodes have a foreshard of their own.
+    pub measured: bool,
     wait: u64,
 }
 
@@ -56,8 +60,16 @@ fn main() -> ExitCode {
 }
 
 fn parse() -> Result<Options> {
-    let mut options =
-        Options { nodes: 2, slots: 16, first: 12, seconds: 10, clients: 8, work: 40_000, wait: 90 };
+    let mut options = Options {
+        nodes: 2,
+        slots: 16,
+        first: 12,
+        seconds: 10,
+        clients: 8,
+        work: 40_000,
+        measured: false,
+        wait: 90,
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().and_then(|value| value.parse::<usize>().ok());
@@ -68,6 +80,7 @@ fn parse() -> Result<Options> {
             ("--seconds", Some(n @ 1..=600)) => options.seconds = n as u64,
             ("--clients", Some(n @ 1..=100)) => options.clients = n,
             ("--work", Some(n @ 1..=1_000_000)) => options.work = n,
+            ("--measured", Some(n @ 0..=1)) => options.measured = n == 1,
             ("--wait", Some(n @ 10..=3_600)) => options.wait = n as u64,
             _ => return Err(Error::new(format!("{name} is not understood."), "See bench/scale/main.rs.")),
         }

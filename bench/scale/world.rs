@@ -120,8 +120,12 @@ impl World {
         let mut nodes = Vec::new();
         let mut names = Vec::new();
         for number in 0..options.nodes {
-            let node = server(&format!("scale-node{number}"), &[("shared_preload_libraries", "")])?;
+            let plain = [("shared_preload_libraries", "")];
+            let node = server(&format!("scale-node{number}"), if options.measured { &[] } else { &plain })?;
             shares.of_node(number, node.postmaster_pid())?;
+            if options.measured {
+                node.connect("postgres")?.exec("CREATE EXTENSION foreshard")?;
+            }
             client.exec(&format!(
                 "CREATE SERVER s{number} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{}', port '{}', dbname 'postgres', \
                      connect_timeout '5', tcp_user_timeout '5000', keepalives_idle '5'); \

@@ -189,6 +189,9 @@ settings! {
     /// Unit cost of a scan.
     real SCAN_COST = c"foreshard.scan_cost", 0.02, 0.0, 1e6; Ctx::Sighup, NONE;
         c"Cost units (ms of CPU) of starting one scan of a slot.";
+    /// Unit cost of a scan on a node, beside the scan.
+    real REMOTE_SCAN_COST = c"foreshard.remote_scan_cost", 0.08, 0.0, 1e6; Ctx::Sighup, NONE;
+        c"Cost units (ms of CPU) that a scan of a slot on a node of postgres_fdw takes there beside the scan itself: statements around it, planning, commit.";
     /// Unit cost of a row read.
     real ROW_COST = c"foreshard.row_cost", 0.001, 0.0, 1e6; Ctx::Sighup, NONE;
         c"Cost units (ms of CPU) of one row read.";

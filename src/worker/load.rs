@@ -54,6 +54,8 @@ struct Routed {
 struct Part {
     table: u32,
     rates: Rates,
+    /// It is on a node of postgres_fdw.
+    is_far: bool,
     /// What its counters brought late: more of each rate, for so long before the bucket, s.
     late: Option<(Rates, f64)>,
 }
@@ -218,8 +220,9 @@ impl Reader {
         let rates = parts.as_ref().map(|parts| rates_together(parts));
         let counted_s = slot.counted_s.flatten().unwrap_or(elapsed_s);
         let load = parts.as_ref().map(|parts| {
-            let loads = parts.iter().map(|p| costs.load((p.table, slot.slot_id), &p.rates, counted_s));
-            loads_together(&loads.collect::<Vec<_>>())
+            let load =
+                |p: &Part| with_statements(costs.load((p.table, slot.slot_id), &p.rates, counted_s), p);
+            loads_together(&parts.iter().map(load).collect::<Vec<_>>())
         });
         let (mut late_units, mut late_accesses) = (0.0, 0.0);
         for part in parts.iter().flatten() {
@@ -252,7 +255,8 @@ impl Reader {
         let of_table = |p: &Reading| {
             // One that has just come to this node, or another life of its server: what it counted before is not known here.
             let before = self.partitions.get(&p.count)?;
-            Some(Part { table: p.table, rates: rates(before, &p.counters, counted_s)?, late: None })
+            let rates = rates(before, &p.counters, counted_s)?;
+            Some(Part { table: p.table, rates, is_far: p.relation.is_some(), late: None })
         };
         slot.partitions.iter().map(of_table).collect()
     }
@@ -263,7 +267,7 @@ impl Reader {
         if (self.read_at_s - before.observed_at_s).abs() > 0.01 {
             let busiest = slot.partitions.iter().max_by_key(|p| p.counters.scans + p.counters.inserted)?;
             let rates = rates(&before.counters, &slot.counters, elapsed_s)?;
-            return Some(vec![Part { table: busiest.table, rates, late: None }]);
+            return Some(vec![Part { table: busiest.table, rates, is_far: false, late: None }]);
         }
         let from_s = before.observed_at_s;
         let Self { partitions, latecomers, .. } = self;
@@ -276,9 +280,10 @@ impl Reader {
             let found = p.relation.and_then(|r| latecomers.spread(r, &rates, from_s, elapsed_s));
             Some(match found {
                 Some((spread, before_s)) => {
-                    Part { table: p.table, rates: spread.now, late: Some((spread.before, before_s)) }
+                    let late = Some((spread.before, before_s));
+                    Part { table: p.table, rates: spread.now, is_far: false, late }
                 }
-                None => Part { table: p.table, rates, late: None },
+                None => Part { table: p.table, rates, is_far: false, late: None },
             })
         };
         slot.partitions.iter().map(of_table).collect()
@@ -320,6 +325,13 @@ fn rates_together(parts: &[Part]) -> Rates {
         blocks_read_per_s: sum(|r| r.blocks_read_per_s),
         blocks_hit_per_s: sum(|r| r.blocks_hit_per_s),
     }
+}
+
+/// With what a node does for the statements that postgres_fdw sends around every scan: neither counters nor what a foreshard there
+/// measures have it.
+fn with_statements(load: Load, part: &Part) -> Load {
+    let ms = if part.is_far { part.rates.scans_per_s * guc::REMOTE_SCAN_COST.get() } else { 0.0 };
+    Load { cpu_ms_per_s: load.cpu_ms_per_s + ms, cost_units_per_s: load.cost_units_per_s + ms, ..load }
 }
 
 /// Loads together; a part that is unknown of all is unknown.
