@@ -332,11 +332,11 @@ pub fn store(
     Ok(())
 }
 
-/// Whether a health check of any node is due: a little early, so that those of every second are not every other second.
+/// Whether a health check of any node is due: half a second early, since keepers look every second and the worker takes its time to begin.
 pub fn is_check_due(interval_s: i32) -> PgResult<bool> {
     Ok(spi::one::<bool>(
         "SELECT EXISTS (SELECT FROM foreshard.node WHERE engine = 'postgres_fdw' AND checked_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1))",
-        &[(f64::from(interval_s) - 0.05).into()],
+        &[(f64::from(interval_s) - 0.5).into()],
     )?
     .unwrap_or(false))
 }
