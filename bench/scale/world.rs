@@ -1,4 +1,4 @@
-//! The servers: a coordinator with foreshard, and plain nodes.
+//! The servers: a coordinator with foreshard, and nodes, which have one only to measure.
 
 use crate::Options;
 use crate::best::Places;
@@ -120,8 +120,12 @@ impl World {
         let mut nodes = Vec::new();
         let mut names = Vec::new();
         for number in 0..options.nodes {
-            let plain = [("shared_preload_libraries", "")];
-            let node = server(&format!("scale-node{number}"), if options.measured { &[] } else { &plain })?;
+            let settings = if options.measured {
+                ("foreshard.statement_sample_interval", "10")
+            } else {
+                ("shared_preload_libraries", "")
+            };
+            let node = server(&format!("scale-node{number}"), &[settings])?;
             shares.of_node(number, node.postmaster_pid())?;
             if options.measured {
                 node.connect("postgres")?.exec("CREATE EXTENSION foreshard")?;
