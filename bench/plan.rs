@@ -61,13 +61,14 @@ fn segments(options: &Options, skew: f64, hours: usize) -> Vec<Segment> {
             hold: Hold::Free,
             hot_buckets: 9,
             class: ANY,
+            wait_cost: 0.0,
         })
         .collect()
 }
 
 fn bench(options: &Options) -> Result<bool> {
     let shards: Vec<Shard> = (0..options.shards as i32)
-        .map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY })
+        .map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY, round_trip_ms: 0.0 })
         .collect();
     let strict = PlanOptions {
         imbalance_high: 0.02,

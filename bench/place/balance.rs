@@ -221,6 +221,7 @@ impl Cluster {
                 capacity: 1.0 - surplus(id).clamp(-0.1, 0.1),
                 draining: false,
                 accepts: ANY,
+                round_trip_ms: 0.0,
             })
             .collect();
         let segment = |(at, piece): (usize, &Piece)| Segment {
@@ -232,6 +233,7 @@ impl Cluster {
             hold: if piece.rests_until > round { Hold::Cooldown } else { Hold::Free },
             hot_buckets: 3,
             class: ANY,
+            wait_cost: 0.0,
         };
         let segments: Vec<Segment> = self.pieces.iter().enumerate().map(segment).collect();
         // What a DBA sets who wants it even: foreshard.imbalance_high and imbalance_low.

@@ -195,8 +195,19 @@ fn answer(table: Oid, statement: &Statement) -> PgResult<Vec<Answer>> {
         rows.push(row_of(&trigger, &predicted));
         parts.push(predicted);
     }
-    rows.push(total_of(&parts, &unknown));
+    let (mut sum, waits) = (total_of(&parts, &unknown), waits(table, statement.leaf)?);
+    let notes: Vec<String> = sum.11.take().into_iter().chain(waits).collect();
+    sum.11 = (!notes.is_empty()).then(|| notes.join("; "));
+    rows.push(sum);
     Ok(rows)
+}
+
+/// What the statement itself waits for, which no trigger's cost has in it.
+fn waits(table: Oid, leaf: Option<Oid>) -> PgResult<Option<String>> {
+    let (there, all, most_ms) = predict::round_trips(table, leaf)?;
+    Ok((there > 0).then(|| {
+        format!("not included: {there} of {all} partitions are on nodes, where a statement waits for round trips of up to {most_ms:.2} ms")
+    }))
 }
 
 /// The features of one call; what is not known is what it was on average, or a guess from the table.

@@ -21,6 +21,8 @@ pub struct ShardRow {
     pub is_citus: bool,
     /// Its node may be given data.
     pub takes: bool,
+    /// Round trip to its node as the last health check measured it, ms; None: it is on this server, or on a node of Citus.
+    pub round_trip_ms: Option<f64>,
 }
 
 impl ShardRow {
@@ -36,7 +38,8 @@ pub const LOCAL: &str = "local";
 /// All shards, by id.
 pub fn shards() -> PgResult<Vec<ShardRow>> {
     spi::rows(
-        "SELECT h.shard_id, h.shard_name::text, h.capacity, h.draining, h.node_name::text, coalesce(n.engine = 'citus', false), coalesce(n.takes_shards, true) \
+        "SELECT h.shard_id, h.shard_name::text, h.capacity, h.draining, h.node_name::text, coalesce(n.engine = 'citus', false), coalesce(n.takes_shards, true), \
+             CASE WHEN n.engine = 'postgres_fdw' THEN n.round_trip_ms END \
          FROM foreshard.shard h LEFT JOIN foreshard.node n USING (node_name) ORDER BY 1",
         &[],
         |row| {
@@ -48,6 +51,7 @@ pub fn shards() -> PgResult<Vec<ShardRow>> {
                 node: row.need(5)?,
                 is_citus: row.need(6)?,
                 takes: row.need(7)?,
+                round_trip_ms: row.get(8)?,
             })
         },
     )

@@ -28,6 +28,8 @@ pub struct SlotRow {
     pub group_id: i32,
     /// Heat, cost units/s; 0 when nothing was observed.
     pub heat: f64,
+    /// Accesses per second, decayed; 0 when nothing was observed.
+    pub accesses_per_s: f64,
     /// It has been observed.
     pub observed: bool,
     /// Somebody undid a recommended move of it less than a day ago.
@@ -77,7 +79,8 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
                     AND NOT m.paused AND NOT m.cancel_requested AND m.swapped_at IS NULL AND m.phase NOT LIKE 'revert%'), \
                 bool_or(p.others_move), \
                 (SELECT count(*) FROM foreshard.move m WHERE m.slot_id = s.slot_id AND m.phase = 'failed' \
-                    AND m.finished_at > pg_catalog.clock_timestamp() - interval '1 day') \
+                    AND m.finished_at > pg_catalog.clock_timestamp() - interval '1 day'), \
+                coalesce(max(h.access_score), 0) \
          FROM foreshard.slot s JOIN (SELECT l.slot_id, foreshard.total_bytes(l.partition) + CASE WHEN c.relkind = 'f' THEN r.bytes ELSE coalesce(r.bytes, 0) END AS bytes, false AS others_move \
                  FROM foreshard.slot_partition l JOIN pg_catalog.pg_class c ON c.oid = l.partition LEFT JOIN foreshard.remote_table r ON r.partition = c.oid \
              UNION ALL SELECT t.slot_id, t.bytes, EXISTS (SELECT FROM foreshard.citus_cluster k WHERE k.others_move IS NOT NULL) FROM foreshard.citus_shard t) p USING (slot_id) \
@@ -104,6 +107,7 @@ pub fn slots_of(slot_id: Option<i64>) -> PgResult<Vec<SlotRow>> {
                 heads_for: row.get(15)?,
                 others_move: row.need(16)?,
                 failures: row.need(17)?,
+                accesses_per_s: row.need(18)?,
             })
         },
     )

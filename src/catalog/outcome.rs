@@ -31,7 +31,7 @@ pub struct NewOutcome {
     pub drains: bool,
     /// It was recommended for what was only foreseen.
     pub foreseen: bool,
-    /// What it saves of transactions across shards, cost units/s.
+    /// What it saves of transactions across shards, less what accesses then wait for its node, cost units/s.
     pub joined: f64,
 }
 

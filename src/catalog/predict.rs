@@ -162,6 +162,20 @@ fn learnt(table: Oid, operation: &str) -> PgResult<Vec<(Oid, Learnt)>> {
     Ok(found.into_iter().map(|(trigger, _, learnt)| (trigger, learnt)).collect())
 }
 
+/// Of a table's partitions, or of the one that holds the row: how many are on nodes, how many there are, and the longest round trip
+/// to one of those nodes, ms.
+pub fn round_trips(table: Oid, leaf: Option<Oid>) -> PgResult<(i64, i64, f64)> {
+    let found = spi::rows(
+        "SELECT count(n.node_name), count(*), coalesce(max(n.round_trip_ms), 0) FROM foreshard.slot_partition p \
+         JOIN foreshard.slot s USING (slot_id) JOIN foreshard.shard h USING (shard_id) \
+         LEFT JOIN foreshard.node n ON n.node_name = h.node_name AND n.engine = 'postgres_fdw' \
+         WHERE p.table_oid = $1 AND p.partition = coalesce($2, p.partition)",
+        &[table.into(), leaf.into()],
+        |row| Ok((row.need::<i64>(1)?, row.need::<i64>(2)?, row.need::<f64>(3)?)),
+    )?;
+    Ok(found.into_iter().next().unwrap_or((0, 0, 0.0)))
+}
+
 /// Whether the current user may ask: by SELECT on the table, or as a monitor.
 pub fn may_ask(table: Oid) -> PgResult<bool> {
     let may = spi::one::<bool>(

@@ -183,6 +183,9 @@ settings! {
     /// What a transaction across shards costs.
     real CROSS_SHARD_COST = c"foreshard.cross_shard_cost", 0.05, 0.0, 1e6; Ctx::Sighup, NONE;
         c"Cost units (ms of CPU) that a transaction is taken to cost more when two slots it touches are on different shards; 0: slots used together are not gathered.";
+    /// What waiting for a node costs.
+    real WAIT_COST = c"foreshard.wait_cost", 0.02, 0.0, 1e6; Ctx::Sighup, NONE;
+        c"Cost units (ms of CPU) that a millisecond is taken to cost for which an access waits for the round trip to the node of its slot; 0: plans do not look at round trips.";
     /// Cost of moving.
     real MOVE_COST_PER_MB = c"foreshard.move_cost_per_mb", 10.0, 0.0, 1e9; Ctx::Sighup, NONE;
         c"Cost units (ms of CPU) that moving one megabyte is taken to cost when a move must pay for itself.";

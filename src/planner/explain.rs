@@ -47,6 +47,8 @@ struct ShardLoad {
     shard: String,
     capacity: f64,
     draining: bool,
+    /// To its node; None: it is here.
+    round_trip_ms: Option<f64>,
     load: Option<f64>,
     forecast_peak: Option<f64>,
     planned_peak: Option<f64>,
@@ -63,6 +65,8 @@ struct Considered {
     cost: f64,
     confidence: f64,
     forecast_peak_after: f64,
+    /// What of the gain is lost to accesses that wait for its node, cost units/s.
+    lost_to_waiting: f64,
     refusal: Option<&'static str>,
 }
 
@@ -134,6 +138,7 @@ impl Decision {
                 shard: shard.name.clone(),
                 capacity: shard.capacity,
                 draining: shard.draining,
+                round_trip_ms: shard.round_trip_ms,
                 load: own().next().and_then(|point| point.load_now),
                 forecast_peak: peak(|point| point.forecast),
                 planned_peak: peak(|point| point.planned),
@@ -151,6 +156,7 @@ impl Decision {
             cost: asked.cost,
             confidence: calibration.stated(candidate.confidence),
             forecast_peak_after: candidate.peak_after,
+            lost_to_waiting: candidate.farther,
             refusal: candidate.unfit.map(|unfit| unfit.as_str()),
         });
         one.collect()
@@ -315,6 +321,9 @@ impl Explanation {
                 units(shard.forecast_peak),
                 units(shard.planned_peak)
             );
+            if let Some(ms) = shard.round_trip_ms {
+                let _ = write!(line, ", a round trip of {ms:.2} ms away");
+            }
             if shard.slots_without_forecast > 0 {
                 let _ = write!(line, ", {} slots without a forecast", shard.slots_without_forecast);
             }
@@ -339,12 +348,17 @@ impl Explanation {
             say(text, "There is no other shard to consider.".to_string());
         }
         for considered in &self.considered {
+            let waiting = match considered.lost_to_waiting {
+                lost if lost >= 0.05 => format!(" ({lost:.1} lost to waiting for its node)"),
+                saved if saved <= -0.05 => format!(" ({:.1} of it from waiting less)", -saved),
+                _ => String::new(),
+            };
             let refusal =
                 considered.refusal.map_or_else(String::new, |refusal| format!("; refused: {refusal}"));
             say(
                 text,
                 format!(
-                    "Considered shard \"{}\": gain {:.1} cost units/s for a cost of {:.1}, confidence {:.2}, peak then {:.1}{refusal}.",
+                    "Considered shard \"{}\": gain {:.1} cost units/s{waiting} for a cost of {:.1}, confidence {:.2}, peak then {:.1}{refusal}.",
                     considered.shard,
                     considered.gain,
                     considered.cost,

@@ -30,7 +30,7 @@ use foreshard_core::placement::{
     ANY, Hold, Link, Plan, PlanOptions, RefusalReason, Segment, Shard, Start, Step, Timing,
 };
 use foreshard_core::present::{Loaded, Presence};
-use options::{pace, plan_options};
+use options::{pace, plan_options, round_trip_ms};
 use past::Past;
 use pools::{CITUS, Pool};
 use reliance::Reliance;
@@ -200,7 +200,8 @@ fn place_of(shard: &ShardRow, sick: &[i32]) -> Shard {
         (false, false) if shard.is_citus => CITUS,
         (false, false) => MAY_LEAVE,
     };
-    Shard { id: shard.shard_id, capacity: shard.capacity, draining: shard.draining, accepts }
+    let round_trip_ms = round_trip_ms(shard.round_trip_ms);
+    Shard { id: shard.shard_id, capacity: shard.capacity, draining: shard.draining, accepts, round_trip_ms }
 }
 
 /// How long a slot rests after a move: what failed time and again is not tried all the time. A move in the future was one by a clock that
@@ -249,6 +250,7 @@ fn segments(
                     (false, true) => MAY_LEAVE,
                     (false, false) => STAYS,
                 },
+                wait_cost: slot.accesses_per_s * guc::WAIT_COST.get(),
             }
         })
         .collect()

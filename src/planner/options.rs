@@ -12,6 +12,17 @@ const OVERHEAD_S: f64 = 5.0;
 /// By how much a move may take longer than expected.
 const MARGIN: f64 = 1.5;
 
+/// Bytes of a copy that cross to a node in one round trip: a batch of a thousand rows of usual length.
+const BATCH_BYTES: f64 = 200_000.0;
+/// Round trips of a move whatever its size: what is made, asked and locked there, verification and cutover.
+const ROUND_TRIPS: f64 = 100.0;
+
+/// A round trip as plans know it: the nearest power of two, ms, so that nodes that are about equally far are equally far, whatever the last
+/// health check measured.
+pub fn round_trip_ms(measured: Option<f64>) -> f64 {
+    measured.filter(|ms| ms.is_finite() && *ms > 0.0).map_or(0.0, |ms| ms.log2().round().exp2())
+}
+
 /// The planner's options as the settings say.
 pub fn plan_options(horizon_s: i32) -> PlanOptions {
     PlanOptions {
@@ -43,5 +54,7 @@ pub fn pace(lead_s: i32, is_citus: bool) -> PgResult<Pace> {
         // Citus makes one after the other.
         concurrent: if is_citus { 1 } else { guc::MAX_CONCURRENT_MOVES.get().max(1) as usize },
         margin: MARGIN,
+        batch_bytes: BATCH_BYTES,
+        round_trips: ROUND_TRIPS,
     })
 }

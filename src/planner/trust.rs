@@ -6,7 +6,7 @@ use crate::pg::guc;
 use crate::pg::report::PgResult;
 use foreshard_core::calibration::{Calibration, NOTED, Trust};
 use foreshard_core::placement::{
-    Link, Plan, PlanOptions, Realised, Step, outcome as judge, shared_capacities,
+    Link, Plan, PlanOptions, Realised, Step, farther, outcome as judge, shared_capacities,
 };
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -107,13 +107,23 @@ pub fn note(
                 least_gain: mib * options.move_cost_per_mib / options.payback_s,
                 drains: shards.iter().any(|shard| shard.id == step.from && shard.draining),
                 foreseen: step.foreseen,
-                joined: joined(links, &place, step),
+                joined: joined(links, &place, step) - waits(pool, step),
             };
             outcome::note(&new, horizon_s, resolution_s)?;
         }
         place.insert(step.segment, step.to);
     }
     Ok(())
+}
+
+/// What accesses to the slot of a step cost more where it goes because they wait for a node, cost units/s.
+fn waits(pool: &Pool, step: &Step) -> f64 {
+    let place = |id: i32| pool.places.iter().find(|place| place.id == id);
+    let slot = pool.segments.iter().find(|segment| segment.id == step.segment);
+    match (slot, place(step.from), place(step.to)) {
+        (Some(slot), Some(from), Some(to)) => farther(slot, from, to),
+        _ => 0.0,
+    }
 }
 
 /// What a step saves of the links across shards, cost units/s, when slots are where `place` says.

@@ -50,8 +50,9 @@ fn ring() {
 }
 
 fn planner(name: &str, skew: usize) {
-    let shards: Vec<_> =
-        (0..8).map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY }).collect();
+    let shards: Vec<_> = (0..8)
+        .map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY, round_trip_ms: 0.0 })
+        .collect();
     let segments: Vec<Segment> = (0..1_024)
         .map(|slot| Segment {
             id: slot as i64,
@@ -62,6 +63,7 @@ fn planner(name: &str, skew: usize) {
             hold: Hold::Free,
             hot_buckets: 9,
             class: ANY,
+            wait_cost: 0.0,
         })
         .collect();
     let data: Vec<f64> = segments.iter().flat_map(|s| s.futures.concat()).collect();

@@ -8,12 +8,24 @@ use foreshard_core::placement::{
 use proptest::prelude::*;
 
 fn shards(count: i32) -> Vec<Shard> {
-    (0..count).map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY }).collect()
+    (0..count)
+        .map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY, round_trip_ms: 0.0 })
+        .collect()
 }
 
 fn segment(id: i64, shard: i32, curve: Vec<f64>) -> Segment {
     let futures = vec![curve.clone(); 4];
-    Segment { id, shard, bytes: 1 << 20, curve, futures, hold: Hold::Free, hot_buckets: 5, class: ANY }
+    Segment {
+        id,
+        shard,
+        bytes: 1 << 20,
+        curve,
+        futures,
+        hold: Hold::Free,
+        hot_buckets: 5,
+        class: ANY,
+        wait_cost: 0.0,
+    }
 }
 
 fn apply(segments: &[Segment], plan: &Plan, steps: usize) -> Vec<Segment> {
@@ -40,7 +52,7 @@ prop_compose! {
     ) -> (Vec<Shard>, Vec<Segment>) {
         let shards = (0..)
             .zip(capacities)
-            .map(|(id, (capacity, draining))| Shard { id, capacity, draining, accepts: ANY })
+            .map(|(id, (capacity, draining))| Shard { id, capacity, draining, accepts: ANY, round_trip_ms: 0.0 })
             .collect();
         let segments = (0..)
             .zip(segments)

@@ -8,12 +8,24 @@ use foreshard_core::placement::{
 use proptest::prelude::*;
 
 fn shards(count: i32) -> Vec<Shard> {
-    (0..count).map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY }).collect()
+    (0..count)
+        .map(|id| Shard { id, capacity: 1_000.0, draining: false, accepts: ANY, round_trip_ms: 0.0 })
+        .collect()
 }
 
 fn segment(id: i64, shard: i32, curve: Vec<f64>) -> Segment {
     let futures = vec![curve.clone(); 8];
-    Segment { id, shard, bytes: 1 << 30, curve, futures, hold: Hold::Free, hot_buckets: 0, class: ANY }
+    Segment {
+        id,
+        shard,
+        bytes: 1 << 30,
+        curve,
+        futures,
+        hold: Hold::Free,
+        hot_buckets: 0,
+        class: ANY,
+        wait_cost: 0.0,
+    }
 }
 
 /// Flat for `quiet` leads with a dip at lead 5, then a peak.
@@ -44,7 +56,15 @@ fn a_move_takes_the_dwells_that_it_has() {
 }
 
 fn pace() -> Pace {
-    Pace { lead_s: 3_600, bytes_per_s: (1 << 20) as f64, fixed_s: 60.0, concurrent: 1, margin: 1.5 }
+    Pace {
+        lead_s: 3_600,
+        bytes_per_s: (1 << 20) as f64,
+        fixed_s: 60.0,
+        concurrent: 1,
+        margin: 1.5,
+        batch_bytes: 1e6,
+        round_trips: 20.0,
+    }
 }
 
 fn timings(segments: &[Segment], pace: &Pace, open: &[bool]) -> Vec<Timing> {

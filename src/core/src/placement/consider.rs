@@ -19,6 +19,8 @@ pub enum Unfit {
     NoGain,
     /// It would help, but less than the move costs or less than the minimum.
     LowBenefit,
+    /// It would help enough, did accesses not wait for its node.
+    RoundTrip,
 }
 
 impl Unfit {
@@ -31,6 +33,7 @@ impl Unfit {
             Self::TooHot => "too_hot",
             Self::NoGain => "no_gain",
             Self::LowBenefit => "low_benefit",
+            Self::RoundTrip => "round_trip",
         }
     }
 }
@@ -46,6 +49,8 @@ pub struct Candidate {
     pub confidence: f64,
     /// Forecast peak of the shard with the segment, cost units/s.
     pub peak_after: f64,
+    /// What accesses to it cost more there because they wait for a node (part of the gain), cost units/s.
+    pub farther: f64,
     /// Why not; None: the planner may take it.
     pub unfit: Option<Unfit>,
 }
@@ -111,7 +116,11 @@ pub fn consider(
 fn candidate(state: &State, options: &PlanOptions, segment: usize, to: usize) -> Candidate {
     let from = state.shard_of(segment);
     let peak = state.peak_with(to, segment);
-    let gain = relief(state, segment) - growth(state, to, peak) + state.joined(segment, to);
+    let (relieved, farther) = (
+        relief(state, segment) - growth(state, to, peak) + state.joined(segment, to),
+        state.farther(segment, to),
+    );
+    let gain = relieved - farther;
     let confidence = state.segments.get(segment).map_or(0.0, |moved| {
         let least = cost(state, options, segment) / options.payback_s;
         state.futures.confidence(moved, ends(state, segment, to), least)
@@ -124,25 +133,32 @@ fn candidate(state: &State, options: &PlanOptions, segment: usize, to: usize) ->
     } else if state.is_draining(from) {
         (peak > state.capacity(to) && drain_target(state, segment) != Some(to)).then_some(Unfit::NoCapacity)
     } else {
-        unfit_to_balance(state, options, segment, (to, peak, gain))
+        unfit_to_balance(state, options, segment, (to, peak, gain), relieved)
     };
-    Candidate { shard, gain, confidence, peak_after: peak, unfit }
+    Candidate { shard, gain, confidence, peak_after: peak, farther, unfit }
 }
 
-/// As the planner judges a target when it balances.
+/// As the planner judges a target when it balances; `relieved` is the gain if nobody waited for its node.
 fn unfit_to_balance(
     state: &State,
     options: &PlanOptions,
     segment: usize,
     (to, peak, gain): (usize, f64, f64),
+    relieved: f64,
 ) -> Option<Unfit> {
     let from = state.shard_of(segment);
     let before = state.peak(from) / state.capacity(from);
+    let too_hot = peak > state.peak(to) && peak / state.capacity(to) >= before * (1.0 - 1e-9);
+    let least = least_benefit(state, options, segment);
+    let enough = |gain: f64| gain > 1e-9 * state.mean_load && gain >= least;
+    if !too_hot && enough(relieved) && !enough(gain) {
+        return Some(Unfit::RoundTrip);
+    }
     if gain <= 1e-9 * state.mean_load {
         return Some(Unfit::NoGain);
     }
-    if peak > state.peak(to) && peak / state.capacity(to) >= before * (1.0 - 1e-9) {
+    if too_hot {
         return Some(Unfit::TooHot);
     }
-    (gain < least_benefit(state, options, segment)).then_some(Unfit::LowBenefit)
+    (gain < least).then_some(Unfit::LowBenefit)
 }

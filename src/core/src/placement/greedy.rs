@@ -29,6 +29,8 @@ pub(super) struct Candidate {
 pub(super) enum Verdict {
     Move(Candidate),
     NoTarget,
+    /// It would, did accesses not have to wait for the nodes that could take it.
+    TooFar,
     LowBenefit,
 }
 
@@ -79,7 +81,7 @@ fn drain(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
             let growth = state.excess(to, peak) - state.excess(to, state.peak(to));
             let cut = |state: &State, at: usize| state.linked_to(segment, |shard| shard != at);
             let links = cut(state, state.shard_of(segment)) - cut(state, to);
-            let benefit = state.drain_penalty(segment) - growth + links;
+            let benefit = state.drain_penalty(segment) - growth + links - state.farther(segment, to);
             push(state, options, Candidate { segment, to, benefit, net: benefit }, steps);
         }
     }
@@ -91,11 +93,16 @@ fn may_drain(state: &State, segment: usize) -> bool {
 }
 
 pub(super) fn drain_target(state: &State, segment: usize) -> Option<usize> {
+    let used = |to: usize| (state.peak_with(to, segment) / state.capacity(to), to);
+    let fit: Vec<(f64, usize)> =
+        targets(state, segment).map(used).filter(|(utilisation, _)| *utilisation <= 1.0).collect();
+    let nearest = fit.iter().map(|(_, to)| state.farther(segment, *to)).fold(f64::INFINITY, f64::min);
     let mut best: Option<(f64, usize)> = None;
-    for to in targets(state, segment) {
-        let utilisation = state.peak_with(to, segment) / state.capacity(to);
-        if utilisation <= 1.0 && best.is_none_or(|(least, _)| utilisation < least) {
-            best = Some((utilisation, to));
+    for (utilisation, to) in fit {
+        // Waiting for a node that is farther than another one counts like load.
+        let charged = utilisation + (state.farther(segment, to) - nearest) / state.capacity(to);
+        if best.is_none_or(|(least, _)| charged < least) {
+            best = Some((charged, to));
         }
     }
     best.map(|(_, to)| to)
@@ -139,7 +146,7 @@ fn gather(state: &mut State, options: &PlanOptions, steps: &mut Vec<Step>) {
                 if !state.accepts(to, segment) || !fits || state.relative_of(to, peak) > goal {
                     continue;
                 }
-                let benefit = relief - growth(state, to, peak) + state.joined(segment, to);
+                let benefit = relief - growth(state, to, peak) + saved(state, segment, to);
                 let net = benefit - cost(state, options, segment) / options.payback_s;
                 let enough =
                     benefit >= least_benefit(state, options, segment) && benefit > 1e-9 * state.mean_load;
@@ -293,7 +300,7 @@ pub(super) fn ends(state: &State, segment: usize, to: usize) -> Ends {
         from_capacity: state.capacity(from),
         to_capacity: state.capacity(to),
         drains: state.is_draining(from),
-        joined: state.joined(segment, to),
+        joined: saved(state, segment, to),
     }
 }
 
@@ -351,6 +358,11 @@ pub(super) fn growth(state: &State, to: usize, peak: f64) -> f64 {
     state.excess(to, peak) - state.excess(to, state.peak(to))
 }
 
+/// What a move saves of the links across shards, less what accesses then wait for its node, cost units/s.
+pub(super) fn saved(state: &State, segment: usize, to: usize) -> f64 {
+    state.joined(segment, to) - state.farther(segment, to)
+}
+
 /// The best move of a segment off its (overloaded) shard.
 pub(super) fn verdict_anywhere(state: &State, options: &PlanOptions, segment: usize, tight: bool) -> Verdict {
     let all: Vec<usize> = (0..state.shards.len()).collect();
@@ -366,15 +378,18 @@ fn verdict(state: &State, options: &PlanOptions, segment: usize, tight: bool, sh
     let relief = relief(state, segment);
     let least = least_benefit(state, options, segment);
     let mut best: Option<Candidate> = None;
-    let mut improves = false;
+    let (mut improves, mut far) = (false, false);
+    let enough = |benefit: f64| benefit >= least && benefit > 1e-9 * state.mean_load;
     for to in shards.iter().copied().filter(|to| *to != from && state.accepts(*to, segment)) {
         let peak = state.peak_with(to, segment);
-        let benefit = relief - growth(state, to, peak) + state.joined(segment, to);
+        let relieved = relief - growth(state, to, peak) + state.joined(segment, to);
+        let benefit = relieved - state.farther(segment, to);
         // The target must not end up hotter than the source was (a small shard could, at a small
         // excess), unless its peak is at another time and does not rise. The factors keep rounding
         // errors from counting as improvements.
         let spares = peak <= state.peak(to) || peak / state.capacity(to) < before * (1.0 - 1e-9);
         let fits = !tight || state.relative_of(to, peak) <= 1.0 + options.imbalance_low;
+        far |= spares && fits && enough(relieved) && !enough(benefit);
         if benefit <= 1e-9 * state.mean_load || !spares || !fits {
             continue;
         }
@@ -392,6 +407,7 @@ fn verdict(state: &State, options: &PlanOptions, segment: usize, tight: bool, sh
     }
     match best {
         Some(candidate) => Verdict::Move(candidate),
+        None if far => Verdict::TooFar,
         None if improves => Verdict::LowBenefit,
         None => Verdict::NoTarget,
     }
@@ -418,7 +434,7 @@ fn push(state: &mut State, options: &PlanOptions, chosen: Candidate, steps: &mut
     let confidence = state.futures.confidence(moved, ends, cost(state, options, segment) / options.payback_s);
     let foreseen = !ends.drains && moved.hot_buckets < options.min_hot_buckets;
     let (peak_before, before) = (state.imbalance(), state.relative(from));
-    let hot = overloaded(state, options, from);
+    let (hot, farther) = (overloaded(state, options, from), state.farther(segment, to));
     state.apply(segment, to);
     let id = |shard: usize| state.shards.get(shard).map_or(0, |shard| shard.id);
     let percent = |relative: f64| (relative * 100.0).round();
@@ -428,8 +444,15 @@ fn push(state: &mut State, options: &PlanOptions, chosen: Candidate, steps: &mut
         (_, _, true) => "will be above its fair share",
         _ => "is above its fair share",
     };
+    let waits = match farther {
+        more if more >= 0.05 => format!("; its accesses wait for a node, which costs {more:.1} cost units/s"),
+        less if less <= -0.05 => {
+            format!("; its accesses wait less for a node, which saves {:.1} cost units/s", -less)
+        }
+        _ => String::new(),
+    };
     let reason = format!(
-        "shard {} {why}: its peak goes from {} % to {} % of the fair share, that of shard {} to {} %",
+        "shard {} {why}: its peak goes from {} % to {} % of the fair share, that of shard {} to {} %{waits}",
         id(from),
         percent(before),
         percent(state.relative(from)),

@@ -8,8 +8,9 @@
 //! any shard / the fair utilisation: 1 is perfect.
 //!
 //! The objective, in cost units/s: the sum over the shards of what their peak exceeds their fair
-//! share by, plus the weight of the links between segments on different shards, plus, for every segment left
-//! on a draining shard, twice its peak plus one and the weight of all its links.
+//! share by, plus the weight of the links between segments on different shards, plus what it costs that accesses wait for
+//! round trips, plus, for every segment left on a draining shard, twice its peak plus one, the weight of all its links and what
+//! the farthest shard would add to its waits.
 
 mod check;
 mod consider;
@@ -50,6 +51,8 @@ pub struct Shard {
     pub draining: bool,
     /// The classes of segments that may move to it, one bit each; [`ANY`] takes all.
     pub accepts: u64,
+    /// How long an access waits for its node, ms; 0 on this server. What is no number above 0 counts as 0.
+    pub round_trip_ms: f64,
 }
 
 /// Every class of segments.
@@ -94,6 +97,9 @@ pub struct Segment {
     pub hot_buckets: u32,
     /// Its classes, one bit each: it may move to shards that accept one of them.
     pub class: u64,
+    /// What every millisecond that its accesses wait for a node costs, cost units per second: accesses per second times what is
+    /// charged for one. What is no number above 0 counts as 0.
+    pub wait_cost: f64,
 }
 
 /// Two segments that are used together.
@@ -253,6 +259,17 @@ pub enum PlacementError {
         /// How many are allowed.
         limit: usize,
     },
+}
+
+/// What accesses to a segment cost more on one shard than on another because they wait longer for its node, cost units/s; below 0:
+/// so much less, and exactly 0 between shards of equal round trips.
+pub fn farther(segment: &Segment, from: &Shard, to: &Shard) -> f64 {
+    known(segment.wait_cost) * (known(to.round_trip_ms) - known(from.round_trip_ms))
+}
+
+/// The upper bound keeps products and sums finite.
+fn known(value: f64) -> f64 {
+    if (0.0..=1e100).contains(&value) { value } else { 0.0 }
 }
 
 impl fmt::Display for PlacementError {

@@ -21,6 +21,8 @@ pub enum RefusalReason {
     InFlight,
     /// Moving it would help, but less than it costs or less than the minimum.
     LowBenefit,
+    /// Moving it would relieve its shard, but its accesses would wait so much for the node that it does not pay.
+    RoundTrip,
     /// Its shard has not been overloaded for long enough.
     NotHotLongEnough,
     /// A person pinned it.
@@ -39,6 +41,7 @@ impl RefusalReason {
             Self::Cooldown => "cooldown",
             Self::InFlight => "in_flight",
             Self::LowBenefit => "low_benefit",
+            Self::RoundTrip => "round_trip",
             Self::NotHotLongEnough => "not_hot_long_enough",
             Self::Pinned => "pinned",
             Self::ModeOff => "mode_off",
@@ -58,6 +61,10 @@ impl RefusalReason {
             Self::InFlight => "Wait until its current move is over.",
             Self::LowBenefit => {
                 "Nothing needs to be done; lower the minimum benefit or the move cost to act anyway."
+            }
+            Self::RoundTrip => {
+                "Add a shard on this server or on a nearer node; lower foreshard.wait_cost if waiting matters less \
+                 than the overload."
             }
             Self::NotHotLongEnough => "Wait: the overload may pass by itself.",
             Self::Pinned => "Remove the pin if the segment may move.",
@@ -123,6 +130,7 @@ fn unmoved(state: &State, options: &PlanOptions, index: usize) -> Option<Refusal
     }
     match verdict_anywhere(state, options, index, false) {
         Verdict::NoTarget => Some(RefusalReason::NoTargetCapacity),
+        Verdict::TooFar => Some(RefusalReason::RoundTrip),
         Verdict::LowBenefit => Some(RefusalReason::LowBenefit),
         // It was beyond the step limit: the next plan takes it.
         Verdict::Move(_) => None,

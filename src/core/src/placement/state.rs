@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::futures::Futures;
-use super::{Link, PlanOptions, Segment, Shard};
+use super::{Link, PlanOptions, Segment, Shard, farther};
 
 /// A problem with its (changing) placement. Shards and segments are addressed by index.
 #[derive(Clone)]
@@ -149,9 +149,10 @@ impl<'a> State<'a> {
 
     /// Contribution of a segment to the objective while it is on a draining shard.
     pub(super) fn drain_penalty(&self, segment: usize) -> f64 {
-        // More than any target's excess and cut links can grow by, so that draining always improves; the one
+        // More than any target's excess, cut links and waits can grow by, so that draining always improves; the one
         // is for segments without load.
-        2.0 * self.height(segment) + 1.0 + self.linked_to(segment, |_| true)
+        let farthest = peak((0..self.shards.len()).map(|to| self.farther(segment, to)));
+        2.0 * self.height(segment) + 1.0 + self.linked_to(segment, |_| true) + farthest
     }
 
     /// Weight of the links of a segment to segments on shards that `on` names, cost units/s.
@@ -164,6 +165,15 @@ impl<'a> State<'a> {
     pub(super) fn joined(&self, segment: usize, to: usize) -> f64 {
         let from = self.shard_of(segment);
         self.linked_to(segment, |shard| shard == to) - self.linked_to(segment, |shard| shard == from)
+    }
+
+    /// What its accesses cost more on `to` than where it is, cost units/s; see [`farther`].
+    pub(super) fn farther(&self, segment: usize, to: usize) -> f64 {
+        let places = (self.shards.get(self.shard_of(segment)), self.shards.get(to));
+        match (self.segments.get(segment), places) {
+            (Some(segment), (Some(from), Some(to))) => farther(segment, from, to),
+            _ => 0.0,
+        }
     }
 
     /// Shards on which a segment has linked ones, other than its own.
@@ -184,7 +194,16 @@ impl<'a> State<'a> {
         let left: f64 = left.map(|segment| self.drain_penalty(segment)).sum();
         let cut = (0..self.segments.len()).map(|s| self.linked_to(s, |shard| shard != self.shard_of(s)));
         // Every link is seen from both of its ends.
-        excess + left + cut.sum::<f64>() / 2.0
+        excess + left + cut.sum::<f64>() / 2.0 + self.waits()
+    }
+
+    /// What it costs that accesses wait for round trips, cost units/s.
+    fn waits(&self) -> f64 {
+        let here = |shard: &Shard| Shard { round_trip_ms: 0.0, ..shard.clone() };
+        let one = |(segment, place): (&Segment, &usize)| {
+            self.shards.get(*place).map_or(0.0, |shard| farther(segment, &here(shard), shard))
+        };
+        self.segments.iter().zip(&self.place).map(one).sum()
     }
 
     /// Highest relative utilisation of all shards.

@@ -6,7 +6,7 @@
 //! valley, because a later forecast knows more; without one the step begins at once.
 
 use super::state::State;
-use super::{PlacementError, Plan, PlanOptions, Segment, Shard, check};
+use super::{PlacementError, Plan, PlanOptions, Segment, Shard, check, known};
 
 /// A bucket counts as quiet when its load is within this share of the quietest.
 const QUIET: f64 = 0.05;
@@ -26,12 +26,18 @@ pub struct Pace {
     pub concurrent: usize,
     /// By how much a move may take longer than that; 1.5 plans for half as much again.
     pub margin: f64,
+    /// Bytes of a copy that go to or come from a node in one round trip, above 0.
+    pub batch_bytes: f64,
+    /// Round trips of a move whatever its size.
+    pub round_trips: f64,
 }
 
 impl Pace {
-    /// How long a move of `bytes` may take, s.
-    pub fn duration_s(&self, bytes: u64) -> f64 {
-        (self.fixed_s + bytes as f64 / self.bytes_per_s.max(1.0)) * self.margin.max(1.0)
+    /// How long a move of `bytes` may take, s, between shards whose round trips are so long together, ms.
+    pub fn duration_s(&self, bytes: u64, round_trip_ms: f64) -> f64 {
+        let round_trips = self.round_trips + bytes as f64 / self.batch_bytes.max(1.0);
+        let waits_s = round_trips * known(round_trip_ms) / 1e3;
+        (self.fixed_s + bytes as f64 / self.bytes_per_s.max(1.0) + waits_s) * self.margin.max(1.0)
     }
 }
 
@@ -165,7 +171,9 @@ fn works(mut state: State, plan: &Plan, options: &PlanOptions, pace: &Pace) -> V
             let load = state.load(from).iter().zip(state.load(to)).map(|(a, b)| a + b).collect();
             let bytes = state.segments.get(segment).map_or(0, |segment| segment.bytes);
             state.apply(segment, to);
-            Work { duration_s: pace.duration_s(bytes), overload_lead, load }
+            let round_trip = |at: usize| state.shards.get(at).map_or(0.0, |shard| known(shard.round_trip_ms));
+            let duration_s = pace.duration_s(bytes, round_trip(from) + round_trip(to));
+            Work { duration_s, overload_lead, load }
         })
         .collect()
 }

@@ -217,6 +217,7 @@ impl Foreshard {
                 hold,
                 hot_buckets: self.hot_buckets[shard],
                 class: ANY,
+                wait_cost: 0.0,
             }
         });
         segments.collect()
@@ -331,7 +332,13 @@ impl Foreshard {
         let shards: Vec<Shard> = (0..)
             .zip(view.shards)
             .filter(|(_, shard)| !shard.lost)
-            .map(|(id, shard)| Shard { id, capacity: shard.capacity, draining: shard.draining, accepts: ANY })
+            .map(|(id, shard)| Shard {
+                id,
+                capacity: shard.capacity,
+                draining: shard.draining,
+                accepts: ANY,
+                round_trip_ms: 0.0,
+            })
             .collect();
         let Ok(plan) = plan_linked(&shards, &segments, &view.scene.links, &self.options) else { return };
         let moves = &view.scene.moves;
@@ -341,6 +348,8 @@ impl Foreshard {
             fixed_s: moves.fixed_s,
             concurrent: moves.concurrent,
             margin: 1.5,
+            batch_bytes: f64::INFINITY,
+            round_trips: 0.0,
         };
         let Ok(timings) = schedule(&shards, &segments, &plan, &self.options, &pace, &[]) else { return };
         self.pending.clear();
