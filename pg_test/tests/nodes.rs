@@ -396,6 +396,63 @@ fn the_extension_goes(world: &mut World, slot: &str, before: &str) -> Result<()>
     Ok(())
 }
 
+/// What a session asks of nodes that hang ends in time, and nothing else of the session with it.
+#[test]
+fn sessions_wait_for_hanging_nodes_within_bounds() -> Result<()> {
+    let mut world = World::with_proxy("node-hangs")?;
+    world.tables(2)?;
+    let slots = world.here.slots("acc")?;
+    world.here.hold(Some("catch_up"))?;
+    let move_id = world.move_to(&slots[0], "on_n1")?;
+    world.here.wait_phase(&move_id, "catch_up")?;
+    world.here.set(&[("foreshard.node_check_interval", "600")])?;
+    let place = world.proxy.as_ref().ok_or("no proxy")?.options();
+    for server in ["s_n1", "s_n2"] {
+        world.here.query(&format!(
+            "ALTER SERVER {server} OPTIONS (SET connect_timeout '600', SET tcp_user_timeout '600000')"
+        ))?;
+    }
+    let mut c = world.here.cluster.connect("postgres")?;
+    let own = world.here.cluster.conninfo("postgres").replace('\'', "''");
+    c.exec(&format!(
+        "CREATE SERVER s_hang FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({place}, dbname 'postgres', connect_timeout '600'); \
+         CREATE USER MAPPING FOR postgres SERVER s_hang OPTIONS (user 'postgres'); SELECT dblink_connect('mine', '{own}')"
+    ))?;
+    // A health check that is under way ends.
+    std::thread::sleep(Duration::from_millis(1_500));
+    world.proxy.as_ref().ok_or("no proxy")?.set(Link::Stalled);
+    let begun = Instant::now();
+    let error = expect_code(c.exec("SELECT foreshard.add_node('hang', 's_hang')"), "08006");
+    assert!(error.message.contains("did not answer in time"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let mine = "SELECT one FROM dblink('mine', 'SELECT 1') AS t (one int)";
+    assert_eq!(c.query_one(mine)?, "1");
+
+    // Ten seconds a node, in which no worker comes back, and then it is done.
+    let mut dropper = world.here.cluster.connect("postgres")?;
+    dropper.take_notices();
+    dropper.exec(&format!("SELECT dblink_connect('mine', '{own}')"))?;
+    let begun = Instant::now();
+    dropper.send_query("DROP EXTENSION foreshard CASCADE")?;
+    let mut most = 0;
+    while dropper.poll_result(Duration::from_millis(200))?.is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(40), "it still waits");
+        if begun.elapsed() > Duration::from_secs(4) {
+            let workers = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'postgres' AND backend_type LIKE 'foreshard %'";
+            most = most.max(c.query_one(workers)?.parse::<i64>().unwrap_or(99));
+        }
+    }
+    println!("dropped in {:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_secs(12), "nobody waited: {:?}", begun.elapsed());
+    assert_eq!(most, 0, "workers came back");
+    let told = dropper.take_notices().join("; ");
+    assert!(told.contains("node \"n1\" may keep what moves made there (it does not answer)"), "{told}");
+    assert_eq!(dropper.query_one(mine)?, "1");
+    assert_eq!(dropper.query_one("SELECT count(*) FROM pg_extension WHERE extname = 'foreshard'")?, "0");
+    assert_eq!(dropper.query_one("SELECT count(*) FROM acc")?, ROWS.to_string());
+    Ok(())
+}
+
 #[test]
 fn a_replica_serves_reads_while_its_node_is_down() -> Result<()> {
     let mut world = World::with_nodes("node-replica")?;

@@ -7,9 +7,9 @@
 
 use crate::pg::bgworker::transaction;
 use crate::pg::local::{Local, LocalBox};
-use crate::pg::report::{PgResult, wrong_state};
+use crate::pg::report::{PgResult, PgSqlErrorCode, error, wrong_state};
 use crate::pg::{security, spi, subtransaction, wire};
-use pgrx::pg_sys;
+use pgrx::{PgLogLevel, pg_sys};
 use std::collections::HashSet;
 
 /// What every session on a node begins with: values have one text form, what it commits is on disk, nothing that a
@@ -55,10 +55,26 @@ pub fn distrust() {
     }
 }
 
+/// How long what a user's session asks a node may take in all, ms.
+pub const SESSION_MS: u128 = 10_000;
+
 /// Runs in a user's session what opens links; an ERROR leaves none of them open.
+///
+/// # Errors
+/// Raises 08006 when the node takes longer than [`SESSION_MS`].
 pub fn in_session<R>(work: impl FnOnce() -> R) -> R {
+    let _bound = wire::Bound::in_session(SESSION_MS);
     subtransaction::run_or(work, || {
         let _ = close_all();
+        if wire::has_cut() {
+            error(PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE, "the node did not answer in time")
+                .set_detail(format!(
+                    "It was waited for {} s, then the connection was cut.",
+                    SESSION_MS / 1000
+                ))
+                .set_hint("See whether the server is well, and the network on the way to it; then try again.")
+                .report(PgLogLevel::ERROR);
+        }
     })
 }
 

@@ -187,6 +187,14 @@ unsafe fn release_named(name: *const std::ffi::c_char) {
     }
 }
 
+/// Those that were sent home stay there for so long, and some seconds more: what is done meanwhile takes its time.
+pub fn keep_workers_away(limit_ms: i64) {
+    let until_us = bgworker::now_us() + limit_ms * 1000 + HOLD_US;
+    shmem::with_entry(bgworker::database(), |entry| {
+        entry.held_until_us = entry.held_until_us.max(until_us);
+    });
+}
+
 /// Asks our workers to leave a database, and waits for them, bounded.
 fn release(database: u32) {
     let held_until_us = bgworker::now_us() + HOLD_US;

@@ -1,10 +1,11 @@
-//! The sockets of a worker, all of which lead to nodes: libpq waits on them, in some versions without looking at
-//! interrupts. Cutting them ends every such wait at once, with the error of a lost connection.
+//! The sockets of a worker, all of which lead to nodes, and those that a user's session opens to nodes for us: libpq waits on
+//! them, in some versions without looking at interrupts. Cutting them ends every such wait at once, with the error of a lost
+//! connection.
 
 use super::bgworker;
 use super::compat;
 use super::local::Local;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Descriptors are given lowest first, so that connections have low ones.
 const MOST_SOCKETS: libc::c_int = 1024;
@@ -14,6 +15,10 @@ const KEEPALIVE: [(libc::c_int, libc::c_int); 3] =
 /// What was sent and is not acknowledged for so long ends the connection, ms.
 const USER_TIMEOUT_MS: libc::c_int = 20_000;
 
+/// Sockets of a user's session that are not ours to cut, a bit for each descriptor; a worker has none.
+static SPARED: [AtomicU64; MOST_SOCKETS as usize / 64] =
+    [const { AtomicU64::new(0) }; MOST_SOCKETS as usize / 64];
+
 /// Our time-out, once it is registered.
 static TIMEOUT: Local<Option<u32>> = Local::new(None);
 /// It went off.
@@ -22,7 +27,8 @@ static CUT: AtomicBool = AtomicBool::new(false);
 /// Once cut, again so often, ms: who loses a connection may make another one.
 const AGAIN_MS: i32 = 100;
 
-/// Shuts every socket of this process down. Async-signal-safe. Only in workers, which have no client.
+/// Shuts every socket of this process down but those that are spared. Async-signal-safe. In workers, which have no client, and
+/// within [`Bound::in_session`].
 pub fn cut() {
     // SAFETY: shutdown() may be called in signal handlers and on any number: what is no socket stays as it is. The
     // place of errno is the thread's own.
@@ -31,11 +37,28 @@ pub fn cut() {
         let before = *errno;
         for descriptor in 3..MOST_SOCKETS {
             // What listens may be shared with other processes.
-            if option(descriptor, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Some(0) {
+            if !is_spared(descriptor) && option(descriptor, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Some(0)
+            {
                 libc::shutdown(descriptor, libc::SHUT_RDWR);
             }
         }
         *errno = before;
+    }
+}
+
+fn is_spared(descriptor: libc::c_int) -> bool {
+    let at = descriptor as usize;
+    SPARED.get(at / 64).is_none_or(|word| (word.load(Ordering::Relaxed) >> (at % 64)) & 1 == 1)
+}
+
+/// Spares what is open now: the session's client, and whatever else its user has connected to.
+fn spare_open() {
+    for (number, word) in SPARED.iter().enumerate() {
+        let is_socket = |bit: &usize| {
+            option((number * 64 + bit) as libc::c_int, libc::SOL_SOCKET, libc::SO_TYPE).is_some()
+        };
+        let open = (0..64).filter(is_socket).fold(0_u64, |open, bit| open | (1 << bit));
+        word.store(open, Ordering::Relaxed);
     }
 }
 
@@ -46,6 +69,11 @@ unsafe extern "C-unwind" fn expire() {
     cut();
 }
 
+/// Whether the last bound of this process went off.
+pub fn has_cut() -> bool {
+    CUT.load(Ordering::Relaxed)
+}
+
 /// Until it goes, nodes have to answer within its time.
 pub struct Bound(Option<u32>);
 
@@ -53,9 +81,18 @@ impl Bound {
     /// Cuts every connection of this worker when `limit_ms` have passed, and whatever it connects to after that. In other
     /// sessions it does nothing.
     pub fn set(limit_ms: u128) -> Bound {
+        if bgworker::is_ours() { Bound::begin(limit_ms) } else { Bound(None) }
+    }
+
+    /// The same in a user's session, of connections that are made from now on. Not within another one.
+    pub fn in_session(limit_ms: u128) -> Bound {
         if !bgworker::is_ours() {
-            return Bound(None);
+            spare_open();
         }
+        Bound::begin(limit_ms)
+    }
+
+    fn begin(limit_ms: u128) -> Bound {
         let id = TIMEOUT.get().unwrap_or_else(|| {
             let id = compat::register_timeout(expire);
             TIMEOUT.set(Some(id));
@@ -66,11 +103,17 @@ impl Bound {
         Bound(Some(id))
     }
 
+    /// Whether it went off.
+    pub fn is_over(&self) -> bool {
+        self.0.is_some() && has_cut()
+    }
+
     /// Ends it; whether it went off, so that nothing that a connection held there is held any more.
     pub fn end(self) -> bool {
-        let is_set = self.0.is_some();
-        drop(self);
-        is_set && CUT.load(Ordering::Relaxed)
+        if let Some(id) = self.0 {
+            compat::disable_timeout(id);
+        }
+        self.is_over()
     }
 }
 

@@ -6,7 +6,8 @@ use crate::catalog::link::{self, Link};
 use crate::catalog::node::{self, NodeRow};
 use crate::pg::report::{PgResult, warning};
 use crate::pg::subtransaction::{self, Ended};
-use crate::pg::{reading, security, spi};
+use crate::pg::wire::Bound;
+use crate::pg::{hooks, reading, security, spi};
 use foreshard_core::breaker::State;
 use pgrx::pg_sys::panic::ErrorReportable;
 
@@ -14,6 +15,8 @@ use pgrx::pg_sys::panic::ErrorReportable;
 const LOCK_MS: i32 = 1_000;
 /// How often a node is tried.
 const ATTEMPTS: usize = 3;
+/// Why a node was not asked, or not for longer.
+const SILENT: &str = "it does not answer";
 /// `query_canceled`.
 const CANCELLED: &str = "57014";
 
@@ -23,14 +26,10 @@ pub fn leave_all() -> PgResult<()> {
     let _owner = security::as_extension_owner()?;
     for node in node::nodes(None)? {
         let left = remaining(&node)?;
-        let ended = answers(&node).then(|| try_to_leave(&node, &left));
-        if ended != Some(Ended::Well) && !left.is_empty() {
+        let failed = if answers(&node) { try_to_leave(&node, &left) } else { Some(SILENT.to_string()) };
+        if let Some(why) = failed.filter(|_| !left.is_empty()) {
             let names: Vec<String> =
                 left.iter().flat_map(|(row, ..)| [row.table_there(), row.aid_there("log")]).collect();
-            let why = match ended {
-                Some(Ended::Failed(code)) => reading::sqlstate(code),
-                _ => "it does not answer".to_string(),
-            };
             warning(&format!(
                 "node \"{}\" may keep what moves made there ({why}): {}",
                 node.name,
@@ -66,26 +65,36 @@ fn parts_on(node: &NodeRow) -> PgResult<Vec<String>> {
     Ok(names)
 }
 
-/// Leaves a node. What a worker had begun there may take a moment to end, so a failure is not the last word, but for a cancel.
-fn try_to_leave(node: &NodeRow, left: &[(RemoteRow, bool)]) -> Ended {
+/// Leaves a node, in ten seconds at most, in which no worker comes back; why not. What a worker had begun there may take a
+/// moment to end, so a failure is not the last word, but for a cancel.
+fn try_to_leave(node: &NodeRow, left: &[(RemoteRow, bool)]) -> Option<String> {
+    hooks::keep_workers_away(link::SESSION_MS as i64);
+    let bound = Bound::in_session(link::SESSION_MS);
     let mut ended = Ended::Well;
     for _ in 0..ATTEMPTS {
         ended = attempt(|| leave(node, left));
         let is_cancelled = matches!(&ended, Ended::Failed(code) if reading::sqlstate(*code) == CANCELLED);
-        if ended == Ended::Well || is_cancelled {
+        if ended == Ended::Well || is_cancelled || bound.is_over() {
             break;
         }
     }
-    ended
+    match (ended, bound.end()) {
+        (Ended::Well, _) => None,
+        (Ended::Failed(_), true) => Some(SILENT.to_string()),
+        (Ended::Failed(code), false) => Some(reading::sqlstate(code)),
+    }
 }
 
 fn answers(node: &NodeRow) -> bool {
     node.breaker.state == State::Closed
 }
 
-/// Lets a node forget this server, as far as it answers; None: it does not.
+/// Lets a node forget this server, as far as it answers within ten seconds; None: it is known not to.
 pub fn leave_lease(node: &NodeRow) -> Option<Ended> {
-    answers(node).then(|| attempt(|| lease::leave(node)))
+    answers(node).then(|| {
+        let _bound = Bound::in_session(link::SESSION_MS);
+        attempt(|| lease::leave(node))
+    })
 }
 
 /// Does something in a subtransaction; when that fails, no connection stays open in the user's session.
