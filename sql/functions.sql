@@ -92,6 +92,7 @@ COMMENT ON FUNCTION foreshard.pause_move(bigint) IS 'Holds a move up where it st
 COMMENT ON FUNCTION foreshard.resume_move(bigint) IS 'Lets a paused move go on.';
 COMMENT ON FUNCTION foreshard.set_route_weight(bigint, double precision) IS 'Sends this share (0 to 1) of the reads of a moving slot to its copy and stays there; NULL lets the canary take its own steps.';
 COMMENT ON FUNCTION foreshard.rollback_move(bigint) IS 'Brings a slot back: cancels a move before its cutover, swaps the copies back after it while the old one is kept.';
+COMMENT ON FUNCTION foreshard.recover_slot(bigint, boolean) IS 'Puts the old copy that is kept of a slot in its place, for a node that is lost: what was committed there since complete_to is not in it.';
 COMMENT ON FUNCTION foreshard.graph_changed() IS 'Internal: keeps the closure of a graph when edges or nodes change.';
 COMMENT ON FUNCTION foreshard.create_graph(text, regclass, text, text, regclass, text, text, text, integer) IS 'Makes a graph of a table of edges and keeps its closure exact from now on.';
 COMMENT ON FUNCTION foreshard.adopt_closure(text, regclass, text, text, text, integer, boolean) IS 'Makes a graph of a closure table that is kept by somebody else: its rows of depth 1 are the edges.';

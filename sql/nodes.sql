@@ -76,6 +76,8 @@ CREATE TABLE foreshard.remote_table (
     given       jsonb NOT NULL DEFAULT '[]',
     -- there may be things there that helped to fill it or log its changes
     dressed     boolean NOT NULL DEFAULT true,
+    -- its slot was recovered from a copy that is complete to then: what was committed later may be there alone, so that only its user drops it
+    lost_from   timestamptz,
     -- what the node said of it last; by its clock, s since 1970: when it counted, and since when the server runs that did
     collected_at timestamptz,
     counted_at  float8,

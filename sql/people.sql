@@ -115,8 +115,13 @@ FROM foreshard.node n WHERE n.state = 'down'
 UNION ALL
 SELECT 'warning', 'slot ' || c.slot_id, format('of table %s is on node %s, which does not answer', c."table", c.held_by),
        format('a copy that is complete to %s is kept on %s: %s', c.complete_to::timestamptz(0), c.retained_on, c.retained_copy),
-       'It can be read under that name, and is kept until the node answers, however long that takes.'
+       format('It can be read under that name, and is kept until the node answers, however long that takes. If the node is lost for good: SELECT foreshard.recover_slot(%s);', c.slot_id)
 FROM foreshard.retained_copies c WHERE c.node_state = 'down'
+UNION ALL
+SELECT 'warning', format('table %I.%I on node %s', r.remote_schema, r.remote_name, r.node_name), 'its slot was recovered without it: what was committed there last may be nowhere else',
+       format('since %s; foreign table %s', r.lost_from::timestamptz(0), c.oid::regclass),
+       format('When the node answers, SELECT * FROM %1$s EXCEPT SELECT * FROM %2$s shows what differs. After DROP FOREIGN TABLE %1$s it is dropped there, too.', c.oid::regclass, r.table_oid)
+FROM foreshard.remote_table r JOIN pg_catalog.pg_class c ON c.oid = r.partition WHERE r.lost_from IS NOT NULL
 UNION ALL
 SELECT 'warning', 'node ' || c.node_name, 'what its foreshard measures is not used, or not all', format('foreshard %s: %s', c.version, c.why),
        'Its counters and the usual unit costs count meanwhile. '

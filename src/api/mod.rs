@@ -14,6 +14,7 @@ pub mod people;
 mod place;
 mod plan;
 mod predict;
+mod recover;
 mod reshard;
 mod resolve;
 mod setup;

@@ -146,9 +146,18 @@ pub fn load(move_id: i64) -> PgResult<Option<MoveRow>> {
 
 /// Takes the carrier's session lock on a move; false when another carrier has it. No user can take it.
 pub fn claim(move_id: i64) -> PgResult<bool> {
-    let class = spi::one::<pg_sys::Oid>("SELECT 'foreshard.move'::regclass::oid", &[])?
-        .ok_or_else(|| internal("table foreshard.move is missing"))?;
-    Ok(lock::try_session_lock(class, move_id as u32))
+    Ok(lock::try_session_lock(class()?, move_id as u32))
+}
+
+/// Keeps carriers off a move until the end of the transaction; false when one has it.
+pub fn claim_for_transaction(move_id: i64) -> PgResult<bool> {
+    Ok(lock::try_transaction_lock(class()?, move_id as u32))
+}
+
+/// The catalog of moves, as a class of locks.
+fn class() -> PgResult<pg_sys::Oid> {
+    spi::one::<pg_sys::Oid>("SELECT 'foreshard.move'::regclass::oid", &[])?
+        .ok_or_else(|| internal("table foreshard.move is missing"))
 }
 
 /// One wanted assignment, validated.
@@ -365,11 +374,13 @@ pub fn count_lock_attempt(move_id: i64) -> PgResult<()> {
     Ok(())
 }
 
-/// Remembers the transaction whose rows a cutover must not show to older snapshots, and that all that was committed before it is in the copy.
-pub fn set_last_replay(move_id: i64) -> PgResult<()> {
+/// Remembers the transaction whose rows a cutover must not show to older snapshots, and, when nothing else is logged (`complete`), that all
+/// that was committed before it is in the copy.
+pub fn set_last_replay(move_id: i64, complete: bool) -> PgResult<()> {
     spi::run(
-        "UPDATE foreshard.move SET last_replay_xid = pg_catalog.pg_current_xact_id(), caught_up_at = pg_catalog.now() WHERE move_id = $1",
-        &[move_id.into()],
+        "UPDATE foreshard.move SET last_replay_xid = pg_catalog.pg_current_xact_id(), \
+             caught_up_at = CASE WHEN $2 THEN pg_catalog.now() ELSE caught_up_at END WHERE move_id = $1",
+        &[move_id.into(), complete.into()],
     )?;
     Ok(())
 }

@@ -42,7 +42,7 @@ pub fn install(engine: &dyn Engine, row: &MoveRow, attempt: u32) -> WorkResult<O
         }
         // Rows replayed here must not be shown to older snapshots, as those of earlier replays.
         if replayed > 0 {
-            moves::set_last_replay(row.move_id)?;
+            moves::set_last_replay(row.move_id, true)?;
         }
         engine.set_mirroring(row, relations, true)?;
         if !last {

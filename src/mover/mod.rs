@@ -10,6 +10,7 @@ pub mod measure;
 mod mirror;
 mod phases;
 mod prepared;
+pub mod recover;
 pub mod short_lock;
 mod verified;
 

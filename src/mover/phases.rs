@@ -248,7 +248,7 @@ fn replay(row: &MoveRow) -> WorkResult<Option<i64>> {
             spi::set_local("track_counts", "off")?;
             replayed += copy::plan(&relation)?.replay()? as i64;
         }
-        moves::set_last_replay(row.move_id)?;
+        moves::set_last_replay(row.move_id, true)?;
         Ok(Some(replayed))
     })
 }

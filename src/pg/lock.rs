@@ -153,7 +153,16 @@ pub fn is_predicate_locked(relations: &[pg_sys::Oid]) -> PgResult<bool> {
 /// one would release session locks when any transaction aborts, and keep them when a process ends outside
 /// a transaction.
 pub fn try_session_lock(class: pg_sys::Oid, object: u32) -> bool {
-    // SAFETY: the tag is a plain key; dontWait never blocks; the session owns the lock until it ends.
+    try_object(class, object, true)
+}
+
+/// The same lock for the rest of the transaction.
+pub fn try_transaction_lock(class: pg_sys::Oid, object: u32) -> bool {
+    try_object(class, object, false)
+}
+
+fn try_object(class: pg_sys::Oid, object: u32, for_session: bool) -> bool {
+    // SAFETY: the tag is a plain key; dontWait never blocks; the session or the transaction owns the lock until it ends.
     unsafe {
         let tag = pg_sys::LOCKTAG {
             locktag_field1: pg_sys::MyDatabaseId.to_u32(),
@@ -163,7 +172,7 @@ pub fn try_session_lock(class: pg_sys::Oid, object: u32) -> bool {
             locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
             locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
         };
-        let taken = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, true, true);
+        let taken = pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, for_session, true);
         taken != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
     }
 }

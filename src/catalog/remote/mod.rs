@@ -175,8 +175,9 @@ pub fn is_orphan(remote_id: i64) -> PgResult<bool> {
     Ok(!spi::rows_mut(&query, &[remote_id.into()], row_of)?.is_empty())
 }
 
-/// What may still have what a move needed of it, and takes part in none; not in one either that has only been filed for its slot.
-const LEFT_DRESSED: &str = "r.dressed AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) \
+/// What may still have what a move needed of it, and takes part in none; not in one either that has only been filed for its slot. The log of
+/// one that was lost with its node says what was changed there last.
+const LEFT_DRESSED: &str = "r.dressed AND r.lost_from IS NULL AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = r.partition) \
     AND NOT EXISTS (SELECT FROM foreshard.move_relation m WHERE r.partition::oid IN (m.source, m.shadow)) \
     AND NOT EXISTS (SELECT FROM foreshard.move m WHERE NOT m.finished AND (m.move_id = r.move_id \
         OR m.slot_id IN (SELECT p.slot_id FROM foreshard.slot_partition p WHERE p.partition = r.partition)))";

@@ -57,6 +57,76 @@ pub fn end(move_id: i64) -> PgResult<()> {
     Ok(())
 }
 
+/// The old copy that is kept of a slot whose node does not answer.
+pub struct Kept {
+    /// The move that keeps it.
+    pub move_id: i64,
+    /// The node that holds the slot.
+    pub held_by: String,
+    /// Where the copy is.
+    pub retained_on: String,
+    /// What was committed by then is in it.
+    pub complete_to: String,
+    /// When the node was found not to answer.
+    pub down_since: String,
+    /// Time between the two, s.
+    pub between_s: f64,
+}
+
+impl Kept {
+    /// What may be lost with the node, in words.
+    pub fn loss(&self) -> String {
+        format!(
+            "The copy on \"{}\" has everything that was committed by {}. Node \"{}\" was found not to answer at {}, {:.0} s later: what was \
+             committed in between, or since then by whoever still reached it, is not in the copy.",
+            self.retained_on, self.complete_to, self.held_by, self.down_since, self.between_s
+        )
+    }
+}
+
+/// That of a slot; None: there is none.
+pub fn of_slot(slot_id: i64) -> PgResult<Option<Kept>> {
+    let found = spi::rows(
+        "SELECT c.move_id, c.held_by::text, c.retained_on::text, c.complete_to::text, n.state_since::text, \
+             greatest(extract(epoch FROM n.state_since - c.complete_to), 0)::float8 \
+         FROM foreshard.retained_copies c JOIN foreshard.node n ON n.node_name = c.held_by \
+         WHERE c.slot_id = $1 AND n.state = 'down' AND n.engine = 'postgres_fdw' LIMIT 1",
+        &[slot_id.into()],
+        |row| {
+            Ok(Kept {
+                move_id: row.need(1)?,
+                held_by: row.need(2)?,
+                retained_on: row.need(3)?,
+                complete_to: row.need(4)?,
+                down_since: row.need(5)?,
+                between_s: row.need(6)?,
+            })
+        },
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// The node of a slot, and whether it is one that does not answer; None: there is no such slot.
+pub fn holder(slot_id: i64) -> PgResult<Option<(String, bool)>> {
+    let found = spi::rows(
+        "SELECT h.node_name::text, coalesce(n.state = 'down' AND n.engine = 'postgres_fdw', false) \
+         FROM foreshard.slot s JOIN foreshard.shard h USING (shard_id) LEFT JOIN foreshard.node n USING (node_name) WHERE s.slot_id = $1",
+        &[slot_id.into()],
+        |row| Ok((row.need(1)?, row.need(2)?)),
+    )?;
+    Ok(found.into_iter().next())
+}
+
+/// Notes of what a move has on the node that is lost from when on it may be the only place of what was committed.
+pub fn note_lost(move_id: i64) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.remote_table r SET lost_from = c.complete_to FROM foreshard.retained_copies c \
+         WHERE c.move_id = $1 AND r.partition = c.partition",
+        &[move_id.into()],
+    )?;
+    Ok(())
+}
+
 /// Whether a way back was prepared before the swap: a copy on a node logs its changes, a source there takes rows in. Both
 /// were made while `foreshard.rollback_window` was not 0, which may have changed since.
 pub fn can_return(relations: &[RelationRow]) -> PgResult<bool> {

@@ -131,6 +131,26 @@ fn put_away(move_id: i64, pair: &Pair) -> PgResult<()> {
     Ok(())
 }
 
+/// What a slot had on a node that is lost, after the [exchange](exchange): the foreign table over it becomes the user's, beside the
+/// partition, so that nobody drops what is behind it. Its name; None: nothing of it is on a node.
+pub fn set_aside(partition: pg_sys::Oid, former: pg_sys::Oid) -> PgResult<Option<String>> {
+    let Some(remote) = super::behind(former)? else { return Ok(None) };
+    let (schema, _) = schema_and_name(partition)?;
+    let name = spi::one::<String>(
+        "SELECT pg_catalog.quote_ident(CASE WHEN octet_length(relname::text) <= 40 THEN relname::text ELSE pg_catalog.left(relname::text, 10) END \
+             || '_lost_' || $2) FROM pg_catalog.pg_class WHERE oid = $1",
+        &[partition.into(), remote.remote_id.into()],
+    )?;
+    let name = name.ok_or_else(|| internal("the partition is gone"))?;
+    let was = name_of(former)?;
+    spi::run(&format!("ALTER EXTENSION foreshard DROP FOREIGN TABLE {was}"), &[])?;
+    spi::run(&format!("ALTER TABLE {was} RENAME TO {name}"), &[])?;
+    spi::run(&format!("ALTER TABLE {} SET SCHEMA {schema}", name_of(former)?), &[])?;
+    spi::run("UPDATE pg_catalog.pg_class SET relrewrite = 0 WHERE oid = $1", &[former.into()])?;
+    storage::forget_cached(former);
+    name_of(former).map(Some)
+}
+
 fn schema_and_name(relation: pg_sys::Oid) -> PgResult<(String, String)> {
     let found = spi::rows(
         "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",

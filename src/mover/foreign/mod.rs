@@ -398,7 +398,7 @@ fn replay_once(row: &MoveRow, copied: bool) -> WorkResult<Round> {
             forget.push(replayed.forget);
         }
         if keys > 0 || copied {
-            moves::set_last_replay(row.move_id)?;
+            moves::set_last_replay(row.move_id, complete)?;
         }
         Ok(Some((keys, complete, forget)))
     })?;
