@@ -116,7 +116,7 @@ fn moves_to_nodes_take_their_round_trips() {
 
 prop_compose! {
     fn problem()(
-        count in 2_usize..6,
+        count in 2_usize..6
     )(
         round_trips in prop::collection::vec(0.0_f64..20.0, count),
         draining in prop::collection::vec(prop::bool::weighted(0.15), count),
