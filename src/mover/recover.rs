@@ -79,7 +79,7 @@ fn wait_for_no_snapshot(row: &MoveRow, relations: &[RelationRow]) -> PgResult<()
         }
     }
     let Some(xid) = moves::last_replay(row.move_id)? else { return Ok(()) };
-    if lock::older_snapshots(xid as u32).is_empty() {
+    if lock::older_snapshots(xid as u32, false).is_empty() {
         return Ok(());
     }
     let who = waiting::oldest_snapshots()?.unwrap_or_else(|| "somebody".to_string());
