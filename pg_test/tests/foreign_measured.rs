@@ -15,6 +15,8 @@ const FUNCTION: &str = "FUNCTION foreshard.observe_shards(bigint[], oid[], doubl
 /// Every statement is measured.
 const ALL: [(&str, &str); 2] =
     [("foreshard.statement_sample_interval", "1"), ("foreshard.observe_budget", "100")];
+/// What a scan is taken to cost beside itself would hide what the node measures and what the usual unit costs say.
+const SCANS_ALONE: (&str, &str) = ("foreshard.remote_scan_cost", "0");
 /// Rows that are read and written in a round.
 const ROUND: u32 = 200;
 
@@ -62,6 +64,7 @@ fn costs_are_those_of_the_node() -> Result<()> {
     let mut world = World::with_nodes("fdw-measured")?;
     world.there.set_and_reload(&ALL)?;
     world.here.set(&ALL)?;
+    world.here.set_and_reload(&[SCANS_ALONE])?;
     world.there.connect("postgres")?.exec("CREATE EXTENSION foreshard")?;
     table_on(&mut world, "told", "on_n1")?;
     table_on(&mut world, "mute", "on_n2")?;
