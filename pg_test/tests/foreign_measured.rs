@@ -64,7 +64,7 @@ fn costs_are_those_of_the_node() -> Result<()> {
     let mut world = World::with_nodes("fdw-measured")?;
     world.there.set_and_reload(&ALL)?;
     world.here.set(&ALL)?;
-    world.here.set_and_reload(&[SCANS_ALONE])?;
+    world.here.cluster.set_and_reload(&[SCANS_ALONE])?;
     world.there.connect("postgres")?.exec("CREATE EXTENSION foreshard")?;
     table_on(&mut world, "told", "on_n1")?;
     table_on(&mut world, "mute", "on_n2")?;
