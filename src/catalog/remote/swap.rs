@@ -131,7 +131,7 @@ fn put_away(move_id: i64, pair: &Pair) -> PgResult<()> {
     Ok(())
 }
 
-/// What a slot had on a node that is lost, after the [exchange](exchange): the foreign table over it becomes the user's, beside the
+/// What a slot had on a node that is lost, after the [exchange]: the foreign table over it becomes the user's, beside the
 /// partition, so that nobody drops what is behind it. Its name; None: nothing of it is on a node.
 pub fn set_aside(partition: pg_sys::Oid, former: pg_sys::Oid) -> PgResult<Option<String>> {
     let Some(remote) = super::behind(former)? else { return Ok(None) };
