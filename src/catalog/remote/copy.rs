@@ -232,10 +232,13 @@ impl Pair {
     }
 
     /// Makes everything that a copy on a node was given durable there, whatever `synchronous_commit` the sessions of
-    /// postgres_fdw had: a commit that is flushed flushes those before it.
+    /// postgres_fdw had: a commit that is flushed flushes those before it. What was read to compare it is told to the statistics, too.
     pub fn flush_there(&self) -> PgResult<()> {
         if let Some((link, remote)) = self.copy.link(self.shape.owner)? {
-            link.exec(&format!("UPDATE {} SET blocks = blocks", remote.aid_there("state")))?;
+            link.exec(&format!(
+                "SELECT pg_stat_force_next_flush(); UPDATE {} SET blocks = blocks",
+                remote.aid_there("state")
+            ))?;
         }
         Ok(())
     }

@@ -85,14 +85,26 @@ fn question(node: &NodeRow, measured: bool) -> PgResult<String> {
 /// Reads and stores the statistics of all our tables on a node, in one round trip; with `measured` what its foreshard has measured, too.
 /// `failed`: that was asked for, which failed, so that now it is not.
 pub fn collect(link: &Link, node: &NodeRow, measured: bool, failed: Option<&str>) -> PgResult<()> {
+    let asked_at = spi::one::<f64>("SELECT extract(epoch FROM pg_catalog.clock_timestamp())::float8", &[])?;
     let answer = link.one(&question(node, measured)?)?.unwrap_or_default();
     let answer: Value = serde_json::from_str(&answer).map_err(internal)?;
     let said = Said::read(&answer);
-    store(node, &answer, &said)?;
+    store(node, &answer, &said, asked_at)?;
     measured::note(&node.name, &said, failed)
 }
 
-fn store(node: &NodeRow, answer: &Value, said: &Said) -> PgResult<()> {
+/// Forgets what was said of a table that has just taken the place of a slot's: it was filled for that, which is no load. What the node says
+/// next is where counting begins.
+pub fn begin_anew(partition: Oid) -> PgResult<()> {
+    spi::run(
+        "UPDATE foreshard.remote_table SET collected_at = pg_catalog.clock_timestamp(), counted_at = NULL, counted_since = NULL, \
+             measured_in = NULL, measured = NULL WHERE partition = $1::regclass",
+        &[partition.into()],
+    )?;
+    Ok(())
+}
+
+fn store(node: &NodeRow, answer: &Value, said: &Said, asked_at: Option<f64>) -> PgResult<()> {
     let tables = answer.get("s").cloned().unwrap_or_default();
     let clock = |name: &str| answer.get(name).and_then(Value::as_f64);
     spi::run(
@@ -104,13 +116,15 @@ fn store(node: &NodeRow, answer: &Value, said: &Said) -> PgResult<()> {
                LEFT JOIN (SELECT (a.one->>0)::int8 AS id, (a.one->>1)::int8 AS since, \
                        ARRAY(SELECT v::int8 FROM pg_catalog.jsonb_array_elements_text(a.one->2) WITH ORDINALITY AS e (v, n) ORDER BY e.n) AS counted \
                    FROM pg_catalog.jsonb_array_elements($5) AS a (one)) w ON w.id = c.n[1]) q \
-         WHERE r.remote_id = q.n[1] AND r.node_name = $2::name",
+         WHERE r.remote_id = q.n[1] AND r.node_name = $2::name \
+           AND coalesce(extract(epoch FROM r.collected_at)::float8 <= $6, true)",
         &[
             JsonB(tables).into(),
             node.name.as_str().into(),
             clock("at").into(),
             clock("since").into(),
             JsonB(said.shards_as_json()).into(),
+            asked_at.into(),
         ],
     )?;
     Ok(())

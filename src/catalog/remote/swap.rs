@@ -1,7 +1,7 @@
 //! Source and copy change places: DETACH, ATTACH and names, in one transaction that knows nothing of any node.
 
 use super::copy::{Pair, Side};
-use super::make;
+use super::{make, statistics};
 use crate::catalog::attach::attach;
 use crate::catalog::mold::{run_all, statements};
 use crate::catalog::{child, name_of, shadow};
@@ -69,6 +69,9 @@ pub fn exchange(move_id: i64, pair: &Pair, twin: Option<pg_sys::Oid>, keep: bool
     )?;
     if changed != 1 {
         return Err(internal("the partition of the slot is not registered"));
+    }
+    if pair.copy.remote.is_some() {
+        statistics::begin_anew(pair.copy.relation)?;
     }
     turn_round(move_id, pair, keep)
 }
