@@ -97,6 +97,12 @@ impl CoAccess {
         }
     }
 
+    /// Forgets segments that are gone, with their pairs.
+    pub fn retain(&mut self, is_there: impl Fn(i64) -> bool) {
+        self.touches.retain(|segment, _| is_there(*segment));
+        self.pairs.retain(|(a, b), _| is_there(*a) && is_there(*b));
+    }
+
     /// The `k` heaviest pairs, heaviest first; equally heavy ones in the order of their ids.
     pub fn top(&self, k: usize, now_s: f64) -> Vec<Pair> {
         let mut pairs: Vec<(&(i64, i64), &f64)> = self.pairs.iter().collect();

@@ -13,7 +13,7 @@
 //! to shrunk) is doubted of all of its slots alike: shrunk towards the shrunk value, slots of one kind would
 //! differ by how often they were sampled, the more the further the guess is off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::heat::{Rates, UnitCosts};
 
@@ -288,8 +288,14 @@ impl Costs {
         evidence.at(now_s, self.half_life_s)
     }
 
-    /// Makes room: drops the entries whose evidence has decayed to nothing, so that slots and tables
-    /// that are gone disappear in the end. Linear in their number; worth calling once per half-life.
+    /// Forgets all but these slots of tables, and tables of which none is there. What a table has learnt of slots that are gone stays.
+    pub fn retain(&mut self, there: &HashSet<(u32, i64)>) {
+        let tables: HashSet<u32> = there.iter().map(|(table, _)| *table).collect();
+        self.tables.retain(|table, _| tables.contains(table));
+        self.slots.retain(|slot, _| there.contains(slot));
+    }
+
+    /// Makes room: drops the entries whose evidence has decayed to nothing. Linear in their number; worth calling once per half-life.
     pub fn prune(&mut self, now_s: f64) {
         let half_life_s = self.half_life_s;
         self.tables.retain(|_, evidence| !evidence.at(now_s, half_life_s).is_empty());

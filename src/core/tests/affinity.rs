@@ -90,6 +90,23 @@ fn nonsense_is_ignored_and_the_far_future_forgets() {
     assert_eq!((none.pairs(), none.evicted()), (0, 1));
 }
 
+#[test]
+fn what_is_gone_leaves_no_pairs() {
+    let mut pairs = CoAccess::new(3_600.0, 1_000);
+    // Two that stay, with a third that is divided again and again and so has ever new ids.
+    for id in 10..500_i64 {
+        pairs.add(&[1, 2, id], 1.0, 0.0);
+        pairs.retain(|segment| segment <= 2 || segment == id);
+        assert!(pairs.pairs() <= 3, "{} pairs", pairs.pairs());
+    }
+    assert_eq!(
+        (pairs.weight(1, 2, 0.0), pairs.weight(1, 499, 0.0), pairs.weight(1, 10, 0.0)),
+        (490.0, 1.0, 0.0)
+    );
+    assert_eq!((pairs.touches(1, 0.0), pairs.touches(10, 0.0), pairs.transactions(0.0)), (490.0, 0.0, 490.0));
+    assert_eq!(pairs.evicted(), 0, "nothing was forgotten for want of room");
+}
+
 type Transactions = Vec<(Vec<i64>, u32, f64)>;
 
 fn transactions() -> impl Strategy<Value = Transactions> {

@@ -304,6 +304,39 @@ fn memory_can_be_taken_back() {
     assert!(table.gatherer.len() <= 64 && table.gatherer.counted() > 1_000.0);
 }
 
+/// A table that grows: every window has a key that is never used again.
+#[test]
+fn keys_that_come_once_take_no_room() {
+    let (room, come_back) = (1 << 16, 8_000_u64);
+    let mut gatherer: Gatherer<u64> = Gatherer::new(room, 200_000.0, 200_000.0);
+    for round in 0..4 {
+        for key in 0..come_back {
+            gatherer.observe(&[key, (key + 1) % come_back, 1_000_000 + round * come_back + key]);
+        }
+    }
+    // Some came while there was nobody yet, and a few are taken for others.
+    assert!(gatherer.len() < 8_000 + 4_096 + 1_600, "{} of 40,000 keys", gatherer.len());
+    let known: HashSet<u64> = gatherer.keys().iter().copied().collect();
+    assert!((0..come_back).all(|key| known.contains(&key)), "who comes again is known");
+    assert_eq!((gatherer.windows(), gatherer.forgotten()), (32_000, 0));
+}
+
+/// The use at which a key was not known yet counts, too: chosen is who comes twice, whenever that is.
+#[test]
+fn late_keys_are_chosen_as_early_ones_are() {
+    let mut table = Table::new(GatherOptions::default());
+    table.gatherer = Gatherer::new(1 << 16, 200_000.0, 200_000.0);
+    // Four thousand that are used once, so that the next ones come to a closed door.
+    (0..5_000).for_each(|key| table.gatherer.observe(&[100_000 + key]));
+    let mut random = Random(19);
+    let seen = windows(&mut random, 100, 1, 4_000);
+    seen.iter().for_each(|window| table.gatherer.observe(window));
+    let plan = table.plan();
+    assert!(plan.crossing.1 < 0.2 * plan.crossing.0, "{:?}", plan.crossing);
+    table.follow(&plan);
+    assert!(table.crossing(&seen) < 0.25, "{}", table.crossing(&seen));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
 

@@ -6,6 +6,7 @@ use foreshard_core::unit_cost::{
     Costs, FACTOR_RANGE, MAX_ENTRIES, PRIOR_CALLS, PRIOR_MS, PRIOR_ROWS, Sampled, SlotCosts, load,
 };
 use proptest::prelude::*;
+use std::collections::HashSet;
 
 /// Executions that cost `factor` times what was predicted.
 fn sampled(predicted_ms: f64, factor: f64) -> Sampled {
@@ -131,6 +132,20 @@ fn forgotten_slots_make_room() {
     costs.add(1, 0, &sampled(1.0, 4.0), 1_000.0);
     costs.prune(1_000.0);
     assert_eq!(costs.slots(), 1);
+}
+
+#[test]
+fn what_is_gone_is_forgotten_at_once() {
+    let mut costs = Costs::new(3_600.0);
+    costs.add(1, 10, &sampled(30.0, 3.0), 0.0);
+    costs.add(1, 11, &sampled(60.0, 1.0), 0.0);
+    costs.add(2, 10, &sampled(60.0, 5.0), 0.0);
+    let (table, slot) = (costs.table(1, 0.0), costs.slot(1, 11, 0.0));
+    costs.retain(&HashSet::from([(1, 11), (3, 12)]));
+    assert_eq!(costs.slots(), 1);
+    assert_eq!((costs.table(1, 0.0), costs.slot(1, 11, 0.0)), (table, slot), "what is there stays as it was");
+    assert_eq!(costs.slot(1, 10, 0.0), costs.slot(1, 99, 0.0), "as one that was never seen");
+    assert_eq!(costs.table(2, 0.0), SlotCosts::default(), "no slot of it is left");
 }
 
 proptest! {

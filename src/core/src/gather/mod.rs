@@ -6,6 +6,7 @@
 //! where everything is now; what it says can be done by slots, each of which is copied once, however many of its
 //! keys move. So a change must be worth the bytes of its slot, and nothing moves for a little.
 
+mod door;
 mod lists;
 mod picture;
 mod plan;
@@ -17,6 +18,7 @@ use std::hash::Hash;
 use crate::graph::keys::KeyTable;
 use crate::graph::partition::{Adaptive, AdaptiveOptions, WeightedGraph};
 use crate::graph::shards::Shards;
+use door::Door;
 
 pub use lists::Room;
 pub use plan::{GatherOptions, Gathering, Layout, Located, SlotChange, SlotState, compensated};
@@ -29,12 +31,18 @@ pub const MAX_KEYS: usize = 1 << 18;
 /// When there is no room for another key, this share of them stays, the most used ones.
 const KEPT: f64 = 0.75;
 
+/// So many keys are known from their first use on; what comes then has to come twice.
+const OPEN_KEYS: usize = 4_096;
+
 /// What is known of which keys are used together.
 ///
-/// Memory: per key about 48 bytes, twice the key, and 8 bytes for each of up to 32 others it is used with.
+/// Memory: per key about 48 bytes, twice the key, and 8 bytes for each of up to 32 others it is used with; from four thousand keys on
+/// two bytes for each that there is room for, by which those that come once only are left out.
 #[derive(Clone, Debug)]
 pub struct Gatherer<K> {
     keys: KeyTable<K>,
+    /// Who was here before, once there are many keys.
+    door: Option<Door>,
     learnt: Adaptive,
     max_keys: usize,
     half_life_windows: f64,
@@ -54,6 +62,7 @@ impl<K: Clone + Eq + Hash> Gatherer<K> {
         };
         Self {
             keys: KeyTable::new(),
+            door: None,
             learnt: Adaptive::new(Shards::one(), options),
             max_keys: max_keys.clamp(16, MAX_KEYS),
             half_life_windows: load_half_life_windows.max(1.0),
@@ -68,15 +77,37 @@ impl<K: Clone + Eq + Hash> Gatherer<K> {
         if self.len() + window.len() > self.max_keys {
             self.make_room();
         }
-        let numbers: Vec<u32> = window.iter().filter_map(|key| self.keys.number(key).ok()).collect();
+        let mut numbers = Vec::with_capacity(window.len());
+        for key in window {
+            match self.keys.get(key) {
+                Some(number) => numbers.push(number),
+                None => self.admit(key, &mut numbers),
+            }
+        }
         self.learnt.learn(&numbers);
         self.windows += 1;
         self.uses += window.len() as u64;
     }
 
+    /// Takes up a key that is not known, unless it has to come again first: then its number counts for both uses.
+    fn admit(&mut self, key: &K, numbers: &mut Vec<u32>) {
+        let came_before = self.len() >= OPEN_KEYS;
+        if came_before && !self.door.get_or_insert_with(|| Door::new(self.max_keys)).passes(key) {
+            return;
+        }
+        // There is room for it: see `observe`.
+        if let Ok(number) = self.keys.number(key) {
+            numbers.push(number);
+            numbers.extend(came_before.then_some(number));
+        }
+    }
+
     /// From now on tells at most so many keys apart (16 to [`MAX_KEYS`]); the most used ones stay.
     pub fn limit(&mut self, max_keys: usize) {
-        self.max_keys = max_keys.clamp(16, MAX_KEYS);
+        let max_keys = max_keys.clamp(16, MAX_KEYS);
+        if max_keys != self.max_keys {
+            (self.max_keys, self.door) = (max_keys, None);
+        }
         if self.len() > self.max_keys {
             self.make_room();
         }
