@@ -1,7 +1,7 @@
 //! What triggers cost: the totals of every profile, and the models learnt from its samples.
 
 use super::watched::ORIGINAL;
-use crate::pg::report::PgResult;
+use crate::pg::report::{PgResult, internal};
 use crate::pg::spi::{self, Arg};
 use foreshard_core::profile::{Bend, Fallback, Feedback, Model, ModelKind, RESOURCES, Resource};
 use foreshard_core::shared::{ProfileIdentity, TOTALS};
@@ -72,6 +72,12 @@ pub fn shared_memory_made_at_s() -> PgResult<Option<f64>> {
         "SELECT extract(epoch FROM backend_start)::float8 FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer'",
         &[],
     )
+}
+
+/// The function of the triggers that moves install, each with a name of its own.
+pub fn capture_function() -> PgResult<Oid> {
+    let found = spi::one::<Oid>("SELECT 'foreshard.capture()'::regprocedure::oid", &[])?;
+    found.ok_or_else(|| internal("function foreshard.capture() is missing"))
 }
 
 /// Adds to the totals of profiles; those whose table or trigger is gone are passed over.

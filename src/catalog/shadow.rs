@@ -1,8 +1,8 @@
 //! Shadow copies: their catalog rows, and the checks that source and shadow still fit together.
 
-use super::name_of;
 use super::preflight::identity_index;
 use super::relation::without_grants;
+use super::{name_of, profile};
 use crate::pg::report::{PgResult, internal, wrong_state};
 use crate::pg::spi::{self, Arg};
 use crate::pg::{lock, security, storage};
@@ -138,8 +138,7 @@ pub fn create(move_id: i64, source: pg_sys::Oid, tablespace: &str) -> PgResult<(
 
 /// Begins to log the changed keys of a source, which is locked SHARE ROW EXCLUSIVE; the trigger.
 pub(super) fn install_trigger(source: pg_sys::Oid, log: pg_sys::Oid, key: &[i16]) -> PgResult<pg_sys::Oid> {
-    let function = spi::one::<pg_sys::Oid>("SELECT 'foreshard.capture()'::regprocedure::oid", &[])?
-        .ok_or_else(|| internal("function foreshard.capture() is missing"))?;
+    let function = profile::capture_function()?;
     Ok(storage::install_capture(source, function, &capture_arguments(log, None, key)))
 }
 

@@ -64,6 +64,13 @@ impl Handle {
     }
 }
 
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: allocated by RegisterDynamicBackgroundWorker for us alone.
+        unsafe { pg_sys::pfree(self.0.cast()) };
+    }
+}
+
 /// Starts a worker; None when `max_worker_processes` is used up.
 pub fn start(spec: &Spec) -> Option<Handle> {
     let flags = pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION;
@@ -76,7 +83,8 @@ pub fn start(spec: &Spec) -> Option<Handle> {
         let mut handle = std::ptr::null_mut();
         let started = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle);
         pg_sys::MemoryContextSwitchTo(outer);
-        started.then_some(Handle(handle))
+        // Not made where there is nothing to free.
+        started.then(|| Handle(handle))
     }
 }
 

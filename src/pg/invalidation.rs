@@ -12,13 +12,23 @@ thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The most relations watched at a time; those that are gone stay among them. Beyond it all is taken for changed, and whoever still
+/// needs to know watches anew.
+const MOST: usize = 1 << 18;
+
 /// Watches relations from now on.
 pub fn watch(relations: impl IntoIterator<Item = pg_sys::Oid>) {
     if !REGISTERED.replace(true) {
         // SAFETY: the callback is a plain function of this library, registered once per process.
         unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(invalidated), pg_sys::Datum::from(0usize)) };
     }
-    WATCHED.with_borrow_mut(|watched| watched.extend(relations.into_iter().map(|oid| oid.to_u32())));
+    WATCHED.with_borrow_mut(|watched| {
+        if watched.len() >= MOST {
+            *watched = HashSet::new();
+            GENERATION.set(GENERATION.get() + 1);
+        }
+        watched.extend(relations.into_iter().map(|oid| oid.to_u32()));
+    });
 }
 
 /// Takes notice of what others have committed.

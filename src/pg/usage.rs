@@ -40,6 +40,36 @@ pub fn give_back_memory() {
     }
 }
 
+/// Buffers from this size on are mapped by themselves, bytes.
+#[cfg(target_env = "gnu")]
+const MAPPED_FROM: libc::c_int = 64 << 10;
+
+/// From now on what is large comes from the system and goes back to it as soon as it is freed. By itself the C library takes ever larger
+/// buffers out of its heap once it has seen one freed, and what is small and lasts comes to lie behind them.
+pub fn map_large_buffers() {
+    // SAFETY: sets a number of the allocator.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
+    }
+}
+
+/// What this process has allocated, and what it holds for that, bytes (below 4 GB): the difference are holes.
+#[cfg(target_env = "gnu")]
+pub fn heap_bytes() -> (u64, u64) {
+    // SAFETY: reads numbers of the allocator.
+    let info = unsafe { libc::mallinfo() };
+    let bytes = |number: libc::c_int| u64::from(number as u32);
+    let mapped = bytes(info.hblkhd);
+    (bytes(info.uordblks) + mapped, bytes(info.arena) + mapped)
+}
+
+/// What this process has allocated, and what it holds for that: not known here.
+#[cfg(not(target_env = "gnu"))]
+pub fn heap_bytes() -> (u64, u64) {
+    (0, 0)
+}
+
 /// Which end of a piece a reading is taken at; the clocks are read next to the piece, so that what else the
 /// reading takes is not counted as the piece's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -41,6 +41,7 @@ pub use busy::Busy;
 pub use curves::CurvePoint;
 pub use explain::{Explanation, explain};
 pub use modes::{Modes, first_off};
+pub use past::remembered;
 pub use window::is_open;
 
 /// Most leads a forecast has: enough to shape a curve, few enough to store for thousands of slots.
@@ -151,7 +152,8 @@ fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight
     }
     let now_s = bgworker::now_s();
     let mut known = Foresight { lead_s: guc::BUCKET.get(), ..Foresight::default() };
-    for resolution_s in candidates(horizon_s) {
+    let candidates = candidates(horizon_s);
+    for (at, resolution_s) in candidates.iter().copied().enumerate() {
         known.lead_s = resolution_s;
         let leads = leads(horizon_s, resolution_s);
         let seeds: Vec<u64> = (0..futures(leads)).map(|k| SEED ^ k).collect();
@@ -181,6 +183,7 @@ fn forecast_all(horizon_s: i32, options: &ForecastOptions) -> PgResult<Foresight
             let end_s = (now_s as i64).div_euclid(step_s) * step_s;
             known.reliance.correct(&mut known.curves, all, end_s, options);
             past.keep();
+            Past::keep_only(&candidates[..=at]);
             break;
         }
         past.keep();

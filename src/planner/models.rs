@@ -89,6 +89,11 @@ static PLANS: Local<u64> = Local::new(0);
 /// The slot that was fitted last: the next plan begins behind it, so that everybody has a turn.
 static FITTED: Local<i64> = Local::new(i64::MIN);
 
+/// How many there are.
+pub(super) fn kept() -> usize {
+    MODELS.with(Models::new, |models| models.len()).unwrap_or(0)
+}
+
 /// The shapes of all series; none while no series is young, because nobody else borrows.
 fn shapes(all: &BTreeMap<i64, Series>, season_s: u32) -> Shapes {
     let young = all.values().find(|series| Shapes::is_young(series, season_s));
@@ -104,7 +109,10 @@ fn shapes(all: &BTreeMap<i64, Series>, season_s: u32) -> Shapes {
     let shapes = Shapes::learn(all.values(), season_s);
     // What did not know anything yet may know something soon.
     if !shapes.is_empty() {
-        SHAPES.with(HashMap::new, |kept| kept.insert((step_s, season_s), (now_s, shapes.clone())));
+        SHAPES.with(HashMap::new, |kept| {
+            kept.retain(|_, own| fresh(own));
+            kept.insert((step_s, season_s), (now_s, shapes.clone()))
+        });
     }
     shapes
 }

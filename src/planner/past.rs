@@ -8,7 +8,7 @@ use crate::pg::{bgworker, guc};
 use foreshard_core::forecast::Series;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{MAX_HISTORY, MAX_LEADS};
+use super::{MAX_HISTORY, MAX_LEADS, models};
 
 /// Buckets before the last known one that are read again: some rows come late.
 const LATE: i64 = 3;
@@ -31,6 +31,13 @@ pub(super) struct Past {
 
 /// By resolution, s.
 static KEPT: LocalBox<HashMap<i32, Past>> = LocalBox::new();
+
+/// What a keeper remembers between plans: (buckets of all slots, models).
+pub fn remembered() -> (usize, usize) {
+    let buckets = |past: &Past| past.all.values().map(|series| series.values.len()).sum::<usize>();
+    let all = KEPT.with(HashMap::new, |kept| kept.values().map(buckets).sum::<usize>());
+    (all.unwrap_or(0), models::kept())
+}
 
 impl Past {
     /// The past until now, with the special events and regressors until the horizon.
@@ -68,6 +75,13 @@ impl Past {
         // A session plans once in a while; it need not remember that.
         if bgworker::is_ours() {
             KEPT.with(HashMap::new, |kept| kept.insert(self.resolution_s, self));
+        }
+    }
+
+    /// Forgets, in a keeper, all resolutions but these: finer ones are read while there is no history of coarser ones.
+    pub(super) fn keep_only(resolutions_s: &[i32]) {
+        if bgworker::is_ours() {
+            KEPT.with(HashMap::new, |kept| kept.retain(|own_s, _| resolutions_s.contains(own_s)));
         }
     }
 

@@ -159,6 +159,11 @@ impl Book {
         }
     }
 
+    /// Segments of which something was measured.
+    pub fn segments(&self) -> usize {
+        self.sums.len()
+    }
+
     /// Batches of samples that found no room.
     pub fn overflowed(&self) -> u64 {
         self.costs.overflowed()
@@ -223,6 +228,7 @@ impl Book {
         let there: HashSet<Segment> = own.chain(elsewhere.iter().copied()).collect();
         self.sums.retain(|segment, _| there.contains(segment));
         self.calls.retain(|segment, _| there.contains(segment));
+        self.costs.retain(&there);
         self.costs.prune(self.now_s);
     }
 

@@ -195,6 +195,11 @@ impl Gatherers {
         self.groups.values_mut().for_each(|group| group.gatherer.limit(own));
     }
 
+    /// Keys that are told apart, of all groups.
+    pub fn keys(&self) -> usize {
+        self.groups.values().map(|group| group.gatherer.len()).sum()
+    }
+
     /// Forgets groups that are gone.
     pub fn retain(&mut self, groups: &HashSet<i32>) {
         self.groups.retain(|group, _| groups.contains(group));

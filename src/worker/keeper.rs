@@ -47,6 +47,7 @@ pub extern "C-unwind" fn foreshard_keeper_main(argument: pg_sys::Datum) {
         entry.keeper = bgworker::pid();
         entry.look_us = 0;
     });
+    usage::map_large_buffers();
     drain::serve();
     if let Err(report) = bgworker::transaction(session::prepare_worker) {
         pgrx::log!("foreshard keeper: {}", report.line);
@@ -158,7 +159,7 @@ impl Keeper {
             report("history", in_background(expire));
             self.collect();
             report("history", self.learner.forget_gone(&self.publisher));
-            usage::give_back_memory();
+            self.give_back_memory();
         }
         if is_due(self.last_sources_s, now_s, f64::from(guc::BUCKET.get())) {
             self.last_sources_s = now_s;
@@ -195,6 +196,21 @@ impl Keeper {
             }
             report("planning", self.plan(now_s));
         }
+    }
+
+    /// Gives back what was freed, and tells the server's log, if that is to know so much, what is left: whatever grows shall be found.
+    fn give_back_memory(&self) {
+        usage::give_back_memory();
+        let (used, held) = usage::heap_bytes();
+        let (buckets, models) = planner::remembered();
+        pgrx::debug1!(
+            "foreshard keeper: remembers {}, {}, {}, {buckets} buckets, {models} models; {} kB, {} kB of heap",
+            self.learner.remembers(),
+            self.publisher.remembers(),
+            self.reader.remembers(),
+            used / 1024,
+            held / 1024,
+        );
     }
 
     /// Tells backends what to watch, if that has changed.

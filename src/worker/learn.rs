@@ -195,6 +195,8 @@ impl Learner {
         let groups: HashSet<i32> = publisher.relations().iter().map(|r| r.group_id).collect();
         self.groups.retain(|group, _| groups.contains(group));
         self.gatherers.retain(&groups);
+        let slots: HashSet<i64> = publisher.relations().iter().filter_map(|r| r.slot_id).collect();
+        self.pairs.retain(|slot| slots.contains(&slot));
         self.costs.retain(publisher);
         let (triggers, costs) = (&self.triggers, &mut self.costs);
         let gone = in_background(|| {
@@ -274,6 +276,18 @@ impl Learner {
         self.edges.clear();
         self.told.extend(losses);
         Ok(())
+    }
+
+    /// How much it remembers of what, in words.
+    pub fn remembers(&self) -> String {
+        format!(
+            "{}, {} unit costs, {} groups with hot keys, {} pairs of slots, {} keys used together",
+            self.triggers.remembers(),
+            self.costs.segments(),
+            self.groups.len(),
+            self.pairs.pairs(),
+            self.gatherers.keys()
+        )
     }
 
     /// What was lost since this keeper began, by area of `foreshard.stat_foreshard`.

@@ -18,7 +18,7 @@ use foreshard_core::late::late_heat;
 use foreshard_core::placement::PlanOptions;
 use foreshard_core::shared::SEGMENT_COUNTERS;
 use foreshard_core::unit_cost::Load;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Readings of nodes of Citus that are older than so many buckets say nothing about now.
 const FRESH_BUCKETS: f64 = 3.0;
@@ -79,6 +79,11 @@ struct News {
 }
 
 impl Reader {
+    /// How much it remembers of what, in words.
+    pub fn remembers(&self) -> String {
+        format!("{} readings, {} routed partitions", self.partitions.len(), self.routed.len())
+    }
+
     /// Reads all counters, stores what they say and tells it to `publisher`.
     pub fn observe(&mut self, publisher: &mut Publisher, costs: &mut Book, now_s: f64) -> PgResult<()> {
         colocation::reconcile()?;
@@ -93,6 +98,8 @@ impl Reader {
         // After the counters were read: what ends in between will have reported at the next reading.
         self.latecomers.look(now_s, bucket_s)?;
         readings.iter_mut().for_each(|reading| self.add_routed(reading));
+        let there: HashSet<u32> = readings.iter().filter_map(|reading| reading.relation).collect();
+        self.routed.retain(|relation, _| there.contains(relation));
         readings.extend(citus::counters::readings(bucket_s * FRESH_BUCKETS)?);
         let unknown = citus::counters::unknown_shards(bucket_s * FRESH_BUCKETS)?;
         let counted = readings.iter().map(|r| (r.count, r.counters)).collect();

@@ -3,8 +3,8 @@
 
 use crate::catalog::{heat, watched};
 use crate::observe::directory::{self, Placed, TriggerCopy, Watched};
-use crate::pg::guc;
 use crate::pg::report::PgResult;
+use crate::pg::{bgworker, guc};
 use foreshard_core::heat::decayed_heat;
 use std::collections::{HashMap, HashSet};
 
@@ -13,6 +13,8 @@ use std::collections::{HashMap, HashSet};
 const PACE_HALF_LIFE_S: f64 = 5.0;
 /// A hot slot stays hot until its pace falls below this share of the threshold.
 const COOL_SHARE: f64 = 0.5;
+/// So long keys that were sampled in a partition are known: two epochs of [`foreshard_core::sketch`].
+const FORMER_HALF_LIVES: f64 = 20.0;
 
 /// What is known of a slot between two readings.
 #[derive(Clone, Copy, Default)]
@@ -30,8 +32,8 @@ pub struct Publisher {
     fingerprint: Option<String>,
     relations: Vec<watched::Relation>,
     by_oid: HashMap<u32, usize>,
-    /// Partitions that are gone, because they were split or dropped, and their tables.
-    former: HashMap<u32, u32>,
+    /// Partitions that are gone, because they were split or dropped, with their tables, and when that was seen, s since 1970.
+    former: HashMap<u32, (u32, f64)>,
     pace: HashMap<i64, Pace>,
     /// None: what an earlier keeper has said may stand there.
     published: Option<Vec<Watched>>,
@@ -59,8 +61,11 @@ impl Publisher {
         let before = std::mem::replace(&mut self.relations, watched::relations()?);
         self.by_oid = self.relations.iter().enumerate().map(|(i, r)| (r.relation, i)).collect();
         let gone = before.iter().filter(|r| !self.by_oid.contains_key(&r.relation));
-        self.former.extend(gone.map(|r| (r.relation, r.table)));
-        self.former.retain(|_, table| self.by_oid.contains_key(table));
+        let now_s = bgworker::now_s();
+        self.former.extend(gone.map(|r| (r.relation, (r.table, now_s))));
+        let kept_s = FORMER_HALF_LIVES * f64::from(guc::HEAT_HALF_LIFE.get());
+        let is_asked_for = |gone_s: f64| (0.0..kept_s).contains(&(now_s - gone_s));
+        self.former.retain(|_, (table, gone_s)| self.by_oid.contains_key(table) && is_asked_for(*gone_s));
         let slots: HashSet<i64> = self.relations.iter().filter_map(|r| r.slot_id).collect();
         self.pace.retain(|slot, _| slots.contains(slot));
         self.judge();
@@ -85,8 +90,13 @@ impl Publisher {
 
     /// A watched relation; of a partition that has been split the table.
     pub fn relation(&self, oid: u32) -> Option<&watched::Relation> {
-        let known = self.by_oid.get(&oid).or_else(|| self.by_oid.get(self.former.get(&oid)?));
+        let known = self.by_oid.get(&oid).or_else(|| self.by_oid.get(&self.former.get(&oid)?.0));
         known.and_then(|i| self.relations.get(*i))
+    }
+
+    /// How much it remembers of what, in words.
+    pub fn remembers(&self) -> String {
+        format!("{} relations, {} former ones", self.relations.len(), self.former.len())
     }
 
     /// Every watched relation.

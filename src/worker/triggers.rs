@@ -62,6 +62,9 @@ pub struct Triggers {
     restored: bool,
     /// When the shared memory was made whose totals are read; None: unknown.
     made_at_s: Option<f64>,
+    /// The function of the triggers that moves install. Every move has others, and nobody asks what they will cost: they are
+    /// counted, and no models are learnt of them.
+    capture: Option<u32>,
     /// What shared memory has an entry for.
     entries: HashMap<u64, ProfileIdentity>,
     /// Entries that are told as another trigger's: PostgreSQL gives the checks of a foreign key a name of
@@ -90,6 +93,7 @@ impl Triggers {
             return Ok(());
         }
         self.made_at_s = profile::shared_memory_made_at_s()?;
+        self.capture = Some(profile::capture_function()?.to_u32());
         for stored in profile::stored(bgworker::database(), self.made_at_s)? {
             let Learnt { identity, version, mean_features, models, .. } = stored.learnt;
             let key = identity.key();
@@ -126,6 +130,15 @@ impl Triggers {
         }
     }
 
+    /// How much it remembers of what, in words.
+    pub fn remembers(&self) -> String {
+        let samples: usize = self.known.values().map(|known| known.profile.samples()).sum();
+        let (entries, models, waiting) = (self.entries.len(), self.known.len(), self.waiting.len());
+        format!(
+            "{entries} triggers, {models} profiles with {samples} samples, {waiting} samples of new triggers"
+        )
+    }
+
     /// Samples of new triggers that found no room to wait.
     pub fn unlearnt(&self) -> u64 {
         self.unlearnt
@@ -137,6 +150,9 @@ impl Triggers {
     }
 
     fn learn(&mut self, sample: &TriggerSample) {
+        if self.entries.get(&sample.profile).is_none_or(|entry| Some(entry.function) == self.capture) {
+            return;
+        }
         let key = self.told(sample.profile);
         if self.known.len() >= limit() && !self.known.contains_key(&key) {
             self.evict();
@@ -165,6 +181,8 @@ impl Triggers {
     pub fn store(&mut self, mut meanwhile: impl FnMut()) -> PgResult<Vec<(u64, [u64; TOTALS])>> {
         let activities = drain::profiles();
         self.resolve(&activities)?;
+        // Those of a trigger that is gone meanwhile would be kept for nobody.
+        std::mem::take(&mut self.waiting).iter().for_each(|sample| self.learn(sample));
         let copies = activities.iter().filter(|a| self.alias.contains_key(&a.key));
         self.copies[1] = copies.map(|a| (a.key, a.totals)).collect();
         let counted = self.counted(&self.totals(&activities));
@@ -206,12 +224,6 @@ impl Triggers {
             }
             self.entries.insert(activity.key, activity.identity);
             self.identities.insert(told.key(), told);
-        }
-        for sample in std::mem::take(&mut self.waiting) {
-            // Those of a trigger that is gone meanwhile would be kept for nobody.
-            if self.entries.contains_key(&sample.profile) {
-                self.learn(&sample);
-            }
         }
         Ok(())
     }
