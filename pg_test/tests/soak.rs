@@ -74,6 +74,9 @@ impl Soak {
             .set("foreshard.canary_steps", "20, 100")
             .set("foreshard.canary_dwell", "100")
             .set("foreshard.max_concurrent_moves", "2");
+        // Then the keeper tells what it remembers, once a minute.
+        let level = if number("FORESHARD_MINUTES", SHORT) > 2.0 { "debug1" } else { "warning" };
+        let options = options.set("log_min_messages", level);
         let mut server = Server::start(&options)?;
         ledger::create(&mut server, ROWS)?;
         server.query(
@@ -264,6 +267,13 @@ impl Soak {
         let by_itself = self.server.query("SELECT count(*) FROM foreshard.move JOIN foreshard.resharding_request USING (request_id) WHERE requested_by = 'foreshard'")?;
         println!("{minutes:.1} min; asked for: {}", counts.join(", "));
         println!("moves: {ends}; {by_itself} of them by the auto mode");
+        let log = self.server.cluster.log_contents();
+        let told: Vec<&str> = log.lines().filter(|line| line.contains("keeper: remembers")).collect();
+        // Once when its caches have filled, in the middle, and at the end.
+        let few = told.len() / 3;
+        for at in [few, 2 * few, told.len().saturating_sub(1)] {
+            println!("{}", told.get(at).unwrap_or(&""));
+        }
         println!(
             "most waiting for a lock at once {}, longest wait {:.2} s",
             self.most_waiting, self.longest_wait_s

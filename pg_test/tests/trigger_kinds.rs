@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::Server;
 use common::known::{known_options, managed_table};
 use common::profile::{Name, Profile, settled, warm_up};
-use foreshard_test::{Client, Result};
+use common::{PATIENCE, Server};
+use foreshard_test::{Client, Result, wait_until};
 
 /// The functions, each with a mark in `seen` that it ran.
 const FUNCTIONS: &str = "
@@ -246,5 +246,35 @@ fn foreign_keys(server: &mut Server, client: &mut Client) -> Result<()> {
         assert_eq!(fields[1], "t", "{text}");
         assert!(fields[2].parse::<f64>().unwrap_or(0.0) > 0.0, "a check touches blocks: {text}");
     }
+    Ok(())
+}
+
+/// Triggers that moves install are counted like others. Every move has others, so nothing is learnt of them, and what a keeper remembers
+/// does not grow by them: that is told in the log.
+#[test]
+fn triggers_of_moves_are_counted_and_not_learnt() -> Result<()> {
+    let mut server = Server::start(&known_options("known-moves").set("log_min_messages", "debug1"))?;
+    server.query("CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$")?;
+    managed_table(&mut server, "moving", ", v int")?;
+    server.query("INSERT INTO moving SELECT g, 0 FROM generate_series(1, 400) g")?;
+    server.query("CREATE TRIGGER own BEFORE UPDATE ON moving FOR EACH ROW EXECUTE FUNCTION own()")?;
+    server.hold(Some("catch_up"))?;
+    let slot = server.slots("moving")?.remove(0);
+    let move_id = server.move_slot(&slot)?;
+    server.wait_phase(&move_id, "catch_up")?;
+    let known = "SELECT coalesce(bool_or(samples >= 20) FILTER (WHERE trigger = 'own'), false) AND \
+            coalesce(bool_or(sampled_calls >= 20) FILTER (WHERE trigger LIKE 'foreshard_capture%'), false) \
+         FROM foreshard.stat_triggers WHERE event = 'UPDATE'";
+    wait_until("both triggers are measured", PATIENCE, || {
+        server.query("UPDATE moving SET v = v + 1")?;
+        Ok(server.query(known)? == "t")
+    })?;
+    let learnt = "SELECT count(*) FROM foreshard.trigger_profile JOIN foreshard.trigger_model USING (profile_id) \
+         WHERE function_oid = 'foreshard.capture()'::regprocedure";
+    assert_eq!(server.query(learnt)?, "0");
+    server.hold(None)?;
+    server.wait_end(&move_id, "done")?;
+    // A keeper tells that once a minute, the first time as soon as it runs.
+    assert!(server.cluster.log_contents().contains("foreshard keeper: remembers "));
     Ok(())
 }

@@ -121,6 +121,10 @@ impl Drop for Steady {
     }
 }
 
+/// The largest kinds of memory contexts of a session.
+const CONTEXTS: &str = "SELECT string_agg(name || ' ' || kb || ' kB', ', ') FROM (SELECT name, sum(total_bytes)::int8 / 1024 AS kb \
+     FROM pg_backend_memory_contexts GROUP BY 1 ORDER BY 2 DESC LIMIT 6) q";
+
 /// One session until it is told to stop: how many statements.
 fn session(conninfo: &str, number: u64, stop: &AtomicBool, errors: &Mutex<Vec<String>>) -> u64 {
     let mut random = Random::new(number + 91);
@@ -147,6 +151,10 @@ fn session(conninfo: &str, number: u64, stop: &AtomicBool, errors: &Mutex<Vec<St
             }
         }
         std::thread::sleep(Duration::from_millis(3));
+    }
+    // What of a session that grew is PostgreSQL's.
+    if let Some(contexts) = client.and_then(|mut client| client.query_one(CONTEXTS).ok()) {
+        println!("steady session {number}: {contexts}");
     }
     done
 }
