@@ -3,7 +3,7 @@
 
 use crate::client::Client;
 use crate::error::{Error, Result, SqlError};
-use crate::install::{Install, run};
+use crate::install::{Install, OsUser, run};
 use crate::process::{alive, children, signal, wait_until};
 use crate::template::{SETTINGS_FILE, create_data_dir};
 use std::fs::{self, File};
@@ -156,11 +156,33 @@ impl Cluster {
 
     /// Starts the server of a stopped or crashed cluster and waits until it accepts clients.
     pub fn start_again(&mut self) -> Result<()> {
+        let command = self.install.user.command(&self.install.program("postgres"));
+        self.start_by(command)
+    }
+
+    /// The same, but names of hosts are looked up as a file says that takes the place of resolv.conf; false: whoever is not root cannot
+    /// arrange that, and the server was not started.
+    pub fn start_with_names(&mut self, resolv_conf: &Path) -> Result<bool> {
+        let Some((uid, gid)) = self.install.user.drop_to else { return Ok(false) };
+        let enter = |then: &str| {
+            let mut command = OsUser { drop_to: None }.command(Path::new("unshare"));
+            let script = format!(
+                "mount --bind \"$0\" /etc/resolv.conf && exec setpriv --reuid={uid} --regid={gid} --clear-groups {then}"
+            );
+            command.args(["-m", "sh", "-c", &script]).arg(resolv_conf);
+            command
+        };
+        if !enter("true").status().is_ok_and(|status| status.success()) {
+            return Ok(false);
+        }
+        let mut command = enter("\"$@\"");
+        command.arg(self.install.program("postgres"));
+        self.start_by(command).map(|()| true)
+    }
+
+    fn start_by(&mut self, mut command: Command) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let child = self
-            .install
-            .user
-            .command(&self.install.program("postgres"))
+        let child = command
             .arg("-D")
             .arg(self.data_dir())
             .stdin(Stdio::null())

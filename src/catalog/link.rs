@@ -8,9 +8,11 @@
 use crate::pg::bgworker::transaction;
 use crate::pg::local::{Local, LocalBox};
 use crate::pg::report::{PgResult, PgSqlErrorCode, error, wrong_state};
-use crate::pg::{security, spi, subtransaction, wire};
+use crate::pg::{host, security, spi, subtransaction, wire};
 use pgrx::{PgLogLevel, pg_sys};
 use std::collections::HashSet;
+use std::mem::ManuallyDrop;
+use std::time::Duration;
 
 /// What every session on a node begins with: values have one text form, what it commits is on disk, nothing that a
 /// role or database has as its default stops it, and it does not outlive us for long when the network is cut.
@@ -57,6 +59,46 @@ pub fn distrust() {
 
 /// How long what a user's session asks a node may take in all, ms.
 pub const SESSION_MS: u128 = 10_000;
+
+/// How long the name of a server's host may take to be looked up: less than a health check may.
+const LOOK_UP: Duration = Duration::from_secs(4);
+
+/// What has to be looked up to connect to a server: the name of its first host, if it is given by name.
+fn name_of_host(server: &str) -> PgResult<Option<String>> {
+    let options = spi::rows(
+        "SELECT coalesce(max(t.option_value) FILTER (WHERE t.option_name = 'host'), ''), \
+             coalesce(max(t.option_value) FILTER (WHERE t.option_name = 'hostaddr'), '') \
+         FROM pg_catalog.pg_foreign_server s, pg_catalog.pg_options_to_table(s.srvoptions) t WHERE s.srvname = $1::name",
+        &[server.into()],
+        |row| Ok((row.need::<String>(1)?, row.need::<String>(2)?)),
+    )?;
+    let (host, hostaddr) = options.into_iter().next().unwrap_or_default();
+    Ok(foreshard_core::host::to_look_up(&host, &hostaddr).map(str::to_owned))
+}
+
+/// Begins to look up the host of a server that is connected to soon: so several are looked up at the same time.
+pub fn look_up(server: &str) -> PgResult<()> {
+    if let Some(name) = name_of_host(server)? {
+        host::ask(&name);
+    }
+    Ok(())
+}
+
+/// Has the host of a server looked up, for which libpq would wait without a limit and without looking at interrupts.
+///
+/// # Errors
+/// 08001 that takes too long.
+fn require_host(server: &str) -> PgResult<()> {
+    let Some(name) = name_of_host(server)? else { return Ok(()) };
+    host::ask(&name);
+    if host::wait(&name, LOOK_UP) {
+        return Ok(());
+    }
+    let code = PgSqlErrorCode::ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION;
+    Err(error(code, format!("the host of server \"{server}\" was not looked up in time"))
+        .set_detail(format!("No name server has answered within {} s what \"{name}\" is.", LOOK_UP.as_secs()))
+        .set_hint("Give the server the option hostaddr beside host, so that nothing has to be looked up."))
+}
 
 /// Runs in a user's session what opens links; an ERROR leaves none of them open.
 ///
@@ -108,7 +150,8 @@ impl Link {
     /// Connects as `role`, by its user mapping for the foreign server, for one piece of work.
     ///
     /// # Errors
-    /// 55000 without contrib dblink; otherwise what the connection failed with (08001, 42704 without a user mapping).
+    /// 55000 without contrib dblink; otherwise what the connection failed with (08001, 42704 without a user mapping), 08001 also when
+    /// nobody says in time where the server's host is.
     pub fn open(server: &str, role: pg_sys::Oid) -> PgResult<Link> {
         Link::named(server, role, "", KEEPS.get() == Keeps::All)?.connected(server)
     }
@@ -162,10 +205,13 @@ impl Link {
 
     /// Connects, unless that was done.
     fn connected(self, server: &str) -> PgResult<Link> {
-        let link = self;
-        if link.is_open() {
-            return Ok(link);
+        if self.is_open() {
+            return Ok(self);
         }
+        // Until it is connected there is nothing to be closed.
+        let unmade = ManuallyDrop::new(self);
+        require_host(server)?;
+        let link = ManuallyDrop::into_inner(unmade);
         let schema = &link.schema;
         let guard = security::as_restricted_owner(link.role);
         let _ = spi::one::<String>(

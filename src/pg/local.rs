@@ -6,7 +6,8 @@ use std::cell::{Cell, RefCell};
 /// A number of this backend.
 pub struct Local<T>(Cell<T>);
 
-// SAFETY: PostgreSQL's processes run extension code on their only thread; nothing here starts another.
+// SAFETY: PostgreSQL's processes run extension code on their first thread; those that are started beside it (`host`, and what core does
+// with several) know nothing of these.
 unsafe impl<T> Sync for Local<T> {}
 
 impl<T: Copy> Local<T> {

@@ -17,6 +17,7 @@ pub mod glance;
 pub mod graph;
 pub mod guc;
 pub mod hooks;
+pub mod host;
 pub mod index_check;
 pub mod invalidation;
 pub mod keydatum;

@@ -21,13 +21,16 @@ static SPARED: [AtomicU64; MOST_SOCKETS as usize / 64] =
 
 /// Our time-out, once it is registered.
 static TIMEOUT: Local<Option<u32>> = Local::new(None);
+/// It is set.
+static BOUND: Local<bool> = Local::new(false);
 /// It went off.
 static CUT: AtomicBool = AtomicBool::new(false);
 
 /// Once cut, again so often, ms: who loses a connection may make another one.
 const AGAIN_MS: i32 = 100;
 
-/// Shuts every socket of this process down but those that are spared. Async-signal-safe. In workers, which have no client, and
+/// Shuts every stream of this process down but those that are spared. (Datagrams go to name servers, whom that would make the
+/// resolver ask again and again without a pause: see [`super::host`].) Async-signal-safe. In workers, which have no client, and
 /// within [`Bound::in_session`].
 pub fn cut() {
     // SAFETY: shutdown() may be called in signal handlers and on any number: what is no socket stays as it is. The
@@ -37,7 +40,9 @@ pub fn cut() {
         let before = *errno;
         for descriptor in 3..MOST_SOCKETS {
             // What listens may be shared with other processes.
-            if !is_spared(descriptor) && option(descriptor, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Some(0)
+            if !is_spared(descriptor)
+                && option(descriptor, libc::SOL_SOCKET, libc::SO_TYPE) == Some(libc::SOCK_STREAM)
+                && option(descriptor, libc::SOL_SOCKET, libc::SO_ACCEPTCONN) == Some(0)
             {
                 libc::shutdown(descriptor, libc::SHUT_RDWR);
             }
@@ -74,6 +79,11 @@ pub fn has_cut() -> bool {
     CUT.load(Ordering::Relaxed)
 }
 
+/// Whether a bound that has not ended went off: whatever is connected to is cut at once.
+pub fn is_cutting() -> bool {
+    BOUND.get() && has_cut()
+}
+
 /// Until it goes, nodes have to answer within its time.
 pub struct Bound(Option<u32>);
 
@@ -99,6 +109,7 @@ impl Bound {
             id
         });
         CUT.store(false, Ordering::Relaxed);
+        BOUND.set(true);
         compat::enable_timeouts(id, limit_ms.clamp(1, 86_400_000) as i64, AGAIN_MS);
         Bound(Some(id))
     }
@@ -110,18 +121,21 @@ impl Bound {
 
     /// Ends it; whether it went off, so that nothing that a connection held there is held any more.
     pub fn end(self) -> bool {
+        self.stop();
+        self.is_over()
+    }
+
+    fn stop(&self) {
         if let Some(id) = self.0 {
             compat::disable_timeout(id);
+            BOUND.set(false);
         }
-        self.is_over()
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Some(id) = self.0 {
-            compat::disable_timeout(id);
-        }
+        self.stop();
     }
 }
 

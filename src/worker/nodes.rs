@@ -64,6 +64,10 @@ pub extern "C-unwind" fn foreshard_nodes_main(argument: pg_sys::Datum) {
     };
     // Nothing here runs an owner's code.
     link::keep_all();
+    // At the same time: a name server that is silent holds up all of them once.
+    if let Err(failure) = transaction(|| nodes.iter().try_for_each(|node| link::look_up(&node.server))) {
+        pgrx::log!("foreshard nodes: {}", failure.line);
+    }
     for node in nodes {
         bgworker::show_activity(Some(&format!("looking at node {}", node.name)));
         if let Err(failure) = look_after(&node) {

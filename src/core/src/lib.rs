@@ -18,6 +18,7 @@
 //! | [`calibration`] | did what was sure to pay really pay? |
 //! | [`graph`] | who reaches whom, how influential is a node, and who shall live together? |
 //! | [`breaker`] | is a node used, after these health checks? |
+//! | [`host`] | what is looked up before a node is connected to? |
 //! | [`phase`] | what does a move do next, whatever happens? |
 //! | [`canary`] | how many reads may the new copy serve now? |
 //! | [`citus`] | what is Citus told about shards and nodes? |
@@ -57,6 +58,7 @@ pub mod graph;
 pub mod guests;
 pub mod hash_range;
 pub mod heat;
+pub mod host;
 pub mod late;
 pub mod latency;
 pub mod pace;

@@ -8,6 +8,7 @@ use super::libpq::{
 use super::reply::Reply;
 use super::target::Target;
 use super::{Failure, NO_CONNECTION};
+use crate::pg::host;
 use crate::pg::receive::{TextRow, text_bytes};
 use crate::pg::report::cstring;
 use pgrx::pg_sys;
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Longest wait between two looks at interrupts: a signal that comes right before a wait does not end it.
 const SLICE: Duration = Duration::from_millis(50);
+/// The same while a host's name is being looked up.
+const LOOK_UP_SLICE: Duration = Duration::from_millis(2);
 
 /// Something to ask.
 #[derive(Clone, Debug)]
@@ -41,6 +44,8 @@ pub enum Asked {
 }
 
 enum State {
+    /// The host's name is being looked up.
+    LookingUp,
     Connecting {
         writable: bool,
     },
@@ -77,17 +82,12 @@ impl Inquiry {
     /// # Errors
     /// When no connection can be begun.
     pub fn begin(target: Target, commands: Vec<Command>, limit: Duration) -> Result<Inquiry, Failure> {
-        let kept = Connection::kept(&target);
-        let connection = match kept {
-            Some(connection) => connection,
-            None => Connection::begin(&target)?,
-        };
-        let connected = connection.used;
+        let connection = Connection::kept(&target);
         let looked_at = Instant::now();
         let mut inquiry = Inquiry {
             target,
-            connection: Some(connection),
-            state: State::Connecting { writable: true },
+            connection,
+            state: State::LookingUp,
             commands,
             replies: Vec::new(),
             rows: Vec::new(),
@@ -98,11 +98,32 @@ impl Inquiry {
             looked_at,
             unheard: Duration::ZERO,
         };
-        if connected {
+        if inquiry.connection.is_some() {
             // A connection that died meanwhile is made anew by `advance`.
+            inquiry.state = State::Connecting { writable: true };
             let _ = inquiry.send();
+        } else {
+            inquiry.look_up()?;
         }
         Ok(inquiry)
+    }
+
+    /// Begins to make a connection: has the host's name looked up, which libpq would wait for.
+    fn look_up(&mut self) -> Result<(), Failure> {
+        self.state = State::LookingUp;
+        if let Some(name) = &self.target.host {
+            host::ask(name);
+        }
+        self.connect()
+    }
+
+    /// Begins to connect, once the host's name is known.
+    fn connect(&mut self) -> Result<(), Failure> {
+        if self.target.host.as_ref().is_none_or(|name| host::has_ended(name, Duration::ZERO)) {
+            self.connection = Some(Connection::begin(&self.target)?);
+            self.state = State::Connecting { writable: true };
+        }
+        Ok(())
     }
 
     /// Goes on as far as it can without waiting. The server's time is that in which somebody listens: whoever comes back late
@@ -151,12 +172,9 @@ impl Inquiry {
                     if !lost || !stale {
                         return self.failed(failure);
                     }
-                    match Connection::begin(&self.target) {
-                        Ok(connection) => {
-                            (self.connection, self.error) = (Some(connection), None);
-                            self.state = State::Connecting { writable: true };
-                        }
-                        Err(failure) => return self.failed(failure),
+                    self.error = None;
+                    if let Err(failure) = self.look_up() {
+                        return self.failed(failure);
                     }
                 }
             }
@@ -169,10 +187,14 @@ impl Inquiry {
     }
 
     fn step(&mut self) -> Result<Option<Vec<Reply>>, Failure> {
+        if matches!(self.state, State::LookingUp) {
+            return self.connect().map(|()| None);
+        }
         let Some(connection) = &self.connection else {
             return Err(Failure::of(NO_CONNECTION, "there is no connection"));
         };
         match self.state {
+            State::LookingUp => Ok(None),
             State::Connecting { .. } => {
                 // Polled again only when the socket says so: libpq asks for it.
                 if !is_ready(connection.socket(), self.writable()) {
@@ -284,7 +306,7 @@ impl Inquiry {
         match self.state {
             State::Connecting { writable } => writable,
             State::Sent { unsent } => unsent,
-            State::Over => false,
+            State::LookingUp | State::Over => false,
         }
     }
 }
@@ -345,6 +367,9 @@ pub fn wait<'a>(inquiries: impl Iterator<Item = &'a Inquiry>) {
     let mut sockets: Vec<libc::pollfd> = Vec::new();
     for inquiry in inquiries {
         until = until.min(inquiry.deadline);
+        if matches!(inquiry.state, State::LookingUp) {
+            until = until.min(Instant::now() + LOOK_UP_SLICE);
+        }
         if let Some(fd) = inquiry.connection.as_ref().map(Connection::socket).filter(|fd| *fd >= 0) {
             let connecting = matches!(inquiry.state, State::Connecting { .. });
             let events = match (inquiry.writable(), connecting) {

@@ -4,6 +4,7 @@ use super::libpq::{Libpq, libpq};
 use crate::pg::plan::pointers;
 use crate::pg::report::{PgResult, PgSqlErrorCode, bad_argument, cstring, error, unsupported};
 use crate::pg::{compat, reading};
+use foreshard_core::host::to_look_up;
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
@@ -15,6 +16,8 @@ pub struct Target {
     pub user: pg_sys::Oid,
     /// The server's name.
     pub name: String,
+    /// The name of its first host, if that has to be looked up.
+    pub(super) host: Option<String>,
     /// Options for libpq.
     pub(super) options: Vec<(CString, CString)>,
     /// He must be let in by his own password.
@@ -78,7 +81,9 @@ fn read(name: &str) -> PgResult<Target> {
             return Err(bad_argument(format!("server \"{name}\" names no database")));
         }
         let server = (*server).serverid;
-        Ok(Target { server, user, name: name.to_owned(), options, password_required, libpq })
+        let text = |key| of(key).map(|value| value.to_string_lossy()).unwrap_or_default();
+        let host = to_look_up(&text(c"host"), &text(c"hostaddr")).map(str::to_owned);
+        Ok(Target { server, user, name: name.to_owned(), host, options, password_required, libpq })
     }
 }
 
