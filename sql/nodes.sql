@@ -166,20 +166,30 @@ CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = r.table_
     UNION ALL SELECT 1 FROM pg_attribute t, aclexplode(t.attacl) a WHERE t.attrelid = c.oid AND a.grantee <> c.relowner))) u (is_unbound)
 WHERE n.portrait <> r.portrait OR NOT f.is_same OR u.is_unbound;
 
--- By managed table and node, what rights the roles that user mappings name have on the tables there: whoever may use the table
--- here, by himself, as a member of a role or as one of PUBLIC, may use it there. (Superusers count for what they were granted.)
+-- By table on a node, what rights the roles that user mappings name have on it: whoever may use the managed table
+-- here, by himself, as a member of a role or as one of PUBLIC, may use it there, and so may whoever was given rights on the one partition
+-- (a copy: on that which it is made of). (Superusers count for what they were granted.)
 -- With the definer's rights, since it reads the mappings, of which it tells no more than the names.
-CREATE FUNCTION foreshard.wanted_rights(OUT table_oid oid, OUT node_name name, OUT rights jsonb)
+CREATE FUNCTION foreshard.wanted_rights(OUT remote_id bigint, OUT rights jsonb)
 RETURNS SETOF record STABLE SECURITY DEFINER LANGUAGE sql SET search_path TO pg_catalog, pg_temp AS $$
-    WITH place AS MATERIALIZED (
-        SELECT DISTINCT r.table_oid::oid AS relation, n.node_name AS node, s.oid AS server
-        FROM foreshard.remote_table r JOIN foreshard.node n USING (node_name) JOIN pg_foreign_server s ON s.srvname = n.server_name),
+    WITH remote AS MATERIALIZED (
+        -- 0: nothing was granted on the partition
+        SELECT r.remote_id, r.table_oid::oid AS relation, n.node_name AS node, s.oid AS server, coalesce(l.oid, 0) AS leaf
+        FROM foreshard.remote_table r JOIN foreshard.node n USING (node_name) JOIN pg_foreign_server s ON s.srvname = n.server_name
+        LEFT JOIN foreshard.move_relation m ON m.move_id = r.move_id AND m.shadow = r.partition::oid AND r.partition::oid <> 0
+        LEFT JOIN pg_class l ON l.oid = coalesce(m.source, r.partition::oid)
+             AND (l.relacl IS NOT NULL OR EXISTS (SELECT FROM pg_attribute t WHERE t.attrelid = l.oid AND t.attacl IS NOT NULL))),
+    place AS MATERIALIZED (SELECT DISTINCT q.relation, q.node, q.server, q.leaf FROM remote q),
     acl AS (
-        SELECT p.relation, p.node, p.server, c.relowner AS owner, a.grantee, a.privilege_type AS privilege, NULL::name AS attribute
+        SELECT p.relation, p.node, p.server, p.leaf, c.relowner AS owner, a.grantee, a.privilege_type AS privilege, NULL::name AS attribute
         FROM place p JOIN pg_class c ON c.oid = p.relation CROSS JOIN LATERAL aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a
         UNION ALL
-        SELECT p.relation, p.node, p.server, c.relowner, a.grantee, a.privilege_type, t.attname
-        FROM place p JOIN pg_class c ON c.oid = p.relation JOIN pg_attribute t ON t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
+        SELECT p.relation, p.node, p.server, p.leaf, c.relowner, a.grantee, a.privilege_type, NULL::name
+        FROM place p JOIN pg_class c ON c.oid = p.leaf CROSS JOIN LATERAL aclexplode(c.relacl) a
+        UNION ALL
+        SELECT p.relation, p.node, p.server, p.leaf, c.relowner, a.grantee, a.privilege_type, t.attname
+        FROM place p JOIN pg_class c ON c.oid = p.relation
+        JOIN pg_attribute t ON t.attrelid = ANY (ARRAY[p.relation, p.leaf]) AND t.attnum > 0 AND NOT t.attisdropped
         CROSS JOIN LATERAL aclexplode(t.attacl) a),
     mapped AS MATERIALIZED (
         SELECT m.umserver AS server, m.umuser AS role, o.option_value AS there
@@ -190,19 +200,21 @@ RETURNS SETOF record STABLE SECURITY DEFINER LANGUAGE sql SET search_path TO pg_
         SELECT m.server, m.there, r.oid, r.rolsuper FROM mapped m CROSS JOIN pg_roles r
         WHERE m.role = 0 AND NOT EXISTS (SELECT FROM pg_user_mapping x WHERE x.umserver = m.server AND x.umuser = r.oid)),
     entitled AS (
-        SELECT DISTINCT a.relation, a.node, t.there, a.privilege, a.attribute
+        SELECT DISTINCT a.relation, a.node, a.leaf, t.there, a.privilege, a.attribute
         FROM acl a JOIN acting t ON t.server = a.server
              AND (a.grantee = 0 OR a.grantee = t.role OR NOT t.rolsuper AND pg_has_role(t.role, a.grantee, 'USAGE'))
         WHERE a.privilege IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
           -- what the owner is there owns the table
           AND t.there IS DISTINCT FROM (SELECT m.there FROM mapped m WHERE m.server = a.server AND m.role IN (a.owner, 0) ORDER BY m.role DESC LIMIT 1)),
     kept AS (
-        SELECT * FROM (SELECT e.*, bool_or(e.attribute IS NULL) OVER (PARTITION BY e.relation, e.node, e.there, e.privilege) AS is_whole FROM entitled e) j
-        WHERE j.attribute IS NULL OR NOT j.is_whole)
-    SELECT k.relation, k.node, jsonb_agg(jsonb_build_object(
-               'right', k.privilege || CASE WHEN k.attribute IS NULL THEN '' ELSE format(' (%I)', k.attribute) END, 'role', k.there)
-           ORDER BY k.there, k.privilege, k.attribute)
-    FROM kept k GROUP BY 1, 2
+        SELECT * FROM (SELECT e.*, bool_or(e.attribute IS NULL) OVER (PARTITION BY e.relation, e.node, e.leaf, e.there, e.privilege) AS is_whole FROM entitled e) j
+        WHERE j.attribute IS NULL OR NOT j.is_whole),
+    given AS (
+        SELECT k.relation, k.node, k.leaf, jsonb_agg(jsonb_build_object(
+                   'right', k.privilege || CASE WHEN k.attribute IS NULL THEN '' ELSE format(' (%I)', k.attribute) END, 'role', k.there)
+               ORDER BY k.there, k.privilege, k.attribute) AS rights
+        FROM kept k GROUP BY 1, 2, 3)
+    SELECT q.remote_id, g.rights FROM remote q JOIN given g ON g.relation = q.relation AND g.node = q.node AND g.leaf = q.leaf
 $$;
 
 -- What the nodes were not given yet, or may still have, of rights on the tables that hold slots.
@@ -210,7 +222,7 @@ CREATE VIEW foreshard.pending_rights AS
 SELECT r.table_oid, r.partition, r.node_name AS node, q.statement
 FROM foreshard.remote_table r
 JOIN pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid
-LEFT JOIN foreshard.wanted_rights() w ON w.table_oid = r.table_oid::oid AND w.node_name = r.node_name
+LEFT JOIN foreshard.wanted_rights() w ON w.remote_id = r.remote_id
 CROSS JOIN LATERAL (SELECT coalesce(w.rights, '[]') AS wanted) v
 CROSS JOIN LATERAL (
     SELECT format('GRANT %s ON %I.%I TO %I', e ->> 'right', r.remote_schema, r.remote_name, e ->> 'role') AS statement

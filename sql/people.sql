@@ -172,10 +172,13 @@ SELECT 'warning', 'table ' || p.table_oid, format('rights on it differ on node %
 FROM foreshard.pending_rights p GROUP BY p.table_oid, p.node
 UNION ALL
 SELECT 'warning', 'table ' || q.table_oid, format('slots of it are on node %s, for which roles with rights on it have no user mapping', q.node_name),
-       string_agg(u, ', '), format('CREATE USER MAPPING FOR … SERVER %I OPTIONS (user …, password …);', q.server_name)
-FROM (SELECT DISTINCT r.table_oid, r.node_name, n.server_name FROM foreshard.remote_table r JOIN foreshard.node n USING (node_name)
-      JOIN pg_catalog.pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid) q
-CROSS JOIN LATERAL foreshard.unmapped_roles(q.table_oid, q.server_name) u
+       string_agg(DISTINCT u, ', ' ORDER BY u), format('CREATE USER MAPPING FOR … SERVER %I OPTIONS (user …, password …);', q.server_name)
+FROM (SELECT DISTINCT r.table_oid, r.node_name, n.server_name, q.relation FROM foreshard.remote_table r JOIN foreshard.node n USING (node_name)
+      JOIN pg_catalog.pg_inherits i ON i.inhrelid = r.partition AND i.inhparent = r.table_oid
+      JOIN pg_catalog.pg_class l ON l.oid = r.partition
+      -- whoever was given rights on the partition alone, too
+      CROSS JOIN LATERAL unnest(CASE WHEN l.relacl IS NULL THEN ARRAY[r.table_oid::oid] ELSE ARRAY[r.table_oid::oid, l.oid] END) q (relation)) q
+CROSS JOIN LATERAL foreshard.unmapped_roles(q.relation, q.server_name) u
 GROUP BY q.table_oid, q.node_name, q.server_name
 UNION ALL
 SELECT 'error', 'table ' || r.table_oid, 'a trigger has transition tables while slots are on nodes: statements that fire it fail',

@@ -139,3 +139,50 @@ fn what_is_due_is_told_and_done_when_it_can_be() -> Result<()> {
     assert_eq!(rights_there(&world, "late_there", &table)?, "");
     world.assert_nothing_left()
 }
+
+/// What somebody granted on one partition goes with it, there and back, and nobody else gets anything by that.
+#[test]
+fn rights_on_one_partition_follow_it() -> Result<()> {
+    let mut world = World::with_nodes("fdw-rights-part")?;
+    world.there.connect("postgres")?.exec("CREATE ROLE late_there LOGIN")?;
+    prepare(&mut world)?;
+    let slot = world.here.slots("t")?[0].clone();
+    let move_id = world.move_to(&slot, "sa")?;
+    world.here.wait_end(&move_id, "done")?;
+    let leaf =
+        world.here.query("SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 't'::regclass")?;
+    world.here.query(&format!(
+        "GRANT SELECT (id, v) ON {leaf} TO late; CREATE ROLE nosy LOGIN; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO nosy"
+    ))?;
+    let move_id = world.move_to(&slot, "on_n1")?;
+    world.here.wait_end(&move_id, "done")?;
+    let newest = "SELECT format('%I.%I', remote_schema, remote_name) FROM foreshard.remote_table WHERE partition <> 0 ORDER BY remote_id DESC LIMIT 1";
+    let table = world.here.query(newest)?;
+    let mut late = as_role(&world, "late")?;
+    let read = format!("SELECT count(v) FROM {leaf}");
+    assert_eq!(late.query_one(&read)?, "100");
+    expect_code(late.exec("SELECT count(v) FROM t"), "42501");
+    expect_code(late.exec(&format!("SELECT secret FROM {leaf}")), "42501");
+    assert_eq!(rights_there(&world, "late_there", &table)?, "");
+    let nosy = "SELECT count(*) FROM pg_class WHERE relkind = 'f' AND has_table_privilege('nosy', oid, 'SELECT, INSERT, UPDATE')";
+    assert_eq!(world.here.query(nosy)?, "0");
+    // What is granted later as well, and it goes when it is revoked.
+    world.here.query(&format!("GRANT SELECT, DELETE ON {leaf} TO late"))?;
+    world.here.wait_query(PENDING, "")?;
+    assert_eq!(rights_there(&world, "late_there", &table)?, "DELETE SELECT");
+    world.here.query(&format!("REVOKE DELETE ON {leaf} FROM late"))?;
+    world.here.wait_query(PENDING, "")?;
+    assert_eq!(rights_there(&world, "late_there", &table)?, "SELECT");
+    // Without a mapping there is no way there for him.
+    let move_id = world.move_to(&slot, "on_n2")?;
+    world.here.wait_end(&move_id, "failed")?;
+    let why = format!("SELECT last_error FROM foreshard.progress_moves WHERE move_id = {move_id}");
+    let why = world.here.query(&why)?;
+    assert!(why.contains("no_user_mapping: late"), "{why}");
+    let move_id = world.move_to(&slot, "sb")?;
+    world.here.wait_end(&move_id, "done")?;
+    assert_eq!(late.query_one(&read)?, "100");
+    assert_eq!(late.query_one(&format!("SELECT count(secret) FROM {leaf}"))?, "100");
+    expect_code(late.exec(&format!("DELETE FROM {leaf}")), "42501");
+    world.assert_nothing_left()
+}

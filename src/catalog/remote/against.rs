@@ -72,7 +72,7 @@ fn of_table(partition: pg_sys::Oid) -> PgResult<Vec<String>> {
                  UNION ALL SELECT 1 FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = c.oid AND a.grantee <> c.relowner) \
          UNION ALL SELECT 'column_rights: ' || CASE WHEN q.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(q.grantee)) END \
                 || ' may write some columns only, and postgres_fdw writes all' FROM ( \
-             SELECT DISTINCT a.grantee FROM parent p JOIN pg_catalog.pg_attribute t ON t.attrelid = p.oid, pg_catalog.aclexplode(t.attacl) a \
+             SELECT DISTINCT a.grantee FROM parent p JOIN pg_catalog.pg_attribute t ON t.attrelid IN (p.oid, $1), pg_catalog.aclexplode(t.attacl) a \
              WHERE a.privilege_type IN ('INSERT', 'UPDATE') AND a.grantee <> p.relowner) q \
          UNION ALL SELECT 'publication: ' || pg_catalog.quote_ident(b.pubname) FROM parent p CROSS JOIN pg_catalog.pg_publication b WHERE b.puballtables \
                OR EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND r.prrelid = p.oid) \
@@ -98,7 +98,8 @@ fn of_roles(partition: pg_sys::Oid, node: &NodeRow) -> PgResult<Vec<String>> {
          server AS (SELECT oid FROM pg_catalog.pg_foreign_server WHERE srvname = $2::name) \
          SELECT format('no_server: server %I does not exist', $2) WHERE NOT EXISTS (SELECT FROM server) \
          UNION ALL SELECT format('no_user_mapping: %s has rights on the table and no user mapping for server %I', u, $2) \
-             FROM parent p CROSS JOIN server s CROSS JOIN LATERAL foreshard.unmapped_roles(p.oid, $2::name) u \
+             FROM parent p CROSS JOIN server s CROSS JOIN LATERAL ( \
+                 SELECT foreshard.unmapped_roles(p.oid, $2::name) UNION SELECT foreshard.unmapped_roles($1, $2::name)) q (u) \
          UNION ALL SELECT format('no_usage: the owner of the table may not use server %I', $2) FROM parent p CROSS JOIN server s \
              WHERE NOT pg_catalog.has_server_privilege(p.relowner, s.oid, 'USAGE')",
         &[partition.into(), node.server.as_str().into()],

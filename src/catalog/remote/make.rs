@@ -3,6 +3,7 @@
 
 use super::{RemoteRow, Shape, literal};
 use crate::catalog::link::Link;
+use crate::catalog::relation::without_grants;
 use crate::catalog::{mold, shadow};
 use crate::pg::report::{PgResult, busy, internal, wrong_state};
 use crate::pg::spi;
@@ -212,6 +213,7 @@ fn foreign_table(
     )?;
     let oid = spi::one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[name.into()])?
         .ok_or_else(|| internal("the new foreign table is not there"))?;
+    without_grants(oid)?;
     spi::run(&format!("ALTER EXTENSION foreshard ADD FOREIGN TABLE {name}"), &[])?;
     spi::run("UPDATE pg_catalog.pg_class SET relrewrite = $2 WHERE oid = $1", &[oid.into(), table.into()])?;
     let owner = quote_identifier(super::role_name(owner)?);

@@ -52,7 +52,7 @@ fn note(which: &str, chosen: &[Arg]) -> PgResult<Vec<Due>> {
     spi::set_local("synchronous_commit", "on")?;
     let all = format!(
         "SELECT t.remote_id, coalesce(w.rights, '[]') AS wanted FROM foreshard.remote_table t \
-         LEFT JOIN foreshard.wanted_rights() w ON w.table_oid = t.table_oid::oid AND w.node_name = t.node_name WHERE {which}"
+         LEFT JOIN foreshard.wanted_rights() w ON w.remote_id = t.remote_id WHERE {which}"
     );
     // A role that is missing there stays due, and its right is noted once.
     spi::run(
