@@ -1,12 +1,12 @@
 //! Slots on other servers, by contrib postgres_fdw: what is refused and why, moves in every direction under writers,
-//! crashes of every side in every phase, nodes that are away.
+//! nodes that are away.
 
 mod common;
 
 use common::ledger::Ledger;
-use common::nodes::{PHASES, ROWS, World};
+use common::nodes::{ROWS, World};
 use common::placed::expect_code;
-use foreshard_test::{Result, in_turn};
+use foreshard_test::Result;
 
 #[test]
 fn what_cannot_be_says_why() -> Result<()> {
@@ -168,60 +168,6 @@ fn a_slot_on_a_node_is_guarded_and_comes_back() -> Result<()> {
     assert_eq!(c.query_one("SELECT count(*) FROM acc WHERE v LIKE 'new%'")?, "500");
     assert_eq!(c.query_one("SELECT count(*) FROM acc")?, "500");
     world.assert_nothing_left()
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Victim {
-    Carrier,
-    Here,
-    There,
-}
-
-#[test]
-fn crashes_of_every_side_in_every_phase() -> Result<()> {
-    let mut world = World::with_nodes("fdw-crash")?;
-    world.tables(2)?;
-    let ledger = Ledger::start_plain(&world.here, ROWS, 2);
-    let slots = world.here.slots("acc")?;
-    let all = std::env::var("FORESHARD_ROUNDS").is_ok();
-    let mut round = 0;
-    for (_, phase) in in_turn(&PHASES) {
-        let victims = [Victim::There, Victim::Carrier, Victim::Here];
-        let chosen: Vec<Victim> =
-            if all { victims.to_vec() } else { vec![victims[round % 3], victims[(round + 1) % 3]] };
-        for victim in chosen {
-            let slot = &slots[0];
-            let to = ["on_n1", "sb", "on_n2", "on_n1", "sa"][round % 5];
-            let to = if world.shard_of(slot)? == to { "on_n2" } else { to };
-            println!("{victim:?} killed in {phase} of a move to {to}");
-            // Until a health check says that it is back, a node gets nothing.
-            world.here.wait_query("SELECT bool_and(state = 'up') FROM foreshard.nodes", "t")?;
-            world.here.hold(Some(phase))?;
-            let move_id = world.move_to(slot, to)?;
-            let pid = world.here.wait_phase(&move_id, phase)?;
-            ledger.work(20)?;
-            match victim {
-                Victim::Carrier => world.here.cluster.kill9(pid)?,
-                Victim::Here => {
-                    world.here.cluster.kill9_postmaster()?;
-                    world.here.cluster.start_again()?;
-                }
-                Victim::There => world.there.kill9_postmaster()?,
-            }
-            world.here.hold(None)?;
-            if matches!(victim, Victim::There) {
-                std::thread::sleep(std::time::Duration::from_millis(150));
-                world.there.start_again()?;
-            }
-            world.here.wait_end(&move_id, "done")?;
-            ledger.work(20)?;
-            ledger.assert_equal(&mut world.here)?;
-            world.assert_nothing_left()?;
-            round += 1;
-        }
-    }
-    ledger.finish();
-    Ok(())
 }
 
 #[test]

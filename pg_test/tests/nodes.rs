@@ -1,13 +1,12 @@
-//! Nodes and what happens to them: links that stall or are cut in every phase of a move, coordinators that were cloned,
+//! Nodes and what happens to them: links that stall, coordinators that were cloned,
 //! tables that are altered, tables there that are rewritten, an extension that is dropped in the middle.
 
 mod common;
 
-use common::ledger::Ledger;
-use common::nodes::{PHASES, ROWS, World};
+use common::nodes::{ROWS, World};
 use common::placed::expect_code;
 use common::standby::Standby;
-use foreshard_test::{Client, Link, Result, in_turn, wait_until};
+use foreshard_test::{Client, Link, Result, wait_until};
 use std::time::{Duration, Instant};
 
 /// Longest time for which a writer may wait for a node that has stopped answering while a move held the table: the
@@ -23,47 +22,6 @@ fn remote(world: &mut World) -> Result<String> {
 
 fn rows_of_acc(world: &mut World) -> Result<String> {
     world.here.query("SELECT md5(string_agg(id || v, ',' ORDER BY id)) FROM acc")
-}
-
-#[test]
-fn links_that_stall_or_are_cut_in_every_phase() -> Result<()> {
-    let mut world = World::with_proxy("node-cuts")?;
-    world.tables(2)?;
-    let ledger = Ledger::start_plain(&world.here, ROWS, 2);
-    let slots = world.here.slots("acc")?;
-    for (round, (number, phase)) in in_turn(&PHASES).enumerate() {
-        let (slot, to) = (&slots[0], ["on_n1", "on_n2", "sb"][round % 3]);
-        println!("round {number}: {phase} of a move to {to}");
-        world.here.wait_query("SELECT bool_and(state = 'up' AND held) FROM foreshard.nodes", "t")?;
-        world.here.hold(Some(phase))?;
-        let move_id = world.move_to(slot, to)?;
-        world.here.wait_phase(&move_id, phase)?;
-        ledger.work(20)?;
-        // Stopped in the middle of the work, cut there, or stopped and then let go on.
-        let link = if number % 4 < 2 { Link::Stalled } else { Link::Cut };
-        let proxy = world.proxy.as_ref().ok_or("no proxy")?;
-        if number % 8 < 4 {
-            proxy.set(link);
-            world.here.hold(None)?;
-        } else {
-            world.here.hold(None)?;
-            std::thread::sleep(Duration::from_millis(3));
-            world.proxy.as_ref().ok_or("no proxy")?.set(link);
-        }
-        std::thread::sleep(Duration::from_millis(250));
-        let proxy = world.proxy.as_ref().ok_or("no proxy")?;
-        if number % 2 == 1 {
-            proxy.set(Link::Cut);
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        proxy.set(Link::Up);
-        world.here.wait_end(&move_id, "done")?;
-        ledger.work(20)?;
-        ledger.assert_equal(&mut world.here)?;
-        world.assert_nothing_left()?;
-    }
-    ledger.finish();
-    Ok(())
 }
 
 /// The longest of some updates of one row, made one after the other for a while.

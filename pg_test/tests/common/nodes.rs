@@ -11,7 +11,7 @@ pub const ROWS: u64 = 4_000;
 pub const PHASES: [&str; 8] =
     ["preflight", "capture", "copy", "index", "catch_up", "verify", "cutover", "retire"];
 
-/// A server with two shards of its own and nodes n1, n2, which are two databases of another server.
+/// A server with two shards of its own and nodes n1, n2, which are two databases of another server, or servers of their own.
 pub struct World {
     /// The coordinator.
     pub here: Server,
@@ -19,16 +19,23 @@ pub struct World {
     pub there: Cluster,
     /// The link to the nodes.
     pub proxy: Option<Proxy>,
+    /// The server that is n2, if that is one of its own.
+    pub apart: Option<Cluster>,
+    /// The link to it.
+    pub apart_proxy: Option<Proxy>,
 }
 
 impl World {
     /// Starts both servers; nodes are not added.
     pub fn start(name: &str) -> Result<World> {
-        World::start_with(name, false)
+        World::start_with(name, false, false)
     }
 
-    fn start_with(name: &str, behind_proxy: bool) -> Result<World> {
-        let there = Cluster::start(&ClusterOptions::new(&format!("{name}-there")).set("fsync", "off"))?;
+    fn start_with(name: &str, behind_proxy: bool, two_servers: bool) -> Result<World> {
+        let another =
+            |name: &str| Cluster::start(&ClusterOptions::new(&format!("{name}-there")).set("fsync", "off"));
+        let there = another(name)?;
+        let apart = two_servers.then(|| another(&format!("{name}-2"))).transpose()?;
         let settings = options(name)
             .set("foreshard.copy_chunk", "64kB")
             .set("foreshard.node_check_interval", "1")
@@ -38,18 +45,26 @@ impl World {
         there.connect("postgres")?.exec("CREATE DATABASE second")?;
         here.query("CREATE EXTENSION postgres_fdw; CREATE EXTENSION dblink")?;
         let proxy = behind_proxy.then(|| Proxy::start(&there)).transpose()?;
-        let place = match &proxy {
-            Some(proxy) => proxy.options(),
-            None => format!("host '{}', port '{}'", there.socket_dir().display(), there.port()),
+        let apart_proxy = match &apart {
+            Some(apart) if behind_proxy => Some(Proxy::start(apart)?),
+            _ => None,
         };
-        for (node, database) in [("n1", "postgres"), ("n2", "second")] {
+        let second = match &apart {
+            Some(apart) => (apart, &apart_proxy, "postgres"),
+            None => (&there, &proxy, "second"),
+        };
+        for (node, (cluster, proxy, database)) in [("n1", (&there, &proxy, "postgres")), ("n2", second)] {
+            let place = match proxy {
+                Some(proxy) => proxy.options(),
+                None => format!("host '{}', port '{}'", cluster.socket_dir().display(), cluster.port()),
+            };
             here.query(&format!(
                 "CREATE SERVER s_{node} FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({place}, dbname '{database}', \
                      connect_timeout '2', tcp_user_timeout '2000', keepalives_idle '5'); \
                  CREATE USER MAPPING FOR postgres SERVER s_{node} OPTIONS (user 'postgres')"
             ))?;
         }
-        Ok(World { here, there, proxy })
+        Ok(World { here, there, proxy, apart, apart_proxy })
     }
 
     /// With nodes and a shard on each.
@@ -59,7 +74,12 @@ impl World {
 
     /// As [`with_nodes`](Self::with_nodes), behind a link that can be cut.
     pub fn with_proxy(name: &str) -> Result<World> {
-        World::start_with(name, true)?.add_nodes()
+        World::start_with(name, true, false)?.add_nodes()
+    }
+
+    /// As [`with_nodes`](Self::with_nodes), each node a server of its own, behind a link of its own if that is wanted.
+    pub fn with_two_servers(name: &str, behind_proxies: bool) -> Result<World> {
+        World::start_with(name, behind_proxies, true)?.add_nodes()
     }
 
     fn add_nodes(mut self) -> Result<World> {
@@ -101,8 +121,9 @@ impl World {
         self.here.assert_clean()?;
         let known = self.here.query("SELECT count(*) FROM foreshard.remote_table")?;
         let mut tables = 0;
-        for database in ["postgres", "second"] {
-            let mut there = self.there.connect(database)?;
+        let second = self.apart.as_ref().map_or((&self.there, "second"), |apart| (apart, "postgres"));
+        for (cluster, database) in [(&self.there, "postgres"), second] {
+            let mut there = cluster.connect(database)?;
             let of = "FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'f', 'S') AND relname NOT LIKE 'foreshard\\_lease\\_%'";
             let names = there.query_one(&format!("SELECT coalesce(string_agg(relname, ' '), '') {of}"))?;
             let left = there.query_one(&format!(
