@@ -30,6 +30,15 @@ fn what_cannot_be_says_why() -> Result<()> {
         assert!(!error.message.contains("password"), "{error}");
     }
     expect_code(c.exec("SELECT foreshard.add_node('local', 's_n1')"), "22023");
+    // Tables that are made there have to be reached, too.
+    world
+        .there
+        .connect("postgres")?
+        .exec("CREATE ROLE maker LOGIN; CREATE SCHEMA walled; GRANT CREATE ON SCHEMA walled TO maker")?;
+    c.exec("ALTER USER MAPPING FOR postgres SERVER s_n1 OPTIONS (SET user 'maker')")?;
+    let error = expect_code(c.exec("SELECT foreshard.add_node('x', 's_n1', 'walled')"), "42501");
+    assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("USAGE")), "{error}");
+    c.exec("ALTER USER MAPPING FOR postgres SERVER s_n1 OPTIONS (SET user 'postgres')")?;
     c.exec("SELECT foreshard.add_node('n1', 's_n1')")?;
     expect_code(c.exec("SELECT foreshard.add_node('n1', 's_n2')"), "42710");
     expect_code(c.exec("SELECT foreshard.add_node('again', 's_n1')"), "42710");

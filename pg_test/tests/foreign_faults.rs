@@ -304,6 +304,52 @@ fn tables_that_cannot_be_there_say_so() -> Result<()> {
     world.assert_nothing_left()
 }
 
+/// What hangs on one partition alone would go with it: a move is refused, also when it was made in its middle, on either side.
+#[test]
+fn what_is_made_on_a_partition_alone_is_not_lost() -> Result<()> {
+    let mut world = World::with_nodes("fault-own")?;
+    world.here.query(
+        "CREATE TABLE v (id bigint PRIMARY KEY, w int, x int); INSERT INTO v SELECT g, g, g FROM generate_series(1, 500) g; \
+         SELECT foreshard.distribute('v', 'id', 1, remote => true, shards => '{sa}'); \
+         CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+    )?;
+    let slot = world.here.slots("v")?[0].clone();
+    let leaf = "SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'v'::regclass";
+    let leaf = world.here.query(leaf)?;
+    for (to, held) in [("on_n1", "catch_up"), ("on_n2", "verify"), ("sb", "cutover")] {
+        for (make, undo, word) in [
+            (
+                format!("CREATE TRIGGER own AFTER UPDATE ON {leaf} FOR EACH ROW EXECUTE FUNCTION own()"),
+                format!("DROP TRIGGER own ON {leaf}"),
+                "own_trigger: own",
+            ),
+            (
+                format!("CREATE STATISTICS own_stats (ndistinct) ON w, x FROM {leaf}"),
+                "DROP STATISTICS own_stats".to_string(),
+                "own_statistics: own_stats",
+            ),
+        ] {
+            world.here.hold(Some(held))?;
+            let move_id = world.move_to(&slot, to)?;
+            world.here.wait_phase(&move_id, held)?;
+            world.here.query(&make)?;
+            world.here.hold(None)?;
+            world.here.wait_end(&move_id, "failed")?;
+            let why = format!("SELECT last_error FROM foreshard.progress_moves WHERE move_id = {move_id}");
+            let why = world.here.query(&why)?;
+            assert!(why.contains(word), "to {to}: {why}");
+            // Undone, it may go; that it was there before is a reason as well.
+            let move_id = world.move_to(&slot, to)?;
+            world.here.wait_end(&move_id, "failed")?;
+            world.here.query(&undo)?;
+        }
+        let move_id = world.move_to(&slot, to)?;
+        world.here.wait_end(&move_id, "done")?;
+    }
+    assert_eq!(world.here.query("SELECT count(*) FROM v")?, "500");
+    world.assert_nothing_left()
+}
+
 #[test]
 fn texts_are_not_ordered_otherwise_on_a_node() -> Result<()> {
     let mut world = World::with_nodes("fault-order")?;

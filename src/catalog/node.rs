@@ -183,7 +183,7 @@ pub fn look_at(link: &Link, server: &str, schema: &str) -> PgResult<Looks> {
     let said = link.rows(
         &format!(
             "SELECT current_setting('server_version_num'), current_setting('server_encoding'), pg_is_in_recovery()::text, \
-                    n.oid::text, has_schema_privilege(n.oid, 'CREATE')::text, \
+                    n.oid::text, (has_schema_privilege(n.oid, 'CREATE') AND has_schema_privilege(n.oid, 'USAGE'))::text, \
                     EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql' AND has_language_privilege(oid, 'USAGE'))::text \
              FROM (VALUES (1)) one LEFT JOIN pg_namespace n ON n.nspname = {}",
             pgrx::spi::quote_literal(schema)

@@ -106,8 +106,8 @@ fn exchange(row: &MoveRow, relations: &[RelationRow]) -> PgResult<Vec<String>> {
                 "the old copy of slot {} does not fit its table any more",
                 row.slot_id
             ))
-            .set_detail("The table was altered since the slot moved.")
-            .set_hint("The copy can be read under its name: see foreshard.retained_copies."));
+            .set_detail("The table was altered since the slot moved, or a trigger, policy or the like was made on the partition alone.")
+            .set_hint("Undo that, or read the copy under its name: see foreshard.retained_copies."));
         }
     }
     retained::note_lost(row.move_id)?;

@@ -43,8 +43,9 @@ pub fn against(partition: pg_sys::Oid, nodes: &[&NodeRow]) -> PgResult<Vec<Strin
     let mut found = Vec::new();
     if behind(partition)?.is_none() {
         found.extend(preflight::against_move(partition)?);
-        found.extend(split::against_split(partition)?);
     }
+    // Of a partition on a node as well: what was made on the foreign table alone would go with it.
+    found.extend(split::against_split(partition)?);
     found.extend(of_table(partition)?);
     for node in nodes {
         found.extend(of_roles(partition, node)?);

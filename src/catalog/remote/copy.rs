@@ -91,6 +91,20 @@ pub fn bytes(partition: pg_sys::Oid) -> PgResult<i64> {
     size.and_then(|size| size.parse().ok()).ok_or_else(|| internal("the table on the node is gone"))
 }
 
+/// What hangs on a partition alone, but for our capture trigger (0, of a partition on a node, comes as NULL): the preflight has found nothing of it, and a copy would not have it.
+fn own_objects(partition: pg_sys::Oid, capture: pg_sys::Oid) -> PgResult<String> {
+    let own = spi::one::<String>(
+        "SELECT pg_catalog.string_agg(x, ' ' ORDER BY x) FROM ( \
+             SELECT format('trigger %s', oid) AS x FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND NOT tgisinternal AND tgparentid = 0 AND oid IS DISTINCT FROM $2 \
+             UNION ALL SELECT format('policy %s', oid) FROM pg_catalog.pg_policy WHERE polrelid = $1 \
+             UNION ALL SELECT format('statistics %s', oid) FROM pg_catalog.pg_statistic_ext WHERE stxrelid = $1 \
+             UNION ALL SELECT format('rule %s', oid) FROM pg_catalog.pg_rewrite WHERE ev_class = $1 \
+             UNION ALL SELECT format('publication %s', oid) FROM pg_catalog.pg_publication_rel WHERE prrelid = $1) q",
+        &[partition.into(), capture.into()],
+    )?;
+    Ok(own.unwrap_or_default())
+}
+
 impl Pair {
     fn listed(&self, alias: &str) -> String {
         self.shape.names.iter().map(|c| format!("{alias}.{c}")).collect::<Vec<_>>().join(", ")
@@ -286,7 +300,8 @@ impl Pair {
     pub fn fingerprint(&self) -> PgResult<Option<String>> {
         let here = crate::catalog::shadow::fingerprint(self.source.relation, self.trigger, self.log)?;
         let portrait = self.shape.portrait();
-        Ok(here.map(|here| format!("{here} {portrait}")))
+        let own = own_objects(self.source.relation, self.trigger)?;
+        Ok(here.map(|here| format!("{here} {own} {portrait}")))
     }
 
     /// Ends what [`hold_there`](Self::hold_there) began.
