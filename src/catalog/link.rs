@@ -84,6 +84,11 @@ pub fn look_up(server: &str) -> PgResult<()> {
     Ok(())
 }
 
+/// Whether nobody has said yet where the host of a server is.
+pub fn is_looking_up(server: &str) -> PgResult<bool> {
+    Ok(name_of_host(server)?.is_some_and(|name| !host::has_ended(&name, Duration::ZERO)))
+}
+
 /// Has the host of a server looked up, for which libpq would wait without a limit and without looking at interrupts.
 ///
 /// # Errors

@@ -167,7 +167,7 @@ fn look_after(node: &NodeRow) -> WorkResult<()> {
 /// Whether whoever asks the node waits in vain. Where another of several hosts may answer readers only what ended by itself counts:
 /// then all of them were tried.
 fn is_silent(node: &NodeRow, failure: &Failure, was_cut: bool, took: Duration) -> PgResult<bool> {
-    if was_cut {
+    if was_cut || link::is_looking_up(&node.server)? {
         return Ok(!node::has_several_hosts(&node.server)?);
     }
     Ok(is_away(failure) && took >= LONG_WAIT)
