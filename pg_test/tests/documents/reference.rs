@@ -9,7 +9,13 @@ All names are in schema `foreshard`. *Who*: PUBLIC may call it; `pg_monitor` may
 (functions then check that the caller owns the tables concerned). `NULL` means unknown.\n";
 
 /// SQLSTATE, PostgreSQL's name as in `ERRCODE_…`, when, and what to do.
-const STATES: [(&str, &str, &str, &str); 24] = [
+const STATES: [(&str, &str, &str, &str); 25] = [
+    (
+        "08001",
+        "SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION",
+        "The host of a foreign server is not found in time.",
+        "Look at the name servers, or give the server option hostaddr.",
+    ),
     (
         "08006",
         "CONNECTION_FAILURE",
